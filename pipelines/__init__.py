@@ -1,0 +1,1 @@
+"""The DAG and how its stages run on Ray. The only room that imports ray."""

@@ -1,0 +1,54 @@
+"""The two nouns between raw objects and shards: a tokenized document, and a packed sequence of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training example before packing.
+
+    tokens: int32 [L], joint vocabulary, BOS and EOS included. loss_spans: half-open ranges of tokens that are predicted
+    with loss (token 0 is never a target). key: unique and stable in its run. source: the recipe's name of the source.
+    provenance: plain JSON, enough to find the bytes again (object URL and etag, frame times, field spec).
+    """
+
+    key: str
+    source: str
+    tokens: np.ndarray
+    loss_spans: tuple[tuple[int, int], ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """bool [L]: True where the token is predicted with loss."""
+        mask = np.zeros(len(self.tokens), dtype=bool)
+        for start, end in self.loss_spans:
+            mask[start:end] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """Exactly one context of tokens made of whole documents or pieces of them.
+
+    tokens: int32 [S]. cu_seqlens: int32 [n+1], document boundaries from 0 to S; unfilled room at the end is one last
+    document of weight 0 that is not an example. loss_weight: float32 [S], the weight of each token *as a target*, before
+    the division by the number of examples in the global batch: 1/T_i or 0.5/T_i, 0.5/V_i, 0 on a
+    document's first token. n_examples: the documents that count in that number.
+    """
+
+    key: str
+    tokens: np.ndarray
+    cu_seqlens: np.ndarray
+    loss_weight: np.ndarray
+    n_examples: int
+    lineage: tuple[Mapping[str, Any], ...] = ()
