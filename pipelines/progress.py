@@ -1,0 +1,80 @@
+"""Progress and figures: a bar in the terminal, one line of log per event, every figure a Ray metric.
+
+The metrics reach the endpoint that Ray's dashboard and Prometheus scrape, under `ray_ringworld_<figure>{stage=...}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.util.metrics import Gauge
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger("ringworld")
+
+
+class Meter:
+    """Sets figures of one stage as Ray gauges; usable in the driver and in any worker."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._gauges: dict[str, Gauge] = {}
+
+    def set(self, **figures: float | None) -> None:
+        """Set gauges by name; None is passed over."""
+        if not ray.is_initialized():
+            return
+        for name, value in figures.items():
+            if value is None:
+                continue
+            if name not in self._gauges:
+                metric = "ringworld_" + re.sub(r"\W", "_", name)
+                self._gauges[name] = Gauge(metric, description=name, tag_keys=("stage",))
+            self._gauges[name].set(float(value), {"stage": self._stage})
+
+
+class Bar:
+    """One stage's bar. `advance` moves it; figures given with it appear beside it and as metrics."""
+
+    def __init__(self, stage: str, total: int | None, unit: str, done: int = 0) -> None:
+        self._bar: Any = tqdm(
+            total=total,
+            desc=f"{stage:<16}",
+            unit=unit,
+            initial=done,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            file=sys.stderr,
+        )
+        self._meter = Meter(stage)
+        self._meter.set(progress_total=total, progress_done=done)
+
+    def advance(self, steps: int = 1, **figures: float | None) -> None:
+        """Move by so many units."""
+        shown = {name: f"{value:.4g}" for name, value in figures.items() if value is not None}
+        if shown:
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(steps)
+        self._meter.set(progress_done=self._bar.n, rate=self._bar.format_dict["rate"], **figures)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def bar(stage: str, total: int | None, unit: str, done: int = 0) -> Iterator[Bar]:
+    """A bar for the length of the block; log lines pass above it."""
+    with logging_redirect_tqdm(loggers=[logging.getLogger()]):
+        line = Bar(stage, total, unit, done)
+        try:
+            yield line
+        finally:
+            line.close()

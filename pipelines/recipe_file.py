@@ -1,0 +1,110 @@
+"""Reads a recipe file: YAML and `--set` overrides in, a validated `Recipe` out.
+
+Every mistake is reported as one `UserError` sentence that names the file, the key and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.recipe import Recipe
+from tokenization.errors import UserError
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply `key.path=value` overrides (values are YAML). Raises UserError on any mistake."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe file; give the path of a YAML recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({_one_line(error)}); mend the file") from None
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: a recipe is a mapping of keys, this file holds none; start from recipes/quickstart.yaml"
+        )
+    for override in overrides or []:
+        _apply_override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: not of the form key.path=value, e.g. --set train.stages.0.lr=3e-4")
+    try:
+        value = _plain_float(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML ({_one_line(error)})") from None
+    node: Any = tree
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_list_index(node, part, override)]
+            continue
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict | list):
+            raise UserError(f"--set {override}: {part!r} is a value, not a branch of the recipe")
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _list_index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"--set {override}: {part!r} is no index of a list of {len(node)}; count from 0")
+    return int(part)
+
+
+def _plain_float(value: Any) -> Any:
+    """YAML 1.1 reads `3e-4` as a string; users mean the number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's errors as one sentence, with the nearest known key for a misspelt one."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
+        return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key and key not in message else message
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the branch at a location of the tree; list indices and names of dict entries lead nowhere new."""
+    branch: type[BaseModel] = Recipe
+    for part in location:
+        if part in branch.model_fields:
+            branch = next(iter(_models(branch.model_fields[str(part)].annotation)), branch)
+    return list(branch.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
