@@ -1,0 +1,96 @@
+"""Point-to-point exchange of tensors between the ranks of a ring.
+
+In: for each peer at most one tensor to send and one to fill. Out: a `Transfer` to wait on, peer by peer. Two tensors
+between the same two ranks arrive in the order in which they were sent. The ring knows only these two protocols, so
+a group of threads can stand in for a group of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Transfer(Protocol):
+    """Sends and receives under way."""
+
+    def wait(self, peer: int) -> None:
+        """Return once the tensor received from `peer` is filled."""
+
+    def finish(self) -> None:
+        """Return once everything, sent or received, is through and the tensors may be reused."""
+
+
+class Exchange(Protocol):
+    """One rank's way to the others."""
+
+    rank: int
+    size: int
+
+    def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> Transfer:
+        """Begin to send and to fill contiguous tensors, by peer, and return at once. Nothing given, nothing sent."""
+
+
+class GroupExchange:
+    """Exchange over a torch process group: gloo for CPU tensors, NCCL for CUDA tensors.
+
+    NCCL wants every rank in the first operation of a group, and here a rank that needs nothing from anyone takes part
+    in none: use the group for some collective before the first ring.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+
+    def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> Transfer:
+        """Post all receives and sends before any is waited for, in one batch: no order of ranks can then deadlock."""
+        # The process group wants peers as ranks of the whole world, and none may be the sender.
+        ops = [
+            dist.P2POp(operation, tensor, dist.get_global_rank(self.group, peer), self.group)
+            for operation, tensors in ((dist.irecv, receives), (dist.isend, sends))
+            for peer, tensor in tensors.items()
+        ]
+        works = dist.batch_isend_irecv(ops) if ops else []
+        # NCCL answers a batch with one work for all of it, gloo with one for each operation.
+        return _GroupTransfer(works, dict(zip(receives, works)) if len(works) == len(ops) else {})
+
+
+class _GroupTransfer:
+    def __init__(self, works: list[dist.Work], receives: dict[int, dist.Work]) -> None:
+        self._pending = works
+        self._receives = receives
+
+    def wait(self, peer: int) -> None:
+        work = self._receives.pop(peer, None)
+        if work is None:
+            self.finish()
+        else:
+            work.wait()
+            self._pending = [other for other in self._pending if other is not work]
+
+    def finish(self) -> None:
+        for work in self._pending:
+            work.wait()
+        self._pending = []
+
+
+class NoExchange:
+    """The exchange of a rank that is alone."""
+
+    rank = 0
+    size = 1
+
+    def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> Transfer:
+        """There is nobody to send to."""
+        return _GroupTransfer([], {})
+
+
+def as_exchange(group: dist.ProcessGroup | Exchange | None) -> Exchange:
+    """The exchange over a process group; an exchange is taken as it is, None as a rank that is alone."""
+    if group is None:
+        return NoExchange()
+    return GroupExchange(group) if isinstance(group, dist.ProcessGroup) else group

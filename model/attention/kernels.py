@@ -1,0 +1,220 @@
+"""Attention over the runs of one block of keys, forward and backward, behind one interface for CPU and CUDA.
+
+In: queries of this rank, the keys and values of one source, and the runs that pair them. Out: running softmax results,
+updated in place, so that a ring is one call per source and a local attention one call in all. The backward takes the
+*global* output and log-sum-exp, with which the blocks' gradients simply add up (FlashAttention-2, arXiv 2307.08691).
+
+Accumulators are fp32, fp64 for fp64 inputs. Both devices use kernels that torch itself carries. The CPU computes half
+precision inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half
+precision blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from model.attention.plan import Range, Run, joined
+
+_cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_cuda_forward = torch.ops.aten._flash_attention_forward
+_cuda_backward = torch.ops.aten._flash_attention_backward
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which results over blocks are summed: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
+    """The result over no keys yet for q [T, H, D]: out [T, H, D] of 0, lse [T, H] of -inf, in the accumulator dtype."""
+    dtype = accumulator_dtype(q.dtype)
+    return torch.zeros_like(q, dtype=dtype), q.new_full(q.shape[:2], -torch.inf, dtype=dtype)
+
+
+def attend_(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None = None
+) -> None:
+    """Merge the attention of q over one block of keys into `out` and `lse`.
+
+    out [T, H, D] and lse [T, H]: softmax results over the keys met so far, in the accumulator dtype (`empty_result` to
+    begin with). q [T, H, D]; k, v [N, Hkv, D], all of one dtype, Hkv dividing H. scale: 1 / sqrt(D) where None. CUDA
+    takes fp16 and bf16 only.
+    """
+    if q.device.type == "cpu":
+        _attend_cpu(out, lse, q, k, v, runs, scale)
+    else:
+        for causal in (True, False):
+            _attend_cuda(out, lse, q, k, v, [run for run in runs if run.causal == causal], causal, scale)
+
+
+def attend_backward_(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    runs: Sequence[Run],
+    scale: float | None = None,
+) -> None:
+    """Add the gradients that flow through one block of keys to dq [T, H, D] and dk, dv [N, Hkv, D] (accumulator dtype).
+
+    out [T, H, D] (inputs' dtype) and lse [T, H] (accumulator dtype) are the finished results over *all* keys of a
+    query; grad_out [T, H, D] is the gradient of out.
+    """
+    if q.device.type == "cpu":
+        _backward_cpu(dq, dk, dv, grad_out, q, k, v, out, lse, runs, scale)
+    else:
+        for causal in (True, False):
+            chosen = [run for run in runs if run.causal == causal]
+            _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, chosen, causal, scale)
+
+
+def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
+    """Join two softmax results over disjoint keys. Dividing by a + b keeps the rounding of lse out of the output."""
+    top = torch.maximum(lse, block_lse)
+    a, b = (lse - top).exp_(), (block_lse - top).exp_()
+    total = a + b
+    out.mul_((a / total).unsqueeze(-1)).add_(block_out * (b / total).unsqueeze(-1))
+    lse.copy_(top.add_(total.log_()))
+
+
+# --- CPU: one kernel call a run. Its layout is [B, H, T, D] with any strides, so [T, H, D] is passed as a view. ---
+
+
+def _batched(x: Tensor) -> Tensor:
+    """[T, H, D] as [1, H, T, D]."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _unbatched(x: Tensor) -> Tensor:
+    """[1, H, T, D] as [T, H, D]."""
+    return x.squeeze(0).transpose(0, 1)
+
+
+def _attend_cpu(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None
+) -> None:
+    for q0, q1, k0, k1, causal in runs:
+        query, key, value = (_batched(x.to(out.dtype)) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
+        block_out, block_lse = _cpu_forward(query, key, value, 0.0, causal, scale=scale)
+        _merge_(out[q0:q1], lse[q0:q1], _unbatched(block_out), block_lse[0].t())
+
+
+def _backward_cpu(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    runs: Sequence[Run],
+    scale: float | None,
+) -> None:
+    for q0, q1, k0, k1, causal in runs:
+        rows = (grad_out[q0:q1], q[q0:q1], k[k0:k1], v[k0:k1], out[q0:q1])
+        grad, query, key, value, result = (_batched(x.to(dq.dtype)) for x in rows)
+        grads = _cpu_backward(grad, query, key, value, result, lse[q0:q1].t().unsqueeze(0), 0.0, causal, scale=scale)
+        for total, part in zip((dq[q0:q1], dk[k0:k1], dv[k0:k1]), grads):
+            total.add_(_unbatched(part))
+
+
+# --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---
+
+
+def _attend_cuda(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], causal: bool, scale: float | None
+) -> None:
+    if not runs:
+        return
+    q_ranges, k_ranges = [(run.q_start, run.q_end) for run in runs], [(run.k_start, run.k_end) for run in runs]
+    block_out, block_lse, *_ = _cuda_forward(
+        _pad_head(_rows(q, q_ranges)),
+        _pad_head(_rows(k, k_ranges)),
+        _pad_head(_rows(v, k_ranges)),
+        *_sequence_bounds(q_ranges, k_ranges, q.device),
+        0.0,
+        causal,
+        False,
+        scale=_scale(q, scale),
+    )
+    start = 0
+    for a, b in joined(q_ranges):
+        rows = slice(start, start + b - a)
+        _merge_(out[a:b], lse[a:b], block_out[rows, :, : q.shape[-1]].to(out.dtype), block_lse[:, rows].t())
+        start = rows.stop
+
+
+def _backward_cuda(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    runs: Sequence[Run],
+    causal: bool,
+    scale: float | None,
+) -> None:
+    if not runs:
+        return
+    q_ranges, k_ranges = [(run.q_start, run.q_end) for run in runs], [(run.k_start, run.k_end) for run in runs]
+    grads = _cuda_backward(
+        _pad_head(_rows(grad_out, q_ranges)),
+        _pad_head(_rows(q, q_ranges)),
+        _pad_head(_rows(k, k_ranges)),
+        _pad_head(_rows(v, k_ranges)),
+        _pad_head(_rows(out, q_ranges)),
+        _rows(lse, q_ranges).t().contiguous(),
+        *_sequence_bounds(q_ranges, k_ranges, q.device),
+        0.0,
+        causal,
+        torch.zeros(2, dtype=torch.uint64, device=q.device),  # the dropout's random state, of which there is none
+        torch.empty(0, device=q.device),
+        scale=_scale(q, scale),
+    )
+    for total, part, ranges in zip((dq, dk, dv), grads, (q_ranges, k_ranges, k_ranges)):
+        start = 0
+        for a, b in joined(ranges):
+            total[a:b].add_(part[start : start + b - a, :, : q.shape[-1]])
+            start += b - a
+
+
+def _scale(q: Tensor, scale: float | None) -> float:
+    """The scale spelled out: the kernel would take it from the padded head size."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _pad_head(x: Tensor) -> Tensor:
+    """Zeros up to a head size that is a multiple of 8, which FlashAttention asks for; they change no dot product."""
+    return pad(x, (0, -x.shape[-1] % 8))
+
+
+def _rows(x: Tensor, ranges: Sequence[Range]) -> Tensor:
+    """The rows of `ranges` one after another; a view where they are neighbours."""
+    parts = [x[a:b] for a, b in joined(ranges)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _sequence_bounds(
+    q_ranges: Sequence[Range], k_ranges: Sequence[Range], device: torch.device
+) -> tuple[Tensor, Tensor, int, int]:
+    """cu_seqlens of queries and of keys, int32 [runs + 1] on the device, and the longest of each."""
+    lengths = [[b - a for a, b in ranges] for ranges in (q_ranges, k_ranges)]
+    bounds = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in lengths]
+    return bounds[0], bounds[1], max(lengths[0]), max(lengths[1])

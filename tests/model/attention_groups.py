@@ -1,0 +1,127 @@
+"""Groups of ranks for the attention tests: as threads of one process (cheap, exhaustive) or as real gloo processes."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from model.attention.plan import SequencePlan, dispatch, gather
+from model.attention.ring import packed_ring_attention
+
+TIMEOUT = 60
+
+
+class ThreadExchange:
+    """An exchange between threads. A send puts a copy in the pair's queue, so no order of ranks is hidden by luck."""
+
+    def __init__(self, rank: int, queues: Mapping[tuple[int, int], queue.Queue], log: list) -> None:
+        self.rank, self.size, self._queues, self._log = rank, int(len(queues) ** 0.5), queues, log
+
+    def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> _ThreadTransfer:
+        for peer, tensor in sends.items():
+            assert peer != self.rank
+            assert tensor.is_contiguous()
+            assert tensor.numel()
+            self._log.append((self.rank, peer, tensor.shape[1]))
+            self._queues[self.rank, peer].put(tensor.clone())
+        return _ThreadTransfer({peer: (self._queues[peer, self.rank], x) for peer, x in receives.items()})
+
+
+class _ThreadTransfer:
+    def __init__(self, receives: dict[int, tuple[queue.Queue, Tensor]]) -> None:
+        self._receives = receives
+
+    def wait(self, peer: int) -> None:
+        if peer in self._receives:
+            source, target = self._receives.pop(peer)
+            target.copy_(source.get(timeout=TIMEOUT))
+
+    def finish(self) -> None:
+        for peer in list(self._receives):
+            self.wait(peer)
+
+
+def run_in_threads(fn: Callable[[ThreadExchange], Any], size: int) -> tuple[list[Any], list[tuple[int, int, int]]]:
+    """`fn(exchange)` on every rank at once: the results by rank, and all messages as (from, to, keys)."""
+    queues = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+    log: list[tuple[int, int, int]] = []
+    with ThreadPoolExecutor(size) as pool:
+        results = list(pool.map(lambda rank: fn(ThreadExchange(rank, queues, log)), range(size)))
+    assert all(q.empty() for q in queues.values()), "a message was sent that nobody took"
+    return results, log
+
+
+def run_in_processes(fn: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+    """`fn(group, *args)` in `size` gloo processes, fn at a module's top level: the results by rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_process, args=(fn, size, folder, args), nprocs=size, start_method="fork")
+        return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(size)]
+
+
+def _process(rank: int, fn: Callable[..., Any], size: int, folder: str, args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    torch.save(fn(dist.group.WORLD, *args), f"{folder}/{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def forward_backward(tensors: list[Tensor], plan: SequencePlan, group: Any, rank: int) -> list[Tensor]:
+    """This rank's rows of [out, dq, dk, dv] from the whole sequence's [q, k, v, grad_out]."""
+    q, k, v, grad = (dispatch(x, plan, rank) for x in tensors)
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    out = packed_ring_attention(q, k, v, plan, group)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+
+
+def packed_results(tensors: list[Tensor], plan: SequencePlan) -> list[Tensor]:
+    """[out, dq, dk, dv] of the whole sequence, in packed order, from a group of threads."""
+    parts, _ = run_in_threads(lambda exchange: forward_backward(tensors, plan, exchange, exchange.rank), plan.sp)
+    return in_order(parts, plan)
+
+
+def in_order(parts: list[list[Tensor]], plan: SequencePlan) -> list[Tensor]:
+    """Results by rank back to packed order."""
+    bits = [[x.view(torch.int16) if x.dtype == torch.bfloat16 else x for x in part] for part in parts]
+    joined = [torch.from_numpy(gather([np.asarray(part[i]) for part in bits], plan)) for i in range(len(parts[0]))]
+    return [x.view(original.dtype) for x, original in zip(joined, parts[0])]
+
+
+def dense_results(tensors: list[Tensor], cu_seqlens: np.ndarray, scale: float | None = None) -> list[Tensor]:
+    """[out, dq, dk, dv] in fp64 by a softmax over the whole masked S x S matrix, written from the definition."""
+    q, k, v, grad = (x.double() for x in tensors)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    repeat = q.shape[1] // k.shape[1]
+    scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(repeat, 1)) * (scale or q.shape[-1] ** -0.5)
+    scores = scores.masked_fill(~torch.from_numpy(allowed_pairs(cu_seqlens)), -torch.inf)
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.repeat_interleave(repeat, 1))
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+
+
+def allowed_pairs(cu_seqlens: np.ndarray) -> np.ndarray:
+    """bool [S, S]: query i may see key j."""
+    document = np.repeat(np.arange(len(cu_seqlens) - 1), np.diff(cu_seqlens))
+    return (document[:, None] == document[None, :]) & np.tri(len(document), dtype=bool)
+
+
+def random_tensors(
+    n_tokens: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype, seed: int = 0
+) -> list[Tensor]:
+    """[q, k, v, grad_out] of a packed sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(n_tokens, h, size) for h in (heads, kv_heads, kv_heads, heads)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    """Norm of the difference over norm of the reference."""
+    return float((x.double() - reference).norm() / reference.norm())
