@@ -1,0 +1,104 @@
+"""From a size's name, or explicit sizes, to the configuration of a plain Hugging Face Llama.
+
+In: a preset of LWM (arXiv 2402.08268) or a mapping of sizes, the joint vocabulary's size, the context and RoPE's theta.
+Out: `transformers.LlamaConfig`. The number of text ids travels in the configuration as `text_vocab_size`, an extra key
+that other loaders ignore, so that a checkpoint alone says where the vision ids begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import LlamaConfig
+
+from tokenization.errors import UserError
+
+PRESETS: dict[str, dict[str, int]] = {
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 5504,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 16,
+    },
+    "200M": {
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 14,
+        "num_attention_heads": 8,
+    },
+    "debug": {
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+}
+REQUIRED = frozenset(PRESETS["7B"])
+OPTIONAL = frozenset({"num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"})
+
+
+def llama_config(
+    size: str | Mapping[str, Any],
+    vocab_size: int,
+    context: int,
+    rope_theta: float,
+    text_size: int | None = None,
+    bos_id: int = 1,
+    eos_id: int = 2,
+) -> LlamaConfig:
+    """Configuration of a Llama as LWM trains it: RMSNorm eps 1e-6, SwiGLU, no biases, untied embeddings, default RoPE.
+
+    size: "7B", "1B", "200M", "debug", or a mapping with the four sizes by their Hugging Face names and, optionally,
+    num_key_value_heads (grouped-query attention), head_dim, initializer_range, rms_norm_eps. vocab_size: rows of the
+    embedding table (`JointVocabulary.size`). context: tokens. text_size: how many of the first ids are text, all when
+    absent. Raises UserError on an unknown name or key, a missing size, or sizes that do not fit each other.
+    """
+    sizes = _sizes(size)
+    heads, kv_heads = sizes["num_attention_heads"], sizes.get("num_key_value_heads") or sizes["num_attention_heads"]
+    if heads % kv_heads:
+        raise UserError(f"model.size: num_key_value_heads {kv_heads} must divide num_attention_heads {heads}")
+    if sizes.get("head_dim") is None and sizes["hidden_size"] % heads:
+        raise UserError(f"model.size: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads {heads}")
+    if (sizes.get("head_dim") or sizes["hidden_size"] // heads) % 2:
+        raise UserError("model.size: RoPE turns pairs of dimensions, so choose an even head_dim")
+    text_size = vocab_size if text_size is None else text_size
+    if not 0 < text_size <= vocab_size:
+        raise UserError(f"model: {text_size} text ids do not fit a vocabulary of {vocab_size}; raise vocab_size")
+    defaults = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
+    return LlamaConfig(
+        **{**defaults, **sizes, "text_vocab_size": text_size},
+        vocab_size=vocab_size,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
+        tie_word_embeddings=False,
+        attention_bias=False,
+        mlp_bias=False,
+        bos_token_id=bos_id,
+        eos_token_id=eos_id,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def text_vocab_size(config: LlamaConfig) -> int:
+    """Number of text ids, which come first; all ids for a Llama that knows of no vision."""
+    return int(getattr(config, "text_vocab_size", None) or config.vocab_size)
+
+
+def _sizes(size: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(size, str):
+        if size not in PRESETS:
+            raise UserError(f"model.size: {size!r} is none of {', '.join(PRESETS)}; name one or give the four sizes")
+        return dict(PRESETS[size])
+    unknown, missing = set(size) - REQUIRED - OPTIONAL, REQUIRED - set(size)
+    if unknown:
+        raise UserError(f"model.size: unknown key {sorted(unknown)[0]!r}; known are {sorted(REQUIRED | OPTIONAL)}")
+    if missing:
+        raise UserError(f"model.size: {sorted(missing)[0]!r} is missing; give it or name one of {', '.join(PRESETS)}")
+    return dict(size)
