@@ -1,0 +1,107 @@
+"""The two-softmax loss in chunks: text targets compete with text ids only, vision targets with vision ids only.
+
+LWM has two heads; here the head is one table [V, D] whose first `text_size` rows are text, and the loss slices it. The
+logits of T x V (168 GB at a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are
+made, reduced to logsumexp and target logit, and dropped; backward makes them again. A batch without vision targets
+never touches the vision rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+CHUNK = 1024
+"""Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
+
+
+def token_nll(hidden: Tensor, head_weight: Tensor, labels: Tensor, text_size: int, chunk: int = CHUNK) -> Tensor:
+    """Negative log-likelihood of each label within its own modality, in nats.
+
+    hidden: [T, D], final hidden states. head_weight: [V, D]; rows before text_size are text, the others vision. labels:
+    integers [T] of the joint vocabulary; a negative label has no loss and costs nothing. Returns fp32 [T], 0 where
+    there is no label. Differentiable once in hidden and head_weight, fp32 sums over chunks whatever their dtype. Works
+    in autocast's dtype where that is on, else in the head's.
+    """
+    if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} are not [T, D] and [T]")
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _ChunkedNLL.apply(hidden.to(dtype), head_weight.to(dtype), labels, text_size, chunk)
+
+
+def weighted_loss(
+    hidden: Tensor, head_weight: Tensor, labels: Tensor, weights: Tensor, text_size: int, chunk: int = CHUNK
+) -> Tensor:
+    """Sum of weight x negative log-likelihood, an fp32 scalar. weights: [T]; a target of weight 0 is not computed."""
+    labels = labels.masked_fill(weights == 0, -1)
+    return (weights.float() * token_nll(hidden, head_weight, labels, text_size, chunk)).sum()
+
+
+class LossHead(nn.Linear):
+    """A Llama's `lm_head` that can also give the loss, so that it is one module call whose weight ZeRO-3 gathers.
+
+    `head(hidden)` are logits as ever; `head(hidden, labels, text_size)` are `token_nll`'s nats, [T].
+    """
+
+    @classmethod
+    def adopt(cls, linear: nn.Linear) -> LossHead:
+        """The same head around the same parameter."""
+        with torch.device("meta"):
+            head = cls(linear.in_features, linear.out_features, bias=False)
+        head.weight = linear.weight
+        return head
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, text_size: int = 0, chunk: int = CHUNK) -> Tensor:
+        """Logits [..., V] without labels; with labels [T] the nats of hidden [T, D]."""
+        if labels is None:
+            return super().forward(hidden)
+        return token_nll(hidden, self.weight, labels, text_size, chunk)
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, text_size: int, chunk: int) -> Tensor:
+        labels = labels.long()
+        nll = hidden.new_zeros(len(labels), dtype=torch.float32)
+        lse = torch.zeros_like(nll)
+        for rows, first, last in _chunks(labels, text_size, len(weight), chunk):
+            logits = F.linear(hidden[rows], weight[first:last]).float()
+            lse[rows] = torch.logsumexp(logits, dim=-1)
+            nll[rows] = lse[rows] - logits.gather(1, labels[rows, None] - first).squeeze(1)
+        ctx.save_for_backward(hidden, weight, labels, lse)
+        ctx.text_size, ctx.chunk = text_size, chunk
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, labels, lse = ctx.saved_tensors
+        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for rows, first, last in _chunks(labels, ctx.text_size, len(weight), ctx.chunk):
+            some, table = hidden[rows], weight[first:last]
+            # d nll / d logits = softmax - onehot, written over the chunk's only fp32 buffer.
+            grad = F.linear(some, table).float().sub_(lse[rows, None]).exp_()
+            grad.scatter_add_(1, labels[rows, None] - first, grad.new_full((len(rows), 1), -1.0))
+            grad = grad.mul_(grad_nll[rows, None]).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad @ table
+            if grad_weight is not None and grad.dtype == torch.float32:
+                grad_weight[first:last].addmm_(grad.t(), some)
+            elif grad_weight is not None:
+                grad_weight[first:last] += grad.t() @ some
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def _chunks(labels: Tensor, text_size: int, vocab_size: int, chunk: int) -> list[tuple[Tensor, int, int]]:
+    """(rows, first id, last id + 1) of each chunk: rows whose labels lie in one modality, in order."""
+    text = ((labels >= 0) & (labels < text_size)).nonzero().squeeze(1)
+    vision = (labels >= text_size).nonzero().squeeze(1)
+    spans = ((text, 0, text_size), (vision, text_size, vocab_size))
+    return [(rows, first, last) for ids, first, last in spans if len(ids) for rows in ids.split(chunk)]
