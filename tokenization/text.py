@@ -1,0 +1,257 @@
+"""Text to ids and back: LLaMA-2-style sentencepiece models and Hugging Face `tokenizer.json` files behind one class.
+
+In: a local model file. Out: a `TextTokenizer` whose ids are int32, without BOS or EOS, and for which a literal "<s>" in
+the text is text. A sentencepiece BPE model becomes a Hugging Face `tokenizers` BPE with the same ids as sentencepiece.
+
+Long texts. A merge can only join two neighbouring characters that stand side by side inside some piece of the
+vocabulary, so a text may be cut between any two characters that no piece holds side by side, without changing an id. In
+a model whose pieces never hold a space after another character (sentencepiece's default) every word is such a part.
+Words are encoded once and remembered, which bounds memory and is faster than encoding the text whole.
+
+Everything runs on the calling thread: `tokenizers` starts threads only in its own batch calls, which are not used, so
+its environment switch has no say here. Whoever wants more cores runs more processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+
+from tokenization.errors import BadData, UserError
+
+SPACE = "\u2581"  # sentencepiece writes a space as this
+PART_CHARS = 1 << 16  # a stretch without a word boundary is cut at the first safe place after so many characters
+MAX_WORD_CHARS = 1 << 20  # no safe place within this: not a text; encoding it takes about 400 bytes a character
+CACHED_WORDS = 1 << 18  # about 50 MB
+CACHED_WORD_CHARS = 256
+
+NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of pieces and of models
+
+
+class TextTokenizer:
+    """Encodes and decodes text with one vocabulary.
+
+    size: one more than the highest id, special and added ones included. bos_id, eos_id: ids that `encode` never emits.
+    fingerprint: sha256 (hex) of the model file. Pickles as its path, so that an actor loads its own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fingerprint: str,
+        tokenizer: Tokenizer,
+        special: tuple[int, int],
+        parts: Callable[[str], Iterable[str]] | None = None,
+    ) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.bos_id, self.eos_id = special
+        self._tokenizer = tokenizer
+        self._parts = parts
+        self._words = _Words(tokenizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_text_tokenizer, (self.path,)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [L]; the empty text has none. Raises BadData for what is not text."""
+        try:
+            if self._parts is None:
+                return np.array(self._words.encode(text), dtype=np.int32)
+            ids = chain.from_iterable(map(self._words.__getitem__, self._parts(text)))
+            return np.fromiter(ids, dtype=np.int32)
+        except UnicodeEncodeError as error:
+            raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, in order."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids [L] without BOS and EOS, invalid UTF-8 as U+FFFD. Raises ValueError outside the vocabulary."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.size):
+            raise ValueError(f"ids {ids.min()}..{ids.max()} outside the text vocabulary of {self.size}")
+        kept = ids[(ids != self.bos_id) & (ids != self.eos_id)]
+        return self._tokenizer.decode(kept.tolist(), skip_special_tokens=False)
+
+
+def load_text_tokenizer(path: str = "") -> TextTokenizer:
+    """Load a tokenizer from a local file or directory, once per process and file content.
+
+    path: a sentencepiece BPE model (LLaMA-2's `tokenizer.model`), a Hugging Face `tokenizer.json`, or a directory that
+    holds either (the sentencepiece model is preferred: it is the original). The empty path is the 32,000-piece model
+    that the mistral-common package carries. Raises UserError if there is no such file or it is of another kind.
+    """
+    file = _model_file(path)
+    content = file.read_bytes()
+    return _load(path, file, hashlib.sha256(content).hexdigest())
+
+
+@lru_cache(maxsize=8)
+def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
+    if file.suffix == ".json":
+        tokenizer, special = _from_tokenizer_json(file)
+        return TextTokenizer(path, fingerprint, tokenizer, special)
+    tokenizer, special, pieces = _from_sentencepiece(file)
+    return TextTokenizer(path, fingerprint, tokenizer, special, _Parts(pieces))
+
+
+def _model_file(path: str) -> Path:
+    if not path:
+        package = importlib.util.find_spec("mistral_common")  # its data only: importing it takes a second
+        if package is None or not package.submodule_search_locations:
+            raise UserError("no text tokenizer is named: name one, or install mistral-common, which has the default")
+        return Path(package.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+    given = Path(path)
+    if given.is_dir():
+        for name in ("tokenizer.model", "tokenizer.json"):
+            if (given / name).is_file():
+                return given / name
+        raise UserError(f"{path}: the directory holds neither tokenizer.model nor tokenizer.json; name the model file")
+    if not given.is_file():
+        raise UserError(f"{path}: there is no such text tokenizer; name a local tokenizer.model or tokenizer.json")
+    return given
+
+
+def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{file}: not a Hugging Face tokenizer.json ({error})") from None
+    tokenizer.encode_special_tokens = True  # "<s>" in the text is text; plain added tokens are still found
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    beside = file.with_name("tokenizer_config.json")
+    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    ids = []
+    for key, usual in (("bos_token", "<s>"), ("eos_token", "</s>")):
+        token = config.get(key) or usual
+        token = token["content"] if isinstance(token, dict) else token
+        found = tokenizer.token_to_id(token)
+        if found is None:
+            raise UserError(f"{file}: its vocabulary has no {token}; set {key} in {beside.name} to a token that it has")
+        ids.append(found)
+    return tokenizer, (ids[0], ids[1])
+
+
+def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], list[str]]:
+    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, and its mergeable pieces.
+
+    Sentencepiece merges the neighbours with the highest-scored union first, the leftmost of equals. `generate_merges`
+    ranks by score, then by the length of the left part, which for the equal-scored runs of spaces comes to the same.
+    Transformers' own LlamaTokenizer ranks by id instead (5.23), which breaks every double space.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers.convert_slow_tokenizer import generate_merges  # imported late: it takes 0.7 s
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(file.read_bytes())
+    except Exception as error:
+        raise UserError(f"{file}: not a sentencepiece model ({error})") from None
+    _check_supported(file, proto)
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
+    merges = generate_merges(vocab, scores, skip_tokens=vocab.keys() - scores.keys())
+    unknown = proto.pieces[proto.trainer_spec.unk_id].piece  # asked for by the class; byte fallback never comes to it
+    tokenizer = Tokenizer(BPE(vocab, merges, byte_fallback=True, unk_token=unknown))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),  # the dummy prefix
+        ]
+    )
+    return tokenizer, (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id), list(scores)
+
+
+def _check_supported(file: Path, proto: Any) -> None:
+    normalizer = proto.normalizer_spec
+    kinds = {piece.type for piece in proto.pieces}
+    reason = ""
+    if not proto.pieces:
+        reason = "not a sentencepiece model"
+    elif proto.trainer_spec.model_type != BPE_MODEL:
+        reason = "not a BPE model"
+    elif BYTE not in kinds or not proto.trainer_spec.byte_fallback:
+        reason = "without byte fallback it cannot encode every text"
+    elif normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
+        reason = "its normalizer changes the text"
+    elif not normalizer.add_dummy_prefix or proto.trainer_spec.treat_whitespace_as_suffix:
+        reason = "it does not put a space before the text"
+    elif not kinds <= {NORMAL, 2, CONTROL, BYTE} or min(proto.trainer_spec.bos_id, proto.trainer_spec.eos_id) < 0:
+        reason = "it has user-defined pieces, or no BOS or EOS"
+    if reason:
+        raise UserError(f"{file}: {reason}; use a LLaMA-style sentencepiece BPE model, or a tokenizer.json")
+
+
+class _Words(dict[str, Sequence[int]]):
+    """Ids of parts of texts, each encoded once while there is room."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def encode(self, part: str) -> Sequence[int]:
+        part.encode()  # raises UnicodeEncodeError with the place; the library's own message has none
+        return self._tokenizer.encode(part, add_special_tokens=False).ids
+
+    def __missing__(self, part: str) -> Sequence[int]:
+        ids = self.encode(part)
+        if len(part) <= CACHED_WORD_CHARS:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[part] = ids
+        return ids
+
+
+class _Parts:
+    """Cuts a text, with sentencepiece's dummy prefix, into parts that encode to the same ids one by one as together."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._joined = {pair for piece in pieces for pair in pairwise(piece)}
+        pieces_end_with_words = all(right != SPACE or left == SPACE for left, right in self._joined)
+        newline_is_alone = not any("\n" in pair for pair in self._joined)
+        if pieces_end_with_words and newline_is_alone:
+            self._words = re.compile(f"{SPACE}*[^{SPACE}\n]+|{SPACE}+|\n+")
+        elif pieces_end_with_words:
+            self._words = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+        else:
+            self._words = re.compile(r"(?s).+")
+
+    def __call__(self, text: str) -> Iterator[str]:
+        if not text:
+            return
+        for match in self._words.finditer(SPACE + text.replace(" ", SPACE)):
+            word = match.group()
+            if len(word) <= PART_CHARS:
+                yield word
+            else:
+                yield from self._cut(word)
+
+    def _cut(self, word: str) -> Iterator[str]:
+        start = 0
+        while len(word) - start > PART_CHARS:
+            end = start + PART_CHARS
+            while end < len(word) and (word[end - 1], word[end]) in self._joined:
+                end += 1
+            if end - start > MAX_WORD_CHARS:
+                raise BadData(f"{end - start} characters in a row without a word boundary are not a text")
+            yield word[start:end]
+            start = end
+        if start < len(word):
+            yield word[start:]
