@@ -1,0 +1,233 @@
+"""Packing: every token once, in order, in bins that hold it, filled as well as best-fit-decreasing can."""
+
+import bisect
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenization.document import Document, PackedSequence
+from tokenization.packing import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, split_document
+from tokenization.vocabulary import JointVocabulary
+
+VOCABULARY = JointVocabulary.for_codebook(text_size=1 << 20, codebook_size=20)
+
+
+def numbered(lengths: list[int]) -> list[Document]:
+    """Text documents in which no two tokens are alike, so that a token out of place shows."""
+    starts = np.cumsum([1, *lengths])
+    return [
+        Document(f"d{i}", "test", np.arange(start, start + n, dtype=np.int32), ((0, n),), {"object": i})
+        for i, (start, n) in enumerate(zip(starts, lengths))
+    ]
+
+
+def text_mix(seed: int, n: int, context: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(np.log(context / 12), 1.1, n), 2, context).astype(np.int64)
+
+
+def simple_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
+    """Loads of the bins, by the definition."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        place = bisect.bisect_left(rooms, length)
+        room = rooms.pop(place) if place < len(rooms) else capacity
+        bisect.insort(rooms, room - length)
+    return sorted(capacity - room for room in rooms)
+
+
+def first_fit_bins(lengths: np.ndarray, capacity: int) -> int:
+    rooms = np.zeros(0, dtype=np.int64)
+    for length in lengths:
+        fitting = np.flatnonzero(rooms >= length)
+        if len(fitting):
+            rooms[fitting[0]] -= length
+        else:
+            rooms = np.append(rooms, capacity - length)
+    return len(rooms)
+
+
+@given(st.integers(1, 5000).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=80))))
+@settings(deadline=None, max_examples=300)
+def test_best_fit_fills_bins_exactly_as_the_definition_does(case: tuple[int, list[int]]) -> None:
+    capacity, lengths = case
+    bin_of, n_bins = best_fit(np.array(lengths, dtype=np.int64), capacity)
+    loads = np.bincount(bin_of, weights=lengths, minlength=n_bins) if lengths else np.zeros(0)
+    assert sorted(loads.astype(int).tolist()) == simple_best_fit_decreasing(lengths, capacity)
+
+
+@pytest.mark.parametrize("capacity", [1, 63, 64, 65, 4095, 4096, 4097, 262_144, 1 << 20])
+def test_best_fit_at_the_edges_of_its_bitmap(capacity: int) -> None:
+    lengths = np.unique(np.clip([1, 2, 62, 63, 64, 65, capacity // 2, capacity // 2 + 1, capacity - 1], 1, capacity))
+    lengths = np.tile(lengths, 7)
+    bin_of, n_bins = best_fit(lengths, capacity)
+    loads = np.bincount(bin_of, weights=lengths, minlength=n_bins).astype(int)
+    assert sorted(loads.tolist()) == simple_best_fit_decreasing(lengths.tolist(), capacity)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("context", [256, 4096])
+def test_fill_is_at_least_that_of_first_fit_on_random_mixes(seed: int, context: int) -> None:
+    lengths = text_mix(seed, 600, context)
+    assert best_fit(lengths, context)[1] <= first_fit_bins(lengths, context)
+
+
+def test_a_window_of_ten_thousand_fills_99_5_percent() -> None:
+    lengths = text_mix(0, 10_000, 32_768)
+    assert lengths.sum() / (best_fit(lengths, 32_768)[1] * 32_768) > 0.995
+
+
+def test_lengths_that_fit_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"1\.\.8"):
+        best_fit(np.array([9]), 8)
+    with pytest.raises(ValueError, match=r"1\.\.8"):
+        best_fit(np.array([0]), 8)
+
+
+@given(
+    st.lists(st.integers(1, 100), max_size=60),
+    st.integers(2, 40),
+    st.integers(1, 20),
+    st.integers(1, 200),
+    st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=150)
+def test_every_token_appears_exactly_once_and_in_order(
+    lengths: list[int], context: int, window: int, window_tokens: int, seed: int
+) -> None:
+    documents = numbered(lengths)
+    counts = PackCounts()
+    sequences = list(
+        pack(
+            documents,
+            context,
+            VOCABULARY,
+            "text",
+            window=window,
+            window_tokens=window_tokens,
+            seed=seed,
+            key_prefix="p-",
+            counts=counts,
+        )
+    )
+    found: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    for number, sequence in enumerate(sequences):
+        assert sequence.key == f"p-{number:08d}"
+        assert len(sequence.tokens) == context == sequence.cu_seqlens[-1]
+        assert filled(sequence) <= context
+        assert (sequence.tokens[filled(sequence) :] == 0).all()
+        assert (sequence.loss_weight[filled(sequence) :] == 0).all()
+        assert (sequence.loss_weight[sequence.cu_seqlens[:-1]] == 0).all()
+        assert len(sequence.cu_seqlens) - 1 - sequence.n_examples == (filled(sequence) < context)
+        assert sequence.loss_weight.sum(dtype=np.float64) == pytest.approx(sequence.n_examples, abs=1e-5)
+        for part, start, end in zip(sequence.lineage, sequence.cu_seqlens[:-1], sequence.cu_seqlens[1:]):
+            key, _, at = part["key"].partition("@")
+            assert part["length"] == end - start
+            found[key][int(at or 0)] = sequence.tokens[start:end]
+    dropped = 0
+    for document in documents:
+        pieces = [found[document.key][at] for at in sorted(found[document.key])]
+        together = np.concatenate([np.zeros(0, np.int32), *pieces])
+        # All of it, but for a last piece of one token, from which nothing can be predicted.
+        lost = len(document) % context == 1
+        dropped += lost
+        np.testing.assert_array_equal(together, document.tokens[: len(document) - lost])
+    assert counts.skipped == ({TOO_SHORT: dropped} if dropped else {})
+    assert counts.documents == len(documents)
+    assert counts.sequences == len(sequences)
+    assert counts.examples == sum(sequence.n_examples for sequence in sequences)
+    assert counts.tokens == sum(map(filled, sequences))
+    assert fill(sequences) == (counts.tokens / (context * len(sequences)) if sequences else 0)
+
+
+def test_a_document_over_the_context_is_split_with_its_spans() -> None:
+    tokens = np.arange(10, dtype=np.int32)
+    pieces = split_document(Document("book", "test", tokens, ((1, 3), (4, 9)), {"url": "u"}), 4)
+    assert [piece.key for piece in pieces] == ["book@0", "book@4", "book@8"]
+    assert [piece.loss_spans for piece in pieces] == [((1, 3),), ((1, 4),), ()]
+    assert [piece.provenance["document_range"] for piece in pieces] == [[0, 4], [4, 8], [8, 10]]
+    assert all(piece.provenance["url"] == "u" for piece in pieces)
+    np.testing.assert_array_equal(np.concatenate([piece.tokens for piece in pieces]), tokens)
+
+
+def test_a_document_that_fits_is_left_as_it_is() -> None:
+    (document,) = numbered([5])
+    assert split_document(document, 5) == [document]
+
+
+def everything(sequences: list[PackedSequence]) -> list[tuple]:
+    return [(s.key, s.tokens.tobytes(), s.cu_seqlens.tobytes(), s.loss_weight.tobytes(), s.lineage) for s in sequences]
+
+
+def test_the_same_input_and_seed_give_the_same_sequences_and_another_seed_another_order() -> None:
+    documents = numbered(text_mix(1, 300, 256).tolist())
+
+    def packed(seed: int) -> list[PackedSequence]:
+        return list(pack(documents, 256, VOCABULARY, "text", window=100, seed=seed))
+
+    assert everything(packed(0)) == everything(packed(0))
+    orders = [[part["key"] for s in packed(seed) for part in s.lineage] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_a_window_depends_on_nothing_but_its_own_documents() -> None:
+    documents = numbered([20] * 30)
+    whole = list(pack(documents, 64, VOCABULARY, "text", window=10))
+    first = list(pack(documents[:10], 64, VOCABULARY, "text", window=10))
+    assert everything(whole)[: len(first)] == everything(first)
+
+
+def test_neighbours_are_not_sorted_by_length() -> None:
+    documents = numbered(text_mix(2, 2000, 1024).tolist())
+    sequences = list(pack(documents, 1024, VOCABULARY, "text"))
+    longest = np.array([max(part["length"] for part in s.lineage) for s in sequences])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.25
+    several = [[part["length"] for part in s.lineage] for s in sequences if len(s.lineage) > 3]
+    descending = sum(lengths == sorted(lengths, reverse=True) for lengths in several)
+    assert descending < 0.2 * len(several)
+
+
+def test_packing_streams_window_by_window() -> None:
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield numbered([10])[0]
+
+    stream = pack(endless(), 32, VOCABULARY, "text", window=50)
+    next(stream)
+    assert taken == 50
+
+
+def test_a_context_without_room_for_a_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="context 1"):
+        list(pack([], 1, VOCABULARY, "text"))
+
+
+def test_packing_runs_where_numba_may_write_nowhere(tmp_path: Path) -> None:
+    """A package and a home that cannot be written: numba refuses to cache, packing compiles in memory instead."""
+    occupied = tmp_path / "file"
+    occupied.write_text("not a folder")
+    script = (
+        "import numba.core.caching as c\n"
+        "c.InTreeCacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(PermissionError('read-only'))\n"
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "import numpy as np\n"
+        "from tokenization.packing import best_fit\n"
+        "assert best_fit(np.array([3, 5, 4]), 8)[1] == 2\n"
+    )
+    environment = {**os.environ, "HOME": str(occupied), "XDG_CACHE_HOME": str(occupied / "cache")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no numba cache" in done.stderr

@@ -1,0 +1,121 @@
+"""Best-fit-decreasing bin packing, compiled: which bin takes which length.
+
+In: the lengths of a window of documents and the capacity of a bin. Out: the bin of each, and how many bins.
+Longest first, each length goes to the fullest bin that still has room for it. Bins are kept in one stack per amount of
+room left; a bitmap says which stacks hold anything, with a bitmap over its words, and so on up, so the least room that
+suffices is found in log64(capacity) steps: three at a million tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import numba
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_OF = np.zeros(64, dtype=np.int64)
+for _bit in range(64):
+    _BIT_OF[((int(_DE_BRUIJN) << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
+_ONE = np.uint64(1)
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """Pack `lengths` (int64 [N], each 1..capacity) into bins of `capacity`; returns (bin_of int64 [N], n_bins).
+
+    Deterministic: equal lengths are placed in input order. Bins are numbered as they are opened, so lower numbers hold
+    longer documents. At most 11/9 of the optimal number of bins plus 4 (Johnson 1973). O(N (log N + log64 capacity)).
+    Raises ValueError on a length out of range.
+    """
+    lengths = np.ascontiguousarray(lengths, dtype=np.int64)
+    if not len(lengths):
+        return np.zeros(0, dtype=np.int64), 0
+    if lengths.min() < 1 or lengths.max() > capacity:
+        raise ValueError(f"lengths {int(lengths.min())}..{int(lengths.max())} do not all lie in 1..{capacity}")
+    # Sorting (length descending, index) as one integer is several times faster than a stable argsort.
+    order = np.sort((capacity - lengths) * len(lengths) + np.arange(len(lengths))) % len(lengths)
+    bin_of, n_bins = _compiled()(lengths, order, capacity)
+    return bin_of, int(n_bins)
+
+
+@functools.cache
+def _compiled() -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, int]]:
+    """The kernel, compiled on first use: from numba's cache where it has one, else for this process alone."""
+    signature = "Tuple((int64[::1], int64))(int64[::1], int64[::1], int64)"
+    try:
+        return numba.njit(signature, cache=True)(_place)
+    except Exception as error:  # a read-only home, a full disk, a damaged cache on a network drive: none may stop a job
+        logger.info("no numba cache for best-fit packing (%s); compiling in memory", error)
+        return numba.njit(signature)(_place)
+
+
+@numba.njit()
+def _lowest_bit(word: np.uint64) -> int:
+    return _BIT_OF[((word & (~word + _ONE)) * _DE_BRUIJN) >> np.uint64(58)]
+
+
+@numba.njit()
+def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int) -> int:
+    """The least set position >= room, or -1: climb until a word has a bit to the right of us, then descend to it."""
+    position = room
+    for level in range(n_levels):
+        word = position >> 6
+        if base[level] + word < base[level + 1]:
+            rest = bits[base[level] + word] >> np.uint64(position & 63)
+            if rest != 0:
+                position += _lowest_bit(rest)
+                for below in range(level - 1, -1, -1):
+                    position = (position << 6) + _lowest_bit(bits[base[below] + position])
+                return position
+        position = word + 1
+    return -1
+
+
+def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    base = np.zeros(13, dtype=np.int64)  # level l of the bitmap is bits[base[l]:base[l + 1]]
+    n_levels = 0
+    words = capacity
+    while n_levels == 0 or words > 0:
+        words >>= 6
+        base[n_levels + 1] = base[n_levels] + words + 1
+        n_levels += 1
+    bits = np.zeros(base[n_levels], dtype=np.uint64)
+    # Read only where the bitmap has a bit, so left uninitialised: clearing 4 MB a window would cost as much as packing.
+    top_of_stack = np.empty(capacity + 1, dtype=np.int64)
+    next_in_stack = np.empty(len(order), dtype=np.int64)
+    bin_of = np.empty(len(order), dtype=np.int64)
+    n_bins = 0
+    for document in order:
+        length = lengths[document]
+        room = _least_at_least(bits, base, n_levels, length)
+        if room < 0:
+            room = capacity
+            chosen = n_bins
+            n_bins += 1
+        else:
+            chosen = top_of_stack[room]
+            top_of_stack[room] = next_in_stack[chosen]
+            if next_in_stack[chosen] < 0:
+                position = room
+                for level in range(n_levels):
+                    word = base[level] + (position >> 6)
+                    bits[word] &= ~(_ONE << np.uint64(position & 63))
+                    if bits[word] != 0:
+                        break
+                    position >>= 6
+        bin_of[document] = chosen
+        room -= length
+        if room > 0:
+            position = room
+            empty = (bits[position >> 6] >> np.uint64(position & 63)) & _ONE == 0
+            next_in_stack[chosen] = -1 if empty else top_of_stack[room]
+            top_of_stack[room] = chosen
+            if empty:
+                for level in range(n_levels):
+                    bits[base[level] + (position >> 6)] |= _ONE << np.uint64(position & 63)
+                    position >>= 6
+    return bin_of, n_bins
