@@ -1,0 +1,275 @@
+"""Packed sequences to a shard and back: a WebDataset tar with byte-identical output and an offset index.
+
+In: packed sequences and a binary file to stream into. Out: the tar and its `ShardStats`: counts, sha256 and where each
+sequence lies, so that a loader reads any one of them with one ranged read, and `webdataset` reads the file as it is.
+A sequence is two neighbouring members: `{name}.safetensors` (tokens int32 [S], cu_seqlens int32 [n+1], loss_weight
+float32 [S]) and `{name}.json` (key, n_examples, lineage of each document).
+Headers are ustar with every field that could differ between two runs fixed: owner 0, mode 0644, time 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from tokenization.document import PackedSequence
+from tokenization.errors import BadData
+from tokenization.shard_index import BLOCK, IndexEntry, ShardIndex, ShardSet, ShardStats
+from tokenization.vocabulary import JointVocabulary
+
+__all__ = [
+    "ByteSink",
+    "IndexEntry",
+    "ShardIndex",
+    "ShardSet",
+    "ShardStats",
+    "hash_file",
+    "member_name",
+    "read_sequence",
+    "verify_shard",
+    "write_shard",
+]
+
+_DTYPES = {"tokens": np.int32, "cu_seqlens": np.int32, "loss_weight": np.float32}
+_HASH_CHUNK = 1 << 22
+
+
+class ByteSink(Protocol):
+    """What a shard is streamed into: any binary file object; it need not seek."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Append bytes."""
+
+
+def write_shard(fileobj: ByteSink, sequences: Iterable[PackedSequence], vocabulary: JointVocabulary) -> ShardStats:
+    """Stream `sequences` into `fileobj` as a tar, hashing as it goes; one sequence at a time is in memory.
+
+    The bytes are a pure function of the sequences. Publish the file only after this returns: an exception leaves a
+    truncated tar behind. Raises ValueError on a malformed sequence, on a second key with the same member name, or on
+    sequences of different lengths.
+    """
+    sink = _HashingSink(fileobj)
+    index: list[IndexEntry] = []
+    counts: list[_Counts] = []
+    names: set[str] = set()
+    context = 0
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for sequence in sequences:
+            context = context or len(sequence.tokens)
+            problems = _problems(sequence, context)
+            name = member_name(sequence.key)
+            if name in names:
+                problems.append(f"its member name {name} is already in this shard")
+            if problems:
+                raise ValueError(f"sequence {sequence.key}: {'; '.join(problems)}")
+            names.add(name)
+            tensors = safetensors.numpy.save({field: getattr(sequence, field) for field in _DTYPES})
+            description = _description(sequence)
+            offset = _add(tar, f"{name}.safetensors", tensors)
+            _add(tar, f"{name}.json", description)
+            entry = (sequence.key, offset, len(tensors), len(description), sequence.n_examples, zlib.crc32(tensors))
+            index.append(IndexEntry(*entry))
+            counts.append(_count(sequence, vocabulary.text_size))
+    return ShardStats(
+        context=context,
+        text_size=vocabulary.text_size,
+        **_total(counts),
+        bytes=sink.position,
+        sha256=sink.digest.hexdigest(),
+        index=ShardIndex.from_columns({name: [getattr(entry, name) for entry in index] for name in IndexEntry._fields}),
+    )
+
+
+def member_name(key: str) -> str:
+    """A tar member's base name for a key: letters, digits, `_` and `-` only, at most 81 characters.
+
+    webdataset splits a name at its first dot and takes slashes for folders, so other characters become `_` and a hash
+    of the whole key keeps the name unique; a safe and short key is its own name. The key itself is in the JSON member.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", key)
+    if safe == key and 0 < len(key) <= 80 and not key.startswith("_"):
+        return key
+    return f"k{safe[:63]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def read_sequence(fileobj: BinaryIO, entry: IndexEntry) -> PackedSequence:
+    """Read the sequence at `entry` from a seekable shard with one seek and one read.
+
+    Raises BadData naming the key where the bytes are short, fail their CRC-32, or are not what a shard holds.
+    """
+    fileobj.seek(entry.offset)
+    json_start = entry.json_offset - entry.offset
+    body = _read_exactly(fileobj, json_start + entry.json_length)
+    tensors = body[: entry.length]
+    if len(body) < json_start + entry.json_length:
+        raise BadData(f"sequence {entry.key} is cut short: the shard ends inside it")
+    if zlib.crc32(tensors) != entry.crc32:
+        raise BadData(f"sequence {entry.key} is corrupt: its tensors do not match their checksum")
+    try:
+        arrays = safetensors.numpy.load(tensors)
+        description = json.loads(body[json_start:])
+        sequence = PackedSequence(
+            key=description["key"],
+            tokens=arrays["tokens"],
+            cu_seqlens=arrays["cu_seqlens"],
+            loss_weight=arrays["loss_weight"],
+            n_examples=description["n_examples"],
+            lineage=tuple(description["lineage"]),
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadData(f"sequence {entry.key} is corrupt: {error}") from error
+    if (sequence.key, sequence.n_examples) != (entry.key, entry.n_examples):
+        raise BadData(f"sequence {entry.key} is not where the index says: found {sequence.key}")
+    return sequence
+
+
+def verify_shard(fileobj: BinaryIO, stats: ShardStats) -> list[str]:
+    """Re-hash a seekable shard, walk its members against the index and recount; the problems found, none if whole."""
+    problems = []
+    if (digest := hash_file(fileobj)) != stats.sha256:
+        problems.append(f"sha256 is {digest}, the manifest says {stats.sha256}")
+    if (size := fileobj.seek(0, io.SEEK_END)) != stats.bytes:
+        problems.append(f"{size} bytes, the manifest says {stats.bytes}")
+    fileobj.seek(0)
+    try:
+        with tarfile.open(fileobj=fileobj, mode="r:") as tar:
+            found = [(member.name, member.offset_data, member.size) for member in tar]
+    except tarfile.TarError as error:
+        problems.append(f"not a whole tar: {error}")
+    else:
+        expected = list(_members(stats.index))
+        problems += [f"member {have} is {want} in the index" for have, want in zip(found, expected) if have != want]
+        if len(found) != len(expected):
+            problems.append(f"{len(found)} members, the index lists {len(expected)}")
+    counts = []
+    for entry in stats.index:
+        try:
+            sequence = read_sequence(fileobj, entry)
+        except BadData as error:
+            problems.append(str(error))
+            continue
+        if unfit := _problems(sequence, stats.context):
+            problems += [f"sequence {entry.key}: {problem}" for problem in unfit]
+            continue
+        counts.append(_count(sequence, stats.text_size))
+    for name, total in _total(counts).items():
+        if total != getattr(stats, name):
+            problems.append(f"{name} is {total}, the manifest says {getattr(stats, name)}")
+    return problems
+
+
+def hash_file(fileobj: BinaryIO) -> str:
+    """sha256 (hex) of a seekable file from its beginning."""
+    fileobj.seek(0)
+    digest = hashlib.sha256()
+    while chunk := fileobj.read(_HASH_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _HashingSink:
+    def __init__(self, fileobj: ByteSink) -> None:
+        self.fileobj = fileobj
+        self.digest = hashlib.sha256()
+        self.position = 0
+
+    def write(self, data: bytes) -> int:
+        self.fileobj.write(data)
+        self.digest.update(data)
+        self.position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.position
+
+
+@dataclass(frozen=True)
+class _Counts:
+    n_sequences: int
+    n_tokens: int
+    n_filled: int
+    n_text: int
+    n_vision: int
+    n_documents: int
+    n_examples: int
+
+
+def _count(sequence: PackedSequence, text_size: int) -> _Counts:
+    target = sequence.loss_weight > 0
+    n_vision = int(np.count_nonzero(target & (sequence.tokens >= text_size)))
+    begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
+    return _Counts(
+        n_sequences=1,
+        n_tokens=len(sequence.tokens),
+        n_filled=int(sequence.cu_seqlens[sequence.n_examples]),
+        n_text=int(np.count_nonzero(target)) - n_vision,
+        n_vision=n_vision,
+        n_documents=begins,
+        n_examples=sequence.n_examples,
+    )
+
+
+def _total(counts: list[_Counts]) -> dict[str, int]:
+    rows = [asdict(one) for one in counts]
+    return {name: sum(row[name] for row in rows) for name in _Counts.__dataclass_fields__}
+
+
+def _problems(sequence: PackedSequence, context: int) -> list[str]:
+    """What makes a sequence unusable for training: wrong dtypes, shapes or boundaries."""
+    problems = [
+        f"{name} is {getattr(sequence, name).dtype}, not {np.dtype(dtype)}"
+        for name, dtype in _DTYPES.items()
+        if getattr(sequence, name).dtype != dtype
+    ]
+    boundaries = sequence.cu_seqlens
+    if len(sequence.tokens) != context or len(sequence.loss_weight) != context:
+        problems.append(f"{len(sequence.tokens)} tokens and {len(sequence.loss_weight)} weights, not {context}")
+    elif len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != context or (np.diff(boundaries) <= 0).any():
+        problems.append(f"cu_seqlens does not rise from 0 to {context}")
+    elif len(boundaries) - 1 - sequence.n_examples not in (0, 1):
+        problems.append(f"{sequence.n_examples} examples in {len(boundaries) - 1} runs")
+    elif sequence.loss_weight[boundaries[:-1]].any() or sequence.loss_weight[boundaries[sequence.n_examples] :].any():
+        problems.append("loss on the first token of a document or on padding")
+    if len(sequence.lineage) != sequence.n_examples:
+        problems.append(f"lineage of {len(sequence.lineage)} documents for {sequence.n_examples} examples")
+    return problems
+
+
+def _description(sequence: PackedSequence) -> bytes:
+    plain = {"key": sequence.key, "n_examples": sequence.n_examples, "lineage": list(sequence.lineage)}
+    return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, body: bytes) -> int:
+    info = tarfile.TarInfo(name)  # owner 0, mode 0644 and time 0 by default
+    info.size = len(body)
+    tar.addfile(info, io.BytesIO(body))
+    tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member; a shard need not
+    return tar.offset - -(-len(body) // BLOCK) * BLOCK
+
+
+def _members(index: Iterable[IndexEntry]) -> Iterator[tuple[str, int, int]]:
+    for entry in index:
+        name = member_name(entry.key)
+        yield f"{name}.safetensors", entry.offset, entry.length
+        yield f"{name}.json", entry.json_offset, entry.json_length
+
+
+def _read_exactly(fileobj: BinaryIO, size: int) -> bytes:
+    """Up to `size` bytes: a raw file may return fewer than asked before its end."""
+    parts = []
+    while size and (part := fileobj.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
