@@ -1,0 +1,263 @@
+"""One optimizer step at a time: micro-batches of packed sequences in, updated weights and figures out.
+
+DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh is ours
+(`model.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients wrongly.
+
+The gradient of a step is that of the global batch's loss, sum(w * nll) / N over all tokens on all ranks in all
+micro-batches, N being the examples of the global batch. DeepSpeed averages over the world and over the accumulation,
+so each local sum is multiplied by world * grad_accum / N: what remains is the plain sum, on any mesh at any stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from model.attention.plan import plan_sequence
+from model.mesh import Mesh
+from model.schedule import Schedule
+from model.step import MicroBatchLoss
+
+_SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
+
+
+class MicroBatch(Protocol):
+    """What the engine reads of a micro-batch: S tokens of packed documents, the same on all ranks of one sp group.
+
+    tokens, labels: int32 [S]; labels[i] is what position i predicts. loss_weight: float32 [S], the weight of labels[i]
+    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S.
+    """
+
+    @property
+    def tokens(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def loss_weight(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def cu_seqlens(self) -> np.ndarray: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to train. The defaults of the optimizer are LWM's (arXiv 2402.08268)."""
+
+    zero_stage: int = 2
+    """0 replicates everything (fp32 only), 1 shards the optimizer state, 2 the gradients too, 3 the weights too."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 keeps fp32 master weights and optimizer state."""
+    grad_accum: int = 1
+    """Micro-batches in one optimizer step on each rank."""
+    clip_norm: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """On all parameters, norms and embeddings too, as LWM does."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward."""
+    zero_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of DeepSpeed's `zero_optimization` section, e.g. bucket sizes or offloading."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage must be 0, 1, 2 or 3, not {self.zero_stage}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision must be "fp32" or "bf16", not {self.precision!r}')
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError("zero_stage 0 trains in fp32 only: choose zero_stage 1 for bf16 with replicated weights")
+        if self.grad_accum < 1:
+            raise ValueError(f"grad_accum must be 1 or more, not {self.grad_accum}")
+
+
+@dataclass(frozen=True)
+class LossMetrics:
+    """Losses of one global batch, summed over all ranks and micro-batches; the same on every rank.
+
+    loss = text_loss + vision_loss: the weighted losses that training minimises (with both modalities, each is half of
+    what LWM calls its text and vision loss). text_nats, vision_nats: plain sums of the token losses over the
+    text_targets and vision_targets tokens that carry loss; their ratio is nats per token. tokens: all tokens read.
+    """
+
+    loss: float
+    text_loss: float
+    vision_loss: float
+    text_nats: float
+    vision_nats: float
+    text_targets: int
+    vision_targets: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepMetrics(LossMetrics):
+    """A training step: its number from 0, the learning rate it used, and the gradient's norm before clipping."""
+
+    step: int
+    lr: float
+    grad_norm: float
+
+
+class TrainingEngine:
+    """Trains one Llama over a mesh. Every method is collective: all ranks call it, in the same order.
+
+    model: from `build_llama` or `load_llama`, alike on every rank (rank 0's weights are broadcast); the engine owns it
+    from here on. `step` counts the updates made.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, mesh: Mesh, settings: EngineSettings, schedule: Schedule) -> None:
+        self.mesh = mesh
+        self.settings = settings
+        self.schedule = schedule
+        self.step = 0
+        if settings.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        self.deepspeed = _initialize(MicroBatchLoss(model), settings)
+
+    @property
+    def model(self) -> LlamaForCausalLM:
+        """The model inside; under ZeRO-3 its weights are whole only while the engine runs."""
+        return self.deepspeed.module.model
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> StepMetrics:
+        """One optimizer step on this dp rank's `grad_accum` micro-batches.
+
+        n_examples: N, the examples of the whole global batch. The figures of a step are of the weights before it.
+        """
+        started = time.perf_counter()
+        figures = self.accumulate(micro_batches, n_examples)
+        step, (lr, grad_norm) = self.step, self.update()
+        return StepMetrics(**self._reduce(figures, n_examples, started), step=step, lr=lr, grad_norm=grad_norm)
+
+    def eval_step(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> LossMetrics:
+        """The same loss without a backward. Any number of micro-batches, the same on all ranks."""
+        started = time.perf_counter()
+        self.deepspeed.eval()
+        with torch.no_grad():
+            figures = [self._forward(batch)[1] for batch in micro_batches]
+        self.deepspeed.train()
+        return LossMetrics(**self._reduce(figures, n_examples, started))
+
+    def accumulate(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> list[Tensor]:
+        """Forward and backward of one step's micro-batches, leaving the global batch's gradient for `update`.
+
+        Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them.
+        """
+        if len(micro_batches) != self.settings.grad_accum:
+            raise ValueError(
+                f"an engine of grad_accum {self.settings.grad_accum} was given {len(micro_batches)} micro-batches"
+            )
+        scale = self.mesh.world_size * self.settings.grad_accum / n_examples
+        figures = []
+        for number, batch in enumerate(micro_batches):
+            if number:
+                self.deepspeed.step()  # only counts the micro-batch before this one; `update` takes the real step
+            local_sum, sums = self._forward(batch)
+            self.deepspeed.backward(local_sum * scale)
+            figures.append(sums)
+        return figures
+
+    def update(self) -> tuple[float, float]:
+        """Clip, step the optimizer and count the step. Returns the learning rate used and the norm before clipping.
+
+        A gradient that is not finite leaves the weights as they are, and its norm is NaN or infinite.
+        """
+        lr = self.schedule(self.step)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        norm: Any = None
+        if self.settings.zero_stage == 0:  # there DeepSpeed would neither tell the norm nor skip a bad step
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            if not norm.isfinite():
+                self.deepspeed.zero_grad()
+        self.deepspeed.step()
+        self.step += 1
+        if norm is None:
+            norm = self.deepspeed.get_global_grad_norm() if self.deepspeed.was_step_applied() else math.nan
+        return lr, float(norm)
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers, so that the next stage's engine can have their memory."""
+        self.deepspeed.destroy()
+
+    def _forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """This rank's weighted sum of token losses, and its figures: fp64, one for each of `_SUMS`, then its tokens.
+
+        A rank whose part holds no target runs the same forward and backward, with a sum of 0: the ring and ZeRO-3 need
+        every rank in every collective.
+        """
+        plan = plan_sequence(batch.cu_seqlens, self.mesh.sp)
+        mine = plan.indices(self.mesh.sp_rank)
+
+        def here(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(values[mine]).to(self.mesh.device, dtype)
+
+        local_sum, sums = self.deepspeed(
+            tokens=here(batch.tokens, torch.int64),
+            positions=here(plan.positions, torch.int64),
+            labels=here(batch.labels, torch.int64),
+            loss_weight=here(batch.loss_weight, torch.float32),
+            plan=plan,
+            group=self.mesh.sp_group,
+        )
+        return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(mine))])
+
+    def _reduce(self, figures: Sequence[Tensor], n_examples: int, started: float) -> dict[str, Any]:
+        """Add up the figures of all micro-batches and ranks: the engine's only communication of its own in a step."""
+        total = torch.stack(list(figures)).sum(0)
+        dist.all_reduce(total)
+        text_weighted, text_nats, text_targets, vision_weighted, vision_nats, vision_targets, tokens = total.tolist()
+        return {
+            "loss": (text_weighted + vision_weighted) / n_examples,
+            "text_loss": text_weighted / n_examples,
+            "vision_loss": vision_weighted / n_examples,
+            "text_nats": text_nats,
+            "vision_nats": vision_nats,
+            "text_targets": round(text_targets),
+            "vision_targets": round(vision_targets),
+            "tokens": round(tokens),
+            "seconds": time.perf_counter() - started,
+        }
+
+
+def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
+    """The DeepSpeed engine around `module`, with torch's AdamW on all parameters."""
+    import deepspeed  # seconds to import: only those who train pay
+    import deepspeed.ops
+
+    # On CPU it would compile a shared-memory collective at start-up: minutes, and a failure where there is no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+    n_parameters = sum(p.numel() for p in module.parameters())
+    zero = {"stage": settings.zero_stage, "reduce_bucket_size": min(500_000_000, n_parameters), **settings.zero_options}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": settings.grad_accum,
+        "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,  # stage 0: `update` clips
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.precision == "bf16"},
+        # Ranks and micro-batches add up in fp32, also where the weights are bf16.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 2**31,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine
