@@ -85,8 +85,8 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
         n_levels += 1
     bits = np.zeros(base[n_levels], dtype=np.uint64)
     # Read only where the bitmap has a bit, so left uninitialised: clearing 4 MB a window would cost as much as packing.
-    top_of_stack = np.empty(capacity + 1, dtype=np.int64)
-    next_in_stack = np.empty(len(order), dtype=np.int64)
+    top_of_stack = np.empty(capacity + 1, dtype=np.int32)
+    next_in_stack = np.empty(len(order), dtype=np.int32)
     bin_of = np.empty(len(order), dtype=np.int64)
     n_bins = 0
     for document in order:
