@@ -1,0 +1,207 @@
+"""Text-like objects to records, streamed: `.txt`, `.md` (a file is one record, {"text": ...}), `.jsonl`, `.parquet`.
+
+In: a binary file and its URL, whose extension decides. Out: (index, record) pairs one by one, a bad record in its place
+as a BadRecord, so that it costs itself and no other. What makes the whole object unreadable raises BadData. `SideData`
+joins the records of such files (captions, questions, answers) to media objects by key.
+
+Memory holds one record and a buffer, whatever the file's size: a longer line than `max_record_bytes` is read past, not
+held. Only Parquet must decode a page whole, as its writer sized it.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokenization.errors import BadData, UserError
+
+MAX_RECORD_BYTES = 64 << 20  # a book of several million tokens is 10 to 20 MB
+READ_BYTES = 1 << 20
+PARQUET_ROWS = 64  # decoded at a time
+BOM = b"\xef\xbb\xbf"
+EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")
+
+
+Record = tuple[int, dict[str, Any]]
+"""The record's index in its file (line or row from 0, blank and bad ones counted) and its fields."""
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be used: the index it would have had, and why."""
+
+    index: int
+    reason: str
+
+
+def read_records(file: BinaryIO, url: str, max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Record | BadRecord]:
+    """Records of an object, in order.
+
+    file: open for reading, seekable for Parquet. Raises BadData, when iterated, if the object cannot be read as what
+    its extension says, and UserError at once on an extension that is none of `EXTENSIONS`.
+    """
+    extension = posixpath.splitext(_path(url))[1].lower()
+    if extension in (".txt", ".md"):
+        return _read_text(file, max_record_bytes)
+    if extension == ".jsonl":
+        return _read_json_lines(file, max_record_bytes)
+    if extension == ".parquet":
+        return _read_parquet(file, max_record_bytes)
+    raise UserError(
+        f"{url}: records are read from {', '.join(EXTENSIONS)}, not {extension or 'a name without extension'}"
+    )
+
+
+def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
+    content = bytearray()
+    while part := file.read(min(READ_BYTES, limit + 1 - len(content))):
+        content += part
+        if len(content) > limit:
+            raise BadData(f"the file is larger than {limit} bytes, the most for one record")
+    yield 0, {"text": _decode(bytes(content.removeprefix(BOM)))}
+
+
+def _decode(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadData(f"not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}") from None
+
+
+def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
+    for index, line in enumerate(_lines(file, limit)):
+        where = f"line {index + 1}"
+        if line is None:
+            yield BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
+            continue
+        line = line.removeprefix(BOM) if index == 0 else line
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(_decode(line))
+        except BadData as error:
+            yield BadRecord(index, f"{where}: {error}")
+        except (ValueError, RecursionError) as error:
+            yield BadRecord(index, f"{where}: broken JSON ({error})")
+        else:
+            if isinstance(value, dict):
+                yield index, value
+            else:
+                yield BadRecord(index, f"{where}: the JSON is {type(value).__name__}, not an object")
+
+
+def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Lines without their end; None for one longer than the limit, whose rest is read past."""
+    held = bytearray()
+    too_long = False
+    while part := file.read(READ_BYTES):
+        *ended, rest = part.split(b"\n")
+        for end in ended:
+            yield None if too_long or len(held) + len(end) > limit else bytes(held + end)
+            held.clear()
+            too_long = False
+        too_long = too_long or len(held) + len(rest) > limit
+        if too_long:
+            held.clear()
+        else:
+            held += rest
+    if held or too_long:
+        yield None if too_long else bytes(held)
+
+
+def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
+    try:
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
+    except (pa.ArrowException, OSError) as error:
+        raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None
+    first = 0
+    for group in range(parquet.num_row_groups):
+        index = first
+        first += parquet.metadata.row_group(group).num_rows
+        try:
+            for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], use_threads=False):
+                for row in range(batch.num_rows):
+                    yield _row(batch, row, index, limit)
+                    index += 1
+        except (pa.ArrowException, OSError) as error:
+            yield BadRecord(index, f"rows {index} to {first - 1} are unreadable ({_first_line(error)})")
+
+
+def _row(batch: pa.RecordBatch, row: int, index: int, limit: int) -> Record | BadRecord:
+    if batch.slice(row, 1).nbytes > limit:
+        return BadRecord(index, f"row {index}: larger than {limit} bytes, the most for one record")
+    try:
+        return index, {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns)}
+    except ValueError as error:
+        return BadRecord(index, f"row {index}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _path(url: str) -> str:
+    """The path of a URL; the query of a web address is not part of it."""
+    parts = urlsplit(url)
+    return parts.path if parts.scheme in ("http", "https") else url
+
+
+@dataclass(frozen=True)
+class SideData:
+    """What is known of media objects besides their bytes, by key.
+
+    A row's key is its `key` or `file` column: a URL, a path or its end (`clips/bikes.mp4`), a file name, or any of
+    these without extension. bad: rows that could not be used, each with the URL of its file.
+    """
+
+    rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    bad: tuple[tuple[str, BadRecord], ...] = ()
+
+    @classmethod
+    def load(cls, files: Iterable[tuple[str, BinaryIO]], max_record_bytes: int = MAX_RECORD_BYTES) -> SideData:
+        """Read (URL, open file) pairs of `.jsonl` or `.parquet`; each file is closed.
+
+        Raises UserError on a row without a key and on a key that stands twice, BadData on an unreadable file.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        bad: list[tuple[str, BadRecord]] = []
+        for url, file in files:
+            with file:
+                for record in read_records(file, url, max_record_bytes):
+                    if isinstance(record, BadRecord):
+                        bad.append((url, record))
+                        continue
+                    index, fields = record
+                    key, values = _keyed(fields, f"{url}: row {index}")
+                    if key in rows:
+                        raise UserError(f'{url}: row {index} repeats the key "{key}"; keep one row for each object')
+                    rows[key] = values
+        return cls(rows, tuple(bad))
+
+    def get(self, url_or_key: str) -> dict[str, Any]:
+        """The row of an object, without its key column; empty if there is none. The longest matching key wins."""
+        whole = _path(url_or_key)
+        parts = whole.split("/")
+        for name in (url_or_key, whole, *("/".join(parts[start:]) for start in range(1, len(parts)))):
+            for key in (name, posixpath.splitext(name)[0]):
+                if key in self.rows:
+                    return dict(self.rows[key])
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _keyed(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    for column in ("key", "file"):
+        key = fields.get(column)
+        if key is not None and key != "":
+            return str(key), {name: value for name, value in fields.items() if name != column}
+    raise UserError(f"{where} has no key; give every row a `key` or a `file` column")
