@@ -1,0 +1,217 @@
+"""A record and a field spec to the tokens of one training example, as LWM lays it out (arXiv 2402.08268).
+
+A spec names the record's fields in order, separated by commas: `[caption],vision`.
+
+    caption       a text field
+    a+b           text fields joined with a separator before they are encoded
+    [caption]     the same without loss
+    vision        a field of VQGAN codes (every field with "vision" in its name): `<vision>` frames `</vision>`
+    <|bos|>       the BOS id, with loss unless in brackets; <|eos|> likewise
+
+`<vision>` and `</vision>` are ordinary text. Between them every frame's codes are followed by `<eof>`, the last one's
+by `<eov>`. BOS is put first, without loss, and EOS last, with loss.
+
+Two things differ from the released code. There a tokenizer that adds BOS by itself puts one before every text and both
+vision markers; ours adds none. And the first token is never marked for loss: nothing of its example precedes it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tokenization.errors import BadData, UserError
+from tokenization.text import TextTokenizer
+from tokenization.video import uniform_sample
+from tokenization.vocabulary import JointVocabulary
+
+BOS, EOS = "<|bos|>", "<|eos|>"
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One entry of a spec: the keys it takes from the record (several if joined), or BOS or EOS; with loss or not."""
+
+    names: tuple[str, ...]
+    loss: bool
+
+    @property
+    def is_vision(self) -> bool:
+        """Whether the entry is a stream of frames; LWM's rule, by name."""
+        return "vision" in self.names[0]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """A parsed spec. `text` is what was parsed, for provenance."""
+
+    text: str
+    fields: tuple[Field, ...]
+
+    @classmethod
+    def parse(cls, text: str, known: Collection[str] | None = None) -> FieldSpec:
+        """Parse a spec such as `[question+caption],vision,answer`.
+
+        known: the fields that the source's records have, where that is known beforehand. Raises UserError on a
+        malformed spec and on a field that is not known.
+        """
+        fields = []
+        for entry in (part.strip() for part in text.split(",")):
+            loss = not (entry.startswith("[") and entry.endswith("]"))
+            names = tuple(name.strip() for name in (entry if loss else entry[1:-1]).split("+"))
+            for name in names:
+                _check_name(name, text, joined=len(names) > 1, known=known)
+            fields.append(Field(names, loss))
+        return cls(text, tuple(fields))
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The record's fields that the spec takes, in order."""
+        return tuple(name for field in self.fields for name in field.names if name not in (BOS, EOS))
+
+
+def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
+    where = f'field spec "{spec}"'
+    if not name:
+        raise UserError(
+            f"{where}: an entry is empty; write fields separated by single commas, such as [caption],vision"
+        )
+    if name in (BOS, EOS):
+        if joined:
+            raise UserError(f"{where}: {name} cannot be joined with +; give it an entry of its own")
+        return
+    if any(mark in name for mark in "[]<>|"):
+        raise UserError(f'{where}: "{name}" is no field; brackets go around a whole entry, markers are {BOS} and {EOS}')
+    if joined and "vision" in name:
+        raise UserError(f"{where}: only text can be joined with +; give {name} an entry of its own")
+    if known is not None and name not in known:
+        raise UserError(f'{where}: the records have no field "{name}"; they have {", ".join(sorted(known)) or "none"}')
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> FieldSpec:
+    return FieldSpec.parse(text)
+
+
+def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
+    """The spec of the record with this index in its source; of several, LWM's draw (`random.Random(index).choice`).
+
+    Raises UserError if there is none or the one drawn is malformed.
+    """
+    if isinstance(specs, str):
+        return _parsed(specs)
+    if not specs:
+        raise UserError("the list of field specs is empty; name at least one, such as [caption],vision")
+    return _parsed(random.Random(index).choice(specs))
+
+
+def build_tokens(
+    record: Mapping[str, Any],
+    spec: FieldSpec,
+    tokenizer: TextTokenizer,
+    vocabulary: JointVocabulary,
+    *,
+    max_n_frames: int | None = None,
+    codes_per_frame: int | None = None,
+    prepend_text: str = "",
+    subfield_separator: str = " ",
+    add_bos: bool = True,
+    add_eos: bool = True,
+) -> tuple[np.ndarray, Spans]:
+    """Tokens int32 [L] in the joint vocabulary, and the half-open spans of them that are predicted with loss.
+
+    record: text fields are str; vision fields integers [n_frames, codes_per_frame], or flat [n] if `codes_per_frame` is
+    given, of which a last part of a frame is dropped. max_n_frames: more frames than this are sampled uniformly.
+    prepend_text stands before the first entry if that is text. Raises BadData if the record lacks a field or holds
+    something else in it.
+    """
+    if tokenizer.size > vocabulary.text_size:
+        raise UserError(
+            f"{tokenizer.path or 'the default tokenizer'} has {tokenizer.size} ids, more than the vocabulary's "
+            f"{vocabulary.text_size} for text; make its text size at least that"
+        )
+    parts: list[tuple[np.ndarray, bool]] = []
+    if add_bos:
+        parts.append((_ids(vocabulary.bos_id), False))
+    for position, field in enumerate(spec.fields):
+        if field.names == (BOS,):
+            tokens = _ids(vocabulary.bos_id)
+        elif field.names == (EOS,):
+            tokens = _ids(vocabulary.eos_id)
+        elif field.is_vision:
+            codes = _frames(record, field.names[0], codes_per_frame, max_n_frames)
+            tokens = _vision_tokens(codes, field.names[0], tokenizer, vocabulary)
+        else:
+            text = subfield_separator.join(_text(record, name) for name in field.names)
+            tokens = tokenizer.encode(text if position else prepend_text + text)
+        parts.append((tokens, field.loss))
+    if add_eos:
+        parts.append((_ids(vocabulary.eos_id), True))
+    joined = np.concatenate([tokens for tokens, _ in parts]) if parts else _ids()
+    return joined, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
+
+
+def _ids(*ids: int) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        lack = "lacks" if name not in record else f"holds {type(value).__name__}, not text, in"
+        raise BadData(f'the record {lack} the field "{name}"')
+    return value
+
+
+def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_frames: int | None) -> np.ndarray:
+    """Codes [n_frames, codes_per_frame] of a vision field."""
+    if record.get(name) is None:
+        raise BadData(f'the record lacks the field "{name}"')
+    try:
+        codes = np.asarray(record[name])
+    except ValueError:
+        raise BadData(f'the frames in the field "{name}" differ in length') from None
+    if codes.size and codes.dtype.kind not in "iu":
+        raise BadData(f'the field "{name}" holds no VQGAN codes')
+    if codes.ndim == 1 and per_frame:
+        codes = codes[: len(codes) // per_frame * per_frame].reshape(-1, per_frame)
+    if codes.ndim != 2 or codes.size == 0 or (per_frame and codes.shape[1] != per_frame):
+        raise BadData(
+            f'the field "{name}" of shape {list(codes.shape)} holds no whole frame of {per_frame or "n"} codes'
+        )
+    return codes[uniform_sample(len(codes), max_n_frames)] if max_n_frames else codes
+
+
+def _vision_tokens(codes: np.ndarray, name: str, tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> np.ndarray:
+    try:
+        ids = vocabulary.codes_to_ids(codes)
+    except ValueError as error:
+        raise BadData(f'field "{name}": {error}') from None
+    ends = np.full((len(codes), 1), vocabulary.eof_id, dtype=np.int32)
+    ends[-1] = vocabulary.eov_id
+    stream = np.concatenate([ids, ends], axis=1).ravel()
+    return np.concatenate([tokenizer.encode("<vision>"), stream, tokenizer.encode("</vision>")])
+
+
+def _loss_spans(parts: Sequence[tuple[int, bool]]) -> Spans:
+    """Spans of (length, loss) parts laid end to end; neighbours merged, token 0 left out."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for length, loss in parts:
+        start, end = max(end, 1), end + length
+        if not loss or start >= end:
+            continue
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return tuple(spans)
