@@ -1,0 +1,114 @@
+"""Documents on disk between the tokenize and the pack stage: one Parquet file a partition.
+
+In and out: `Document`s in order. The same documents make the same bytes (for one version of pyarrow). Memory holds one
+row group, bounded by its tokens, on both sides. Columns: key, source, tokens list<int32>, loss_spans
+list<struct<start, end>>, provenance as JSON; any Parquet reader can look inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokenization.document import Document
+from tokenization.errors import BadData
+
+ROW_GROUP_TOKENS = 1 << 22  # 16 MB
+ROW_GROUP_DOCUMENTS = 1 << 14
+
+SPAN = pa.struct([pa.field("start", pa.int64(), nullable=False), pa.field("end", pa.int64(), nullable=False)])
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("tokens", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False),
+        pa.field("loss_spans", pa.list_(pa.field("element", SPAN, nullable=False)), nullable=False),
+        pa.field("provenance", pa.string(), nullable=False),
+    ]
+)
+
+
+def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_tokens: int = ROW_GROUP_TOKENS) -> int:
+    """Write documents as they come; returns how many. The file need not be seekable and is left open.
+
+    row_group_tokens: a row group is closed before it would pass this many tokens; a longer document has its own. If the
+    documents raise, what was written is made unreadable, so that half a file never passes for a whole one.
+    """
+    writer = pq.ParquetWriter(fileobj, SCHEMA, version="2.6", compression="zstd", use_dictionary=False)
+    count = 0
+    try:
+        for group in _groups(documents, row_group_tokens):
+            writer.write_batch(_to_batch(group), row_group_size=len(group))
+            count += len(group)
+    except BaseException:
+        writer.close()  # it would close itself later, with a valid footer
+        fileobj.write(b"unfinished")
+        raise
+    writer.close()
+    return count
+
+
+def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
+    """The documents of a file, in order, a row group at a time. Raises BadData if it is no whole file of documents."""
+    try:
+        parquet = pq.ParquetFile(fileobj, pre_buffer=False)
+        if not parquet.schema_arrow.equals(SCHEMA):
+            raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
+        for group in range(parquet.num_row_groups):
+            yield from _from_table(parquet.read_row_group(group, use_threads=False))
+    except (pa.ArrowException, OSError) as error:
+        raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
+
+
+def _groups(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    held = 0
+    for document in documents:
+        if group and (held + len(document) > tokens or len(group) == ROW_GROUP_DOCUMENTS):
+            yield group
+            group, held = [], 0
+        group.append(document)
+        held += len(document)
+    if group:
+        yield group
+
+
+def _to_batch(group: list[Document]) -> pa.RecordBatch:
+    spans = np.array([span for document in group for span in document.loss_spans], dtype=np.int64).reshape(-1, 2)
+    pairs = pa.StructArray.from_arrays([pa.array(spans[:, 0]), pa.array(spans[:, 1])], fields=list(SPAN))
+    tokens = np.concatenate([np.asarray(document.tokens, dtype=np.int32) for document in group])
+    columns = [
+        pa.array([document.key for document in group], pa.string()),
+        pa.array([document.source for document in group], pa.string()),
+        _lists([len(document) for document in group], pa.array(tokens), SCHEMA.field("tokens").type),
+        _lists([len(document.loss_spans) for document in group], pairs, SCHEMA.field("loss_spans").type),
+        pa.array([_json(document) for document in group], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _lists(lengths: list[int], values: pa.Array, kind: pa.DataType) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+
+
+def _json(document: Document) -> str:
+    return json.dumps(dict(document.provenance), sort_keys=True, separators=(",", ":"))
+
+
+def _from_table(table: pa.Table) -> Iterator[Document]:
+    for batch in table.to_batches():
+        keys, sources, tokens, spans, provenances = batch.columns
+        for row in range(batch.num_rows):
+            yield Document(
+                keys[row].as_py(),
+                sources[row].as_py(),
+                tokens[row].values.to_numpy().copy(),  # a view would keep the whole row group alive
+                tuple((span["start"], span["end"]) for span in spans[row].as_py()),
+                json.loads(provenances[row].as_py()),
+            )
