@@ -46,7 +46,7 @@ def attend_(
     begin with). q [T, H, D]; k, v [N, Hkv, D], all of one dtype, Hkv dividing H. scale: 1 / sqrt(D) where None. CUDA
     takes fp16 and bf16 only.
     """
-    if q.device.type == "cpu":
+    if _on_cpu(q):
         _attend_cpu(out, lse, q, k, v, runs, scale)
     else:
         for causal in (True, False):
@@ -71,12 +71,16 @@ def attend_backward_(
     out [T, H, D] (inputs' dtype) and lse [T, H] (accumulator dtype) are the finished results over *all* keys of a
     query; grad_out [T, H, D] is the gradient of out.
     """
-    if q.device.type == "cpu":
+    if _on_cpu(q):
         _backward_cpu(dq, dk, dv, grad_out, q, k, v, out, lse, runs, scale)
     else:
         for causal in (True, False):
             chosen = [run for run in runs if run.causal == causal]
             _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, chosen, causal, scale)
+
+
+def _on_cpu(q: Tensor) -> bool:
+    return q.device.type == "cpu"
 
 
 def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:

@@ -1,0 +1,135 @@
+"""Block kernels: results over blocks of keys merge to the whole, on the CPU and through the CUDA path's bookkeeping."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attention_groups import dense_results, random_tensors, relative_error
+from torch import Tensor
+
+from model.attention import kernels
+from model.attention.kernels import attend_, attend_backward_, empty_result
+from model.attention.plan import Run
+
+# One document of 40 tokens whose keys come as two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
+BLOCKS = [
+    (slice(0, 24), [Run(0, 24, 0, 24, True), Run(24, 40, 0, 24, False)]),
+    (slice(24, 48), [Run(24, 40, 0, 16, True), Run(40, 48, 16, 24, True)]),
+]
+# The same pairs with a key in several runs and queries that are no neighbours.
+SCRAMBLED = [
+    (slice(0, 24), [Run(32, 40, 0, 24, False), Run(0, 24, 0, 24, True), Run(24, 32, 0, 24, False)]),
+    (slice(24, 48), [Run(40, 48, 16, 24, True), Run(24, 40, 0, 16, True)]),
+]
+
+
+def by_blocks(tensors: list[Tensor], blocks: list[tuple[slice, list[Run]]]) -> list[Tensor]:
+    """[out, dq, dk, dv], one call of each kernel a block of keys."""
+    q, k, v, grad = tensors
+    out, lse = empty_result(q)
+    for keys, runs in blocks:
+        attend_(out, lse, q, k[keys], v[keys], runs)
+    out = out.to(q.dtype)
+    dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))
+    for keys, runs in blocks:
+        attend_backward_(dq, dk[keys], dv[keys], grad, q, k[keys], v[keys], out, lse, runs)
+    return [out, dq, dk, dv]
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, list(reversed(BLOCKS)), SCRAMBLED])
+def test_blocks_of_keys_in_any_order_merge_to_the_whole(blocks: list) -> None:
+    tensors = random_tensors(48, 4, 2, 24, torch.float64)
+    reference = dense_results(tensors, np.array([0, 40, 48]))
+    assert max(relative_error(x, r) for x, r in zip(by_blocks(tensors, blocks), reference)) <= 1e-12
+
+
+def test_large_scores_overflow_nowhere() -> None:
+    q, k, v, grad = random_tensors(48, 4, 2, 24, torch.float64)
+    tensors = [200 * q, k, v, grad]
+    results = by_blocks(tensors, BLOCKS)
+    reference = dense_results(tensors, np.array([0, 40, 48]))
+    assert all(torch.isfinite(x).all() for x in results)
+    assert max(relative_error(x, r) for x, r in zip(results, reference)) <= 1e-10
+
+
+def test_strided_inputs_give_what_contiguous_ones_give() -> None:
+    tensors = random_tensors(48, 4, 4, 24, torch.float32)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in tensors]
+    for x, y in zip(by_blocks(tensors, BLOCKS), by_blocks(strided, BLOCKS)):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "accumulator"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_results_are_accumulated_in_single_precision_or_better(dtype: torch.dtype, accumulator: torch.dtype) -> None:
+    out, lse = empty_result(torch.zeros(3, 2, 8, dtype=dtype))
+    assert out.dtype == lse.dtype == accumulator
+
+
+def test_the_cuda_path_calls_operators_as_torch_declares_them() -> None:
+    # On the meta device torch checks the call and infers the shapes without a GPU.
+    tensors = [x.to("meta") for x in random_tensors(48, 4, 2, 20, torch.bfloat16)]
+    out, dq, dk, dv = by_blocks(tensors, BLOCKS)
+    assert out.shape == dq.shape == (48, 4, 20)
+    assert dk.shape == dv.shape == (48, 2, 20)
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, SCRAMBLED])
+@pytest.mark.parametrize("size", [20, 24])
+def test_the_cuda_path_gathers_and_scatters_the_right_rows(
+    blocks: list, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_cuda_forward", varlen_forward)
+    monkeypatch.setattr(kernels, "_cuda_backward", varlen_backward)
+    monkeypatch.setattr(kernels, "_on_cpu", lambda q: False)
+    tensors = random_tensors(48, 4, 2, size, torch.float64)
+    reference = dense_results(tensors, np.array([0, 40, 48]))
+    assert max(relative_error(x, r) for x, r in zip(by_blocks(tensors, blocks), reference)) <= 1e-12
+
+
+def sequences(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    return [(slice(*a), slice(*b)) for a, b in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()))]
+
+
+def batched(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None]
+
+
+def varlen_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, dropout: float, causal: bool,
+    debug: bool, *, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What FlashAttention's variable-length forward returns: out [rows, H, D] and lse [H, rows]."""
+    assert q.shape[-1] % 8 == 0
+    parts = []
+    for rows, keys in sequences(cu_q, cu_k):
+        parts.append(
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                batched(q[rows]), batched(k[keys]), batched(v[keys]), 0.0, causal, scale=scale
+            )
+        )
+    return torch.cat([out[0].transpose(0, 1) for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], dim=1)
+
+
+def varlen_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int,
+    max_k: int, dropout: float, causal: bool, rng_state: Tensor, unused: Tensor, *, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of `varlen_forward`, from the out and lse given."""
+    assert lse.shape == (q.shape[1], len(q))
+    columns: list[list[Any]] = [[], [], []]
+    for rows, keys in sequences(cu_q, cu_k):
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(batched(x) for x in (grad[rows], q[rows], k[keys], v[keys], out[rows])),
+            lse[None, :, rows].transpose(1, 2).contiguous().transpose(1, 2),
+            0.0,
+            causal,
+            scale=scale,
+        )
+        for column, part in zip(columns, grads):
+            column.append(part[0].transpose(0, 1))
+    return [torch.cat(column) for column in columns]
