@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from model.attention.plan import plan_sequence
+from model.loss import CHUNK
 from model.mesh import Mesh
 from model.schedule import Schedule
 from model.step import MicroBatchLoss
@@ -65,6 +66,8 @@ class EngineSettings:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """On all parameters, norms and embeddings too, as LWM does."""
+    loss_chunk: int = CHUNK
+    """Targets whose logits exist at once."""
     activation_checkpointing: bool = False
     """Keep only each layer's input and compute the rest again in the backward."""
     zero_options: Mapping[str, Any] = field(default_factory=dict)
@@ -211,6 +214,7 @@ class TrainingEngine:
             loss_weight=here(batch.loss_weight, torch.float32),
             plan=plan,
             group=self.mesh.sp_group,
+            chunk=self.settings.loss_chunk,
         )
         return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(mine))])
 

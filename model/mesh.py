@@ -7,13 +7,18 @@ gradient is a sum over tokens, wherever they are held.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from tokenization.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,27 @@ class Mesh:
     def sp_rank(self) -> int:
         """Which share of each sequence this rank holds, 0 <= sp_rank < sp."""
         return self.rank % self.sp
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank and gather its results by rank; where one rank fails, every rank raises its error.
+
+        So nobody waits for a rank that has given up. A full disk becomes a UserError. Collective.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = action()
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere") if full else error
+        except Exception as error:
+            failure = error
+        outcomes: list[Any] = [None] * self.world_size
+        dist.all_gather_object(outcomes, (result, failure))
+        for _, raised in outcomes:
+            if raised is not None:
+                raise raised
+        return [outcome for outcome, _ in outcomes]
 
 
 def build_mesh(sp: int = 1) -> Mesh:
