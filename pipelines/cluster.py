@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.train import TrainingFailedError
 
 from tokenization.errors import BadData, UserError
 
@@ -49,10 +50,20 @@ def ray_instance(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_errors() -> Iterator[None]:
-    """Let a UserError or BadData raised inside a Ray task surface as itself, without Ray's traceback around it."""
+    """Let a UserError or BadData raised in a Ray task or training worker surface as itself, without Ray around it."""
     try:
         yield
     except RayTaskError as error:
-        if isinstance(error.cause, UserError | BadData):
-            raise error.cause from None
+        _surface([error.cause])
         raise
+    except TrainingFailedError as error:
+        _surface(list(getattr(error, "worker_failures", {}).values()))
+        raise
+
+
+def _surface(causes: list[BaseException | None]) -> None:
+    for cause in causes:
+        while cause is not None:
+            if isinstance(cause, UserError | BadData):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__

@@ -7,16 +7,13 @@ manifest is there, and not before.
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.code_hash import code_hashes
 from pipelines.storage import Store
 
 MANIFEST = "manifest.json"
@@ -28,13 +25,13 @@ Status = Literal["done", "resume", "run"]
 class Stage:
     """One node: what determines its output, and the function that makes it.
 
-    settings: plain JSON. modules: the modules whose code shapes the output's bytes. inputs: names of stages before it.
+    settings: plain JSON. module: the one whose code makes the output. inputs: names of stages before it.
     run: called with the stage's `StageRun`; returns the stage-specific part of the manifest.
     """
 
     name: str
     settings: Mapping[str, Any]
-    modules: tuple[str, ...]
+    module: str
     inputs: tuple[str, ...]
     run: Callable[[Any], dict[str, Any]]
 
@@ -63,7 +60,7 @@ def plan(stages: Sequence[Stage], store: Store) -> list[PlannedStage]:
         declaration = {
             "stage": stage.name,
             "settings": _plain(stage.settings),
-            "code": {module: code_hash(module) for module in stage.modules},
+            "code": code_hashes(stage.module),
             "inputs": {name: planned[name].fingerprint for name in stage.inputs},
         }
         fingerprint = digest(declaration)
@@ -83,24 +80,6 @@ def plan(stages: Sequence[Stage], store: Store) -> list[PlannedStage]:
 def digest(value: Any) -> str:
     """sha256 of a value's canonical JSON, as hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-@functools.cache
-def code_hash(module: str) -> str:
-    """Hash of what a module does: its source without comments and docstrings, so that prose never re-runs a stage."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(module)
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.body
-            and isinstance(node.body[0], ast.Expr)
-            and isinstance(node.body[0].value, ast.Constant)
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

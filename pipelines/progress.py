@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,3 +79,44 @@ def bar(stage: str, total: int | None, unit: str, done: int = 0) -> Iterator[Bar
             yield line
         finally:
             line.close()
+
+
+@ray.remote(num_cpus=0)
+class _Reports:
+    """The latest step and figures of work that runs elsewhere on the cluster."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, dict[str, float]] = (0, {})
+
+    def report(self, step: int, figures: dict[str, float]) -> None:
+        self._last = (step, figures)
+
+    def last(self) -> tuple[int, dict[str, float]]:
+        return self._last
+
+
+@contextlib.contextmanager
+def following(line: Bar) -> Iterator[Any]:
+    """Yields an actor handle; what remote work tells it by `report.remote(step, figures)` moves the bar."""
+    actor = _Reports.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        while True:
+            last_look = stop.wait(0.5)
+            step, figures = ray.get(actor.last.remote())
+            if step > shown:
+                line.advance(step - shown, **figures)
+                shown = step
+            if last_look:
+                return
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(actor)

@@ -78,7 +78,7 @@ class VQGANTraining(Config):
     checkpoint_steps: Positive = 100
 
 
-class VQGAN(Config):
+class VisualTokenizer(Config):
     """The visual tokenizer: named weights, or a small one trained here."""
 
     config: Literal["lwm"] | dict[str, int | list[int]] = "lwm"
@@ -90,7 +90,7 @@ class VQGAN(Config):
     """Of the encoder's convolutions when tokenizing."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> VQGAN:
+    def _is_whole(self) -> VisualTokenizer:
         if (self.weights is None) == (self.train is None):
             raise ValueError("give either vqgan.weights or vqgan.train, not both and not neither")
         try:
@@ -237,7 +237,7 @@ class Recipe(Config):
     storage: Storage
     sources: dict[Name, Source] = Field(min_length=1)
     text_tokenizer: TextTokenizer = TextTokenizer()
-    vqgan: VQGAN | None = None
+    vqgan: VisualTokenizer | None = None
     tokenize: Tokenize = Tokenize()
     pack: Pack = Pack()
     model: Model = Model()

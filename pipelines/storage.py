@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tokenization.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+_CACHE = Path(tempfile.gettempdir()) / "ringworld-cache"
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
 
 
@@ -245,16 +247,40 @@ class Store:
             path.unlink(missing_ok=True)
         return len(left)
 
-    def fetch_folder(self, folder: str) -> Path:
+    def fetch_folder(self, folder: str = "") -> Path:
         """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files."""
         if self.is_local:
             return Path(self.path(folder))
-        local = Path(tempfile.gettempdir()) / "ringworld-cache" / hashlib.sha256(self.path(folder).encode()).hexdigest()
-        fs, path = _filesystem(self.path(folder), self.options)
+        local = _CACHE / hashlib.sha256(self.path(folder).encode()).hexdigest()
+        start = len(folder) + 1 if folder else 0
         for name in self.names(folder):
-            target = local / name[len(folder) + 1 :]
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(f"{path.rstrip('/')}/{name[len(folder) + 1 :]}", str(target) + ".part")
-                os.replace(str(target) + ".part", target)
+            target = local / name[start:]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fetch_file(self.path(name), self.options), target)
         return local
+
+
+def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
+    """A local path with the content of one URL: the file itself when it is local, else a cached copy."""
+    fs, path = _filesystem(url, options)
+    if isinstance(fs, LocalFileSystem):
+        if not Path(path).exists():
+            raise UserError(f"{url}: no such file; check the path in the recipe")
+        return Path(path)
+    local = _CACHE / hashlib.sha256(url.encode()).hexdigest() / Path(path).name
+    if not local.exists():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}")
+        try:
+            fs.get_file(path, str(part))
+        except FileNotFoundError:
+            raise UserError(f"{url}: no such object; check the URL in the recipe") from None
+        os.replace(part, local)
+    return local
+
+
+def fetch_url_folder(url: str, options: dict[str, Any] | None = None) -> Path:
+    """A local path with the content of the folder at a URL."""
+    if url.startswith("package://"):
+        return Path(_filesystem(url, options)[1])
+    return Store(url, options or {}).fetch_folder()

@@ -7,11 +7,9 @@ is a plain Llama. A modality never travels beside the ids: it is a range of this
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
-
-Ids = TypeVar("Ids")  # numpy array, torch tensor or int: anything that compares elementwise
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,16 @@ class JointVocabulary:
         """Joint id that ends the last frame of a vision stream."""
         return self.text_size + self.codebook_size + 1
 
-    def is_vision(self, ids: Ids) -> Ids:
-        """True where an id lies in the vision range; `<eof>` and `<eov>` count as vision, as in LWM's masks."""
-        return ids >= self.text_size  # type: ignore[operator]
+    def is_vision(self, ids: Any) -> Any:
+        """bool of the shape of `ids` (array, tensor or int): True in the vision range, to which `<eof>` and `<eov>` belong."""
+        return ids >= self.text_size
 
     def codes_to_ids(self, codes: np.ndarray) -> np.ndarray:
         """VQGAN codes (any integer dtype and shape) to joint ids, int32. Raises ValueError on a code out of range."""
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(f"code {int(codes.min())}..{int(codes.max())} outside the codebook of {self.codebook_size}")
+            raise ValueError(
+                f"code {int(codes.min())}..{int(codes.max())} outside the codebook of {self.codebook_size}"
+            )
         return (codes + self.text_size).astype(np.int32)
 
     def ids_to_codes(self, ids: np.ndarray) -> np.ndarray:

@@ -1,0 +1,43 @@
+"""`ringworld inspect PATH`: print what a stage's folder, a shard set or a checkpoint holds; `--verify` re-hashes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+HELP = "print what a stage's folder, a shard set or a checkpoint holds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("path", help="a run's root, a stage's folder, a checkpoint or a model folder; any fsspec URL")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.add_argument("--verify", action="store_true", help="re-hash every file and compare with what was committed")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Print the contents; with --verify the exit code is 1 when something is not as it was committed."""
+    from pipelines.contents import describe, verify
+
+    contents = describe(arguments.path)
+    problems = verify(arguments.path) if arguments.verify else None
+    if arguments.json:
+        print(json.dumps({**contents, **({"problems": problems} if problems is not None else {})}, indent=1))
+    else:
+        for key, value in _lines(contents):
+            print(f"{key:<40} {value}")
+        for problem in problems or []:
+            print(f"PROBLEM {problem}")
+        if problems == []:
+            print("verified: every file is as it was committed")
+    return 1 if problems else 0
+
+
+def _lines(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append((prefix + key, value))
+    return lines

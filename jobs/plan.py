@@ -1,0 +1,48 @@
+"""`ringworld plan RECIPE`: print the DAG, what is done, what will run, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from jobs.run import add_arguments as add_recipe_arguments
+
+HELP = "print a recipe's stages: which are done, which will run, and which input, setting or code changed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe's arguments, and --json."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Print the plan; nothing is run or written."""
+    from pipelines.recipe_file import load_recipe
+    from pipelines.run import plan_recipe
+
+    stages = plan_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    if arguments.json:
+        print(json.dumps([_row(stage) for stage in stages], indent=1))
+        return 0
+    width = max(len(stage.name) for stage in stages)
+    for stage in stages:
+        inputs = f"<- {', '.join(stage.stage.inputs)}" if stage.stage.inputs else ""
+        print(f"{stage.name:<{width}}  {stage.status:<6}  {stage.fingerprint[:16]}  {inputs}")
+        for reason in stage.reasons:
+            print(f"{'':<{width}}          {reason}")
+    return 0
+
+
+def _row(stage: object) -> dict[str, object]:
+    from pipelines.dag import PlannedStage
+
+    assert isinstance(stage, PlannedStage)
+    return {
+        "stage": stage.name,
+        "status": stage.status,
+        "fingerprint": stage.fingerprint,
+        "inputs": list(stage.stage.inputs),
+        "reasons": list(stage.reasons),
+        "folder": stage.store.path(),
+    }

@@ -1,0 +1,48 @@
+"""`ringworld run RECIPE`: run the whole DAG. `python -m jobs.run RECIPE` is the same, as the entry point of a Ray job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+HELP = "run a recipe to the end; what is done is passed over, what was interrupted carries on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command; `plan` takes the same."""
+    parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe, e.g. --set train.stages.0.lr=3e-4; may be given several times",
+    )
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Run the recipe on the cluster that RAY_ADDRESS names, or on a Ray instance of its own."""
+    from pipelines.recipe_file import load_recipe
+    from pipelines.run import root_store, run_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    run_recipe(recipe, os.environ.get("RAY_ADDRESS"))
+    print(f"report: {root_store(recipe).path('report.html')}")
+    return 0
+
+
+def main() -> int:
+    """The command on its own."""
+    from jobs.cli import guarded, set_up_logging
+
+    parser = argparse.ArgumentParser(prog="python -m jobs.run", description=HELP)
+    add_arguments(parser)
+    parser.set_defaults(call=call)
+    set_up_logging()
+    return guarded(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

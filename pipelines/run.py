@@ -1,0 +1,83 @@
+"""Runs a recipe's DAG to the end on Ray: what is done is passed over, what was interrupted carries on."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.cluster import ray_instance
+from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
+from pipelines.lease import lease
+from pipelines.recipe import Recipe
+from pipelines.stages import Manifest, StageRun, build_stages
+from pipelines.storage import Store
+
+log = logging.getLogger("ringworld")
+
+
+def plan_recipe(recipe: Recipe) -> list[PlannedStage]:
+    """The recipe's stages with what is done, what will run, and why."""
+    return plan(build_stages(recipe), root_store(recipe))
+
+
+def root_store(recipe: Recipe) -> Store:
+    """The run's output folder."""
+    return Store(recipe.storage.root, recipe.storage.options)
+
+
+def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest]:
+    """Run every stage that is not done and return all manifests by stage name.
+
+    address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. Raises UserError
+    for what the user can mend; a stage that fails for another reason raises what it raised.
+    """
+    root = root_store(recipe)
+    with lease(root):
+        stages = plan_recipe(recipe)
+        for stage in stages:
+            log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons))
+        if all(stage.status == "done" for stage in stages):
+            return {stage.name: _manifest(stage) for stage in stages}
+        with ray_instance(address):
+            return _run_all(stages)
+
+
+def _run_all(stages: Sequence[PlannedStage]) -> dict[str, Manifest]:
+    manifests: dict[str, Manifest] = {}
+    by_name = {stage.name: stage for stage in stages}
+    for stage in stages:
+        if stage.status != "done":
+            inputs = {name: (by_name[name].store, manifests[name]) for name in stage.stage.inputs}
+            _run_one(stage, StageRun(stage.store, inputs, by_name))
+        manifests[stage.name] = _manifest(stage)
+    return manifests
+
+
+def _run_one(stage: PlannedStage, context: StageRun) -> None:
+    started = time.monotonic()
+    swept = stage.store.sweep_temporaries()
+    if swept:
+        log.info("%s: removed %d half-written files of a dead run", stage.name, swept)
+    if not stage.store.exists(STARTED):
+        stage.store.write_json(STARTED, dict(stage.declaration))
+    result = stage.stage.run(context)
+    seconds = time.monotonic() - started
+    manifest: dict[str, Any] = {
+        **stage.declaration,
+        "fingerprint": stage.fingerprint,
+        "seconds": round(seconds, 3),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quarantine": [],
+        **result,
+    }
+    stage.store.write_json(MANIFEST, manifest)
+    log.info("%s: done in %.1f s", stage.name, seconds)
+
+
+def _manifest(stage: PlannedStage) -> Manifest:
+    manifest: Manifest | None = stage.store.read_json(MANIFEST)
+    assert manifest is not None, stage.name
+    return manifest

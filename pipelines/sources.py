@@ -1,0 +1,131 @@
+"""The first stage: what raw objects there are. Listing is cheap and happens anew in every plan, so that a changed,
+added or removed object changes the fingerprint of what depends on it.
+
+In: the recipe's sources. Out: `objects.jsonl`, one `SourceObject` a line, sorted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.dag import digest
+from pipelines.recipe import Kind, Recipe, Source
+from pipelines.storage import Store, join_url, list_objects, open_url
+from tokenization.errors import UserError
+from tokenization.records import SideData
+
+OBJECTS = "objects.jsonl"
+
+_KINDS: dict[Kind, frozenset[str]] = {
+    "video": frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"}),
+    "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}),
+    "text": frozenset({".txt", ".md", ".jsonl", ".parquet"}),
+}
+
+
+@dataclass(frozen=True)
+class SourceObject:
+    """One raw object: where it is, what it is, and what is said about it beside it.
+
+    key: unique within the run, `source/path below the pattern`. etag: changes when the content does.
+    side: caption, question, answer, ... by key, for media.
+    """
+
+    key: str
+    source: str
+    url: str
+    size: int
+    etag: str
+    kind: Kind
+    heldout: bool
+    side: dict[str, Any]
+
+
+def list_sources(recipe: Recipe) -> list[SourceObject]:
+    """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
+    objects: list[SourceObject] = []
+    for name, source in sorted(recipe.sources.items()):
+        found = {found.key: found for found in _list_source(name, source, recipe)}
+        objects += [found[key] for key in sorted(found)]
+    return objects
+
+
+def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
+    """What the fingerprint of the `sources` stage says of a listing: counts and a hash, by source."""
+    by_source: dict[str, list[SourceObject]] = {}
+    for found in objects:
+        by_source.setdefault(found.source, []).append(found)
+    return {
+        name: {"objects": len(group), "bytes": sum(o.size for o in group), "digest": digest([asdict(o) for o in group])}
+        for name, group in by_source.items()
+    }
+
+
+def write_objects(store: Store, objects: Sequence[SourceObject]) -> dict[str, Any]:
+    """The stage itself: commit the listing."""
+    with store.writing(OBJECTS) as file:
+        for found in objects:
+            file.write((json.dumps(asdict(found), sort_keys=True) + "\n").encode())
+    return {"outputs": {"objects": OBJECTS}, "figures": listing_digest(objects)}
+
+
+def read_objects(store: Store) -> list[SourceObject]:
+    """The listing that `write_objects` committed."""
+    with store.open(OBJECTS) as file:
+        return [SourceObject(**json.loads(line)) for line in file]
+
+
+def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
+    options = recipe.storage.options
+    side = _side_data(name, source, recipe)
+    for pattern in source.urls:
+        url = join_url(recipe.storage.data, pattern)
+        base = _base(url)
+        for info in list_objects(url, options):
+            key = f"{name}/{_below(info.url, base)}"
+            heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
+            yield SourceObject(
+                key=key,
+                source=name,
+                url=info.url,
+                size=info.size,
+                etag=info.etag,
+                kind=source.kind or _kind(info.url, name),
+                heldout=heldout,
+                side=side.get(info.url) if side else {},
+            )
+
+
+def _side_data(name: str, source: Source, recipe: Recipe) -> SideData | None:
+    if not source.side:
+        return None
+    urls = [
+        info.url
+        for pattern in source.side
+        for info in list_objects(join_url(recipe.storage.data, pattern), recipe.storage.options)
+    ]
+    return SideData.load((url, open_url(url, recipe.storage.options)) for url in urls)
+
+
+def _base(url: str) -> str:
+    """The part of a pattern before its first folder with a glob."""
+    head = re.split(r"[*?\[]", url, maxsplit=1)[0]
+    return head[: head.rfind("/") + 1]
+
+
+def _below(url: str, base: str) -> str:
+    return url[len(base) :] if url.startswith(base) else PurePosixPath(url).name
+
+
+def _kind(url: str, source: str) -> Kind:
+    suffix = PurePosixPath(url).suffix.lower()
+    for kind, suffixes in _KINDS.items():
+        if suffix in suffixes:
+            return kind
+    raise UserError(f"sources.{source}: cannot tell the kind of {url} by its extension; set sources.{source}.kind")

@@ -1,0 +1,217 @@
+"""A recipe as a DAG: which stages there are, what each depends on, which settings and code shape its output.
+
+What only changes how fast a stage runs (pools, resources, retries) is left out of the settings, so that a run can
+carry on over another cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.dag import PlannedStage, Stage
+from pipelines.progress import bar
+from pipelines.recipe import Recipe, TrainStage
+from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
+from pipelines.storage import Store, fetch_file, list_objects
+from tokenization.text import load_text_tokenizer
+from tokenization.vocabulary import JointVocabulary
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage's `run` is given: its own folder, and what its inputs made."""
+
+    store: Store
+    inputs: Mapping[str, tuple[Store, Manifest]]
+    every: Mapping[str, PlannedStage]
+
+
+def build_stages(recipe: Recipe) -> list[Stage]:
+    """The recipe's DAG, every stage after its inputs. Lists the sources, which may raise UserError."""
+    objects = list_sources(recipe)
+    media = recipe.vqgan is not None and any(found.kind != "text" for found in objects)
+    stages = [_sources(objects)]
+    if media:
+        stages.append(_vqgan(recipe))
+    stages.append(_tokenize(recipe, media))
+    previous: str | None = None
+    for stage in recipe.train.stages:
+        stages.append(_pack(recipe, stage, media))
+        stages.append(_train(recipe, stage, previous))
+        previous = stages[-1].name
+    assert previous is not None
+    stages.append(_evaluate(recipe, previous, media))
+    stages.append(_report(recipe, [stage.name for stage in stages]))
+    return stages
+
+
+def joint_vocabulary(recipe: Recipe) -> JointVocabulary:
+    """The vocabulary of the recipe's text tokenizer and VQGAN; without a VQGAN it has no vision range."""
+    tokenizer = load_text_tokenizer(str(fetch_file(recipe.text_tokenizer.path, recipe.storage.options)))
+    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    if recipe.vqgan is None:
+        return JointVocabulary(tokenizer.size, 0, 0, **special)
+    return JointVocabulary.for_codebook(tokenizer.size, recipe.vqgan.sizes.codebook_size, **special)
+
+
+def _sources(objects: Sequence[SourceObject]) -> Stage:
+    return Stage(
+        name="sources",
+        settings=listing_digest(objects),
+        module="pipelines.sources",
+        inputs=(),
+        run=lambda run: write_objects(run.store, objects),
+    )
+
+
+def _vqgan(recipe: Recipe) -> Stage:
+    vqgan = recipe.vqgan
+    assert vqgan is not None
+
+    def run(stage: StageRun) -> Manifest:
+        from pipelines.vqgan import vqgan_task
+
+        with bar("vqgan", vqgan.train.steps if vqgan.train else None, "step") as line:
+            return vqgan_task(vqgan, read_objects(stage.inputs["sources"][0]), recipe.seed, stage.store, line)
+
+    return Stage(
+        name="vqgan",
+        settings={
+            "config": vqgan.sizes.to_dict(),
+            "weights": [vqgan.weights, list_objects(_weights_pattern(vqgan.weights))[0].etag]
+            if vqgan.weights
+            else None,
+            "train": vqgan.train.model_dump(exclude={"checkpoint_steps"}) if vqgan.train else None,
+            "seed": recipe.seed,
+        },
+        module="pipelines.vqgan",
+        inputs=("sources",) if vqgan.train else (),
+        run=run,
+    )
+
+
+def _weights_pattern(weights: str) -> str:
+    return weights if weights.endswith((".pkl", ".pickle")) else f"{weights.rstrip('/')}/*"
+
+
+def _tokenize(recipe: Recipe, media: bool) -> Stage:
+    tokenizer = list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0]
+
+    def run(stage: StageRun) -> Manifest:
+        from pipelines.tokenize import cut_partitions, tokenize_all
+
+        objects = read_objects(stage.inputs["sources"][0])
+        vqgan = stage.inputs["vqgan"][0] if media else None
+        total = len(cut_partitions(objects, recipe.tokenize.partition_bytes))
+        with bar("tokenize", total, "part") as line:
+            return tokenize_all(recipe, objects, joint_vocabulary(recipe), vqgan, stage.store, line)
+
+    return Stage(
+        name="tokenize",
+        settings={
+            "fields": {name: source.fields for name, source in recipe.sources.items()},
+            "tokenize": recipe.tokenize.model_dump(exclude={"decode", "encode", "max_bad_fraction"}),
+            "text_tokenizer": tokenizer.etag,
+            "encoder": recipe.vqgan.precision if recipe.vqgan else None,
+            "seed": recipe.seed,
+        },
+        module="pipelines.tokenize",
+        inputs=("sources", "vqgan") if media else ("sources",),
+        run=run,
+    )
+
+
+def _pack(recipe: Recipe, stage: TrainStage, media: bool) -> Stage:
+    def run(this: StageRun) -> Manifest:
+        from pipelines.pack import PackJob, cut_pack_partitions, pack_all
+
+        documents, tokenized = this.inputs["tokenize"]
+        parts = tokenized["outputs"]["partitions"]
+        job = PackJob(recipe.pack, stage, joint_vocabulary(recipe), recipe.seed)
+        total = len(cut_pack_partitions(parts, list(stage.mixture), recipe.pack.partition_tokens))
+        with bar(f"pack-{stage.name}", total, "part") as line:
+            return pack_all(job, parts, documents, this.store, line)
+
+    return Stage(
+        name=f"pack-{stage.name}",
+        settings={
+            "pack": recipe.pack.model_dump(exclude={"pool"}),
+            "context": stage.context,
+            "objective": stage.objective,
+            "sources": sorted(stage.mixture),
+            "document_tokens": [stage.min_document_tokens, stage.max_document_tokens],
+            "seed": recipe.seed,
+        },
+        module="pipelines.pack",
+        inputs=("tokenize",),
+        run=run,
+    )
+
+
+def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
+    def run(this: StageRun) -> Manifest:
+        from pipelines.train import train_stage
+
+        before = this.inputs[previous][0] if previous else None
+        with bar(f"train-{stage.name}", stage.steps, "step") as line:
+            return train_stage(
+                recipe, stage, joint_vocabulary(recipe), this.inputs[f"pack-{stage.name}"], before, this.store, line
+            )
+
+    first = {"model": recipe.model.model_dump()} if previous is None else {}
+    return Stage(
+        name=f"train-{stage.name}",
+        settings={
+            "stage": stage.model_dump(exclude={"export"}),
+            # The mesh is part of what a run computes, to the last bit; how its workers are placed is not.
+            "train": recipe.train.model_dump(
+                exclude={"stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts"}
+            ),
+            "seed": recipe.seed,
+            **first,
+        },
+        module="pipelines.train",
+        inputs=(f"pack-{stage.name}", previous) if previous else (f"pack-{stage.name}",),
+        run=run,
+    )
+
+
+def _evaluate(recipe: Recipe, last: str, media: bool) -> Stage:
+    packs = tuple(f"pack-{stage.name}" for stage in recipe.train.stages)
+
+    def run(this: StageRun) -> Manifest:
+        from pipelines.evaluate import evaluate_all
+
+        with bar("evaluate", None, "part") as line:
+            return evaluate_all(recipe, joint_vocabulary(recipe), this.inputs, this.store, line)
+
+    trains = tuple(f"train-{stage.name}" for stage in recipe.train.stages)
+    return Stage(
+        name="evaluate",
+        settings={"evaluate": recipe.evaluate.model_dump(exclude={"resources"}), "seed": recipe.seed},
+        module="pipelines.evaluate",
+        inputs=("sources", *(("vqgan",) if media else ()), *packs, *trains),
+        run=run,
+    )
+
+
+def _report(recipe: Recipe, before: list[str]) -> Stage:
+    def run(this: StageRun) -> Manifest:
+        from pipelines.report import write_report
+
+        return write_report(recipe, this.inputs, this.store)
+
+    return Stage(
+        name="report",
+        settings={"name": recipe.name},
+        module="pipelines.report",
+        inputs=tuple(before),
+        run=run,
+    )
+
+
+RunStage = Callable[[StageRun], Manifest]

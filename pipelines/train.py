@@ -1,0 +1,245 @@
+"""The train stage: one stage of the curriculum on Ray Train workers.
+
+In: packed shards and the weights of the stage before. Out: `model/` (a plain Hugging Face Llama), `checkpoints/`, and
+`metrics/`, one JSON line a step. A checkpoint commits engine, loader position and the metrics up to it together, so
+a run that is killed anywhere carries on from the last one with the exact next sequence, and no step is listed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from model import checkpoint
+from model.config import llama_config
+from model.engine import EngineSettings, StepMetrics, TrainingEngine
+from model.export import export_hf
+from model.llama import build_llama, extend_vocabulary, load_llama
+from model.mesh import Mesh, build_mesh
+from model.schedule import Schedule
+from pipelines.cluster import own_errors
+from pipelines.pack import read_set
+from pipelines.progress import Bar, Meter, following
+from pipelines.recipe import Recipe, TrainStage
+from pipelines.storage import Store, fetch_url_folder
+from tokenization.loader import Loader
+from tokenization.order import SequenceOrder
+from tokenization.shard_index import ShardSet
+from tokenization.vocabulary import JointVocabulary
+
+log = logging.getLogger("ringworld")
+
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker needs to know."""
+
+    recipe: Recipe
+    stage: TrainStage
+    vocabulary: JointVocabulary
+    shards: Store
+    manifest: dict[str, Any]
+    before: Store | None
+    store: Store
+
+
+def train_stage(
+    recipe: Recipe,
+    stage: TrainStage,
+    vocabulary: JointVocabulary,
+    packed: tuple[Store, dict[str, Any]],
+    before: Store | None,
+    store: Store,
+    line: Bar,
+) -> dict[str, Any]:
+    """Run the stage on the cluster and return its part of the manifest."""
+    job = TrainJob(recipe, stage, vocabulary, *packed, before, store)
+    pool = recipe.train.resources
+    with following(line) as reports, tempfile.TemporaryDirectory() as scratch, own_errors():
+        TorchTrainer(
+            _worker,
+            train_loop_config={"job": job, "reports": reports},
+            torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=recipe.train.workers,
+                use_gpu=pool.gpus > 0,
+                resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
+            ),
+            # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
+            run_config=RunConfig(
+                name=f"train-{stage.name}",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=recipe.train.max_restarts),
+            ),
+        ).fit()
+    steps = list(read_metrics(store))
+    tokens = sum(step["tokens"] for step in steps)
+    seconds = sum(step["seconds"] for step in steps)
+    if stage.export:
+        _export(store, Store(stage.export, recipe.storage.options))
+    return {
+        "outputs": {"model": MODEL, "context": stage.context, "rope_theta": stage.rope_theta},
+        "figures": {
+            "steps": len(steps),
+            "tokens": tokens,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+        },
+    }
+
+
+def read_metrics(store: Store) -> Iterator[dict[str, Any]]:
+    """The committed steps of a train stage, in order."""
+    for name in store.names(METRICS):
+        with store.open(name) as file:
+            yield from (json.loads(line) for line in file)
+
+
+def _worker(config: Mapping[str, Any]) -> None:
+    """One rank, from start or last checkpoint to the end of the stage."""
+    job: TrainJob = config["job"]
+    recipe, stage, store = job.recipe, job.stage, job.store
+    torch.set_num_threads(max(1, int(recipe.train.resources.cpus)))
+    mesh = build_mesh(stage.sp)
+    engine = TrainingEngine(_initial_model(job), mesh, _engine_settings(job, mesh), _schedule(stage))
+    checkpoints = store.at(CHECKPOINTS)
+    last = checkpoint.latest_committed(checkpoints.path(), options=checkpoints.options)
+    state = None
+    if last is not None:
+        state = checkpoint.load(engine, checkpoints.path(), last, checkpoints.options)["loader"]
+        log.info("train-%s: rank %d carries on at step %d", stage.name, mesh.rank, engine.step)
+    meter = Meter(f"train-{stage.name}")
+    pending: list[StepMetrics] = []
+    batches = iter(_loader(job, mesh, state))
+    while engine.step < stage.steps:
+        batch, state = next(batches)
+        metrics = engine.train_step(batch.micro_batches, batch.n_examples)
+        pending.append(metrics)
+        if mesh.rank == 0:
+            figures = _figures(metrics)
+            meter.set(**figures)
+            config["reports"].report.remote(engine.step, {key: figures[key] for key in ("loss", "tokens_per_second")})
+        ray.train.report({"step": engine.step, "loss": metrics.loss})
+        if engine.step % recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
+            if mesh.rank == 0:
+                _write_metrics(store, pending)
+            pending = []
+            checkpoint.save(
+                engine,
+                checkpoints.path(),
+                {"loader": state, "recipe": recipe.model_dump(mode="json")},
+                keep=recipe.train.keep_checkpoints,
+                options=checkpoints.options,
+            )
+    export_hf(engine, store.path(MODEL), options=store.options)
+
+
+def _initial_model(job: TrainJob) -> Any:
+    recipe, stage = job.recipe, job.stage
+    seed = recipe.seed
+    if job.before is None and recipe.model.init is None:
+        config = llama_config(
+            recipe.model.size,
+            vocab_size=job.vocabulary.size,
+            context=stage.context,
+            rope_theta=stage.rope_theta,
+            text_size=job.vocabulary.text_size,
+            bos_id=job.vocabulary.bos_id,
+            eos_id=job.vocabulary.eos_id,
+        )
+        return build_llama(config, seed)
+    if job.before is not None:
+        folder = job.before.fetch_folder(MODEL)
+    else:
+        assert recipe.model.init is not None
+        folder = fetch_url_folder(recipe.model.init, recipe.storage.options)
+    model = load_llama(folder, dtype=torch.float32, context=stage.context, rope_theta=stage.rope_theta)
+    if model.config.vocab_size < job.vocabulary.size:
+        extend_vocabulary(model, job.vocabulary.size, seed)
+    return model
+
+
+def _engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
+    train, stage = job.recipe.train, job.stage
+    return EngineSettings(
+        zero_stage=train.zero if stage.zero is None else stage.zero,
+        precision=train.precision,
+        grad_accum=stage.sequences // (mesh.dp * stage.rows),
+        clip_norm=train.clip_norm,
+        betas=train.betas,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        activation_checkpointing=train.activation_checkpointing,
+    )
+
+
+def _schedule(stage: TrainStage) -> Schedule:
+    if stage.final_lr is None:
+        return Schedule(stage.lr, "constant", stage.warmup_steps)
+    return Schedule(stage.lr, "cosine", stage.warmup_steps, stage.steps, stage.final_lr)
+
+
+def _loader(job: TrainJob, mesh: Mesh, state: Mapping[str, Any] | None) -> Loader:
+    sources = sorted(job.stage.mixture)
+    sets = [read_set(job.shards, job.manifest, source, "train") for source in sources]
+    present: list[ShardSet] = [shard_set for shard_set in sets if shard_set is not None]
+    order = SequenceOrder(
+        seed=job.recipe.seed,
+        sizes=tuple(len(shard_set) for shard_set in present),
+        weights=tuple(job.stage.mixture[source] for source in sources),
+    )
+    return Loader(
+        job.shards.open,
+        present,
+        order,
+        job.stage.sequences,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp,
+        grad_accum=job.stage.sequences // (mesh.dp * job.stage.rows),
+        rows=job.stage.rows,
+        state=state,
+    )
+
+
+def _figures(metrics: StepMetrics) -> dict[str, float]:
+    figures = {
+        "loss": metrics.loss,
+        "lr": metrics.lr,
+        "grad_norm": metrics.grad_norm,
+        "tokens_per_second": metrics.tokens / max(metrics.seconds, 1e-9),
+    }
+    if metrics.text_targets:
+        figures["text_nats_per_token"] = metrics.text_nats / metrics.text_targets
+    if metrics.vision_targets:
+        figures["vision_nats_per_token"] = metrics.vision_nats / metrics.vision_targets
+    return figures
+
+
+def _write_metrics(store: Store, steps: list[StepMetrics]) -> None:
+    """Commit the steps since the last checkpoint; a repeat after a kill writes the same name again."""
+    with store.writing(f"{METRICS}/{steps[-1].step + 1:08d}.jsonl") as file:
+        for step in steps:
+            file.write((json.dumps(dataclasses.asdict(step)) + "\n").encode())
+
+
+def _export(store: Store, target: Store) -> None:
+    for name in store.names(MODEL):
+        with store.open(name) as source, target.writing(name.removeprefix(f"{MODEL}/")) as file:
+            while piece := source.read(2**24):
+                file.write(piece)

@@ -1,0 +1,146 @@
+"""The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames.
+
+Out: `weights/`, a diffusers `VQModel` folder, and the fingerprint of all its weights. Training runs in one Ray task,
+which saves its state every `checkpoint_steps`, so a killed one ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from pipelines.cluster import own_errors
+from pipelines.progress import Bar, Meter, following
+from pipelines.recipe import VisualTokenizer
+from pipelines.sources import SourceObject
+from pipelines.storage import Store, fetch_file, fetch_url_folder, open_url
+from tokenization.errors import BadData, UserError
+from tokenization.image import load_image
+from tokenization.video import decode_frames
+from tokenization.vqgan.lwm import load_lwm_vqgan
+from tokenization.vqgan.model import VQGAN
+from tokenization.vqgan.train import TrainSettings, train_vqgan
+
+log = logging.getLogger("ringworld")
+
+WEIGHTS = "weights"
+_STATE = "training-state.pt"
+
+
+def vqgan_task(
+    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, line: Bar
+) -> dict[str, Any]:
+    """Run the stage on the cluster and return its part of the manifest."""
+    threads = recipe.train.threads if recipe.train else 1
+    media = [found for found in objects if found.kind != "text" and not found.heldout]
+    with following(line) as reports, own_errors():
+        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
+        outcome: dict[str, Any] = ray.get(make.remote(recipe, media, seed, store, reports))
+    return outcome
+
+
+def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
+    """The weights that a finished stage committed."""
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    return VQGAN.load(store.fetch_folder(WEIGHTS), recipe.sizes, dtype=dtype, **compute)
+
+
+@ray.remote
+def _make(
+    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
+) -> dict[str, Any]:
+    vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, reports)
+    with tempfile.TemporaryDirectory() as folder:
+        vqgan.save(folder)
+        for path in sorted(Path(folder).iterdir()):
+            with store.writing(f"{WEIGHTS}/{path.name}") as file:
+                file.write(path.read_bytes())
+    store.delete(_STATE)
+    return {"outputs": {"weights": WEIGHTS, "fingerprint": vqgan.fingerprint}, "figures": figures}
+
+
+def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, dict[str, Any]]:
+    assert recipe.weights is not None
+    if recipe.weights.endswith((".pkl", ".pickle")) or Path(recipe.weights).is_file():
+        vqgan = load_lwm_vqgan(fetch_file(recipe.weights, options), recipe.sizes.resolution)
+        vqgan.require(recipe.sizes, recipe.weights)
+        return vqgan, {}
+    return VQGAN.load(fetch_url_folder(recipe.weights, options), recipe.sizes), {}
+
+
+def _train(
+    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
+) -> tuple[VQGAN, dict[str, Any]]:
+    settings = recipe.train
+    assert settings is not None
+    meter = Meter("vqgan")
+    last: dict[str, float] = {}
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        last.update(figures)
+        meter.set(**figures)
+        if step % 5 == 0 or step == settings.steps:
+            reports.report.remote(step, {key: figures[key] for key in ("loss", "psnr", "live_codes")})
+
+    def save(state: dict[str, Any]) -> None:
+        with store.writing(_STATE) as file:
+            torch.save(state, file)
+
+    state = None
+    if store.exists(_STATE):
+        with store.open(_STATE) as file:
+            state = torch.load(file, weights_only=True)
+        log.info("vqgan: carries on at step %d", state["step"])
+    with tempfile.TemporaryFile() as scratch:
+        frames = _gather(recipe, objects, store.options, scratch)
+        vqgan = train_vqgan(
+            frames,
+            recipe.sizes,
+            TrainSettings(
+                steps=settings.steps, batch_size=settings.batch, lr=settings.lr, threads=settings.threads, seed=seed
+            ),
+            progress=report,
+            state=state,
+            save=save,
+            save_every=settings.checkpoint_steps,
+        )
+    return vqgan, {"frames": len(frames), "steps": settings.steps, **last}
+
+
+def _gather(recipe: VisualTokenizer, objects: list[SourceObject], options: dict[str, Any], scratch: Any) -> np.ndarray:
+    """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`; each object gives its share at most."""
+    settings = recipe.train
+    assert settings is not None
+    size = recipe.sizes.resolution
+    if not objects:
+        raise UserError(
+            "vqgan.train: no video or image to train on that is not held out; add sources or name vqgan.weights"
+        )
+    share = math.ceil(settings.max_frames / len(objects))
+    count = 0
+    for found in objects:
+        start = scratch.tell()
+        try:
+            with open_url(found.url, options) as file:
+                if found.kind == "image":
+                    scratch.write(load_image(file, size).tobytes())
+                else:
+                    for chunk in decode_frames(file, fps=settings.fps, size=size, chunk=64, max_frames=share):
+                        scratch.write(chunk.frames.tobytes())
+        except BadData as error:
+            log.warning("vqgan: left out %s: %s", found.url, error)
+            scratch.truncate(start)
+            scratch.seek(start)
+        count = scratch.tell() // (size * size * 3)
+    scratch.flush()
+    if not count:
+        raise UserError("vqgan.train: none of the videos and images can be read; see the warnings above")
+    return np.memmap(scratch, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
