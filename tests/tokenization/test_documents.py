@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenization.document import Document
@@ -56,7 +56,7 @@ def assert_same(left: Document, right: Document) -> None:
     np.testing.assert_array_equal(left.tokens, right.tokens)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(any_document(), max_size=8), st.integers(1, 40))
 def test_documents_come_back_as_they_were_whatever_the_row_groups(items: list[Document], tokens: int) -> None:
     back = list(read_documents(io.BytesIO(written(items, row_group_tokens=tokens))))
