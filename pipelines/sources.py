@@ -72,7 +72,10 @@ def write_objects(store: Store, objects: Sequence[SourceObject]) -> dict[str, An
     with store.writing(OBJECTS) as file:
         for found in objects:
             file.write((json.dumps(asdict(found), sort_keys=True) + "\n").encode())
-    return {"outputs": {"objects": OBJECTS}, "figures": listing_digest(objects)}
+    return {
+        "outputs": {"objects": OBJECTS, "files": {OBJECTS: store.sha256(OBJECTS)}},
+        "figures": listing_digest(objects),
+    }
 
 
 def read_objects(store: Store) -> list[SourceObject]:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -187,7 +188,7 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
+    def writing(self, name: str) -> Iterator[BufferedRandom]:
         """A file to write that becomes visible under its name, whole, when the block ends without an exception."""
         target = self.path(name)
         folder = os.path.dirname(target) if self.is_local else None
@@ -246,6 +247,18 @@ class Store:
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
+
+    def hashes(self, folder: str) -> dict[str, str]:
+        """sha256 hex of every object below a folder, by name."""
+        return {name: self.sha256(name) for name in self.names(folder)}
+
+    def sha256(self, name: str) -> str:
+        """sha256 hex of one object's bytes; FileNotFoundError when absent."""
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while piece := file.read(2**22):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def fetch_folder(self, folder: str = "") -> Path:
         """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files."""

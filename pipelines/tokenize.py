@@ -186,15 +186,16 @@ def _tokenize_partition(part: Partition, job: TokenizeJob, encoders: list[Any], 
             yield document
 
     name = f"documents/{part.name}.parquet"
-    digest = hashlib.sha256()
     with store.writing(name) as file:
-        write_documents(_Hashing(file, digest), counted(_documents(part, job, encoders, tally)))
+        write_documents(file, counted(_documents(part, job, encoders, tally)))
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     record = {
         "partition": part.name,
         "source": part.source,
         "heldout": part.heldout,
         "file": name,
-        "sha256": digest.hexdigest(),
+        "sha256": sha256,
         "units": tally.units,
         "frames": tally.frames,
         "quarantine": tally.quarantine,
@@ -202,20 +203,6 @@ def _tokenize_partition(part: Partition, job: TokenizeJob, encoders: list[Any], 
     }
     store.write_json(record_name(part.name), record)
     return record
-
-
-class _Hashing:
-    """A file to write that feeds a hash on the way."""
-
-    def __init__(self, file: Any, digest: Any) -> None:
-        self._file, self._digest = file, digest
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        return int(self._file.write(data))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _documents(part: Partition, job: TokenizeJob, encoders: list[Any], tally: _Tally) -> Iterator[Document]:

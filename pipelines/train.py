@@ -93,7 +93,12 @@ def train_stage(
     if stage.export:
         _export(store, Store(stage.export, recipe.storage.options))
     return {
-        "outputs": {"model": MODEL, "context": stage.context, "rope_theta": stage.rope_theta},
+        "outputs": {
+            "model": MODEL,
+            "files": store.hashes(MODEL),
+            "context": stage.context,
+            "rope_theta": stage.rope_theta,
+        },
         "figures": {
             "steps": len(steps),
             "tokens": tokens,

@@ -64,7 +64,8 @@ def _make(
             with store.writing(f"{WEIGHTS}/{path.name}") as file:
                 file.write(path.read_bytes())
     store.delete(_STATE)
-    return {"outputs": {"weights": WEIGHTS, "fingerprint": vqgan.fingerprint}, "figures": figures}
+    outputs = {"weights": WEIGHTS, "fingerprint": vqgan.fingerprint, "files": store.hashes(WEIGHTS)}
+    return {"outputs": outputs, "figures": figures}
 
 
 def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, dict[str, Any]]:

@@ -1,0 +1,57 @@
+"""A recipe is checked whole at the edge, and every mistake is one sentence with file, key and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.recipe_file import load_recipe
+from tokenization.errors import UserError
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+
+
+def test_overrides_reach_into_lists_and_read_numbers_as_yaml_users_write_them() -> None:
+    recipe = load_recipe(QUICKSTART, ["train.stages.0.lr=3e-4", "storage.root=/tmp/x", "tokenize.decode.workers=3"])
+    assert recipe.train.stages[0].lr == 3e-4
+    assert recipe.storage.root == "/tmp/x"
+    assert recipe.tokenize.decode.workers == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stages.0.lrr=1", ["train.stages.0.lrr", "did you mean 'lr'"]),
+        ("trian.workers=1", ["unknown key 'trian'", "did you mean 'train'"]),
+        ("train.workers=3", ["train.stages.0.sp 2 does not divide train.workers 3"]),
+        ("train.stages.0.batch_tokens=1000", ["train.stages.0.batch_tokens", "no multiple of its context"]),
+        ("train.stages.0.mixture={films: 1}", ["films", "sources does not define"]),
+        ("train.stages.9.lr=1", ["no index", "9"]),
+        ("train.stages.0.warmup_steps=100000", ["warmup_steps", "leaves no step"]),
+        ("train.zero=5", ["train.zero"]),
+        ("vqgan.weights=/nowhere", ["vqgan.weights or vqgan.train"]),
+        ("vqgan.config.resolutionn=3", ["resolutionn"]),
+        ("seed", ["key.path=value"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_naming_file_key_and_remedy(override: str, said: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(QUICKSTART, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in said:
+        assert words in message, message
+    assert "quickstart.yaml" in message or "--set" in message
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such recipe file"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
+        load_recipe(broken)
+    broken.write_text("- just\n- a list\n")
+    with pytest.raises(UserError, match="no mapping"):
+        load_recipe(broken)

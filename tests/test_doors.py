@@ -1,0 +1,49 @@
+"""The doors between the rooms stand one way; an import against an arrow is a defect."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("tokenization", "model", "pipelines", "jobs")
+ALLOWED = {
+    "tokenization": {"tokenization"},
+    "model": {"model", "tokenization.vocabulary", "tokenization.errors"},
+    "pipelines": {"pipelines", "tokenization", "model", "ray"},
+    "jobs": {"jobs", "pipelines", "tokenization.errors"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_through_its_doors(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imports(path):
+            if name.split(".")[0] not in (*ROOMS, "ray"):
+                continue
+            allowed = any(name == door or name.startswith(door + ".") for door in ALLOWED[room])
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ["tokenization", "model", "pipelines"])
+def test_only_jobs_reads_arguments_and_prints(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{path.relative_to(ROOT)}:{node.lineno} prints"
+            if isinstance(node, ast.Attribute) and node.attr == "argv":
+                pytest.fail(f"{path.relative_to(ROOT)}:{node.lineno} reads argv")
