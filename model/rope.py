@@ -1,6 +1,6 @@
 """Rotary position tables that stay exact at a million tokens.
 
-An angle is position x theta^(-2i/d). In fp32 the tables are off by up to 9e-3 at position 1M with theta 5e7, in bf16 by
+An angle is position x theta^(-2i/d). In fp32 the tables are off by up to 1e-2 at position 1M with theta 5e7, in bf16 by
 1.6 at position 1,000. Here angles are computed in fp64 and only their cosines and sines are rounded, which costs
 nothing beside one layer and leaves transformers' Llama as it is: `ExactRotaryEmbedding` takes its rotary's place.
 """

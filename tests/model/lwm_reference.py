@@ -1,0 +1,92 @@
+"""LWM's own numbers in tests/data/lwm, and the models they were made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from model.attention.plan import SequencePlan, plan_sequence
+from model.llama import build_llama
+from model.lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.step import micro_batch_loss
+
+DATA = Path(__file__).parents[1] / "data" / "lwm"
+TEXT = 512  # text ids of both models
+EVERY = 16  # thinning of stored logits (positions) and gradients (elements)
+THETA = {"text_A": 1e6, "vision_V1": 5e7}
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def load(name: str) -> LlamaForCausalLM:
+    leaves = open_lwm(DATA / f"{name}_fp32")
+    model = build_llama(lwm_config(leaves, heads=4, context=256, rope_theta=THETA[name]), seed=0)
+    model.load_state_dict(dict(llama_tensors(leaves, model.config)), strict=True)
+    return model
+
+
+def joint(tokens: np.ndarray, is_vision: np.ndarray) -> np.ndarray:
+    """LWM's ids beside their vision mask, as ids of the joint vocabulary."""
+    return tokens + TEXT * is_vision.astype(tokens.dtype)
+
+
+def rows_in_one_sequence(segments: np.ndarray) -> SequencePlan:
+    """Rows [B, L] of segment ids laid end to end, as LWM's segments would be packed into one sequence."""
+    distinct = (segments + 1000 * np.arange(len(segments))[:, None]).reshape(-1)
+    starts = np.flatnonzero(np.diff(distinct)) + 1
+    return plan_sequence(np.concatenate(([0], starts, [distinct.size])), sp=1)
+
+
+def logits(model: LlamaForCausalLM, ids: np.ndarray, plan: SequencePlan) -> np.ndarray:
+    """[B, L, V] through the ring attention of the packed rows, at the stored positions."""
+    hidden = model.model(
+        input_ids=torch.from_numpy(ids).long().reshape(1, -1),
+        position_ids=torch.from_numpy(plan.positions)[None],
+        plan=plan,
+        group=None,
+    ).last_hidden_state
+    return model.lm_head(hidden).reshape(*ids.shape, -1)[:, EVERY - 1 :: EVERY].detach().numpy()
+
+
+def padded_weights(is_vision: np.ndarray, mask: np.ndarray, objective: str) -> np.ndarray:
+    """Weights [B, L] of LWM's loss: 1 / (B x valid targets of the row and modality), halved for two modalities."""
+    weights = np.zeros(mask.shape)
+    for modality in (is_vision, ~is_vision):
+        valid = mask * modality
+        weights += valid / np.maximum(valid.sum(axis=1, keepdims=True), 1e-10)
+    return (weights / len(mask) * (0.5 if objective == "vision-text" else 1.0)).astype(np.float32)
+
+
+def loss(
+    model: LlamaForCausalLM, ids: np.ndarray, labels: np.ndarray, weights: np.ndarray, plan: SequencePlan
+) -> tuple[Tensor, dict[str, Tensor]]:
+    def flat(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.reshape(-1))
+
+    return micro_batch_loss(model, flat(ids), flat(plan.positions), flat(labels), flat(weights), plan, None)
+
+
+def assert_close_to_thinned(
+    ours: dict[str, Tensor], stored: dict[str, np.ndarray], norms: np.ndarray, atol: float
+) -> None:
+    """Every 16th element of every leaf within atol, and the norm of every whole leaf within 1e-5 of it."""
+    assert set(ours) == set(stored)
+    for name in stored:
+        np.testing.assert_allclose(
+            ours[name].numpy().reshape(-1)[::EVERY], stored[name], rtol=0, atol=atol, err_msg=name
+        )
+    norms_of_ours = [float(ours[name].double().norm()) for name in sorted(ours)]
+    np.testing.assert_allclose(norms_of_ours, norms, rtol=1e-5)
+
+
+def gradients(model: LlamaForCausalLM, stacked: bool) -> dict[str, Tensor]:
+    """The model's gradients under LWM's names and in its layout."""
+    of_weights = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return lwm_tensors(of_weights, model.config, stacked)

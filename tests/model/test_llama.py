@@ -1,0 +1,136 @@
+"""The model is transformers' own Llama, ready for packed sequences, and its checkpoints are anyone's."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from model.attention.plan import plan_sequence
+from model.config import llama_config, text_vocab_size
+from model.llama import build_llama, extend_vocabulary, inference, load_llama, save_llama
+from tokenization.errors import UserError
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+
+
+def config():
+    return llama_config(SIZES, vocab_size=96, context=64, rope_theta=1e4, text_size=64)
+
+
+def hidden_of(model, ids, **packing):
+    return model.model(input_ids=ids, use_cache=False, **packing).last_hidden_state
+
+
+def test_same_seed_same_weights_and_the_callers_random_state_is_kept():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, two, other = build_llama(config(), 0), build_llama(config(), 0), build_llama(config(), 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_documents_equal_each_alone_in_stock_transformers(checkpointing):
+    """Hidden states and gradients of three documents in one sequence, against a stock Llama fed one at a time."""
+    ours = build_llama(config(), 0)
+    stock = LlamaForCausalLM._from_config(config(), attn_implementation="eager")
+    stock.load_state_dict(ours.state_dict())
+    if checkpointing:
+        ours.activation_checkpointing_enable()
+        ours.train()
+    ids = torch.randint(0, 96, (1, 40), generator=torch.Generator().manual_seed(1))
+    cuts = [0, 7, 8, 40]
+    plan = plan_sequence(np.array(cuts), sp=1)
+    packed = hidden_of(ours, ids, position_ids=torch.from_numpy(plan.positions)[None], plan=plan, group=None)
+    alone = torch.cat([hidden_of(stock, ids[:, a:b]) for a, b in pairwise(cuts)], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=2e-5)
+    weights = torch.linspace(0, 1, 40)[None, :, None]
+    (packed * weights).sum().backward()
+    (alone * weights).sum().backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), stock.parameters()):
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-5, atol=2e-5, msg=name)
+
+
+def test_a_saved_model_is_a_plain_checkpoint_that_transformers_loads(tmp_path):
+    model = build_llama(config(), 3)
+    save_llama(model, tmp_path / "out")
+    stock, report = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["architectures"] == ["LlamaForCausalLM"]
+    assert "ring" not in json.dumps(stored)
+    ids = torch.arange(30)[None]
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(model(ids).logits, stock(ids).logits, rtol=0, atol=2e-5)
+
+
+def test_loading_gives_back_the_weights_and_the_next_stages_context_and_theta(tmp_path):
+    model = build_llama(config(), 3, dtype=torch.bfloat16)
+    save_llama(model, tmp_path / "out")
+    again = load_llama(tmp_path / "out", context=4096, rope_theta=5e7)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.lm_head.weight.dtype == torch.bfloat16
+    assert text_vocab_size(again.config) == 64
+    assert again.config.max_position_embeddings == 4096
+    assert again.model.rotary_emb.theta == again.config.rope_parameters["rope_theta"] == 5e7
+    assert again.config._attn_implementation == "ring"
+    assert load_llama(tmp_path / "out", dtype=torch.float32).lm_head.weight.dtype == torch.float32
+
+
+def test_bf16_goes_through_the_ring_with_fp32_rotation():
+    model = build_llama(config(), 0, dtype=torch.bfloat16)
+    plan = plan_sequence(np.array([0, 9, 20]), sp=1)
+    ids = torch.arange(20)[None]
+    positions = torch.from_numpy(plan.positions)[None]
+    out = hidden_of(model, ids, position_ids=positions, plan=plan, group=None)
+    exact = hidden_of(model.float(), ids, position_ids=positions, plan=plan, group=None)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).norm() / exact.norm() < 2e-2
+
+
+def test_vision_rows_join_a_text_model_without_touching_it():
+    text = build_llama(llama_config(SIZES, 64, 64, 1e4), 0)
+    before = {name: weight.clone() for name, weight in text.state_dict().items()}
+    joint = extend_vocabulary(text, vocab_size=96, seed=7)
+    assert joint.model.embed_tokens.weight.shape == joint.lm_head.weight.shape == (96, 32)
+    assert (joint.config.vocab_size, text_vocab_size(joint.config)) == (96, 64)
+    for name, weight in joint.state_dict().items():
+        assert torch.equal(weight[: len(before[name])], before[name])
+    assert 0.1 < joint.lm_head.weight[64:].std() < 0.3
+    assert joint.lm_head(torch.zeros(2, 32), torch.tensor([3, 70]), text_size=64).shape == (2,)
+    with pytest.raises(ValueError, match="already"):
+        extend_vocabulary(joint, 64, 0)
+
+
+def test_inference_puts_everything_back():
+    model = build_llama(config(), 0).train()
+    with inference(model):
+        assert model.config._attn_implementation == "sdpa"
+        assert not model.training
+        assert torch.is_inference_mode_enabled()
+    assert model.config._attn_implementation == "ring"
+    assert model.training
+
+
+def test_a_folder_that_is_no_llama_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_llama(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="'gpt2' is not 'llama'"):
+        load_llama(tmp_path)
