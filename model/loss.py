@@ -23,9 +23,9 @@ def token_nll(hidden: Tensor, head_weight: Tensor, labels: Tensor, text_size: in
     """Negative log-likelihood of each label within its own modality, in nats.
 
     hidden: [T, D], final hidden states. head_weight: [V, D]; rows before text_size are text, the others vision. labels:
-    integers [T] of the joint vocabulary; a negative label has no loss and costs nothing. Returns fp32 [T], 0 where
-    there is no label. Differentiable once in hidden and head_weight, fp32 sums over chunks whatever their dtype. Works
-    in autocast's dtype where that is on, else in the head's.
+    integers [T] of the joint vocabulary; a negative label has no loss and costs nothing. Returns [T], 0 where there
+    is no label, in fp32 (fp64 for fp64 weights), and sums over chunks in it. Differentiable once in hidden and
+    head_weight. Works in autocast's dtype where that is on, else in the head's.
     """
     if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} are not [T, D] and [T]")
@@ -40,7 +40,7 @@ def weighted_loss(
 ) -> Tensor:
     """Sum of weight x negative log-likelihood, an fp32 scalar. weights: [T]; a target of weight 0 is not computed."""
     labels = labels.masked_fill(weights == 0, -1)
-    return (weights.float() * token_nll(hidden, head_weight, labels, text_size, chunk)).sum()
+    return (weights * token_nll(hidden, head_weight, labels, text_size, chunk)).sum()
 
 
 class LossHead(nn.Linear):
@@ -68,10 +68,11 @@ class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, text_size: int, chunk: int) -> Tensor:
         labels = labels.long()
-        nll = hidden.new_zeros(len(labels), dtype=torch.float32)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        nll = hidden.new_zeros(len(labels), dtype=exact)
         lse = torch.zeros_like(nll)
         for rows, first, last in _chunks(labels, text_size, len(weight), chunk):
-            logits = F.linear(hidden[rows], weight[first:last]).float()
+            logits = F.linear(hidden[rows], weight[first:last]).to(exact)
             lse[rows] = torch.logsumexp(logits, dim=-1)
             nll[rows] = lse[rows] - logits.gather(1, labels[rows, None] - first).squeeze(1)
         ctx.save_for_backward(hidden, weight, labels, lse)
@@ -83,16 +84,16 @@ class _ChunkedNLL(torch.autograd.Function):
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, labels, lse = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if ctx.needs_input_grad[1] else None
         for rows, first, last in _chunks(labels, ctx.text_size, len(weight), ctx.chunk):
             some, table = hidden[rows], weight[first:last]
             # d nll / d logits = softmax - onehot, written over the chunk's only fp32 buffer.
-            grad = F.linear(some, table).float().sub_(lse[rows, None]).exp_()
+            grad = F.linear(some, table).to(lse.dtype).sub_(lse[rows, None]).exp_()
             grad.scatter_add_(1, labels[rows, None] - first, grad.new_full((len(rows), 1), -1.0))
             grad = grad.mul_(grad_nll[rows, None]).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ table
-            if grad_weight is not None and grad.dtype == torch.float32:
+            if grad_weight is not None and grad.dtype == grad_weight.dtype:
                 grad_weight[first:last].addmm_(grad.t(), some)
             elif grad_weight is not None:
                 grad_weight[first:last] += grad.t() @ some

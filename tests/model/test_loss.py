@@ -1,0 +1,126 @@
+"""The chunked two-softmax loss is the dense one, at a bounded cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from model.loss import LossHead, token_nll, weighted_loss
+from tests.model.memory import Widths, peak_bytes
+
+TEXT, VISION, WIDTH = 48, 24, 16
+
+
+def dense(hidden, weight, labels, text_size):
+    """The formula itself: all logits at once, cross entropy over the label's own slice."""
+    logits = (hidden @ weight.t()).double()
+    nll = torch.zeros(len(labels), dtype=torch.float64)
+    text, vision = (labels >= 0) & (labels < text_size), labels >= text_size
+    nll[text] = F.cross_entropy(logits[text, :text_size], labels[text], reduction="none")
+    nll[vision] = F.cross_entropy(logits[vision, text_size:], labels[vision] - text_size, reduction="none")
+    return nll
+
+
+def inputs(n, seed=0, low=-1, high=TEXT + VISION, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(TEXT + VISION, WIDTH, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(low, high, (n,), generator=generator), torch.randn(n, generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 40), chunk=st.integers(1, 50), seed=st.integers(0, 999), kind=st.sampled_from(["text", "both"]))
+def test_nll_and_gradients_equal_the_dense_formula_for_any_chunk(n, chunk, seed, kind):
+    hidden, weight, labels, upstream = inputs(n, seed, high=TEXT if kind == "text" else TEXT + VISION)
+    nll = token_nll(hidden, weight, labels, TEXT, chunk)
+    ours = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
+    reference = dense(hidden, weight, labels, TEXT)
+    theirs = torch.autograd.grad((reference * upstream).sum(), (hidden, weight))
+    torch.testing.assert_close(nll.double(), reference, rtol=1e-6, atol=1e-6)
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6 * max(1, n))
+
+
+def test_gradients_pass_gradcheck_in_double():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (5, 9))
+    labels = torch.tensor([0, 5, 8, -1, 6])
+    assert torch.autograd.gradcheck(lambda h, w: token_nll(h, w, labels, 6, 2), (hidden, weight))
+
+
+def test_targets_without_weight_change_nothing_and_get_no_gradient():
+    hidden, weight, labels, weights = inputs(32, low=0)
+    weights = weights.masked_fill(torch.arange(32) % 3 == 0, 0.0)
+    weighted_loss(hidden, weight, labels, weights, TEXT, chunk=5).backward()
+    assert hidden.grad[::3].abs().max() == 0
+    expected = (weights.double() * dense(hidden, weight, labels, TEXT)).sum()
+    assert weighted_loss(hidden, weight, labels, weights, TEXT).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_rank_without_targets_still_reaches_its_parameters():
+    hidden, weight, _, weights = inputs(4)
+    weighted_loss(hidden, weight, torch.full((4,), -100), weights, TEXT).backward()
+    assert hidden.grad.abs().max() == 0
+    assert weight.grad.abs().max() == 0
+
+
+def test_text_alone_never_touches_the_vision_rows():
+    hidden, weight, labels, weights = inputs(64, low=0, high=TEXT)
+    with Widths() as widths:
+        weighted_loss(hidden, weight, labels, weights, TEXT, chunk=16).backward()
+    assert TEXT in widths.seen
+    assert VISION not in widths.seen
+    assert TEXT + VISION not in widths.seen
+
+
+def test_memory_is_bounded_by_the_chunk_and_not_by_all_logits():
+    n, text, vision, chunk = 4096, 3072, 1024, 128
+    hidden = torch.randn(n, 8).requires_grad_()
+    weight = torch.randn(text + vision, 8).requires_grad_()
+    labels = torch.arange(n) % (text + vision)
+
+    def step():
+        weighted_loss(hidden, weight, labels, torch.ones(n), text, chunk).backward()
+
+    all_logits, a_chunk = 4 * n * (text + vision), 4 * chunk * text
+    peak = peak_bytes(step)
+    assert peak < all_logits / 10
+    assert peak > a_chunk, "the profiler saw nothing"
+    assert peak < 3 * a_chunk + 10 * n * 8 * 4
+
+
+def test_bf16_weights_accumulate_their_gradient_in_fp32():
+    """Many small chunks: summed in bf16 the gradient would stall; in fp32 it is within a rounding of the true one."""
+    hidden, weight, labels, _ = inputs(2048, dtype=torch.bfloat16, low=0)
+    token_nll(hidden, weight, labels, TEXT, chunk=4).sum().backward()
+    exact_h, exact_w = (t.detach().double().requires_grad_() for t in (hidden, weight))
+    dense(exact_h, exact_w, labels, TEXT).sum().backward()
+    assert weight.grad.dtype == torch.bfloat16
+    assert (weight.grad.double() - exact_w.grad).norm() / exact_w.grad.norm() < 5e-3
+
+
+def test_the_head_gives_logits_or_nats_from_one_weight():
+    head = LossHead.adopt(linear := torch.nn.Linear(WIDTH, TEXT + VISION, bias=False))
+    hidden, _, labels, _ = inputs(9, low=0)
+    assert head.weight is linear.weight
+    torch.testing.assert_close(head(hidden), linear(hidden))
+    torch.testing.assert_close(head(hidden, labels, TEXT), token_nll(hidden, linear.weight, labels, TEXT))
+
+
+def test_under_autocast_the_matmuls_run_in_its_dtype():
+    hidden, weight, labels, _ = inputs(64, low=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nll = token_nll(hidden, weight, labels, TEXT)
+    nll.sum().backward()
+    rounded = token_nll(hidden.bfloat16(), weight.bfloat16(), labels, TEXT)
+    assert torch.equal(nll, rounded)
+    assert weight.grad.dtype == torch.float32
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    hidden, weight, labels, _ = inputs(4)
+    with pytest.raises(ValueError, match=r"\[T, D\] and \[T\]"):
+        token_nll(hidden.unsqueeze(0), weight, labels, TEXT)

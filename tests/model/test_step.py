@@ -1,0 +1,108 @@
+"""One micro-batch's loss: packed equals padded, and the figures add up over any split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.attention.plan import plan_sequence
+from model.config import llama_config
+from model.llama import build_llama
+from model.loss import token_nll
+from model.step import MicroBatchLoss, micro_batch_loss
+from tests.model.memory import Widths
+
+TEXT, VOCABULARY = 40, 96
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture
+def model():
+    return build_llama(llama_config(SIZES, VOCABULARY, 64, 1e4, text_size=TEXT), 0)
+
+
+def documents(seed=0, high=VOCABULARY):
+    """Token ids, and target weights as the loss defines them: 0.5 over the targets of a modality, some without loss."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for length in (13, 1, 7, 19):
+        tokens = generator.integers(0, high, length)
+        valid = (np.arange(length) > 0) & (generator.random(length) < 0.7)
+        weight = np.zeros(length, dtype=np.float32)
+        for modality in (tokens < TEXT, tokens >= TEXT):
+            if (valid & modality).any():
+                weight[valid & modality] = 0.5 / (valid & modality).sum()
+        made.append((tokens, weight))
+    return made
+
+
+def batch(made):
+    """Packed end to end: a position's label is the next token, and a document's last position has none."""
+    tokens = np.concatenate([t for t, _ in made])
+    labels = np.concatenate([np.append(t[1:], 0) for t, _ in made])
+    weights = np.concatenate([np.append(w[1:], np.float32(0)) for _, w in made])
+    plan = plan_sequence(np.cumsum([0] + [len(t) for t, _ in made]), sp=1)
+    order = plan.indices(0)
+    tensors = [torch.from_numpy(x[order]) for x in (tokens, plan.positions, labels, weights)]
+    return (*tensors, plan, None)
+
+
+def test_packed_loss_sums_and_gradients_equal_the_documents_apart(model):
+    made = documents()
+    packed, sums = micro_batch_loss(model, *batch(made))
+    packed.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    apart = [micro_batch_loss(model, *batch([document])) for document in made]
+    sum(loss for loss, _ in apart).backward()
+    assert packed.item() == pytest.approx(sum(loss.item() for loss, _ in apart), abs=1e-5)
+    for name, value in sums.items():
+        assert value.item() == pytest.approx(sum(part[name].item() for _, part in apart), abs=1e-5)
+    for ours, parameter in zip(gradients, model.parameters()):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_are_weighted_nats_plain_nats_and_targets_of_each_modality(model):
+    tokens, positions, labels, weights, plan, group = batch(documents())
+    local_sum, sums = micro_batch_loss(model, tokens, positions, labels, weights, plan, group)
+    hidden = model.model(input_ids=tokens[None], position_ids=positions[None], plan=plan, group=group)
+    nll = token_nll(hidden.last_hidden_state[0], model.lm_head.weight, labels, TEXT).detach()
+    for name, modality in (("text", labels < TEXT), ("vision", labels >= TEXT)):
+        counted = modality & (weights > 0)
+        assert sums[f"{name}_targets"].item() == counted.sum().item()
+        assert sums[f"{name}_nll"].item() == pytest.approx(nll[counted].sum().item(), rel=1e-6)
+        assert sums[f"{name}_weighted"].item() == pytest.approx((nll * weights)[counted].sum().item(), rel=1e-6)
+    assert local_sum.item() == pytest.approx((sums["text_weighted"] + sums["vision_weighted"]).item(), rel=1e-6)
+    assert not any(value.requires_grad for value in sums.values())
+
+
+def test_all_logits_never_exist_and_text_alone_pays_for_text_alone(model):
+    with Widths() as widths:
+        micro_batch_loss(model, *batch(documents()))[0].backward()
+    assert VOCABULARY not in widths.seen
+    with Widths() as widths:
+        micro_batch_loss(model, *batch(documents(high=TEXT)))[0].backward()
+    assert TEXT in widths.seen
+    assert VOCABULARY - TEXT not in widths.seen
+
+
+def test_without_any_target_the_sum_is_zero_and_reaches_every_parameter(model):
+    tokens, positions, labels, weights, plan, group = batch(documents())
+    local_sum, sums = micro_batch_loss(model, tokens, positions, labels, torch.zeros_like(weights), plan, group)
+    local_sum.backward()
+    assert local_sum.item() == 0
+    assert all(value.item() == 0 for value in sums.values())
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_the_module_is_the_function(model):
+    arguments = batch(documents())
+    assert torch.equal(MicroBatchLoss(model)(*arguments)[0], micro_batch_loss(model, *arguments)[0])
