@@ -46,12 +46,13 @@ class Leaf:
     def _flat(self, start: int, end: int) -> Tensor:
         out = torch.empty(end - start, dtype=self.dtype)
         target = memoryview(out.view(torch.uint8).numpy().data)
+        mapped = memoryview(self.file)
         size, at = self.dtype.itemsize, 0
         for first_byte, count in self.stretches:
             lo, hi = max(start - at, 0), min(end - at, count)
             if lo < hi:
-                source = self.file[first_byte + lo * size : first_byte + hi * size]
-                target[(at + lo - start) * size : (at + hi - start) * size] = source
+                source = slice(first_byte + lo * size, first_byte + hi * size)
+                target[(at + lo - start) * size : (at + hi - start) * size] = mapped[source]
             at += count
         return out
 
