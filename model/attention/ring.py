@@ -42,6 +42,8 @@ def packed_ring_attention(
         raise ValueError(f"the plan shares the sequence over {plan.sp} ranks, the group has {exchange.size}")
     if not len(q) == len(k) == len(v) == plan.tokens_per_rank:
         raise ValueError(f"q, k, v hold {len(q)}, {len(k)}, {len(v)} tokens; the plan {plan.tokens_per_rank} a rank")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k, v have the dtypes {q.dtype}, {k.dtype}, {v.dtype}; one is needed")
     return _PackedRingAttention.apply(q, k, v, plan.rank(exchange.rank), exchange, scale)
 
 

@@ -196,6 +196,12 @@ def test_tensors_or_groups_that_do_not_fit_the_plan_are_refused(tokens: int, sp:
         packed_ring_attention(q, k, v, plan_sequence(np.array([0, 48]), sp), None)
 
 
+def test_tensors_of_several_dtypes_are_refused() -> None:
+    q, k, v, _ = random_tensors(48, 2, 2, 16, torch.float32)
+    with pytest.raises(ValueError, match="one is needed"):
+        packed_ring_attention(q, k, v.bfloat16(), plan_sequence(np.array([0, 48]), 1))
+
+
 def every_case(group: dist.ProcessGroup, cases: list[tuple[list[torch.Tensor], SequencePlan]]) -> list:
     """Each case twice over: process groups must neither deadlock on nor mix up calls that follow each other."""
     rank = dist.get_rank(group)
