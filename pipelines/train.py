@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import transformers
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -120,6 +122,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     """One rank, from start or last checkpoint to the end of the stage."""
     job: TrainJob = config["job"]
     recipe, stage, store = job.recipe, job.stage, job.store
+    _quiet()
     torch.set_num_threads(max(1, int(recipe.train.resources.cpus)))
     mesh = build_mesh(stage.sp)
     engine = TrainingEngine(_initial_model(job), mesh, _engine_settings(job, mesh), _schedule(stage))
@@ -140,7 +143,6 @@ def _worker(config: Mapping[str, Any]) -> None:
             figures = _figures(metrics)
             meter.set(**figures)
             config["reports"].report.remote(engine.step, {key: figures[key] for key in ("loss", "tokens_per_second")})
-        ray.train.report({"step": engine.step, "loss": metrics.loss})
         if engine.step % recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
             if mesh.rank == 0:
                 _write_metrics(store, pending)
@@ -152,7 +154,16 @@ def _worker(config: Mapping[str, Any]) -> None:
                 keep=recipe.train.keep_checkpoints,
                 options=checkpoints.options,
             )
+            ray.train.report({"step": engine.step, "loss": metrics.loss})
     export_hf(engine, store.path(MODEL), options=store.options)
+
+
+def _quiet() -> None:
+    """Leave the workers' log to what a reader of the run wants to know."""
+    for name in ("ray.train", "DeepSpeed", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _initial_model(job: TrainJob) -> Any:

@@ -21,9 +21,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(store: Store) -> None:
     store.write_json("a/b.json", {"n": 1})
-    with pytest.raises(RuntimeError), store.writing("a/b.json") as file:
-        file.write(b"half of it")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with store.writing("a/b.json") as file:
+            file.write(b"half of it")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert store.read_json("a/b.json") == {"n": 1}
     assert store.names() == ["a/b.json"]
     assert store.read_json("absent.json") is None
