@@ -1,0 +1,200 @@
+"""model/checkpoint.py and model/export.py: resuming is exact to the bit, and a torn checkpoint never counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from attention_groups import run_in_processes
+from play_batch import global_batch, tiny_engine
+from transformers import AutoModelForCausalLM
+
+from model import checkpoint
+from model.export import export_hf, whole_weights
+from model.mesh import build_mesh
+from tokenization.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+class Case(NamedTuple):
+    """A way to train and save."""
+
+    zero_stage: int
+    precision: str = "fp32"
+
+
+CASES = [Case(1), Case(3), Case(1, "bf16"), Case(2, "bf16")]
+
+
+class Outcome(NamedTuple):
+    """What training left: every weight and moment, and the steps' losses; on rank 0."""
+
+    tensors: dict[str, torch.Tensor]
+    losses: list[float]
+    client_state: Any
+
+
+def straight(group: Any) -> list[Outcome]:
+    """Six steps in one go."""
+    return [_train(case, 6) for case in CASES]
+
+
+def first_half(group: Any, url: str) -> list[Outcome]:
+    """Three steps, saved after each with its position; the last two are kept. The model is exported too."""
+    return [_train(case, 3, save_to=f"{url}/{number}") for number, case in enumerate(CASES)]
+
+
+def second_half(group: Any, url: str) -> list[Outcome]:
+    """Three more steps from what `first_half` committed."""
+    return [_train(case, 3, load_from=f"{url}/{number}") for number, case in enumerate(CASES)]
+
+
+def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | None = None) -> Outcome:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    mesh = build_mesh(sp=2)
+    batch, n_examples = global_batch()
+    engine = tiny_engine(mesh, **case._asdict())
+    client_state = None
+    if load_from is not None:
+        client_state = checkpoint.load(engine, load_from, checkpoint.latest_committed(load_from))
+    losses = []
+    for _ in range(steps):
+        losses.append(engine.train_step(batch, n_examples).loss)
+        if save_to is not None:
+            checkpoint.save(engine, save_to, {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
+    if save_to is not None:
+        export_hf(engine, f"{save_to}/model")
+    tensors = dict(whole_weights(engine) or {})
+    for name, parameter in engine.model.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state = safe_get_full_optimizer_state(parameter, moment)
+            if mesh.rank == 0:
+                tensors[f"{name} {moment}"] = state.clone()
+    engine.close()
+    return Outcome(tensors, losses, client_state)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, list[Outcome]]:
+    """A folder with what `first_half` committed, and what it held in memory then."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, run_in_processes(first_half, 2, str(folder))[0]
+
+
+def test_resuming_in_new_processes_is_bit_for_bit_the_uninterrupted_run(saved):
+    folder, halves = saved
+    whole = run_in_processes(straight, 2)[0]
+    resumed = run_in_processes(second_half, 2, str(folder))[0]
+    for case, all_six, first, second in zip(CASES, whole, halves, resumed, strict=True):
+        assert first.losses + second.losses == all_six.losses, case
+        assert second.tensors.keys() == all_six.tensors.keys()
+        differing = [name for name, x in all_six.tensors.items() if not torch.equal(second.tensors[name], x)]
+        assert not differing, f"{case}: {differing}"
+        assert second.client_state == {"loader": {"epoch": 0, "position": 3}}
+
+
+def test_only_the_newest_are_kept(saved):
+    folder, _ = saved
+    assert sorted(path.name for path in (folder / "0").iterdir()) == ["model", "step-00000002", "step-00000003"]
+
+
+def test_a_checkpoint_names_all_its_files_and_is_whole(saved):
+    folder, _ = saved
+    for number, case in enumerate(CASES):
+        url = str(folder / str(number))
+        manifest = checkpoint.read_manifest(url, 3)
+        there = {path.name for path in (folder / str(number) / "step-00000003").iterdir()}
+        assert there == {*manifest.files, checkpoint.COMMIT}
+        assert {entry.rank for entry in manifest.files.values()} == {0, 1}
+        assert (manifest.world_size, manifest.sp, manifest.zero_stage) == (2, 2, case.zero_stage)
+        assert checkpoint.verify(url, 3, hashes=True) is None
+
+
+@pytest.mark.parametrize(
+    ("tear", "flaw"),
+    [
+        (lambda folder: (folder / "COMMIT").unlink(), "it has no COMMIT"),
+        (lambda folder: (folder / "COMMIT").write_text('{"format": 1, "st'), "its COMMIT cannot be read"),
+        (lambda folder: (folder / "random_state_rank_1.pt").unlink(), "random_state_rank_1.pt is missing"),
+        (lambda folder: _truncate(folder / "mp_rank_00_model_states.pt"), "mp_rank_00_model_states.pt is 1000 bytes"),
+    ],
+)
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(saved, tmp_path, caplog, tear, flaw):
+    shutil.copytree(saved[0] / "0", tmp_path / "copy")
+    tear(tmp_path / "copy" / "step-00000003")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.latest_committed(str(tmp_path / "copy")) == 2
+    assert flaw in caplog.text
+
+
+def _truncate(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1000)
+
+
+def test_bytes_that_changed_are_found_by_their_hash(saved, tmp_path):
+    shutil.copytree(saved[0] / "0", tmp_path / "copy")
+    url, path = str(tmp_path / "copy"), tmp_path / "copy" / "step-00000003" / "random_state_rank_0.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert checkpoint.latest_committed(url) == 3
+    assert checkpoint.latest_committed(url, hashes=True) == 2
+    assert checkpoint.verify(url, 3) == "random_state_rank_0.pt has another sha256 than when it was written"
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.latest_committed(str(tmp_path / "nothing")) is None
+
+
+def alone(group: Any, url: str) -> dict[str, Any]:
+    """One process: an object store's code path, and what a load of someone else's checkpoint says."""
+    mesh = build_mesh()
+    batch, n_examples = global_batch()
+    engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
+    engine.train_step(batch, n_examples)
+    for keep in (None, 1):
+        checkpoint.save(engine, store, {"position": 1}, keep=keep)
+        engine.step += 1
+    before = whole_weights(engine)
+    other = tiny_engine(mesh, zero_stage=2)
+    position = checkpoint.load(other, store, 2)
+    after = whole_weights(other)
+    seen: dict[str, Any] = {
+        "steps": (checkpoint.latest_committed(store, hashes=True), other.step, position),
+        "one_left": checkpoint.verify(store, 1),
+        "equal": all(torch.equal(after[name], before[name]) for name in before),
+    }
+    for name, trouble in {"other_world": (other, url, 3), "no_scheme": (other, "nowhere://x", 3)}.items():
+        try:
+            checkpoint.load(*trouble)
+        except UserError as error:
+            seen[name] = str(error)
+    return seen
+
+
+def test_an_object_store_keeps_checkpoints_too(saved):
+    seen = run_in_processes(alone, 1, str(saved[0] / "0"))[0]
+    assert seen["steps"] == (2, 2, {"position": 1})
+    assert seen["equal"]
+    assert seen["one_left"] == "it has no COMMIT"
+    assert "was written by 2 workers with ZeRO 1 in fp32, but this run has 1 with ZeRO 2 in fp32" in seen["other_world"]
+    assert "nowhere://x: this URL cannot be used" in seen["no_scheme"]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_an_export_is_the_plain_model_of_the_master_weights(saved, number):
+    folder, halves = saved
+    llama = AutoModelForCausalLM.from_pretrained(folder / str(number) / "model", dtype="auto")
+    assert llama.dtype == (torch.bfloat16 if CASES[number].precision == "bf16" else torch.float32)
+    weights = halves[number].tensors
+    assert all(torch.equal(x, weights[name].to(llama.dtype)) for name, x in llama.state_dict().items())
+    config = json.loads((folder / str(number) / "model" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]

@@ -1,0 +1,165 @@
+"""model/engine.py and model/mesh.py on two real processes: what a step does, reports and refuses."""
+
+from __future__ import annotations
+
+import errno
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attention_groups import run_in_processes
+from play_batch import PaddedReference, global_batch, tiny_engine
+
+from model.engine import EngineSettings, TrainingEngine
+from model.export import whole_weights
+from model.mesh import build_mesh
+from model.schedule import Schedule
+from tokenization.errors import UserError
+
+WARM_UP = Schedule(peak=1e-2, warmup_steps=2)
+
+
+def observe(group: Any) -> dict[str, Any]:
+    """Everything the tests below look at, in one group of two ranks that share each sequence."""
+    mesh = build_mesh(sp=2)
+    batch, n_examples = global_batch()
+    seen: dict[str, Any] = {"mesh": (mesh.dp, mesh.sp, mesh.dp_rank, mesh.sp_rank, mesh.world_size)}
+
+    engine = tiny_engine(mesh, zero_stage=3, schedule=WARM_UP)
+    initial = whole_weights(engine)
+    seen["evaluated"] = engine.eval_step(batch, n_examples)
+    seen["first"] = engine.train_step(batch, n_examples)
+    seen["after_first"], seen["initial"] = whole_weights(engine), initial
+    seen["evaluated_twice"] = engine.eval_step([*batch, *batch], 2 * n_examples)
+    seen["second"] = engine.train_step(batch, n_examples)
+    seen["with_evaluation"] = [seen["first"].loss, seen["second"].loss, engine.train_step(batch, n_examples).loss]
+    try:
+        engine.train_step([*batch, *batch], n_examples)
+    except ValueError as error:
+        seen["too_many"] = str(error)
+    engine.close()
+
+    engine = tiny_engine(mesh, zero_stage=3, schedule=WARM_UP)
+    seen["without_evaluation"] = [engine.train_step(batch, n_examples).loss for _ in range(3)]
+    engine.close()
+
+    for zero_stage in (0, 1, 2, 3):
+        seen["broken", zero_stage] = broken_step(tiny_engine(mesh, zero_stage=zero_stage), batch, n_examples)
+    for zero_stage in (1, 2, 3):
+        engine = tiny_engine(mesh, zero_stage=zero_stage, precision="bf16", eps=1e-8)
+        seen["bf16", zero_stage] = [engine.train_step(batch, n_examples) for _ in range(8)]
+        engine.close()
+
+    seen["full_disk"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, OSError(errno.ENOSPC, "", "/d"))))
+    seen["failure"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, KeyError("rank 1 alone"))))
+    seen["bad_sp"] = failure(lambda: build_mesh(sp=3))
+    return seen
+
+
+def broken_step(engine: TrainingEngine, batch: list, n_examples: int) -> tuple[bool, float, float]:
+    """Whether a step with a gradient that is not finite left the weights alone, its norm, and the next step's loss."""
+    before = whole_weights(engine)
+    broken = [replace(batch[0], loss_weight=batch[0].loss_weight * np.float32(np.inf))]
+    norm = engine.train_step(broken, n_examples).grad_norm
+    after = whole_weights(engine)
+    same = before is None or all(torch.equal(after[name], before[name]) for name in before)
+    loss = engine.train_step(batch, n_examples).loss
+    engine.close()
+    return same, norm, loss
+
+
+def fail_on_rank(rank: int, error: Exception) -> None:
+    if rank == 1:
+        raise error
+
+
+def failure(action: Any) -> Exception | None:
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    return run_in_processes(observe, 2)
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_neighbouring_ranks_share_a_sequence(ranks):
+    assert [seen["mesh"] for seen in ranks] == [(1, 2, 0, 0, 2), (1, 2, 0, 1, 2)]
+
+
+def test_every_rank_reports_the_whole_batch(ranks):
+    batch, _ = global_batch()
+    first = ranks[0]["first"]
+    assert (first.step, first.tokens) == (0, len(batch[0].tokens))
+    vision = (batch[0].labels >= 320) & (batch[0].loss_weight > 0)
+    assert first.vision_targets == vision.sum()
+    assert first.text_targets == ((batch[0].loss_weight > 0) & ~vision).sum()
+    assert first.loss == pytest.approx(PaddedReference("vision-text").loss().item(), rel=1e-6)
+    assert first.loss == pytest.approx(first.text_loss + first.vision_loss)
+    assert 0 < first.text_nats / first.text_targets < 20
+    assert replace(ranks[1]["first"], seconds=0) == replace(first, seconds=0)
+
+
+def test_evaluation_is_the_loss_of_a_step_without_the_step(ranks):
+    first, evaluated = ranks[0]["first"], ranks[0]["evaluated"]
+    assert evaluated.loss == pytest.approx(first.loss, rel=1e-9)
+    assert evaluated.vision_nats == pytest.approx(first.vision_nats, rel=1e-9)
+    assert ranks[0]["evaluated_twice"].loss == pytest.approx(first.loss, rel=1e-9)
+    assert ranks[0]["evaluated_twice"].text_targets == 2 * first.text_targets
+    assert ranks[0]["with_evaluation"] == ranks[0]["without_evaluation"]
+
+
+def test_the_first_update_under_warm_up_changes_nothing(ranks):
+    assert (ranks[0]["first"].lr, ranks[0]["second"].lr) == (0.0, 5e-3)
+    assert all(torch.equal(ranks[0]["after_first"][name], w) for name, w in ranks[0]["initial"].items())
+    assert ranks[0]["without_evaluation"][2] < ranks[0]["without_evaluation"][1]
+
+
+def test_the_number_of_micro_batches_is_the_engines(ranks):
+    assert ranks[0]["too_many"] == "an engine of grad_accum 1 was given 2 micro-batches"
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_leaves_the_weights(ranks, zero_stage):
+    same, norm, loss = ranks[0]["broken", zero_stage]
+    assert same
+    assert not math.isfinite(norm)
+    assert loss == pytest.approx(ranks[0]["first"].loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_learns_as_fp32_does_at_first(ranks, zero_stage):
+    steps = ranks[0]["bf16", zero_stage]
+    assert steps[0].loss == pytest.approx(ranks[0]["first"].loss, rel=2e-3)
+    assert steps[0].grad_norm == pytest.approx(ranks[0]["first"].grad_norm, rel=1e-2)
+    assert steps[-1].loss < 0.75 * steps[0].loss
+    assert steps[-1].loss == pytest.approx(ranks[0]["bf16", 2][-1].loss, rel=1e-2)
+
+
+def test_one_rank_that_fails_fails_all(ranks):
+    for seen in ranks:
+        assert isinstance(seen["full_disk"], UserError)
+        assert str(seen["full_disk"]) == "/d: the disk is full; free space or write elsewhere"
+        assert isinstance(seen["failure"], KeyError)
+
+
+def test_sp_must_divide_the_workers(ranks):
+    assert isinstance(ranks[0]["bad_sp"], UserError)
+    assert str(ranks[0]["bad_sp"]) == "sp = 3 does not divide the 2 training workers; choose a divisor of 2"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"zero_stage": 4}, {"zero_stage": 0}, {"precision": "fp16"}, {"grad_accum": 0, "precision": "fp32"}]
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError):
+        EngineSettings(**wrong)
