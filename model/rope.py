@@ -22,10 +22,8 @@ def rope_tables(positions: Tensor, theta: float, head_dim: int) -> tuple[Tensor,
     """Cosines and sines, fp32 [*positions.shape, head_dim], laid out for half-rotation: each half holds all angles."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
     angles = positions.to(torch.float64).unsqueeze(-1) * theta**-exponents
-    return (
-        torch.cat((angles, angles), dim=-1).cos().to(torch.float32),
-        torch.cat((angles, angles), dim=-1).sin().to(torch.float32),
-    )
+    cos, sin = angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
 class ExactRotaryEmbedding(nn.Module):
