@@ -1,0 +1,135 @@
+"""What a VQGAN looks like: its sizes, LWM's own, a small one for two cores, and the diffusers model they describe.
+
+LWM's VQGAN (arXiv 2402.08268; the taming-transformers encoder and decoder without attention) is exactly diffusers'
+`VQModel`: GroupNorm, SiLU, a middle block without attention, down by a 3x3 convolution of stride 2 padded right and
+bottom, up by nearest neighbour and a 3x3 convolution, and the code of a cell is the nearest codebook entry in L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import VQModel
+
+from tokenization.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Sizes of a VQGAN. Two VQGANs are interchangeable for a recipe when these are equal.
+
+    resolution: side of a square frame in pixels. channels: width of each level, first level at full resolution, each
+    next at half. res_blocks: residual blocks a level in the encoder (the decoder has one more). latent_channels:
+    width between encoder and codebook projection. embed_dim: width of a codebook entry. norm_groups: groups of every
+    GroupNorm.
+    """
+
+    resolution: int
+    channels: tuple[int, ...]
+    res_blocks: int
+    latent_channels: int
+    embed_dim: int
+    codebook_size: int
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if self.resolution % self.down_factor:
+            raise UserError(
+                f"vqgan: resolution {self.resolution} is no multiple of {self.down_factor}, the factor of "
+                f"{len(self.channels)} levels; change vqgan.resolution or vqgan.channels"
+            )
+        if any(width % self.norm_groups for width in self.channels):
+            raise UserError(
+                f"vqgan: channels {list(self.channels)} are not all multiples of norm_groups {self.norm_groups}; "
+                "change vqgan.channels or vqgan.norm_groups"
+            )
+
+    @classmethod
+    def lwm(cls) -> VQGANConfig:
+        """LWM's VQGAN: 256 px, 16x16 codes of an 8,192-entry codebook, 146,244,675 parameters."""
+        return cls(
+            resolution=256,
+            channels=(128, 256, 256, 512, 768),
+            res_blocks=2,
+            latent_channels=64,
+            embed_dim=64,
+            codebook_size=8192,
+        )
+
+    @property
+    def down_factor(self) -> int:
+        """Pixels a code stands for along one side."""
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of a frame."""
+        return self.resolution // self.down_factor
+
+    @property
+    def codes_per_frame(self) -> int:
+        """Codes of one frame, row by row."""
+        return self.grid**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, for fingerprints and manifests."""
+        return {**asdict(self), "channels": list(self.channels)}
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> VQGANConfig:
+        """The sizes in a diffusers `VQModel` config. Raises UserError where the model is of another kind than LWM's."""
+        levels = len(config["block_out_channels"])
+        needed = {
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "act_fn": "silu",
+            "norm_type": "group",
+            "mid_block_add_attention": False,
+        }
+        for key, value in needed.items():
+            found = list(config[key]) if isinstance(value, list) else config[key]
+            if found != value:
+                raise UserError(
+                    f"vqgan weights: config.json has {key}={found!r} where Ringworld's VQGAN needs {value!r}; "
+                    "choose weights of LWM's architecture"
+                )
+        return cls(
+            resolution=config["sample_size"],
+            channels=tuple(config["block_out_channels"]),
+            res_blocks=config["layers_per_block"],
+            latent_channels=config["latent_channels"],
+            embed_dim=config["vq_embed_dim"] or config["latent_channels"],
+            codebook_size=config["num_vq_embeddings"],
+            norm_groups=config["norm_num_groups"],
+        )
+
+
+def build_vqgan(config: VQGANConfig, seed: int | None = None) -> Any:
+    """A diffusers `VQModel` of these sizes, fp32, on the default device; under `torch.device("meta")` it costs nothing.
+
+    With a seed the weights are a pure function of it and the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        levels = len(config.channels)
+        return VQModel(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.channels,
+            layers_per_block=config.res_blocks,
+            latent_channels=config.latent_channels,
+            sample_size=config.resolution,
+            num_vq_embeddings=config.codebook_size,
+            norm_num_groups=config.norm_groups,
+            vq_embed_dim=config.embed_dim,
+            mid_block_add_attention=False,
+        )

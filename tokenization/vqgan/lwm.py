@@ -1,0 +1,164 @@
+"""LWM's released VQGAN weights to diffusers' `VQModel`, without running a byte of the file.
+
+In: the released pickle of nested dicts of numpy arrays, or an `.npz` with the same leaves under "/"-joined names. The
+released file is a Python pickle, and a pickle is a program; the reader here knows the handful of numpy functions that
+rebuild an array and refuses everything else. Out: a state dict in diffusers' names and layouts.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenization.errors import UserError
+from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.model import VQGAN
+
+# All that numpy's own pickles name, under its module names before and after 2.0. None of these runs code from its
+# arguments: the first two build an array from bytes, the third a scalar.
+_ARRAY_BUILDERS = {
+    (module, name)
+    for name, modules in {
+        "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
+        "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
+        "scalar": ("numpy.core.multiarray", "numpy._core.multiarray"),
+        "ndarray": ("numpy",),
+        "dtype": ("numpy",),
+    }.items()
+    for module in modules
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_BUILDERS:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, and only numpy arrays may be in it")
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+
+
+def read_lwm_parameters(path: str | Path) -> dict[str, np.ndarray]:
+    """Parameters of an LWM VQGAN file, named by their flax paths joined with "/".
+
+    `path` is the released pickle or an `.npz`. Raises UserError if it is missing, neither of the two, or a pickle that
+    holds anything but dicts of numeric numpy arrays; nothing in the file is executed.
+    """
+    path = Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            tree = _ArrayUnpickler(file).load()
+    except OSError as error:
+        raise UserError(
+            f"vqgan weights {path}: {error.strerror or error}; name a readable file in vqgan.weights"
+        ) from error
+    except Exception as error:  # a hostile or damaged pickle fails in any way it likes
+        raise UserError(
+            f"vqgan weights {path}: no LWM VQGAN file ({error}); name the released pickle or an .npz"
+        ) from error
+    parameters: dict[str, np.ndarray] = {}
+    _flatten(tree, "", parameters, path)
+    return parameters
+
+
+def _flatten(node: Any, prefix: str, into: dict[str, np.ndarray], path: Path) -> None:
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            # Flax wraps a model's parameters in one more dict when they are saved beside other collections.
+            _flatten(child, prefix if not prefix and name == "params" else f"{prefix}/{name}".lstrip("/"), into, path)
+    elif isinstance(node, np.ndarray) and node.dtype.kind == "f":
+        into[prefix] = node
+    else:
+        raise UserError(
+            f"vqgan weights {path}: {prefix or 'top level'} holds a {type(node).__name__}, not an array of floats"
+        )
+
+
+_BLOCKS = (
+    (r"^(quant_conv|post_quant_conv)", r"\1"),
+    (r"^quantize/embeddings$", "quantize.embedding.weight"),
+    (r"^(encoder|decoder)/Conv_0", r"\1.conv_in"),
+    (r"^(encoder|decoder)/Conv_1", r"\1.conv_out"),
+    (r"^(encoder|decoder)/GroupNorm_0", r"\1.conv_norm_out"),
+    (r"^(encoder|decoder)/MidBlock_0", r"\1.mid_block"),
+    (r"^encoder/DownsamplingBlock_(\d+)", r"encoder.down_blocks.\1"),
+    (r"^decoder/UpsamplingBlock_(\d+)", r"decoder.up_blocks.\1"),
+    (r"/Downsample_0/Conv_0", ".downsamplers.0.conv"),
+    (r"/Upsample_0/Conv_0", ".upsamplers.0.conv"),
+    (r"/ResnetBlock_(\d+)", r".resnets.\1"),
+    (r"/Conv_([01])", lambda found: f".conv{int(found[1]) + 1}"),
+    (r"/Conv_2", ".conv_shortcut"),
+    (r"/GroupNorm_([01])", lambda found: f".norm{int(found[1]) + 1}"),
+    (r"/(kernel|scale)$", ".weight"),
+    (r"/bias$", ".bias"),
+)
+
+
+def diffusers_name(flax_name: str) -> str:
+    """The state-dict name in diffusers' `VQModel` of a parameter of LWM's VQGAN."""
+    name = flax_name
+    for pattern, replacement in _BLOCKS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def diffusers_state(parameters: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Flax parameters as a diffusers state dict, fp32: convolution kernels (h, w, in, out) become (out, in, h, w)."""
+    state = {}
+    for name, value in parameters.items():
+        value = np.asarray(value, dtype=np.float32)
+        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        state[diffusers_name(name)] = torch.from_numpy(np.array(layout, order="C"))
+    return state
+
+
+def config_of_parameters(parameters: Mapping[str, np.ndarray], resolution: int) -> VQGANConfig:
+    """Read the sizes off the parameters' shapes; the resolution is not among them. Raises UserError if a part is
+    missing.
+    """
+    try:
+        levels = 1 + max(
+            int(found[1]) for name in parameters if (found := re.match(r"encoder/DownsamplingBlock_(\d+)", name))
+        )
+        blocks = {
+            name.split("/")[2] for name in parameters if name.startswith("encoder/DownsamplingBlock_0/ResnetBlock")
+        }
+        widths = [
+            int(parameters[f"encoder/DownsamplingBlock_{level}/ResnetBlock_0/Conv_0/kernel"].shape[-1])
+            for level in range(levels)
+        ]
+        latent_channels, embed_dim = parameters["quant_conv/kernel"].shape[-2:]
+        return VQGANConfig(
+            resolution=resolution,
+            channels=tuple(widths),
+            res_blocks=len(blocks),
+            latent_channels=int(latent_channels),
+            embed_dim=int(embed_dim),
+            codebook_size=int(parameters["quantize/embeddings"].shape[0]),
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"vqgan weights: no LWM VQGAN, it lacks {error}; name the released file in vqgan.weights"
+        ) from error
+
+
+def load_lwm_vqgan(path: str | Path, resolution: int = 256, **compute: Any) -> VQGAN:
+    """LWM's VQGAN from its released file, ready to encode; `compute` as in `VQGAN`. Raises UserError as the readers
+    do.
+    """
+    parameters = read_lwm_parameters(path)
+    model: Any = build_vqgan(config_of_parameters(parameters, resolution))
+    try:
+        model.load_state_dict(diffusers_state(parameters))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[1].strip()
+        raise UserError(f"vqgan weights {path}: not LWM's VQGAN: {reason}") from error
+    return VQGAN(model, **compute)
