@@ -1,0 +1,49 @@
+"""An image file to one square frame, in the same geometry as a video's frames.
+
+In: a path or a binary file. Out: uint8 [size, size, 3] RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tokenization.errors import BadData
+
+# Formats that are only pixels. Pillow's others include PostScript, which it hands to an interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+
+def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
+    """The central square of an image, resized to uint8 [size, size, 3] RGB.
+
+    The camera's orientation is applied, transparency lies on white, 16-bit greys keep their high byte, and of an
+    animation the first picture counts. Raises BadData on what is no image, damaged, cut off, or of more pixels than
+    Pillow's limit (89 million) whatever its file size. Errors of reading the file itself pass through.
+    """
+    data = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                side = min(image.size)
+                # JPEG decodes at a fraction of its size for free, which a thumbnail of the centre needs no more than.
+                image.draft("RGB", (2 * size * image.width // side, 2 * size * image.height // side))
+                square = ImageOps.fit(_opaque(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # a hostile or damaged image fails in any way it likes
+        raise BadData(f"not an image that can be read: {error}") from error
+    return np.asarray(square)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

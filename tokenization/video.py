@@ -1,0 +1,330 @@
+"""A video file to square frames sampled by time, in bounded chunks.
+
+In: a path or a seekable binary file (an fsspec file on object storage will do). Out: chunks of uint8 frames with the
+times they stand for. Decoding is sequential, once through the file, and holds one decoded frame and one chunk,
+however long the video is: a seek for every sample costs ten times as much.
+
+**Time.** Time 0 is the first frame. Sample k is what a viewer sees at `start + k / fps`: the last frame whose timestamp
+is no later, give or take half a tick of the stream's clock, since containers round to it. The last frame stays for its
+duration. So a variable frame rate, a dropped frame and a still image that stands for a minute all come out right.
+
+**Trouble.** Whatever cannot be decoded from its first to its last frame raises `BadData` with the place. Chunks
+yielded before are the caller's to discard. Errors of the file object itself (a lost connection) pass through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from tokenization.errors import BadData
+
+# Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
+# whatever the file is called; an input must not make the reader open anything else.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf,h264,hevc,m4v,nut,apng"
+_MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
+_WORTH_A_SEEK = 10  # seconds of decoding that a seek saves at the least
+_MISSING_TAIL = 2  # seconds that a stream may end before the length its header states
+_LONGEST_STILL = 3600  # seconds between two frames; more is a broken clock, and would be repeated for every sample
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds from its
+    start.
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def uniform_sample(n: int, maximum: int) -> np.ndarray:
+    """Which of n samples to keep, int64, at most `maximum`: all, or `linspace(0, n - 1, maximum)` truncated, as LWM
+    does.
+    """
+    return np.arange(n) if n <= maximum else np.linspace(0, n - 1, maximum).astype(np.int64)
+
+
+def decode_frames(
+    file: BinaryIO | str | Path,
+    *,
+    fps: float,
+    size: int,
+    chunk: int = 64,
+    max_frames: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    thread_count: int = 1,
+) -> Iterator[FrameChunk]:
+    """Sample a video at `fps`, cropped to its central square and resized to `size` pixels, `chunk` frames at a time.
+
+    Samples the half-open range [start, end) of seconds; the range of a split video must start on a multiple of 1/fps
+    for its samples to be those of the whole. More than `max_frames` samples are thinned by `uniform_sample`, counted
+    from the timestamps in one pass that decodes nothing. Rotation and non-square pixels are honoured. An open `file`
+    is read from its beginning and left open. Raises BadData on what cannot be read or decoded, ValueError on a
+    senseless range.
+    """
+    if fps <= 0 or size < 1 or chunk < 1 or start < 0 or (end is not None and end < start):
+        raise ValueError(f"fps {fps}, size {size}, chunk {chunk}, range {start}..{end}")
+    if isinstance(file, (str, Path)):
+        with open(file, "rb") as opened:
+            yield from decode_frames(
+                opened,
+                fps=fps,
+                size=size,
+                chunk=chunk,
+                max_frames=max_frames,
+                start=start,
+                end=end,
+                thread_count=thread_count,
+            )
+        return
+    clock = _Clock(Fraction(fps), Fraction(start), None if end is None else Fraction(end))
+    wanted = None if max_frames is None else _thin(file, clock, max_frames)
+    convert = _Converter(size)
+    frames: list[np.ndarray] = []
+    times: list[float] = []
+    for sample, frame in _samples(file, clock, thread_count):
+        if wanted is not None and sample not in wanted:
+            continue
+        frames.append(convert(frame))
+        times.append(float(clock.time(sample)))
+        if len(frames) == chunk:
+            yield FrameChunk(np.stack(frames), np.array(times))
+            frames, times = [], []
+    if frames:
+        yield FrameChunk(np.stack(frames), np.array(times))
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When the samples are, in exact seconds from the first frame."""
+
+    fps: Fraction
+    start: Fraction
+    end: Fraction | None
+
+    def time(self, sample: int) -> Fraction:
+        return self.start + sample / self.fps
+
+    def samples_before(self, moment: Fraction) -> int:
+        """How many samples lie before `moment` and before the end of the range."""
+        moment = moment if self.end is None else min(moment, self.end)
+        return max(0, math.ceil((moment - self.start) * self.fps))
+
+
+@dataclass(frozen=True)
+class _TimedFrame:
+    """A decoded frame. at, until: seconds from the first frame at which it appears and goes. slack: half a tick of
+    its clock. aspect: width of a pixel over its height."""
+
+    picture: VideoFrame
+    at: Fraction
+    until: Fraction
+    slack: Fraction
+    aspect: Fraction
+
+
+def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple[int, _TimedFrame]]:
+    """(sample number, the frame seen at its time), in order."""
+    shown: _TimedFrame | None = None
+    sample = 0
+    for frame in _timed_frames(file, clock.start, thread_count):
+        if shown is not None:
+            if frame.at - shown.at > _LONGEST_STILL:
+                raise BadData(f"video clock jumps by {float(frame.at - shown.at):.0f} s at {float(shown.at):.2f} s")
+            while sample < clock.samples_before(frame.at - frame.slack):
+                yield sample, shown
+                sample += 1
+        shown = frame
+        if clock.end is not None and frame.at - frame.slack >= clock.end:
+            return
+    if shown is not None:
+        for last in range(sample, clock.samples_before(shown.until)):
+            yield last, shown
+
+
+def _timed_frames(file: BinaryIO, start: Fraction, thread_count: int) -> Iterator[_TimedFrame]:
+    """The frames of the video, or those from some keyframe at or before `start`."""
+    if start >= _WORTH_A_SEEK:
+        try:
+            yield from _decode(file, thread_count, start)
+            return
+        except _SeekMissedError:  # nothing has been yielded then
+            pass
+    yield from _decode(file, thread_count, Fraction(0))
+
+
+class _SeekMissedError(Exception):
+    """The container did not bring us to a keyframe at or before the place asked for."""
+
+
+def _decode(file: BinaryIO, thread_count: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
+    at = until = Fraction(0)
+    with _opened(file) as (container, stream):
+        stream.codec_context.thread_count = thread_count
+        stream.codec_context.thread_type = "AUTO" if thread_count > 1 else "NONE"
+        tick = Fraction(stream.time_base or 0)
+        try:
+            frames = _whole_frames(container, stream)
+            first = next(frames, None)
+            if first is None:
+                raise BadData("video without a single frame")
+            origin = first.pts or 0
+            if seek_to and tick:
+                container.seek(origin + int(seek_to / tick), stream=stream)
+                frames = _whole_frames(container, stream)
+                first = next(frames, None)
+                if first is None or first.pts is None or (first.pts - origin) * tick > seek_to:
+                    raise _SeekMissedError
+            for frame in chain([first], frames):
+                # Without a timestamp, or with one that goes back, a frame follows the one before it.
+                at = until if frame.pts is None else max(at, (frame.pts - origin) * tick)
+                until = at + (frame.duration * tick or _period(stream))
+                yield _TimedFrame(frame, at, until, tick / 2, stream.sample_aspect_ratio or Fraction(1))
+            if stream.duration and stream.duration * tick - until > _MISSING_TAIL:
+                raise BadData(
+                    f"video cut off: it ends at {float(until):.2f} s of {float(stream.duration * tick):.2f} s"
+                )
+        except FFmpegError as error:
+            raise BadData(f"video damaged after {float(at):.2f} s: {error.strerror}") from error
+        except _DamagedError as error:
+            raise BadData(f"video damaged after {float(at):.2f} s: {error}") from error
+
+
+class _DamagedError(Exception):
+    """FFmpeg marked a packet or a frame as damaged."""
+
+
+def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise _DamagedError("a packet is incomplete")
+        for frame in packet.decode():
+            # A decoder conceals what flipped bits took away and says so here only.
+            if frame.is_corrupt:
+                raise _DamagedError("a frame does not decode whole")
+            yield frame
+
+
+def _period(stream: VideoStream) -> Fraction:
+    """Seconds of a frame that does not say how long it is."""
+    rate = stream.average_rate or stream.guessed_rate
+    return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
+
+
+def _thin(file: BinaryIO, clock: _Clock, max_frames: int) -> frozenset[int]:
+    """The samples to keep of a video that may have more than `max_frames`, from its packets' timestamps alone."""
+    with _opened(file) as (container, stream):
+        tick, period = Fraction(stream.time_base or 0), _period(stream)
+        first: int | None = None
+        until = Fraction(0)
+        try:
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    first = packet.pts if first is None else min(first, packet.pts or first)
+                    begin = until if packet.pts is None else packet.pts * tick
+                    until = max(until, begin + ((packet.duration or 0) * tick or period))
+        except FFmpegError as error:
+            raise BadData(f"video damaged: its packets cannot be listed: {error.strerror}") from error
+    count = clock.samples_before(until - (first or 0) * tick)
+    return frozenset(uniform_sample(count, max_frames).tolist())
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
+    file.seek(0)
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
+    try:
+        container = av.open(file, mode="r", options=options, metadata_errors="ignore")
+    except FFmpegError as error:
+        raise BadData(f"not a video that can be read: {error.strerror}") from error
+    with container:
+        # The cover picture of a song is a video stream to FFmpeg.
+        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not videos:
+            raise BadData("no video stream in it")
+        stream = videos[0]
+        if stream.codec_context is None:
+            raise BadData("video of an unknown codec")
+        pixels = stream.codec_context.width * stream.codec_context.height
+        if pixels > _MAX_PIXELS:
+            raise BadData(f"video of {stream.codec_context.width}x{stream.codec_context.height} pixels, over the limit")
+        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
+        yield container, stream
+
+
+class _Converter:
+    """Decoded frame -> uint8 [size, size, 3]: centre square, resize, rotate; one filter graph for each kind of
+    frame.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kind: tuple[object, ...] | None = None
+        self._graph: Graph | None = None
+
+    def __call__(self, timed: _TimedFrame) -> np.ndarray:
+        frame, aspect = timed.picture, timed.aspect
+        kind = (frame.width, frame.height, frame.format.name, aspect, frame.rotation)
+        try:
+            if self._graph is None or kind != self._kind:
+                self._graph, self._kind = self._build(frame, aspect), kind
+            frame.pts = None  # the graph is asked one frame at a time and need not know when
+            self._graph.vpush(frame)
+            return self._graph.vpull().to_ndarray()
+        except FFmpegError as error:
+            raise BadData(f"video frame of {frame.width}x{frame.height} cannot be resized: {error.strerror}") from error
+
+    def _build(self, frame: VideoFrame, aspect: Fraction) -> Graph:
+        # A pixel is `aspect` times as wide as high: the square on the screen is no square of pixels.
+        width = max(1, min(frame.width, round(frame.height / aspect)))
+        height = max(1, min(frame.height, round(frame.width * aspect)))
+        graph = Graph()
+        last = graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=Fraction(1, 1000),
+        )
+        steps = [
+            ("crop", f"w={width}:h={height}:exact=1"),
+            # bitexact: the same bytes on every kind of CPU.
+            ("scale", f"w={self._size}:h={self._size}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"),
+            ("format", "pix_fmts=rgb24"),
+            *_ROTATIONS[round(frame.rotation / 90) % 4],
+            ("buffersink", ""),
+        ]
+        for name, arguments in steps:
+            step = graph.add(name, arguments) if arguments else graph.add(name)
+            last.link_to(step)
+            last = step
+        graph.configure()
+        return graph
+
+
+# By quarter turns counter-clockwise that the display matrix asks for.
+_ROTATIONS = {
+    0: [],
+    1: [("transpose", "cclock")],
+    2: [("hflip", ""), ("vflip", "")],
+    3: [("transpose", "clock")],
+}
