@@ -58,9 +58,10 @@ class TrainSettings:
 class Trainer:
     """The state of one training run and its single step."""
 
-    def __init__(self, config: VQGANConfig, settings: TrainSettings) -> None:
+    def __init__(self, config: VQGANConfig, settings: TrainSettings, draw_weights: np.ndarray | None = None) -> None:
         self.config = config
         self.settings = settings
+        self.draw_weights = None if draw_weights is None else draw_weights / draw_weights.sum()
         self.step = 0
         # Not channels last, as in `VQGAN`: there the backward of group normalisation alone takes 40% of a step.
         self.model: Any = build_vqgan(config, seed=settings.seed)
@@ -75,7 +76,7 @@ class Trainer:
     def train_step(self, frames: Frames) -> dict[str, float]:
         """One optimizer step on frames drawn by (seed, step number); returns its metrics."""
         generator = np.random.default_rng((self.settings.seed, self.step))
-        pixels = pixels_of(torch.from_numpy(self._draw(frames, generator)))
+        pixels = self._draw(frames, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
@@ -126,12 +127,20 @@ class Trainer:
         self.sums.copy_(state["sums"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _draw(self, frames: Frames, generator: np.random.Generator) -> np.ndarray:
-        index = np.sort(generator.integers(0, len(frames), self.settings.batch_size))
-        batch = np.array(frames[index])
-        mirrored = generator.random(len(batch)) < 0.5
-        batch[mirrored] = batch[mirrored, :, ::-1]
-        return batch
+    def _draw(self, frames: Frames, generator: np.random.Generator) -> torch.Tensor:
+        """Pixels [batch, 3, H, W] of drawn frames, changed so that a few clips stand for more than themselves."""
+        count = self.settings.batch_size
+        index = generator.choice(len(frames), count, p=self.draw_weights)
+        pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames[index])))
+        for picture in pixels:
+            if generator.random() < 0.5:
+                picture.copy_(picture.flip(-1))
+            picture.copy_(picture[torch.from_numpy(generator.permutation(3))])
+        contrast = np.exp(generator.uniform(math.log(0.7), math.log(2.5), (count, 1, 1, 1)))
+        brightness = generator.uniform(-0.3, 0.3, (count, 1, 1, 1))
+        mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+        changed = (pixels - mean) * torch.from_numpy(contrast).float() + mean + torch.from_numpy(brightness).float()
+        return changed.clamp(-1, 1)
 
     def _learning_rate(self) -> float:
         settings = self.settings
@@ -170,6 +179,7 @@ def train_vqgan(
     config: VQGANConfig,
     settings: TrainSettings,
     *,
+    weights: np.ndarray | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
     state: Mapping[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -177,6 +187,8 @@ def train_vqgan(
 ) -> VQGAN:
     """Train on frames uint8 [n, H, W, 3] and return the VQGAN.
 
+    weights: float [n], how often each frame is drawn relative to the others (None: equally); one over the length of its
+    clip lets a short clip count as much as a long one.
     progress(step, metrics) is called after each step, steps counting from 1. save(state) is called every `save_every`
     steps; a run given that `state` ends with the same weights, bit for bit, as one that was never interrupted
     (same machine and thread count). Raises UserError if there are no frames or they are of another size.
@@ -191,7 +203,7 @@ def train_vqgan(
             f"vqgan: frames of {shape} to train on but vqgan.resolution is {config.resolution}; make them equal"
         )
     with torch_threads(settings.threads):
-        trainer = Trainer(config, settings)
+        trainer = Trainer(config, settings, weights)
         if state is not None:
             trainer.load_state_dict(state)
         while trainer.step < settings.steps:

@@ -165,12 +165,12 @@ def test_other_files_are_a_user_error(tmp_path: Path, content: bytes, message: s
 
 
 def test_missing_file_and_missing_parts_are_user_errors(tmp_path: Path, parameters: dict) -> None:
-    with pytest.raises(UserError, match="vqgan.weights"):
+    with pytest.raises(UserError, match=r"vqgan\.weights"):
         load_lwm_vqgan(tmp_path / "absent")
     for lost in ("quantize/embeddings", "decoder/Conv_1/bias"):
         path = tmp_path / "vqgan.npz"
         np.savez(path, **{name: value for name, value in parameters.items() if name != lost})
-        with pytest.raises(UserError, match="not LWM's VQGAN|lacks"):
+        with pytest.raises(UserError, match=r"not LWM's VQGAN|lacks"):
             load_lwm_vqgan(path, resolution=64)
 
 

@@ -133,7 +133,7 @@ def test_weights_that_do_not_match_the_recipe_are_a_user_error(model: VQModel, t
 
 
 def test_missing_and_damaged_weights_are_a_user_error(model: VQModel, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         VQGAN.load(tmp_path / "absent")
     VQGAN(model).save(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -152,8 +152,8 @@ def test_other_architectures_are_a_user_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"resolution": 30}, "no multiple of 4"), ({"channels": (8, 12, 32)}, "multiples of
-    norm_groups")]
+    ("change", "message"),
+    [({"resolution": 30}, "no multiple of 4"), ({"channels": (8, 12, 32)}, "multiples of norm_groups")],
 )
 def test_impossible_sizes_are_a_user_error(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
