@@ -42,6 +42,7 @@ def scattered(draw: st.DrawFn) -> SequencePlan:
 plans = st.one_of(laid_out(), scattered())
 
 
+@settings(deadline=None)
 @given(plans)
 def test_every_token_is_held_once_and_every_rank_holds_equally_many(plan: SequencePlan) -> None:
     held = [plan.indices(rank) for rank in range(plan.sp)]
@@ -50,7 +51,7 @@ def test_every_token_is_held_once_and_every_rank_holds_equally_many(plan: Sequen
     np.testing.assert_array_equal(np.sort(np.concatenate(held)), np.arange(plan.n_tokens))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(plans)
 def test_runs_cover_each_allowed_pair_once_and_no_other(plan: SequencePlan) -> None:
     counts = np.zeros((plan.n_tokens, plan.n_tokens), dtype=int)
@@ -73,6 +74,7 @@ def test_runs_cover_each_allowed_pair_once_and_no_other(plan: SequencePlan) -> N
     assert sum(plan.rank(rank).n_pairs for rank in range(plan.sp)) == allowed_pairs(plan.cu_seqlens).sum()
 
 
+@settings(deadline=None)
 @given(plans)
 def test_a_rank_fetches_exactly_the_keys_its_queries_may_see_elsewhere(plan: SequencePlan) -> None:
     allowed = allowed_pairs(plan.cu_seqlens)
@@ -87,6 +89,7 @@ def test_a_rank_fetches_exactly_the_keys_its_queries_may_see_elsewhere(plan: Seq
         assert sorted(fetched) == sorted(needed)
 
 
+@settings(deadline=None)
 @given(plans)
 def test_what_one_rank_fetches_is_what_the_other_serves_and_never_itself(plan: SequencePlan) -> None:
     asked = {(rank, f.peer): f.ranges for rank in range(plan.sp) for f in plan.rank(rank).fetches}
@@ -97,6 +100,7 @@ def test_what_one_rank_fetches_is_what_the_other_serves_and_never_itself(plan: S
         assert all(end < start for (_, end), (start, _) in pairwise(ranges)), "ranges that touch are one"
 
 
+@settings(deadline=None)
 @given(plans)
 def test_a_query_meets_a_source_in_at_most_one_run(plan: SequencePlan) -> None:
     for rank in range(plan.sp):
@@ -105,12 +109,14 @@ def test_a_query_meets_a_source_in_at_most_one_run(plan: SequencePlan) -> None:
             assert all(one.q_end <= other.q_start for one, other in pairwise(runs))
 
 
+@settings(deadline=None)
 @given(plans)
 def test_positions_restart_at_zero_in_each_document(plan: SequencePlan) -> None:
     expected = np.concatenate([np.arange(n) for n in np.diff(plan.cu_seqlens)])
     np.testing.assert_array_equal(plan.positions, expected)
 
 
+@settings(deadline=None)
 @given(plans)
 def test_gather_undoes_dispatch(plan: SequencePlan) -> None:
     array = np.arange(plan.n_tokens * 3).reshape(plan.n_tokens, 3)
@@ -118,6 +124,7 @@ def test_gather_undoes_dispatch(plan: SequencePlan) -> None:
     np.testing.assert_array_equal(gather(parts, plan), array)
 
 
+@settings(deadline=None)
 @given(plans)
 def test_a_pickled_plan_is_the_same_plan(plan: SequencePlan) -> None:
     copy = pickle.loads(pickle.dumps(plan))
