@@ -1,0 +1,103 @@
+"""What every part of the evaluation is given: the recipe, what the stages before made, and how to load it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from transformers import LlamaForCausalLM
+
+from model.llama import load_llama
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceObject, read_objects
+from pipelines.storage import Store, fetch_file
+from pipelines.vqgan import load_vqgan
+from tokenization.text import TextTokenizer, load_text_tokenizer
+from tokenization.vocabulary import JointVocabulary
+from tokenization.vqgan.model import VQGAN
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit of work, of retry and of resume: its name in the stage's folder, what it measures, and on what."""
+
+    name: str
+    kind: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """The inputs of the stage. `store` is the stage's own folder."""
+
+    recipe: Recipe
+    vocabulary: JointVocabulary
+    inputs: Mapping[str, tuple[Store, Mapping[str, Any]]]
+    store: Store
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the training stages, in order."""
+        return [stage.name for stage in self.recipe.train.stages]
+
+    @property
+    def device(self) -> str:
+        """Where the models run."""
+        return "cuda" if self.recipe.evaluate.resources.gpus else "cpu"
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether there is a VQGAN and room in the vocabulary for its codes."""
+        return "vqgan" in self.inputs and self.vocabulary.vision_size > 0
+
+    def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
+        """The raw objects of these kinds in one split, in the listing's order."""
+        found = read_objects(self.inputs["sources"][0])
+        return [one for one in found if one.kind in kinds and one.heldout == heldout]
+
+    def tokenizer(self) -> TextTokenizer:
+        """The recipe's text tokenizer."""
+        return load_text_tokenizer(str(fetch_file(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
+
+    def model(self, stage: str) -> LlamaForCausalLM:
+        """The model that a training stage made; parts of one stage that follow each other in a process share it."""
+        store, manifest = self.inputs[f"train-{stage}"]
+        bf16 = self.device == "cuda" and self.recipe.train.precision == "bf16"
+        return _model(
+            store.fetch_folder(manifest["outputs"]["model"]), self.device, torch.bfloat16 if bf16 else torch.float32
+        )
+
+    def vqgan(self) -> VQGAN:
+        """The run's VQGAN."""
+        assert self.recipe.vqgan is not None
+        return load_vqgan(self.inputs["vqgan"][0], self.recipe.vqgan, device=self.device)
+
+    def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        """Commit arrays as safetensors."""
+        with self.store.writing(name) as file:
+            file.write(safetensors.numpy.save(arrays))
+
+    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What `save_arrays` committed."""
+        with self.store.open(name) as file:
+            return safetensors.numpy.load(file.read())
+
+
+def spread(items: list[Any], most: int) -> Iterator[Any]:
+    """At most so many of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        yield from items
+    elif most > 0:
+        yield from (items[i] for i in np.linspace(0, len(items) - 1, most).astype(int))
+
+
+@functools.lru_cache(maxsize=1)
+def _model(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    model = load_llama(folder, dtype=dtype)
+    return model.to(device).eval()  # type: ignore[arg-type]

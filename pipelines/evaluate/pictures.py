@@ -1,0 +1,58 @@
+"""Frames of raw objects, and frames as PNG."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+from PIL import Image
+
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceObject
+from pipelines.storage import Store, open_url
+from tokenization.image import load_image
+from tokenization.video import decode_frames
+
+_GAP = 2
+
+
+def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:
+    """uint8 [n, size, size, 3]: at most so many frames, evenly spaced over the object. Raises BadData."""
+    with open_url(found.url, recipe.storage.options) as file:
+        if found.kind == "image":
+            return load_image(file, size)[None]
+        chunks = decode_frames(file, fps=recipe.tokenize.fps, size=size, chunk=most, max_frames=most)
+        return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def windows(found: SourceObject, recipe: Recipe, size: int, length: int, most: int) -> list[np.ndarray]:
+    """At most so many windows of successive frames, uint8 [length, size, size, 3], from the clip's start on."""
+    with open_url(found.url, recipe.storage.options) as file:
+        chunks = decode_frames(file, fps=recipe.tokenize.fps, size=size, chunk=length)
+        return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
+
+
+def strip(rows: list[np.ndarray]) -> np.ndarray:
+    """RGBA [h, w, 4] of rows of frames uint8 [n, H, W, 3] set side by side with transparent gaps."""
+    height, width = rows[0].shape[1:3]
+    columns = max(map(len, rows))
+    canvas = np.zeros(
+        (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 4),
+        dtype=np.uint8,
+    )
+    for y, row in enumerate(rows):
+        for x, frame in enumerate(row):
+            top, left = y * (height + _GAP), x * (width + _GAP)
+            canvas[top : top + height, left : left + width, :3] = frame
+            canvas[top : top + height, left : left + width, 3] = 255
+    return canvas
+
+
+def save_png(store: Store, name: str, picture: np.ndarray) -> str:
+    """Commit a picture, uint8 [h, w, 3 or 4], and return its name."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    with store.writing(name) as file:
+        file.write(buffer.getvalue())
+    return name

@@ -1,0 +1,142 @@
+"""The evaluate stage as Ray tasks: independent parts, each committed once, then one table of figures.
+
+In: the listing, the VQGAN, packed shards and the model of every training stage. Out: a record a part, pictures, and in
+the manifest the figures: held-out loss beside unigram models, needle in a haystack, reconstructions, generated frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from pipelines.evaluate.generation import CONTINUATIONS, check_room, continue_part, prompt_part
+from pipelines.evaluate.heldout import score_part, tabulate
+from pipelines.evaluate.job import EvaluateJob, Part
+from pipelines.evaluate.needle import needle_part
+from pipelines.evaluate.reconstructions import reconstruct_part
+from pipelines.partitions import record_name, run_partitions
+from pipelines.progress import Bar
+from pipelines.recipe import Recipe
+from pipelines.storage import Store
+from pipelines.tokenize import ray_options
+from tokenization.vocabulary import JointVocabulary
+
+log = logging.getLogger("ringworld")
+
+_MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "loss": score_part,
+    "needle": needle_part,
+    "reconstruction": reconstruct_part,
+    "continuation": continue_part,
+    "prompt": prompt_part,
+}
+
+
+def evaluate_all(
+    recipe: Recipe,
+    vocabulary: JointVocabulary,
+    inputs: Mapping[str, tuple[Store, dict[str, Any]]],
+    store: Store,
+    line: Bar,
+) -> dict[str, Any]:
+    """Run every part on the cluster and return the stage's part of the manifest."""
+    job = EvaluateJob(recipe, vocabulary, inputs, store)
+    check_room(job)
+    parts = {part.name: part for part in cut_parts(job)}
+    pool = recipe.evaluate.resources
+    shared = ray.put(job)
+
+    def submit(name: str) -> ray.ObjectRef:
+        options = {"name": f"evaluate:{name}", "max_retries": -1, **ray_options(pool)}
+        return _measure.options(**options).remote(parts[name], shared, pool.cpus)
+
+    records = run_partitions(submit, list(parts), store, pool.workers, lambda record: line.advance(1))
+    figures = collect(job, records)
+    for row in figures["heldout"]:
+        log.info(
+            "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards",
+            *(
+                row[key]
+                for key in ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
+            ),
+        )
+    pictures = [name for name in store.names("pictures") if name.endswith(".png")]
+    return {"outputs": {"parts": [record_name(name) for name in parts], "pictures": pictures}, "figures": figures}
+
+
+def cut_parts(job: EvaluateJob) -> list[Part]:
+    """What is to be measured, one part each; fixed by the recipe and what the stages before made."""
+    parts = [
+        Part(f"loss-{model}-{source}", "loss", {"stage": model, "pack": pack, "source": source})
+        for model, pack, source in _scored(job)
+    ]
+    evaluate = job.recipe.evaluate
+    if evaluate.needle and job.objects(("text",), heldout=True):
+        parts += [Part(f"needle-{context}", "needle", {"context": context}) for context in evaluate.needle.contexts]
+    if job.has_vision:
+        parts += [
+            Part(f"reconstruction-{split}", "reconstruction", {"heldout": split == "heldout"})
+            for split in ("heldout", "train")
+        ]
+    if job.has_vision and evaluate.generation:
+        if job.objects(("video",), heldout=True):
+            parts += [Part(f"continuation-{n}", "continuation", {"index": n}) for n in range(CONTINUATIONS)]
+        parts += [Part(f"prompt-{n}", "prompt", {"index": n}) for n in range(len(evaluate.generation.prompts))]
+    return parts
+
+
+def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all parts as one tree of plain JSON.
+
+    heldout: rows of `tabulate`, for each stage over each source of its mixture and, as source "all", over all of them;
+    then, as stage "final", the last model over every source of the run, each packed by the last stage that reads it.
+    """
+    losses = [record["result"] for record in records if record["kind"] == "loss"]
+    last = job.stages[-1]
+    heldout = []
+    for stage in job.recipe.train.stages:
+        own = [one for one in losses if one["stage"] == stage.name and one["source"] in stage.mixture]
+        for one in own:
+            heldout += tabulate(job, [one], one["source"])
+        heldout += tabulate(job, own, "all") if own else []
+    final = [one for one in losses if one["stage"] == last]
+    for one in final:
+        heldout += [{**row, "stage": "final"} for row in tabulate(job, [one], one["source"])]
+    if final:
+        heldout += [{**row, "stage": "final"} for row in tabulate(job, final, "all")]
+    by_kind = {
+        kind: [{"part": record["part"], **record["result"]} for record in records if record["kind"] == kind]
+        for kind in _MEASURES
+        if kind != "loss"
+    }
+    return {
+        "heldout": heldout,
+        "needle": by_kind["needle"],
+        "reconstruction": by_kind["reconstruction"],
+        "generation": by_kind["continuation"] + by_kind["prompt"],
+    }
+
+
+def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
+    """(model's stage, packing stage, source) of all that is scored: every stage on its own sources, the last on all."""
+    stages = job.recipe.train.stages
+    scored = [(stage.name, stage.name, source) for stage in stages for source in sorted(stage.mixture)]
+    last = stages[-1]
+    packed_by = {source: stage.name for stage in stages for source in sorted(stage.mixture)}
+    scored += [(last.name, pack, source) for source, pack in sorted(packed_by.items()) if source not in last.mixture]
+    sets = {stage.name: job.inputs[f"pack-{stage.name}"][1]["outputs"]["sets"] for stage in stages}
+    return [one for one in scored if "heldout" in sets[one[1]].get(one[2], {})]
+
+
+@ray.remote
+def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+    result = _MEASURES[part.kind](job, part.name, **part.arguments)
+    record = {"part": part.name, "kind": part.kind, "result": result}
+    job.store.write_json(record_name(part.name), record)
+    return record

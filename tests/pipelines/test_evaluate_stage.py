@@ -1,0 +1,177 @@
+"""The parts of the evaluation on a tiny run, and the stage over Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+from tiny_run import VOCABULARY, make_run
+
+from pipelines.evaluate import evaluate_all
+from pipelines.evaluate.generation import check_room, continuation_prompt, continue_part, prompt_part
+from pipelines.evaluate.heldout import score_part, tabulate
+from pipelines.evaluate.job import EvaluateJob, spread
+from pipelines.evaluate.needle import needle_part
+from pipelines.evaluate.pictures import strip
+from pipelines.evaluate.reconstructions import reconstruct_part
+from pipelines.evaluate.stage import cut_parts
+from pipelines.progress import bar
+from pipelines.storage import Store
+from tokenization.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> EvaluateJob:
+    recipe, inputs = make_run(tmp_path_factory.mktemp("run"))
+    return EvaluateJob(recipe, VOCABULARY, inputs, Store(recipe.storage.root).at("stages", "evaluate"))
+
+
+def test_every_stage_is_scored_on_its_sources_and_the_last_on_those_that_others_read(job: EvaluateJob) -> None:
+    assert [part.name for part in cut_parts(job)] == [
+        "loss-text-books",
+        "loss-video-books",
+        "loss-video-clips",
+        "needle-128",
+        "needle-256",
+        "reconstruction-heldout",
+        "reconstruction-train",
+        "continuation-0",
+        "continuation-1",
+        "continuation-2",
+        "continuation-3",
+        "prompt-0",
+    ]
+    stages = [stage.model_copy(update={"mixture": {"clips": 1.0}}) for stage in job.recipe.train.stages[1:]]
+    train = job.recipe.train.model_copy(update={"stages": [job.recipe.train.stages[0], *stages]})
+    clips_last = EvaluateJob(job.recipe.model_copy(update={"train": train}), VOCABULARY, job.inputs, job.store)
+    losses = {part.name: part.arguments for part in cut_parts(clips_last) if part.kind == "loss"}
+    assert losses["loss-video-books"] == {"stage": "video", "pack": "text", "source": "books"}
+
+
+def test_an_untrained_models_held_out_loss_is_uniform_and_over_the_unigram(job: EvaluateJob) -> None:
+    records = [score_part(job, f"own-{source}", "video", "video", source) for source in ("books", "clips")]
+    rows = {row["modality"]: row for row in tabulate(job, records, "all")}
+    assert rows["text"]["nats_per_token"] == pytest.approx(np.log(32000), abs=0.1)
+    assert rows["vision"]["nats_per_token"] == pytest.approx(np.log(256), abs=0.1)
+    for row in rows.values():
+        assert 0 < row["unigram_heldout"] < row["unigram_train"] < row["nats_per_token"]
+    assert rows["text"]["targets"] == sum(record["targets"]["text"] for record in records)
+    few = job.recipe.evaluate.model_copy(update={"max_sequences": 1})
+    small = EvaluateJob(job.recipe.model_copy(update={"evaluate": few}), VOCABULARY, job.inputs, job.store)
+    assert score_part(small, "few", "text", "text", "books")["sequences"] == 1
+
+
+def test_needles_are_asked_over_all_depths_and_without_one_in_contexts_that_hold_the_answer(job: EvaluateJob) -> None:
+    result = needle_part(job, "needle-128", 128)
+    assert result["depths"] == [0.0, 0.5, 1.0]
+    assert [(one["round"], one["depth"]) for one in result["answers"]] == [
+        (number, depth) for number in (0, 1) for depth in (0.0, 0.5, 1.0, None)
+    ]
+    assert all(one["tokens"] <= 128 - 16 for one in result["answers"])
+    assert len({one["needle"] for one in result["answers"]}) == 2
+    assert result["accuracy"] == [0.0, 0.0, 0.0]
+    assert result["digit_nats"] == pytest.approx([np.log(32000)] * 3, abs=0.3)
+
+
+def test_reconstructions_of_both_splits_are_measured_and_held_out_pairs_are_shown(job: EvaluateJob) -> None:
+    heldout = reconstruct_part(job, "reconstruction-heldout", True)
+    train = reconstruct_part(job, "reconstruction-train", False)
+    assert [one["key"] for one in heldout["objects"]] == ["clips/held-a.mp4"]
+    assert [one["key"] for one in train["objects"]] == ["clips/train-a.mp4"]
+    assert heldout["psnr"] == pytest.approx(heldout["objects"][0]["psnr"])
+    assert len(heldout["pairs"]) == 3
+    assert train["pairs"] == []
+    with job.store.open(heldout["pairs"][0]["file"]) as file:
+        assert Image.open(file).size == (16, 34)
+
+
+def test_a_continuation_is_measured_beside_the_last_frame_standing_still(job: EvaluateJob) -> None:
+    first, again = (continue_part(job, "continuation-0", 0) for _ in range(2))
+    assert first == again
+    assert first["given"] == first["frames"] == 2
+    assert first["code_agreement_still"] > first["code_agreement"]
+    with job.store.open(first["file"]) as file:
+        assert Image.open(file).size == (4 * 18 - 2, 34)
+    assert "skipped" in continue_part(job, "continuation-9", 9)
+
+
+def test_a_continuations_prompt_is_what_training_saw_up_to_the_next_frame(job: EvaluateJob) -> None:
+    codes = np.arange(32).reshape(2, 16)
+    prompt = continuation_prompt(job, "clips", {}, codes)
+    begin = job.tokenizer().encode("<vision>")
+    assert prompt.tolist() == [
+        VOCABULARY.bos_id,
+        *begin,
+        *(codes[0] + 32000),
+        VOCABULARY.eof_id,
+        *(codes[1] + 32000),
+        VOCABULARY.eof_id,
+    ]
+
+
+def test_frames_come_from_a_text_prompt(job: EvaluateJob) -> None:
+    result = prompt_part(job, "prompt-0", 0)
+    assert result["prompt"] == "a red square"
+    with job.store.open(result["file"]) as file:
+        assert Image.open(file).size == (2 * 18 - 2, 16)
+
+
+def test_more_frames_than_the_context_holds_is_the_users_mistake(job: EvaluateJob) -> None:
+    generation = job.recipe.evaluate.generation
+    assert generation is not None
+    many = job.recipe.evaluate.model_copy(update={"generation": generation.model_copy(update={"frames": 40})})
+    with pytest.raises(UserError, match=r"evaluate\.generation: 42 frames are 714 tokens"):
+        check_room(EvaluateJob(job.recipe.model_copy(update={"evaluate": many}), VOCABULARY, job.inputs, job.store))
+
+
+def test_a_strip_sets_frames_apart_by_transparent_gaps() -> None:
+    picture = strip([np.full((2, 4, 4, 3), 9, np.uint8), np.full((1, 4, 4, 3), 9, np.uint8)])
+    assert picture.shape == (10, 10, 4)
+    assert picture[:4, 4:6, 3].max() == 0
+    assert picture[6:, 6:, 3].max() == 0
+    assert picture[0, 0].tolist() == [9, 9, 9, 255]
+
+
+def test_spread_keeps_the_first_and_the_last() -> None:
+    assert list(spread(list(range(10)), 3)) == [0, 4, 9]
+    assert list(spread([1, 2], 3)) == [1, 2]
+    assert list(spread([1, 2], 0)) == []
+
+
+@pytest.mark.slow
+def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committed(job: EvaluateJob) -> None:
+    store = Store(job.recipe.storage.root).at("stages", "evaluate-ray")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
+    try:
+        first = _evaluate(job, store)
+        stamps = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.names("partitions")}
+        assert len(stamps) == 12
+        store.delete("partitions/needle-256.json")
+        again = _evaluate(job, store)
+    finally:
+        ray.shutdown()
+    assert again == first
+    after = {name: Path(store.path(name)).stat().st_mtime_ns for name in store.names("partitions")}
+    assert {name for name in after if after[name] != stamps[name]} == {"partitions/needle-256.json"}
+    assert {(row["stage"], row["source"], row["modality"]) for row in first["figures"]["heldout"]} == {
+        ("text", "books", "text"),
+        ("text", "all", "text"),
+        *((stage, "books", "text") for stage in ("video", "final")),
+        *(
+            (stage, source, m)
+            for stage in ("video", "final")
+            for source in ("clips", "all")
+            for m in ("text", "vision")
+        ),
+    }
+    assert [one["context"] for one in first["figures"]["needle"]] == [128, 256]
+    assert all(store.exists(name) for name in first["outputs"]["pictures"])
+
+
+def _evaluate(job: EvaluateJob, store: Store) -> dict[str, Any]:
+    with bar("evaluate", None, "part") as line:
+        return evaluate_all(job.recipe, VOCABULARY, job.inputs, store, line)

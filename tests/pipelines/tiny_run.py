@@ -1,0 +1,202 @@
+"""A run as the stages before the evaluation leave it, made in seconds: real shards, a real VQGAN, real (random) Llamas.
+
+Two training stages: text at 128 tokens, then clips and text at 512. Each source has held-out objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from model.config import llama_config
+from model.engine import StepMetrics
+from model.llama import build_llama, save_llama
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceObject, list_sources, write_objects
+from pipelines.storage import Store, open_url
+from tokenization.document import Document
+from tokenization.fields import FieldSpec, build_tokens
+from tokenization.packing import pack
+from tokenization.shard_index import ShardSet
+from tokenization.shards import write_shard
+from tokenization.text import load_text_tokenizer
+from tokenization.video import decode_frames
+from tokenization.vocabulary import JointVocabulary
+from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.model import VQGAN
+
+VQGAN_SIZES = {
+    "resolution": 16,
+    "channels": [16, 16, 16],
+    "res_blocks": 1,
+    "latent_channels": 16,
+    "embed_dim": 8,
+    "codebook_size": 64,
+    "norm_groups": 4,
+}
+VOCABULARY = JointVocabulary.for_codebook(32000, 64)
+LLAMA = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+SENTENCE = "the sea was calm and the old ship went slowly home while all the birds sang to the morning sun"
+
+
+def tiny_recipe(folder: Path, **evaluate: Any) -> Recipe:
+    stage = {"rope_theta": 10000, "steps": 4, "lr": 1e-3}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "seed": 3,
+            "storage": {"root": str(folder / "run"), "data": str(folder / "data")},
+            "sources": {
+                "books": {"urls": ["*.txt"], "heldout": ["*held*"]},
+                "clips": {"urls": ["*.mp4"], "fields": ["vision"], "heldout": ["*held*"]},
+            },
+            "vqgan": {"config": VQGAN_SIZES, "weights": "unused"},
+            "tokenize": {"fps": 8},
+            "model": {"size": LLAMA},
+            "train": {
+                "stages": [
+                    {**stage, "name": "text", "context": 128, "batch_tokens": 256, "mixture": {"books": 1}}
+                    | {"objective": "text"},
+                    {**stage, "name": "video", "context": 512, "batch_tokens": 512, "objective": "vision-text"}
+                    | {"mixture": {"clips": 0.8, "books": 0.2}},
+                ]
+            },
+            "evaluate": {
+                "max_sequences": 4,
+                "needle": {"contexts": [128, 256], "depths": 3, "rounds": 2},
+                "generation": {"prompt_frames": 2, "frames": 2, "prompts": ["a red square"]},
+                "reconstructions": 3,
+                "resources": {"workers": 2},
+                **evaluate,
+            },
+        }
+    )
+
+
+def make_run(folder: Path) -> tuple[Recipe, dict[str, tuple[Store, dict[str, Any]]]]:
+    """The recipe and the evaluation's inputs, below `folder`."""
+    recipe = tiny_recipe(folder)
+    (folder / "data").mkdir(parents=True)
+    for name, seed in (("train-a", 1), ("train-b", 2), ("held-a", 3)):
+        (folder / "data" / f"{name}.txt").write_text(story(seed))
+    for name, speed in (("train-a", 1), ("held-a", 2)):
+        write_clip(folder / "data" / f"{name}.mp4", speed)
+    root = Store(recipe.storage.root).at("stages")
+    objects = list_sources(recipe)
+    inputs = {"sources": (root.at("sources"), write_objects(root.at("sources"), objects))}
+    vqgan = VQGAN(build_vqgan(VQGANConfig(**VQGAN_SIZES), seed=5))  # type: ignore[arg-type]
+    vqgan.save(root.at("vqgan").path("weights"))
+    inputs["vqgan"] = (root.at("vqgan"), {"outputs": {"weights": "weights"}, "figures": {"steps": 9, "psnr": 11.5}})
+    documents = [document(found, recipe, vqgan) for found in objects]
+    for number, stage in enumerate(recipe.train.stages):
+        packed, trained = root.at(f"pack-{stage.name}"), root.at(f"train-{stage.name}")
+        inputs[packed_name := f"pack-{stage.name}"] = (packed, _pack(packed, stage, documents))
+        config = llama_config(LLAMA, VOCABULARY.size, stage.context, stage.rope_theta, text_size=32000)
+        save_llama(build_llama(config, seed=number), trained.path("model"))
+        figures = _metrics(trained, stage.steps, stage.batch_tokens, vision=stage.name == "video")
+        inputs[f"train-{stage.name}"] = (trained, {"outputs": {"model": "model"}, "figures": figures})
+        assert packed_name in inputs
+    return recipe, inputs
+
+
+def story(seed: int, sentences: int = 60) -> str:
+    generator = np.random.default_rng(seed)
+    lines = []
+    for _ in range(sentences):
+        line = " ".join(generator.choice(SENTENCE.split(), size=8))
+        lines.append(line.capitalize() + ".")
+    return " ".join(lines)
+
+
+def write_clip(path: Path, speed: int, frames: int = 16) -> None:
+    """Two seconds of a bright square that moves over a dark ground."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            picture = np.full((32, 32, 3), 30, np.uint8)
+            left = number * speed % 24
+            picture[8:16, left : left + 8] = (220, 60, 40)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def document(found: SourceObject, recipe: Recipe, vqgan: VQGAN) -> tuple[bool, Document]:
+    tokenizer = load_text_tokenizer()
+    with open_url(found.url) as file:
+        if found.kind == "text":
+            record: dict[str, Any] = {"text": file.read().decode()}
+        else:
+            chunks = decode_frames(file, fps=recipe.tokenize.fps, size=16)
+            record = {"vision": vqgan.encode(np.concatenate([chunk.frames for chunk in chunks]))}
+    spec = FieldSpec.parse(recipe.sources[found.source].fields[0])
+    tokens, spans = build_tokens(record, spec, tokenizer, VOCABULARY)
+    return found.heldout, Document(f"{found.key}#0", found.source, tokens, spans)
+
+
+def _pack(store: Store, stage: Any, documents: list[tuple[bool, Document]]) -> dict[str, Any]:
+    sets: dict[str, dict[str, Any]] = {}
+    for source in stage.mixture:
+        for split in ("train", "heldout"):
+            chosen = [doc for heldout, doc in documents if doc.source == source and heldout == (split == "heldout")]
+            sequences = pack(chosen, stage.context, VOCABULARY, stage.objective, key_prefix=f"{source}-{split}-")
+            name = f"shards/{source}-{split}.tar"
+            with store.writing(name) as file:
+                stats = write_shard(file, sequences, VOCABULARY)
+            shard_set = ShardSet(stage.context, VOCABULARY, stage.objective, (name,), (stats,))
+            store.write_json(f"sets/{source}-{split}.json", shard_set.to_json())
+            totals = shard_set.totals()
+            entry = {"file": f"sets/{source}-{split}.json", **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
+            sets.setdefault(source, {})[split] = entry
+    return {
+        "outputs": {"sets": sets, "context": stage.context, "objective": stage.objective},
+        "figures": {"sequences": 9, "documents": 3, "split_documents": 2, "skipped": {}},
+    }
+
+
+def _metrics(store: Store, steps: int, tokens: int, vision: bool) -> dict[str, Any]:
+    with store.writing("metrics/00000004.jsonl") as file:
+        for step in range(steps):
+            metrics = StepMetrics(
+                loss=10 - step,
+                text_loss=5.0,
+                vision_loss=5.0 - step,
+                text_nats=(9.0 - step) * 100,
+                vision_nats=(6.0 - step) * 100 if vision else 0.0,
+                text_targets=100,
+                vision_targets=100 if vision else 0,
+                tokens=tokens,
+                seconds=0.5,
+                step=step,
+                lr=1e-3 * step,
+                grad_norm=1.0 + step,
+            )
+            file.write((json.dumps(dataclasses.asdict(metrics)) + "\n").encode())
+    return {"steps": steps, "tokens": steps * tokens, "tokens_per_second": tokens / 0.5, "last_loss": 7.0}
+
+
+def with_run_facts(inputs: dict[str, tuple[Store, dict[str, Any]]]) -> dict[str, tuple[Store, dict[str, Any]]]:
+    """The manifests with what the driver adds to every stage's own part."""
+    names = list(inputs)
+    whole = {}
+    for number, (name, (store, part)) in enumerate(inputs.items()):
+        declaration = {"stage": name, "settings": {}, "code": {}, "inputs": {}}
+        fingerprint = hashlib.sha256(name.encode()).hexdigest()
+        facts = {"fingerprint": fingerprint, "seconds": 1.5 * number, "finished": "2025-01-01T00:00:00+00:00"}
+        whole[name] = (store, {**declaration, **facts, "quarantine": [], **part})
+    chain = {"vqgan": ["sources"], "tokenize": ["sources", "vqgan"], "pack-text": ["tokenize"], "report": names}
+    chain |= {"train-text": ["pack-text"], "pack-video": ["tokenize"], "train-video": ["pack-video", "train-text"]}
+    chain |= {"evaluate": [name for name in names if name not in ("evaluate", "tokenize")]}
+    for name, before in chain.items():
+        if name in whole:
+            whole[name][1]["inputs"] = {one: whole[one][1]["fingerprint"] for one in before if one in whole}
+    return whole
