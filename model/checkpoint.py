@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ COMMIT = "COMMIT"
 FORMAT = 1
 _PREFIX = "step-"
 _REPLICATED = "mp_rank_00_model_states.pt"  # DeepSpeed's only file that rank 0 writes for all
-_FULL = 1 << 20  # bytes: a disk with less room than this cannot take a file
 
 log = logging.getLogger(__name__)
 
@@ -180,13 +178,8 @@ def _steps(root: Folder) -> list[int]:
 def _write(engine: TrainingEngine, folder: Path) -> list[Path]:
     """This rank's files, written to a local folder."""
     folder.mkdir()
-    try:
-        engine.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        torch.save(_random_state(), folder / _random_name(engine.mesh.rank))
-    except (OSError, RuntimeError) as error:  # torch says no more than "file write failed"
-        if shutil.disk_usage(folder).free < _FULL:
-            raise UserError(f"{folder.parent.parent}: the disk is full; free space or save elsewhere") from error
-        raise
+    engine.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    torch.save(_random_state(), folder / _random_name(engine.mesh.rank))
     return sorted(folder.iterdir())
 
 

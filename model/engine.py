@@ -205,7 +205,7 @@ class TrainingEngine:
         mine = plan.indices(self.mesh.sp_rank)
 
         def here(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(values[mine]).to(self.mesh.device, dtype)
+            return torch.from_numpy(values[mine]).to(self.deepspeed.device, dtype)
 
         local_sum, sums = self.deepspeed(
             tokens=here(batch.tokens, torch.int64),

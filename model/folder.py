@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tokenization.errors import UserError
 
 _TEMPORARY = ".tmp-"
+_FULL = 1 << 20  # bytes: with less room than this a disk is full
 
 
 class Folder:
@@ -35,12 +36,21 @@ class Folder:
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A fresh local folder to write files in before `put`, on the folder's own disk where it has one."""
+        """A fresh local folder to write files in before `put`, on the folder's own disk where it has one.
+
+        An error within, when that disk is full, becomes a UserError that says so: libraries put it in their own words.
+        """
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
         path = tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.local)
         try:
             yield Path(path)
+        except UserError:
+            raise
+        except Exception as error:
+            if shutil.disk_usage(path).free < _FULL:
+                raise UserError(f"{Path(path).parent}: the disk is full; free space or write elsewhere") from error
+            raise
         finally:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -28,7 +28,6 @@ class Mesh:
     dp: int
     sp: int
     rank: int
-    device: torch.device
     sp_group: dist.ProcessGroup | None
 
     @property
@@ -85,5 +84,4 @@ def build_mesh(sp: int = 1) -> Mesh:
     if sp > 1:
         mesh = init_device_mesh("cuda" if on_cuda else "cpu", (world // sp, sp), mesh_dim_names=("dp", "sp"))
         group = mesh.get_group("sp")
-    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
-    return Mesh(world // sp, sp, rank, device, group)
+    return Mesh(world // sp, sp, rank, group)
