@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +14,12 @@ import pytest
 import torch
 from attention_groups import run_in_processes
 from play_batch import global_batch, tiny_engine
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from transformers import AutoModelForCausalLM
 
 from model import checkpoint
 from model.export import export_hf, whole_weights
+from model.folder import Folder
 from model.mesh import build_mesh
 from tokenization.errors import UserError
 
@@ -152,6 +156,40 @@ def test_bytes_that_changed_are_found_by_their_hash(saved, tmp_path):
 
 def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.latest_committed(str(tmp_path / "nothing")) is None
+
+
+def killed_while_saving(group: Any, url: str) -> None:
+    """Two steps; rank 1 is killed when it publishes its files of the second."""
+    mesh = build_mesh(sp=2)
+    batch, n_examples = global_batch()
+    engine = tiny_engine(mesh, zero_stage=2)
+    for _ in range(2):
+        engine.train_step(batch, n_examples)
+        if engine.step == 2 and mesh.rank == 1:
+            Folder.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.save(engine, url, {"position": engine.step})
+
+
+def carry_on(group: Any, url: str) -> tuple[int, Any]:
+    """Resume from the newest whole checkpoint and save one step more."""
+    mesh = build_mesh(sp=2)
+    batch, n_examples = global_batch()
+    engine = tiny_engine(mesh, zero_stage=2)
+    client_state = checkpoint.load(engine, url, checkpoint.latest_committed(url))
+    engine.train_step(batch, n_examples)
+    checkpoint.save(engine, url, {"position": engine.step})
+    return engine.step, client_state
+
+
+def test_a_writer_killed_half_way_costs_only_its_own_checkpoint(tmp_path):
+    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
+        run_in_processes(killed_while_saving, 2, str(tmp_path))
+    assert "COMMIT" not in {path.name for path in (tmp_path / "step-00000002").glob("*")}
+    assert list(tmp_path.glob(".tmp-*")), "the killed rank leaves its workspace"
+    assert checkpoint.latest_committed(str(tmp_path)) == 1
+    assert run_in_processes(carry_on, 2, str(tmp_path)) == [(2, {"position": 1})] * 2
+    assert checkpoint.latest_committed(str(tmp_path), hashes=True) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
 def alone(group: Any, url: str) -> dict[str, Any]:
