@@ -1,4 +1,4 @@
-"""`ringworld run RECIPE`: run the whole DAG. `python -m jobs.run RECIPE` is the same, as the entry point of a Ray job."""
+"""`ringworld run RECIPE`: run the whole DAG. `python -m jobs.run RECIPE` does the same, as the entry point of a job."""
 
 from __future__ import annotations
 

@@ -6,15 +6,17 @@ carry on over another cluster.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dag import PlannedStage, Stage
+from pipelines.dag import PlannedStage, Stage, digest
 from pipelines.progress import bar
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
 from pipelines.storage import Store, fetch_file, list_objects
+from tokenization.errors import UserError
 from tokenization.text import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -82,9 +84,7 @@ def _vqgan(recipe: Recipe) -> Stage:
         name="vqgan",
         settings={
             "config": vqgan.sizes.to_dict(),
-            "weights": [vqgan.weights, list_objects(_weights_pattern(vqgan.weights))[0].etag]
-            if vqgan.weights
-            else None,
+            "weights": _weights(vqgan.weights, recipe),
             "train": vqgan.train.model_dump(exclude={"checkpoint_steps"}) if vqgan.train else None,
             "seed": recipe.seed,
         },
@@ -94,8 +94,15 @@ def _vqgan(recipe: Recipe) -> Stage:
     )
 
 
-def _weights_pattern(weights: str) -> str:
-    return weights if weights.endswith((".pkl", ".pickle")) else f"{weights.rstrip('/')}/*"
+def _weights(url: str | None, recipe: Recipe) -> str | None:
+    """What identifies named weights, a file or a folder: a hash of the listing. UserError when nothing is there."""
+    if url is None:
+        return None
+    options = recipe.storage.options
+    try:
+        return digest([dataclasses.asdict(found) for found in list_objects(url, options)])
+    except UserError:
+        return digest([dataclasses.asdict(found) for found in list_objects(f"{url.rstrip('/')}/*", options)])
 
 
 def _tokenize(recipe: Recipe, media: bool) -> Stage:
@@ -114,6 +121,7 @@ def _tokenize(recipe: Recipe, media: bool) -> Stage:
         name="tokenize",
         settings={
             "fields": {name: source.fields for name, source in recipe.sources.items()},
+            "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
             "tokenize": recipe.tokenize.model_dump(exclude={"decode", "encode", "max_bad_fraction"}),
             "text_tokenizer": tokenizer.etag,
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
@@ -162,7 +170,7 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
                 recipe, stage, joint_vocabulary(recipe), this.inputs[f"pack-{stage.name}"], before, this.store, line
             )
 
-    first = {"model": recipe.model.model_dump()} if previous is None else {}
+    first = {"model": {"size": recipe.model.size, "init": _weights(recipe.model.init, recipe)}} if not previous else {}
     return Stage(
         name=f"train-{stage.name}",
         settings={

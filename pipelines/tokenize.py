@@ -290,7 +290,11 @@ def _encode(found: SourceObject, job: TokenizeJob, encoders: list[Any]) -> tuple
             encoder = encoders[zlib.crc32(found.key.encode()) % len(encoders)]
             return ray.get(encoder.encode.remote(frames)), np.zeros(1)
         chunks = decode_frames(
-            file, fps=settings.fps, size=job.resolution, chunk=settings.chunk_frames, max_frames=settings.max_frames
+            file,
+            fps=settings.fps,
+            size=job.resolution,
+            chunk=settings.chunk_frames,
+            max_frames=job.recipe.sources[found.source].max_frames or settings.max_frames,
         )
         for number, chunk in enumerate(chunks):
             if len(waiting) == _CHUNKS_IN_FLIGHT:

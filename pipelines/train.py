@@ -201,6 +201,7 @@ def _engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
         betas=train.betas,
         eps=train.eps,
         weight_decay=train.weight_decay,
+        loss_chunk=train.loss_chunk,
         activation_checkpointing=train.activation_checkpointing,
     )
 

@@ -51,7 +51,7 @@ class JointVocabulary:
         return self.text_size + self.codebook_size + 1
 
     def is_vision(self, ids: Any) -> Any:
-        """bool of the shape of `ids` (array, tensor or int): True in the vision range, to which `<eof>` and `<eov>` belong."""
+        """Where `ids` (array, tensor or int) lie in the vision range, to which `<eof>` and `<eov>` belong: bool."""
         return ids >= self.text_size
 
     def codes_to_ids(self, codes: np.ndarray) -> np.ndarray:
