@@ -1,0 +1,131 @@
+"""The small trainer: it learns, codes stay alive, and a killed run continues to the same bits."""
+
+import io
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from tokenization.errors import UserError
+from tokenization.vqgan.config import VQGANConfig
+from tokenization.vqgan.metrics import psnr
+from tokenization.vqgan.model import VQGAN
+from tokenization.vqgan.train import Trainer, TrainSettings, train_vqgan
+
+TINY = VQGANConfig(
+    resolution=16, channels=(16, 32), res_blocks=1, latent_channels=16, embed_dim=8, codebook_size=64, norm_groups=4
+)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """Gradients of random colours and directions: a codebook of 64 can hold them."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    angle = generator.uniform(0, 2 * np.pi, (200, 1, 1))
+    slope = np.cos(angle) * x + np.sin(angle) * y
+    middle, colour = generator.uniform(60, 196, (2, 200, 1, 1, 3))
+    return (middle + slope[..., None] * (colour - 128)).clip(0, 255).astype(np.uint8)
+
+
+def trained(frames: np.ndarray, steps: int, **settings: Any) -> VQGAN:
+    return train_vqgan(frames, TINY, TrainSettings(steps=steps, warmup=10, **settings))
+
+
+def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: np.ndarray) -> None:
+    seen, unseen = frames[:150], frames[150:]
+    metrics: list[dict[str, float]] = []
+    vqgan = train_vqgan(
+        seen,
+        TINY,
+        TrainSettings(steps=200, warmup=10),
+        progress=lambda step, values: metrics.append({"step": step, **values}),
+    )
+    flat = np.broadcast_to(unseen.mean(axis=(1, 2, 3), keepdims=True).astype(np.uint8), unseen.shape)
+    codes = vqgan.encode(unseen)
+    assert psnr(unseen, vqgan.decode(codes)) > psnr(unseen, flat) + 2
+    assert [values["step"] for values in metrics] == list(range(1, 201))
+    assert metrics[-1]["loss"] < metrics[0]["loss"] / 3
+    assert metrics[-1]["live_codes"] > 48
+    assert len(np.unique(codes)) > 32
+
+
+def test_same_seed_same_weights_other_seed_other_weights(frames: np.ndarray) -> None:
+    assert trained(frames, 6).fingerprint == trained(frames, 6).fingerprint
+    assert trained(frames, 6).fingerprint != trained(frames, 6, seed=1).fingerprint
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool) -> None:
+    settings = TrainSettings(steps=12, warmup=4, bf16=bf16, restart_below=0.5)  # so that codes move to the end
+    saved: list[bytes] = []
+
+    def save(state: dict[str, Any]) -> None:
+        file = io.BytesIO()
+        torch.save(state, file)
+        saved.append(file.getvalue())
+
+    whole = train_vqgan(frames, TINY, settings, save=save, save_every=4)
+    assert len(saved) == 2  # after steps 4 and 8
+    for content in saved:
+        torch.manual_seed(99)
+        torch.rand(7)  # nothing hangs on the global generator
+        state = torch.load(io.BytesIO(content), weights_only=True)
+        progress = Mock()
+        again = train_vqgan(frames, TINY, settings, state=state, progress=progress)
+        assert again.fingerprint == whole.fingerprint
+        assert [call.args[0] for call in progress.call_args_list] == list(range(state["step"] + 1, 13))
+
+
+def test_a_finished_state_trains_no_more(frames: np.ndarray) -> None:
+    settings = TrainSettings(steps=3, warmup=1)
+    trainer = Trainer(TINY, settings)
+    while trainer.step < 3:
+        trainer.train_step(frames)
+    again = train_vqgan(frames, TINY, settings, state=trainer.state_dict(), progress=lambda *_: pytest.fail("a step"))
+    assert again.fingerprint == VQGAN(trainer.model).fingerprint
+
+
+def test_codes_that_never_win_are_moved_to_where_the_frames_are(frames: np.ndarray) -> None:
+    trainer = Trainer(TINY, TrainSettings(steps=100, warmup=1))
+    trainer.train_step(frames)
+    trainer.codebook[:60] = 1e6  # out of reach
+    trainer.wins[:60] = 0
+    assert trainer.train_step(frames)["moved_codes"] >= 60
+    assert trainer.codebook.abs().max() < 1e3
+
+
+def test_frames_are_drawn_by_weight(frames: np.ndarray) -> None:
+    class Watched:
+        drawn: list[int] = []  # noqa: RUF012
+
+        def __len__(self) -> int:
+            return len(frames)
+
+        def __getitem__(self, index: np.ndarray) -> np.ndarray:
+            self.drawn += index.tolist()
+            return frames[index]
+
+    weights = np.where(np.arange(200) < 20, 9.0, 1.0)  # a tenth of the frames, half of the weight
+    train_vqgan(Watched(), TINY, TrainSettings(steps=8, warmup=1), weights=weights)
+    assert len(Watched.drawn) == 8 * TrainSettings(steps=1).batch_size + 1  # and one to see its size
+    assert 0.3 < np.mean(np.array(Watched.drawn[1:]) < 20) < 0.7
+
+
+def test_threads_are_as_before_afterwards(frames: np.ndarray) -> None:
+    before = torch.get_num_threads()
+    trained(frames, 1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_mistakes_are_user_errors(frames: np.ndarray) -> None:
+    with pytest.raises(UserError, match="no frames to train on"):
+        trained(frames[:0], 1)
+    with pytest.raises(UserError, match=r"vqgan\.resolution is 16"):
+        trained(frames[:, :8], 1)
+    other = VQGANConfig(**{**TINY.to_dict(), "codebook_size": 32})
+    state = Trainer(other, TrainSettings(steps=1)).state_dict()
+    with pytest.raises(UserError, match="other sizes"):
+        train_vqgan(frames, TINY, TrainSettings(steps=1), state=state)
