@@ -1,0 +1,138 @@
+"""All that the report says, as one tree of plain JSON, from the manifests and metrics of the stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.recipe import Recipe
+from pipelines.report.verdicts import verdicts
+from pipelines.storage import Store
+from pipelines.train import read_metrics
+
+Inputs = Mapping[str, tuple[Store, Mapping[str, Any]]]
+_SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
+_PER_STEP = (
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "seconds",
+    "text_nats",
+    "text_targets",
+    "vision_nats",
+    "vision_targets",
+)
+
+
+def gather(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """The report's tree. Secrets in the storage options are left out."""
+    evaluation = dict(inputs["evaluate"][1]["figures"]) if "evaluate" in inputs else {}
+    training = [_training(stage.name, inputs) for stage in recipe.train.stages if f"train-{stage.name}" in inputs]
+    stages = [_stage(name, manifest, inputs) for name, (_, manifest) in inputs.items()]
+    return {
+        "name": recipe.name,
+        "finished": max(stage["finished"] for stage in stages),
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "stages": stages,
+        "training": training,
+        "shards": _shards(recipe, inputs),
+        "evaluation": evaluation,
+        "verdicts": verdicts(evaluation),
+        "quarantine": [
+            {"stage": name, **entry} for name, (_, manifest) in inputs.items() for entry in manifest["quarantine"]
+        ],
+        "recipe": _without_secrets(recipe.model_dump(mode="json")),
+    }
+
+
+def _stage(name: str, manifest: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seconds": manifest["seconds"],
+        "finished": manifest["finished"],
+        "fingerprint": manifest["fingerprint"],
+        "inputs": [one for one in manifest["inputs"] if one in inputs],
+        "counts": _counts(name, manifest),
+        "quarantined": len(manifest["quarantine"]),
+    }
+
+
+def _counts(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    """What the stage made, in a few words, for the picture of the DAG."""
+    figures = manifest.get("figures", {})
+    kind = name.split("-", 1)[0]
+    if kind == "sources":
+        groups = figures.values()
+        total = sum(group["bytes"] for group in groups)
+        return [f"{count(sum(group['objects'] for group in groups))} objects", f"{count(total)}B"]
+    if kind == "vqgan":
+        shown = [f"{count(figures['steps'])} steps"] if "steps" in figures else ["imported"]
+        return shown + ([f"{figures['psnr']:.1f} dB in training"] if "psnr" in figures else [])
+    if kind == "tokenize":
+        return [f"{count(figures['documents'])} documents", f"{count(figures['tokens'])} tokens"]
+    if kind == "pack":
+        sets = [one for splits in manifest["outputs"]["sets"].values() for one in splits.values()]
+        filled, tokens = (sum(one[key] for one in sets) for key in ("n_filled", "n_tokens"))
+        return [f"{count(figures['sequences'])} sequences", f"{100 * filled / max(tokens, 1):.1f}% filled"]
+    if kind == "train":
+        return [f"{count(figures['steps'])} steps", f"{count(figures['tokens'])} tokens"]
+    if kind == "evaluate":
+        return [f"{len(manifest['outputs']['parts'])} parts", f"{len(manifest['outputs']['pictures'])} pictures"]
+    return []
+
+
+def _training(stage: str, inputs: Inputs) -> dict[str, Any]:
+    """Per-step columns of a training stage and its totals."""
+    steps = list(read_metrics(inputs[f"train-{stage}"][0]))
+    columns = {name: [step[name] for step in steps] for name in _PER_STEP}
+    tail = steps[-max(1, len(steps) // 10) :]
+    return {
+        "stage": stage,
+        "steps": len(steps),
+        "tokens": sum(columns["tokens"]),
+        "seconds": sum(columns["seconds"]),
+        "tokens_per_second": sum(columns["tokens"]) / max(sum(columns["seconds"]), 1e-9),
+        "text_nats_per_token": _nats(tail, "text"),
+        "vision_nats_per_token": _nats(tail, "vision"),
+        "per_step": columns,
+    }
+
+
+def _nats(steps: Sequence[Mapping[str, Any]], modality: str) -> float | None:
+    targets = sum(step[f"{modality}_targets"] for step in steps)
+    return sum(step[f"{modality}_nats"] for step in steps) / targets if targets else None
+
+
+def _shards(recipe: Recipe, inputs: Inputs) -> list[dict[str, Any]]:
+    rows = []
+    for stage in recipe.train.stages:
+        _, manifest = inputs.get(f"pack-{stage.name}", (None, None))
+        for source, splits in sorted((manifest or {"outputs": {"sets": {}}})["outputs"]["sets"].items()):
+            for split, totals in sorted(splits.items(), reverse=True):
+                numbers = {key: value for key, value in totals.items() if key != "file"}
+                rows.append(
+                    {"stage": stage.name, "context": stage.context, "source": source, "split": split, **numbers}
+                )
+    return rows
+
+
+def _without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    options = tree["storage"]["options"]
+    tree["storage"]["options"] = _redacted(options)
+    return tree
+
+
+def _redacted(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: "..." if _SECRET.search(key) else _redacted(item) for key, item in value.items()}
+
+
+def count(number: float) -> str:
+    """A count with three digits at most and a prefix: 1234567 -> 1.23M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:.3g}"

@@ -1,0 +1,210 @@
+"""The report's plots: training curves over the whole curriculum, held-out loss beside its baselines, needle heat maps.
+
+In: parts of the report's tree. Out: SVG elements. Every axis has its quantity and unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from pipelines.report import ink
+from pipelines.report.facts import count
+
+POINTS = 1500
+"""Points of a curve, at most; a longer run is drawn at every n-th step."""
+_COLOURS = {"text": ink.TEXT, "vision": ink.VISION}
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+_SI = FuncFormatter(lambda value, _: count(value) if value else "0")
+
+
+def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, throughput, gradient norm and learning rate of all stages over one axis of tokens."""
+    with ink.styled():
+        made = ink.figure(11, 8.6)
+        axes = made.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1, 1, 1]})
+        ends = np.cumsum([0, *(stage["tokens"] for stage in training)])
+        for stage, start, end in zip(training, ends[:-1], ends[1:]):
+            _loss(axes[0], stage, start, end, [row for row in heldout if row["stage"] == stage["stage"]])
+            columns = stage["per_step"]
+            places = start + np.cumsum(columns["tokens"])
+            speed = np.array(columns["tokens"]) / np.maximum(columns["seconds"], 1e-9)
+            _line(axes[1], places, speed, ink.INK, smooth=False)
+            _line(axes[2], places, np.array(columns["grad_norm"], dtype=float), ink.INK, smooth=False)
+            _line(axes[3], places, np.array(columns["lr"]), ink.INK, smooth=False)
+        for axis in axes:
+            for boundary in ends[1:-1]:
+                axis.axvline(boundary, color=ink.MUTED, linewidth=1, linestyle=(0, (2, 3)))
+            axis.grid(axis="x", visible=False)
+            axis.margins(x=0.01)
+        for stage, start, end in zip(training, ends[:-1], ends[1:]):
+            axes[0].annotate(
+                stage["stage"],
+                ((start + end) / 2, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                color=ink.INK,
+            )
+        axes[0].set_ylabel("loss, nats a token")
+        axes[1].set_ylabel("tokens/s")
+        axes[2].set_ylabel("grad norm")
+        axes[3].set_ylabel("learning rate")
+        axes[1].yaxis.set_major_formatter(_SI)
+        axes[1].set_ylim(bottom=0)
+        axes[2].set_yscale("log")
+        axes[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes[2].yaxis.set_major_formatter(_PLAIN)
+        axes[2].yaxis.set_minor_formatter(NullFormatter())
+        axes[3].set_ylim(bottom=0)
+        axes[3].yaxis.set_major_formatter(_PLAIN)
+        axes[-1].xaxis.set_major_formatter(_SI)
+        axes[-1].set_xlabel("tokens trained on, all stages")
+        made.align_ylabels(axes)
+        _legend(made, axes[0])
+        return ink.to_svg(made, "training", "Training curves of all stages over the tokens trained on")
+
+
+def heldout_bars(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A bar a row of the held-out table, with the two unigram models as marks on it."""
+    with ink.styled():
+        made = ink.figure(11, 0.95 + 0.46 * len(rows))
+        axis = made.subplots()
+        for place, row in enumerate(rows):
+            axis.barh(place, row["nats_per_token"], height=0.56, color=_COLOURS[row["modality"]])
+            for key, style in (("unigram_heldout", "-"), ("unigram_train", (0, (1.5, 1.5)))):
+                axis.plot([row[key]] * 2, [place - 0.38, place + 0.38], color=ink.INK, linewidth=2, linestyle=style)
+            axis.annotate(
+                f"{row['nats_per_token']:.2f}",
+                (row["nats_per_token"], place),
+                xytext=(-6, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                color=ink.SURFACE,
+                fontweight="bold",
+            )
+        axis.set_yticks(range(len(rows)), [f"{row['stage']}  ·  {row['source']}  ·  {row['modality']}" for row in rows])
+        axis.tick_params(axis="y", length=0, labelcolor=ink.INK)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="y", visible=False)
+        axis.invert_yaxis()
+        axis.set_xlim(left=0)
+        axis.set_xlabel("nats a token (lower is better)")
+        axis.plot([], [], color=ink.INK, linewidth=2, label="unigram entropy of the same tokens")
+        axis.plot([], [], color=ink.INK, linewidth=2, linestyle=(0, (1.5, 1.5)), label="unigram of training shards")
+        made.legend(loc="outside upper left", ncols=2)
+        return ink.to_svg(made, "heldout", "Held-out loss of each stage, source and modality beside unigram models")
+
+
+def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
+    """Two maps over context and depth: share of right answers, and nats a token of the right answer's digits."""
+    with ink.styled():
+        depths = rows[0]["depths"]
+        made = ink.figure(11, 1.6 + 0.42 * (len(depths) + 1))
+        left, right = made.subplots(1, 2)
+        accuracy = np.array([row["accuracy"] for row in rows]).T
+        nats = np.array([[*row["digit_nats"], row["digit_nats_without"]] for row in rows]).T
+        most = math.log(10) if not len(nats) else max(float(nats.max()), math.log(10))
+        labels = [f"{depth:.0%}" for depth in depths]
+        contexts = [count(row["context"]) + ("*" if row["context"] > trained_context else "") for row in rows]
+        _cells(left, accuracy, accuracy, labels, contexts, "{:.2f}")
+        _cells(right, nats, 1 - nats / most, [*labels, "no needle"], contexts, "{:.2f}")
+        left.set_title("right answers, share of the rounds")
+        right.set_title("nats a token of the true digits (lower is better)")
+        for axis in (left, right):
+            axis.set_xlabel("context, tokens" + (" (* longer than trained)" if "*" in "".join(contexts) else ""))
+            axis.set_ylabel("depth of the needle")
+        return ink.to_svg(
+            made, "needle", "Needle in a haystack: accuracy and nats of the digits over context and depth"
+        )
+
+
+def _loss(axis: Axes, stage: Mapping[str, Any], start: int, end: int, heldout: Sequence[Mapping[str, Any]]) -> None:
+    columns = stage["per_step"]
+    places = start + np.cumsum(columns["tokens"])
+    for modality, colour in _COLOURS.items():
+        targets = np.array(columns[f"{modality}_targets"])
+        if not targets.any():
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            nats = np.where(targets > 0, np.array(columns[f"{modality}_nats"]) / targets, np.nan)
+        _line(axis, places, nats, colour, smooth=True)
+        for row in heldout:
+            if row["source"] == "all" and row["modality"] == modality:
+                axis.plot(
+                    [start, end], [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3))
+                )
+                axis.plot(
+                    [end],
+                    [row["nats_per_token"]],
+                    marker="o",
+                    markersize=8,
+                    color=colour,
+                    markeredgecolor=ink.SURFACE,
+                    markeredgewidth=2,
+                    clip_on=False,
+                    zorder=5,
+                )
+
+
+def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool) -> None:
+    step = math.ceil(len(values) / POINTS)
+    if not smooth:
+        axis.plot(places[::step], values[::step], color=colour, linewidth=1.4)
+        return
+    axis.plot(places[::step], values[::step], color=colour, linewidth=1, alpha=0.3)
+    axis.plot(places[::step], smoothed(values)[::step], color=colour, linewidth=2)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Exponential mean over about a fiftieth of the curve, unbiased at its start; where there is no value, the last."""
+    decay = 1 - 1 / max(1.0, len(values) / 50)
+    mean, weight = 0.0, 0.0
+    means = []
+    for value in values:
+        if np.isfinite(value):
+            mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
+        means.append(mean / weight if weight else np.nan)
+    return np.array(means)
+
+
+def _legend(made: Figure, axis: Axes) -> None:
+    present = {line.get_color() for line in axis.get_lines()}
+    for modality, colour in _COLOURS.items():
+        if colour in present:
+            axis.plot([], [], color=colour, linewidth=2, label=f"{modality}, training")
+    axis.plot([], [], color=ink.MUTED, marker="o", linestyle="", label="held out, at the stage's end")
+    axis.plot([], [], color=ink.MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram entropy of held-out tokens")
+    made.legend(loc="outside upper left", ncols=4)
+
+
+def _cells(
+    axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], form: str
+) -> None:
+    """A table of coloured cells. values, shares: [rows, columns]; shares in 0..1 choose the colour."""
+    for (y, x), value in np.ndenumerate(values):
+        axis.add_patch(
+            Rectangle(
+                (x - 0.5, y - 0.5), 1, 1, facecolor=ink.heat(float(shares[y, x])), edgecolor=ink.SURFACE, linewidth=2
+            )
+        )
+        if len(columns) <= 10:
+            colour = ink.ON_HEAT if shares[y, x] > 0.55 else ink.INK
+            axis.annotate(form.format(value), (x, y), ha="center", va="center", color=colour)
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+    axis.grid(visible=False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,81 @@
+"""The report's tree and pictures to one HTML page that needs nothing beside it: no network, no script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipelines.report import dag, figures
+from pipelines.report.facts import count
+
+
+def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page. pictures: PNG by the name under which the tree's evaluation mentions them."""
+    environment = Environment(
+        loader=PackageLoader("pipelines.report", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "duration": dag.duration, "nats": _nats, "decibels": _decibels}
+    evaluation = facts["evaluation"]
+    every = evaluation.get("heldout", [])
+    heldout = shown_rows(every)
+    needle = evaluation.get("needle", [])
+    context = facts["recipe"]["train"]["stages"][-1]["context"]
+    plots = {
+        "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
+        "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",
+        "needle": Markup(figures.needle_maps(needle, context)) if needle else "",
+        "dag": dag.draw([*facts["stages"], _this_page(facts)]),
+    }
+    return environment.get_template("page.html.j2").render(
+        facts=facts,
+        evaluation=evaluation,
+        heldout=heldout,
+        final=[row for row in every if (row["stage"], row["source"]) == ("final", "all")],
+        needle=needle,
+        reconstructions=[row for row in evaluation.get("reconstruction", []) if row["psnr"] is not None],
+        continuations=[row for row in _generated(evaluation, "continuation") if "skipped" not in row],
+        prompts=_generated(evaluation, "prompt"),
+        plots=plots,
+        uris={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()},
+        recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True, width=110),
+    )
+
+
+def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the held-out table that say something new: "all" only over several sources, no row twice."""
+    sources: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        sources.setdefault((row["stage"], row["modality"]), set()).add(row["source"])
+    final = [{**row, "stage": ""} for row in rows if row["stage"] == "final"]
+    return [
+        row
+        for row in rows
+        if (row["source"] != "all" or len(sources[row["stage"], row["modality"]]) > 2)
+        and (row["stage"] == "final" or {**row, "stage": ""} not in final)
+    ]
+
+
+def _this_page(facts: Mapping[str, Any]) -> dict[str, Any]:
+    before = [stage["name"] for stage in facts["stages"]]
+    return {"name": "report", "seconds": None, "inputs": before, "counts": [], "quarantined": 0}
+
+
+def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+    return [row for row in evaluation.get("generation", []) if row["kind"] == kind]
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _decibels(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.1f} dB"
