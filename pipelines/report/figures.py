@@ -20,6 +20,7 @@ from pipelines.report.facts import count
 
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""
+_LETTER = 0.009  # width of a letter as a share of the axis
 _COLOURS = {"text": ink.TEXT, "vision": ink.VISION}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _SI = FuncFormatter(lambda value, _: count(value) if value else "0")
@@ -45,6 +46,8 @@ def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Map
             axis.grid(axis="x", visible=False)
             axis.margins(x=0.01)
         for stage, start, end in zip(training, ends[:-1], ends[1:]):
+            if (end - start) / ends[-1] < _LETTER * len(stage["stage"]):
+                continue  # no room for its name; the table below the plot names it
             axes[0].annotate(
                 stage["stage"],
                 ((start + end) / 2, 1.0),

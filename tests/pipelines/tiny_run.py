@@ -72,7 +72,7 @@ def tiny_recipe(folder: Path, **evaluate: Any) -> Recipe:
                 "needle": {"contexts": [128, 256], "depths": 3, "rounds": 2},
                 "generation": {"prompt_frames": 2, "frames": 2, "prompts": ["a red square"]},
                 "reconstructions": 3,
-                "resources": {"workers": 2},
+                "resources": {"workers": 1},
                 **evaluate,
             },
         }
