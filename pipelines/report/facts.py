@@ -130,6 +130,14 @@ def _redacted(value: Any) -> Any:
     return {key: "..." if _SECRET.search(key) else _redacted(item) for key, item in value.items()}
 
 
+def context_name(tokens: int) -> str:
+    """A context as it is called: 1024 -> 1K, 1048576 -> 1M, 1000 -> 1,000."""
+    for size, suffix in ((2**20, "M"), (2**10, "K")):
+        if tokens % size == 0:
+            return f"{tokens // size}{suffix}"
+    return f"{tokens:,}"
+
+
 def count(number: float) -> str:
     """A count with three digits at most and a prefix: 1234567 -> 1.23M."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

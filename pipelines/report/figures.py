@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipelines.report import ink
-from pipelines.report.facts import count
+from pipelines.report.facts import context_name, count
 
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""
@@ -112,15 +112,15 @@ def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
     """Two maps over context and depth: share of right answers, and nats a token of the right answer's digits."""
     with ink.styled():
         depths = rows[0]["depths"]
-        made = ink.figure(11, 1.6 + 0.42 * (len(depths) + 1))
+        made = ink.figure(11, 1.6 + (0.42 if len(depths) <= 10 else 0.3) * (len(depths) + 1))
         left, right = made.subplots(1, 2)
         accuracy = np.array([row["accuracy"] for row in rows]).T
         nats = np.array([[*row["digit_nats"], row["digit_nats_without"]] for row in rows]).T
         most = math.log(10) if not len(nats) else max(float(nats.max()), math.log(10))
         labels = [f"{depth:.0%}" for depth in depths]
-        contexts = [count(row["context"]) + ("*" if row["context"] > trained_context else "") for row in rows]
-        _cells(left, accuracy, accuracy, labels, contexts, "{:.2f}")
-        _cells(right, nats, 1 - nats / most, [*labels, "no needle"], contexts, "{:.2f}")
+        contexts = [context_name(row["context"]) + ("*" if row["context"] > trained_context else "") for row in rows]
+        _cells(left, accuracy, accuracy, labels, contexts)
+        _cells(right, nats, 1 - nats / most, [*labels, "no needle"], contexts)
         left.set_title("right answers, share of the rounds")
         right.set_title("nats a token of the true digits (lower is better)")
         for axis in (left, right):
@@ -190,22 +190,23 @@ def _legend(made: Figure, axis: Axes) -> None:
     made.legend(loc="outside upper left", ncols=4)
 
 
-def _cells(
-    axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], form: str
-) -> None:
+def _cells(axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     """A table of coloured cells. values, shares: [rows, columns]; shares in 0..1 choose the colour."""
+    many = len(columns) > 10
     for (y, x), value in np.ndenumerate(values):
-        axis.add_patch(
-            Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, facecolor=ink.heat(float(shares[y, x])), edgecolor=ink.SURFACE, linewidth=2
-            )
+        colour = ink.heat(float(shares[y, x]))
+        axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=ink.SURFACE, linewidth=2))
+        axis.annotate(
+            f"{value:.1f}" if many else f"{value:.2f}",
+            (x, y),
+            ha="center",
+            va="center",
+            fontsize=7 if many else 10,
+            color=ink.ON_HEAT if shares[y, x] > 0.55 else ink.INK,
         )
-        if len(columns) <= 10:
-            colour = ink.ON_HEAT if shares[y, x] > 0.55 else ink.INK
-            axis.annotate(form.format(value), (x, y), ha="center", va="center", color=colour)
     axis.set_xlim(-0.5, len(columns) - 0.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xticks(range(len(columns)), columns)
+    axis.set_xticks(range(len(columns)), columns, rotation=50 if many else 0)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.grid(visible=False)

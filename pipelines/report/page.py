@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.report import dag, figures
-from pipelines.report.facts import count
+from pipelines.report.facts import context_name, count
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -23,7 +23,13 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "duration": dag.duration, "nats": _nats, "decibels": _decibels}
+    environment.filters |= {
+        "count": count,
+        "context": context_name,
+        "duration": dag.duration,
+        "nats": _nats,
+        "decibels": _decibels,
+    }
     evaluation = facts["evaluation"]
     every = evaluation.get("heldout", [])
     heldout = shown_rows(every)
