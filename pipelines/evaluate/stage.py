@@ -134,8 +134,10 @@ def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
 @ray.remote
 def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
     import torch
+    import transformers
 
     torch.set_num_threads(max(1, int(cpus)))
+    transformers.utils.logging.disable_progress_bar()  # the terminal has one bar already
     result = _MEASURES[part.kind](job, part.name, **part.arguments)
     record = {"part": part.name, "kind": part.kind, "result": result}
     job.store.write_json(record_name(part.name), record)
