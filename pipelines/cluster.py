@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train import TrainingFailedError
 
+from pipelines.capacity import Capacity
 from tokenization.errors import BadData, UserError
 
 log = logging.getLogger("ringworld")
@@ -19,8 +21,12 @@ _OBJECT_STORE_BYTES = 512 * 2**20  # chunks of frames in flight are small; the d
 
 
 @contextlib.contextmanager
-def ray_instance(address: str | None) -> Iterator[None]:
-    """Ray for the length of the block. Raises UserError when an address is given and nothing answers there."""
+def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
+    """Ray for the length of the block: the cluster at `address`, or one of our own that offers at least `need`.
+
+    CPUs and custom resources are but numbers to Ray, so our own instance has as many as the recipe asks for, on any
+    machine. Raises UserError when nothing answers at the address, or when there are fewer GPUs here than needed.
+    """
     if ray.is_initialized():
         yield
         return
@@ -32,7 +38,8 @@ def ray_instance(address: str | None) -> Iterator[None]:
         else:
             context = ray.init(
                 address="local",
-                num_cpus=max(2, os.cpu_count() or 2),
+                num_cpus=max(os.cpu_count() or 1, math.ceil(need.cpus)),
+                resources=need.custom,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=True,
                 logging_level=logging.WARNING,
@@ -41,6 +48,13 @@ def ray_instance(address: str | None) -> Iterator[None]:
         if address:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; start it or unset it") from error
         raise
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if not address and gpus < need.gpus:
+        ray.shutdown()
+        raise UserError(
+            f"the recipe asks for {need.gpus:g} GPUs at once and this machine has {gpus:g}; set RAY_ADDRESS to a cluster "
+            f"that has them, or lower the gpus and workers of tokenize.encode, train and evaluate"
+        )
     log.info("ray %s, dashboard http://%s", f"joined at {address}" if address else "started", context.dashboard_url)
     try:
         yield

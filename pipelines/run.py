@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.capacity import needed_at_once
 from pipelines.cluster import ray_instance
 from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
 from pipelines.lease import lease
@@ -41,7 +42,7 @@ def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest
             log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons))
         if all(stage.status == "done" for stage in stages):
             return {stage.name: _manifest(stage) for stage in stages}
-        with ray_instance(address):
+        with ray_instance(address, needed_at_once(recipe)):
             return _run_all(stages)
 
 

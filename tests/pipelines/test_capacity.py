@@ -1,0 +1,22 @@
+"""A Ray instance of our own offers what the recipe needs at once, and no less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.capacity import needed_at_once
+from pipelines.recipe_file import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_a_training_group_and_an_encoder_pool_need_all_their_workers_at_once() -> None:
+    need = needed_at_once(load_recipe(RECIPES / "lwm-vision-7b.yaml"))
+    assert need.gpus == 128
+    assert need.cpus == 128 * 8
+    assert need.custom == {"decode": 1, "encode": 64, "trainer": 128}
+
+
+def test_tasks_wait_for_room_so_one_of_them_is_enough() -> None:
+    need = needed_at_once(load_recipe(RECIPES / "quickstart.yaml", ["tokenize.decode.workers=50"]))
+    assert (need.cpus, need.gpus, need.custom) == (2, 0, {})
