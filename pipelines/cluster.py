@@ -52,8 +52,8 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
     if not address and gpus < need.gpus:
         ray.shutdown()
         raise UserError(
-            f"the recipe asks for {need.gpus:g} GPUs at once and this machine has {gpus:g}; set RAY_ADDRESS to a cluster "
-            f"that has them, or lower the gpus and workers of tokenize.encode, train and evaluate"
+            f"the recipe asks for {need.gpus:g} GPUs at once and this machine has {gpus:g}; set RAY_ADDRESS to a "
+            f"cluster that has them, or lower the gpus and workers of tokenize.encode, train and evaluate"
         )
     log.info("ray %s, dashboard http://%s", f"joined at {address}" if address else "started", context.dashboard_url)
     try:

@@ -20,7 +20,7 @@ import ray
 import ray.train
 import torch
 import transformers
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model import checkpoint
@@ -86,6 +86,7 @@ def train_stage(
             run_config=RunConfig(
                 name=f"train-{stage.name}",
                 storage_path=scratch,
+                logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=recipe.train.max_restarts),
             ),
         ).fit()
@@ -160,7 +161,7 @@ def _worker(config: Mapping[str, Any]) -> None:
 
 def _quiet() -> None:
     """Leave the workers' log to what a reader of the run wants to know."""
-    for name in ("ray.train", "DeepSpeed", "transformers"):
+    for name in ("DeepSpeed", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.disable_progress_bar()
