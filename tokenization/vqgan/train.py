@@ -23,6 +23,8 @@ from tokenization.errors import UserError
 from tokenization.vqgan.config import VQGANConfig, build_vqgan
 from tokenization.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
 
+_LIVELY = 0.45  # standard deviation of the pixels, which span 2, of a clip in full light
+
 
 class Frames(Protocol):
     """Frames uint8 [n, H, W, 3] that can be drawn by index: an array, a memory map, or anything that acts like one."""
@@ -39,9 +41,11 @@ class TrainSettings:
     steps: optimizer steps. batch_size: frames a step. lr: peak learning rate of AdamW, after `warmup` steps, falling to
     zero by a cosine. commitment: weight of the term that holds the encoder to its codes. decay: of the running averages
     of the codebook. quantize_from: share of the steps after which the decoder sees codes; before, it sees the latents
-    themselves while the codebook settles among them, which learns several times faster. restart_below: a code whose
-    running average of wins a batch is under this is moved. restart_until: share of the steps after which codes stay
-    where they are. bf16: convolutions in bfloat16. threads: torch threads.
+    themselves while the codebook settles among them, which learns several times faster. crop_until: share of the
+    steps that see a random quarter of each frame only; codes are local, and four times the steps are worth more than
+    the surroundings. restart_below: a code whose running average of wins a batch is under this is moved.
+    restart_until: share of the steps after which codes stay where they are. bf16: convolutions in bfloat16. threads:
+    torch threads.
     """
 
     steps: int
@@ -51,6 +55,7 @@ class TrainSettings:
     commitment: float = 0.25
     decay: float = 0.97
     quantize_from: float = 0.4
+    crop_until: float = 0.8
     restart_below: float = 0.05
     restart_until: float = 0.8
     bf16: bool = True
@@ -134,7 +139,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _draw(self, frames: Frames, generator: np.random.Generator) -> torch.Tensor:
-        """Pixels [batch, 3, H, W] of drawn frames, changed so that a few clips stand for more than themselves."""
+        """Pixels [batch, 3, h, w] of drawn frames, changed so that a few clips stand for more than themselves."""
         count = self.settings.batch_size
         index = generator.choice(len(frames), count, p=self.draw_weights)
         pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames[index])))
@@ -142,11 +147,17 @@ class Trainer:
             if generator.random() < 0.5:
                 picture.copy_(picture.flip(-1))
             picture.copy_(picture[torch.from_numpy(generator.permutation(3))])
-        contrast = np.exp(generator.uniform(math.log(0.7), math.log(2.5), (count, 1, 1, 1)))
-        brightness = generator.uniform(-0.3, 0.3, (count, 1, 1, 1))
         mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-        changed = (pixels - mean) * torch.from_numpy(contrast).float() + mean + torch.from_numpy(brightness).float()
-        return changed.clamp(-1, 1)
+        spread = pixels.std(dim=(1, 2, 3), keepdim=True)
+        stretch = (_LIVELY / spread).clamp(1, 3) ** _uniform(generator, 0, 1, count)
+        contrast = stretch * _uniform(generator, math.log(0.7), math.log(1.4), count).exp()
+        pixels = ((pixels - mean) * contrast + mean + _uniform(generator, -0.2, 0.2, count)).clamp(-1, 1)
+        side = self.config.resolution // 2
+        if side % self.config.down_factor or self.step >= self.settings.crop_until * self.settings.steps:
+            return pixels
+        corners = generator.integers(0, side + 1, (count, 2))
+        crops = [picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(pixels, corners)]
+        return torch.stack(crops)
 
     def _learning_rate(self) -> float:
         settings = self.settings
@@ -173,6 +184,11 @@ class Trainer:
         # As if it had won often enough to stay for a while: time for the encoder to find it.
         self.wins[which] = 1.0
         self.sums[which] = self.codebook[which]
+
+
+def _uniform(generator: np.random.Generator, low: float, high: float, count: int) -> torch.Tensor:
+    """fp32 [count, 1, 1, 1]."""
+    return torch.from_numpy(generator.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
 
 
 def _cells(latents: torch.Tensor) -> torch.Tensor:
