@@ -66,21 +66,25 @@ def _counts(name: str, manifest: Mapping[str, Any]) -> list[str]:
     if kind == "sources":
         groups = figures.values()
         total = sum(group["bytes"] for group in groups)
-        return [f"{count(sum(group['objects'] for group in groups))} objects", f"{count(total)}B"]
+        return [_of(sum(group["objects"] for group in groups), "objects"), f"{count(total)}B"]
     if kind == "vqgan":
         shown = [f"{count(figures['steps'])} steps"] if "steps" in figures else ["imported"]
         return shown + ([f"{figures['psnr']:.1f} dB in training"] if "psnr" in figures else [])
     if kind == "tokenize":
-        return [f"{count(figures['documents'])} documents", f"{count(figures['tokens'])} tokens"]
+        return [_of(figures[what], what) for what in ("documents", "tokens")]
     if kind == "pack":
         sets = [one for splits in manifest["outputs"]["sets"].values() for one in splits.values()]
         filled, tokens = (sum(one[key] for one in sets) for key in ("n_filled", "n_tokens"))
-        return [f"{count(figures['sequences'])} sequences", f"{100 * filled / max(tokens, 1):.1f}% filled"]
+        return [_of(figures["sequences"], "sequences"), f"{100 * filled / max(tokens, 1):.1f}% filled"]
     if kind == "train":
-        return [f"{count(figures['steps'])} steps", f"{count(figures['tokens'])} tokens"]
+        return [_of(figures[what], what) for what in ("steps", "tokens")]
     if kind == "evaluate":
-        return [f"{len(manifest['outputs']['parts'])} parts", f"{len(manifest['outputs']['pictures'])} pictures"]
+        return [_of(len(manifest["outputs"][what]), what) for what in ("parts", "pictures")]
     return []
+
+
+def _of(number: float, things: str) -> str:
+    return f"{count(number)} {things[:-1] if number == 1 else things}"
 
 
 def _training(stage: str, inputs: Inputs) -> dict[str, Any]:

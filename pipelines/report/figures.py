@@ -169,15 +169,12 @@ def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smoot
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about a fiftieth of the curve, unbiased at its start; where there is no value, the last."""
-    decay = 1 - 1 / max(1.0, len(values) / 50)
-    mean, weight = 0.0, 0.0
-    means = []
-    for value in values:
-        if np.isfinite(value):
-            mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight if weight else np.nan)
-    return np.array(means)
+    """Mean over about a twenty-fifth of the curve around each step, which lags behind nothing; NaN is passed over."""
+    kernel = np.hanning(2 * (len(values) // 50) + 3)[1:-1]
+    there = np.isfinite(values)
+    weight = np.convolve(there, kernel, mode="same")
+    total = np.convolve(np.where(there, values, 0.0), kernel, mode="same")
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
 def _legend(made: Figure, axis: Axes) -> None:

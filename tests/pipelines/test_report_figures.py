@@ -66,9 +66,11 @@ def test_stage_names_stand_over_their_part_of_the_axis_of_tokens() -> None:
     assert "tokens trained on, all stages" in texts
 
 
-def test_smoothing_is_unbiased_at_the_start_and_passes_over_steps_without_a_value() -> None:
+def test_smoothing_is_unbiased_at_the_ends_lags_behind_nothing_and_passes_over_steps_without_a_value() -> None:
     values = np.array([4.0, np.nan, *[4.0] * 198])
     np.testing.assert_allclose(smoothed(values), 4.0)
+    ramp = np.arange(300.0)
+    np.testing.assert_allclose(smoothed(ramp)[20:-20], ramp[20:-20])
     noisy = np.random.default_rng(0).normal(3, 1, 500)
     assert np.std(smoothed(noisy)[100:]) < 0.5 * np.std(noisy)
     assert np.isnan(smoothed(np.array([np.nan]))).all()
