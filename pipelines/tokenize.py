@@ -246,30 +246,25 @@ def _text_records(
                     tally.bad(found, record.reason, record.index)
                 else:
                     yield record[0], record[1], {}
-    except BadData as error:
+    except (BadData, OSError) as error:
         tally.units += 1
-        tally.bad(found, str(error))
-    except OSError as error:
-        tally.units += 1
-        tally.bad(found, f"cannot be read: {error}")
+        tally.bad(found, str(error) if isinstance(error, BadData) else f"cannot be read: {error}")
 
 
 def _media_records(
     found: SourceObject, job: TokenizeJob, encoders: list[Any], tally: _Tally
 ) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
     """Records of a video or image, one each `frames_per_document` frames; none at all if any of it is unreadable."""
-    tally.units += 1
     try:
         codes, times = _encode(found, job, encoders)
-    except BadData as error:
-        tally.bad(found, str(error))
-        return
-    except OSError as error:
-        tally.bad(found, f"cannot be read: {error}")
+    except (BadData, OSError) as error:
+        tally.units += 1
+        tally.bad(found, str(error) if isinstance(error, BadData) else f"cannot be read: {error}")
         return
     tally.frames += len(codes)
     size = job.recipe.tokenize.frames_per_document or len(codes)
     for start in range(0, len(codes), size):
+        tally.units += 1
         window = slice(start, start + size)
         yield (
             start,
