@@ -60,6 +60,22 @@ class VQGANConfig:
             codebook_size=8192,
         )
 
+    @classmethod
+    def small(cls, resolution: int = 64, codebook_size: int = 2048) -> VQGANConfig:
+        """One that two cores can train in minutes: 2.7M parameters, 8 px a code, so 8x8 codes of a frame of 64 px.
+
+        Few wide groups in the normalisation: with one channel a group, a picture's brightness never reaches its codes.
+        """
+        return cls(
+            resolution=resolution,
+            channels=(16, 32, 64, 128),
+            res_blocks=1,
+            latent_channels=64,
+            embed_dim=8,
+            codebook_size=codebook_size,
+            norm_groups=4,
+        )
+
     @property
     def down_factor(self) -> int:
         """Pixels a code stands for along one side."""

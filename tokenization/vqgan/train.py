@@ -49,14 +49,14 @@ class TrainSettings:
     """
 
     steps: int
-    batch_size: int = 16
-    lr: float = 2e-3
+    batch_size: int = 8
+    lr: float = 1.5e-3
     warmup: int = 50
     commitment: float = 0.25
-    decay: float = 0.97
+    decay: float = 0.98
     quantize_from: float = 0.4
-    crop_until: float = 0.8
-    restart_below: float = 0.05
+    crop_until: float = 0.9
+    restart_below: float = 0.02
     restart_until: float = 0.8
     bf16: bool = True
     threads: int = 1
