@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,14 @@ def _train(
             state = torch.load(file, weights_only=True)
         log.info("vqgan: carries on at step %d", state["step"])
     with tempfile.TemporaryFile() as scratch:
-        frames = _gather(recipe, objects, store.options, scratch)
+        frames, weights = _gather(recipe, objects, store.options, scratch)
         vqgan = train_vqgan(
             frames,
             recipe.sizes,
             TrainSettings(
                 steps=settings.steps, batch_size=settings.batch, lr=settings.lr, threads=settings.threads, seed=seed
             ),
+            weights=weights,
             progress=report,
             state=state,
             save=save,
@@ -116,8 +117,14 @@ def _train(
     return vqgan, {"frames": len(frames), "steps": settings.steps, **last}
 
 
-def _gather(recipe: VisualTokenizer, objects: list[SourceObject], options: dict[str, Any], scratch: Any) -> np.ndarray:
-    """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`; each object gives its share at most."""
+def _gather(
+    recipe: VisualTokenizer, objects: list[SourceObject], options: dict[str, Any], scratch: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`, and weights float [n].
+
+    Each object gives its share of `max_frames` at most, and counts alike however many it gives. What cannot be read is
+    left out here; the tokenize stage puts it in quarantine.
+    """
     settings = recipe.train
     assert settings is not None
     size = recipe.sizes.resolution
@@ -126,22 +133,31 @@ def _gather(recipe: VisualTokenizer, objects: list[SourceObject], options: dict[
             "vqgan.train: no video or image to train on that is not held out; add sources or name vqgan.weights"
         )
     share = math.ceil(settings.max_frames / len(objects))
-    count = 0
+    weights: list[float] = []
     for found in objects:
         start = scratch.tell()
         try:
-            with open_url(found.url, options) as file:
-                if found.kind == "image":
-                    scratch.write(load_image(file, size).tobytes())
-                else:
-                    for chunk in decode_frames(file, fps=settings.fps, size=size, chunk=64, max_frames=share):
-                        scratch.write(chunk.frames.tobytes())
-        except BadData as error:
+            for frames in _frames(found, settings.fps, size, share, options):
+                scratch.write(frames.tobytes())
+        except (BadData, OSError) as error:
             log.warning("vqgan: left out %s: %s", found.url, error)
             scratch.truncate(start)
             scratch.seek(start)
-        count = scratch.tell() // (size * size * 3)
+            continue
+        count = (scratch.tell() - start) // (size * size * 3)
+        weights += [1 / count] * count
     scratch.flush()
-    if not count:
+    if not weights:
         raise UserError("vqgan.train: none of the videos and images can be read; see the warnings above")
-    return np.memmap(scratch, dtype=np.uint8, mode="r", shape=(count, size, size, 3))
+    frames = np.memmap(scratch, dtype=np.uint8, mode="r", shape=(len(weights), size, size, 3))
+    return frames, np.array(weights)
+
+
+def _frames(found: SourceObject, fps: float, size: int, most: int, options: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Frames uint8 [n, H, W, 3] of a video or image, a chunk at a time."""
+    with open_url(found.url, options) as file:
+        if found.kind == "image":
+            yield load_image(file, size)[None]
+            return
+        for chunk in decode_frames(file, fps=fps, size=size, chunk=64, max_frames=most):
+            yield chunk.frames
