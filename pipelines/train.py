@@ -83,7 +83,7 @@ def train_stage(
                 resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
             ),
             # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
                 name=f"train-{stage.name}",
                 storage_path=scratch,
                 logging_config=LoggingConfig(log_level="WARNING"),
