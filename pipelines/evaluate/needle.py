@@ -1,8 +1,9 @@
 """Needle in a haystack of held-out text, for one context: accuracy of the greedy answer, and nats of the true digits.
 
-A small model finds no needle at all. The nats it gives the digits of the true answer, beside what it gives them when
-the needle is not there, still show whether it looks back, and how far. In each round one needle goes through all depths
-and is then taken out, so that depths, and presence and absence, differ in nothing else.
+A small model finds no needle at all. What the digits of the true answer cost, among all text ids (`digit_nats`) and among
+the ten digits alone (`choice_nats`, 2.30 by chance, however rare digits are), beside what they cost when the needle is
+not there, still shows whether it looks back, and how far. In each round one needle goes through all depths and is then
+taken out, so that depths, and presence and absence, differ in nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from model.decoding import Decoder, choose
@@ -47,26 +47,28 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
         (needle,) = draw_needles(1, generator)
         own = np.roll(text, -number * context)
         truth = follow(tokenizer, "is:", needle.number)
+        digits = digits_of(truth, tokenizer)
         for depth in [*depths, None]:
             prompt = build_prompt(own, [] if depth is None else [(needle, depth)], [needle], context, tokenizer)
-            answer, nats = ask(
-                model, prompt.tokens, truth, tokenizer, job.vocabulary, min(ANSWER_TOKENS, answer_buffer(context))
-            )
-            digits = digits_of(truth, tokenizer)
+            most = min(ANSWER_TOKENS, answer_buffer(context))
+            answer, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
+            text_answer = tokenizer.decode([token for token in answer if token < tokenizer.size])
             answers.append(
                 {
                     "round": number,
                     "depth": depth,
                     "tokens": len(prompt.tokens),
                     "needle": needle.number,
-                    "answer": answer,
-                    "found": found(answer, [needle]),
-                    "digit_nats": float(np.mean(nats[digits])),
+                    "answer": text_answer,
+                    "found": found(text_answer, [needle]),
+                    "digit_nats": nats(logits[digits], truth[digits]),
+                    "choice_nats": choice_nats(logits[digits], truth[digits], tokenizer),
                 }
             )
 
-    def mean(depth: float | None, figure: str) -> float:
-        return float(np.mean([one[figure] for one in answers if one["depth"] == depth]))
+    def mean(depth: float | None, figure: str) -> float | None:
+        values = [one[figure] for one in answers if one["depth"] == depth]
+        return None if None in values else float(np.mean(values))
 
     return {
         "context": context,
@@ -76,26 +78,26 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
         "accuracy": [mean(depth, "found") for depth in depths],
         "digit_nats": [mean(depth, "digit_nats") for depth in depths],
         "digit_nats_without": mean(None, "digit_nats"),
+        "choice_nats": [mean(depth, "choice_nats") for depth in depths],
+        "choice_nats_without": mean(None, "choice_nats"),
         "accuracy_without": mean(None, "found"),
         "answers": answers,
     }
 
 
 def ask(
-    model: LlamaForCausalLM,
-    prompt: np.ndarray,
-    truth: np.ndarray,
-    tokenizer: TextTokenizer,
-    vocabulary: JointVocabulary,
-    answer_tokens: int,
-) -> tuple[str, np.ndarray]:
-    """The greedy answer as text, and the nats of each token of the true one, float64; one pass over the prompt."""
+    model: LlamaForCausalLM, prompt: np.ndarray, truth: np.ndarray, vocabulary: JointVocabulary, answer_tokens: int
+) -> tuple[list[int], np.ndarray]:
+    """The greedy answer's ids, and the logits float32 [len(truth), text ids] of each token of the true one.
+
+    The prompt passes through the model once.
+    """
     with inference(model):
         decoder = Decoder(model, [prompt])
         after_prompt = decoder.hidden, decoder.mask, decoder.next_position
-        nats = []
+        logits = []
         for token in torch.from_numpy(truth.astype(np.int64)).to(decoder.device):
-            nats.append(float(F.cross_entropy(decoder.logits(0, vocabulary.text_size), token[None])))
+            logits.append(decoder.logits(0, vocabulary.text_size)[0])
             decoder.append(token[None])
         decoder.cache.crop(-len(truth))
         decoder.hidden, decoder.mask, decoder.next_position = after_prompt
@@ -106,7 +108,22 @@ def ask(
                 break
             answer.append(int(token))
             decoder.append(token)
-    return tokenizer.decode([token for token in answer if token < tokenizer.size]), np.array(nats)
+    return answer, torch.stack(logits).cpu().numpy()
+
+
+def nats(logits: np.ndarray, ids: np.ndarray) -> float:
+    """Mean nats of ids [n] under softmaxes of logits [n, V]."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(ids)), ids]))
+
+
+def choice_nats(logits: np.ndarray, ids: np.ndarray, tokenizer: TextTokenizer) -> float | None:
+    """The same among the ten digits alone; None for a tokenizer that writes several digits as one id."""
+    ten = np.array([follow(tokenizer, "is:", str(digit))[-1] for digit in range(10)])
+    if not np.isin(ids, ten).all():
+        return None
+    return nats(logits[:, ten], np.array([int(np.flatnonzero(ten == one)[0]) for one in ids]))
 
 
 def haystack(job: EvaluateJob, tokenizer: TextTokenizer, tokens: int) -> np.ndarray:

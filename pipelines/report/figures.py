@@ -109,23 +109,26 @@ def heldout_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
-    """Two maps over context and depth: share of right answers, and nats a token of the right answer's digits."""
+    """Maps over context and depth: share of right answers, and nats of its digits, among all ids and among the ten."""
     with ink.styled():
         depths = rows[0]["depths"]
-        made = ink.figure(11, 1.6 + (0.42 if len(depths) <= 10 else 0.3) * (len(depths) + 1))
-        left, right = made.subplots(1, 2)
+        made = ink.figure(11 if len(rows) <= 8 else 17, 1.6 + (0.42 if len(depths) <= 10 else 0.3) * (len(depths) + 1))
+        left, middle, right = made.subplots(1, 3)
         accuracy = np.array([row["accuracy"] for row in rows]).T
-        nats = np.array([[*row["digit_nats"], row["digit_nats_without"]] for row in rows]).T
-        most = math.log(10) if not len(nats) else max(float(nats.max()), math.log(10))
         labels = [f"{depth:.0%}" for depth in depths]
         contexts = [context_name(row["context"]) + ("*" if row["context"] > trained_context else "") for row in rows]
         _cells(left, accuracy, accuracy, labels, contexts)
-        _cells(right, nats, 1 - nats / most, [*labels, "no needle"], contexts)
-        left.set_title("right answers, share of the rounds")
-        right.set_title("nats a token of the true digits (lower is better)")
-        for axis in (left, right):
-            axis.set_xlabel("context, tokens" + (" (* longer than trained)" if "*" in "".join(contexts) else ""))
-            axis.set_ylabel("depth of the needle")
+        left.set_title("right answers, share of rounds")
+        left.set_ylabel("depth of the needle")
+        for axis, key, title in (
+            (middle, "digit_nats", "nats of a true digit"),
+            (right, "choice_nats", "the same among ten digits"),
+        ):
+            nats = np.array([[*row[key], row[f"{key}_without"]] for row in rows], dtype=float).T
+            _cells(axis, nats, 1 - nats / np.nanmax([*nats.ravel(), math.log(10)]), [*labels, "no needle"], contexts)
+            axis.set_title(title)
+        for axis in (left, middle, right):
+            axis.set_xlabel("context, tokens" + (" (* over the trained)" if "*" in "".join(contexts) else ""))
         return ink.to_svg(
             made, "needle", "Needle in a haystack: accuracy and nats of the digits over context and depth"
         )
@@ -189,8 +192,10 @@ def _legend(made: Figure, axis: Axes) -> None:
 
 def _cells(axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     """A table of coloured cells. values, shares: [rows, columns]; shares in 0..1 choose the colour."""
-    many = len(columns) > 10
+    many = len(columns) > 8
     for (y, x), value in np.ndenumerate(values):
+        if not np.isfinite(value):
+            continue
         colour = ink.heat(float(shares[y, x]))
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=ink.SURFACE, linewidth=2))
         axis.annotate(

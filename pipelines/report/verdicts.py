@@ -53,17 +53,19 @@ def _loss(row: Mapping[str, Any]) -> dict[str, str]:
 def _needle(rows: list[Mapping[str, Any]]) -> dict[str, str]:
     cells = [value for row in rows for value in row["accuracy"]]
     accuracy = sum(cells) / len(cells)
-    gains = [row["digit_nats_without"] - value for row in rows for value in row["digit_nats"]]
+    key = "digit_nats" if any(row["choice_nats_without"] is None for row in rows) else "choice_nats"
+    gains = [row[f"{key}_without"] - value for row in rows for value in row[key]]
     gain = sum(gains) / len(gains)
     start = (
         f"Needle in a haystack: {accuracy:.0%} of the answers are right over {len(rows)} context"
         f"{'s' if len(rows) > 1 else ''} and {len(rows[0]['depths'])} depths"
     )
+    digit = "a digit of the answer, chosen among the ten," if key == "choice_nats" else "a digit of the answer"
+    change = f"{abs(gain):.2f} nats {'less' if gain > 0 else 'more'}"
     nats = (
-        "the digits of the answer cost the same with the needle there as without it"
+        f"{digit} costs the same with the needle there as without it"
         if abs(gain) < 0.005
-        else f"the digits of the answer cost {abs(gain):.2f} nats a token {'less' if gain > 0 else 'more'} with the "
-        "needle there than without it"
+        else f"{digit} costs {change} with the needle there than without it"
     )
     if accuracy >= 0.9:
         return _of("good", f"{start}; {nats}.")

@@ -8,20 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from PIL import Image
 from tiny_run import VOCABULARY, make_run
 
+from model.generate import generate_text
+from model.llama import inference
 from pipelines.evaluate import evaluate_all
 from pipelines.evaluate.generation import check_room, continuation_prompt, continue_part, prompt_part
+from pipelines.evaluate.haystack import follow
 from pipelines.evaluate.heldout import score_part, tabulate
 from pipelines.evaluate.job import EvaluateJob, spread
-from pipelines.evaluate.needle import needle_part
+from pipelines.evaluate.needle import ask, choice_nats, nats, needle_part
 from pipelines.evaluate.pictures import strip
 from pipelines.evaluate.reconstructions import reconstruct_part
 from pipelines.evaluate.stage import cut_parts
 from pipelines.progress import bar
 from pipelines.storage import Store
 from tokenization.errors import UserError
+from tokenization.text import load_text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,29 @@ def test_needles_are_asked_over_all_depths_and_without_one_in_contexts_that_hold
     assert len({one["needle"] for one in result["answers"]}) == 2
     assert result["accuracy"] == [0.0, 0.0, 0.0]
     assert result["digit_nats"] == pytest.approx([np.log(32000)] * 3, abs=0.3)
+    assert result["choice_nats"] == pytest.approx([np.log(10)] * 3, abs=0.3)
+
+
+def test_a_model_is_asked_once_and_the_true_answers_logits_are_those_of_one_whole_pass(job: EvaluateJob) -> None:
+    model = job.model("video")
+    prompt, truth = np.arange(5, 45), np.array([100, 200, 300])
+    answer, logits = ask(model, prompt, truth, VOCABULARY, 4)
+    with inference(model):
+        whole = model(torch.from_numpy(np.concatenate([prompt, truth]))[None]).logits[0, :, :32000]
+    np.testing.assert_allclose(logits, whole[39:42].numpy(), atol=1e-4)
+    (greedy,) = generate_text(model, VOCABULARY, [prompt], 4)
+    assert answer == greedy.tolist()
+
+
+def test_nats_of_digits_are_cross_entropies_among_all_ids_and_among_ten() -> None:
+    tokenizer = load_text_tokenizer()
+    logits = np.random.default_rng(0).normal(size=(7, 32000)).astype(np.float32)
+    digits = follow(tokenizer, "is:", "1234567")[-7:]
+    whole = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(digits).long())
+    assert nats(logits, digits) == pytest.approx(float(whole), rel=1e-5)
+    logits[:, :] = 5.0
+    assert choice_nats(logits, digits, tokenizer) == pytest.approx(np.log(10))
+    assert choice_nats(logits, np.full(7, 500), tokenizer) is None
 
 
 def test_reconstructions_of_both_splits_are_measured_and_held_out_pairs_are_shown(job: EvaluateJob) -> None:

@@ -33,6 +33,8 @@ NEEDLE = [
         "accuracy": [1.0, 0.5],
         "digit_nats": [0.2, 1.0],
         "digit_nats_without": 2.3,
+        "choice_nats": [None, None],
+        "choice_nats_without": None,
     }
     for context in (1024, 4096)
 ]

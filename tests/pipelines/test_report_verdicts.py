@@ -45,18 +45,22 @@ def test_nothing_held_out_is_said_to_be_unknown() -> None:
     ("accuracy", "nats", "grade", "words"),
     [
         (1.0, 0.1, "good", "100% of the answers are right over 1 context and 2 depths"),
-        (0.0, 2.0, "fair", "0.30 nats a token less with the needle there"),
-        (0.0, 2.3, "bad", "cost the same with the needle there as without it"),
-        (0.0, 2.5, "bad", "0.20 nats a token more with the needle there"),
+        (0.0, 2.0, "fair", "a digit of the answer, chosen among the ten, costs 0.30 nats less with the needle there"),
+        (0.0, 2.3, "bad", "costs the same with the needle there as without it"),
+        (0.0, 2.5, "bad", "costs 0.20 nats more with the needle there"),
     ],
 )
 def test_a_needle_that_is_not_found_still_counts_by_the_nats_it_saves(
     accuracy: float, nats: float, grade: str, words: str
 ) -> None:
-    row = {"depths": [0.0, 1.0], "accuracy": [accuracy] * 2, "digit_nats": [nats] * 2, "digit_nats_without": 2.3}
+    row = {"depths": [0.0, 1.0], "accuracy": [accuracy] * 2, "choice_nats": [nats] * 2, "choice_nats_without": 2.3}
     said = verdicts({"heldout": [loss(1.0)], "needle": [row]})[1]
     assert said["grade"] == grade
     assert words in said["text"]
+    grouped = {**row, "choice_nats": [None] * 2, "choice_nats_without": None}
+    grouped |= {"digit_nats": [nats] * 2, "digit_nats_without": 2.3}
+    again = verdicts({"heldout": [loss(1.0)], "needle": [grouped]})[1]
+    assert again["text"] == said["text"].replace(", chosen among the ten,", "")
 
 
 def test_continuations_are_judged_beside_the_still_frame() -> None:
