@@ -40,7 +40,7 @@ def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: n
     vqgan = train_vqgan(
         seen,
         TINY,
-        TrainSettings(steps=200, batch_size=16, lr=2e-3, warmup=10),
+        TrainSettings(steps=200, batch_size=16, lr=2e-3, warmup=10, decay=0.9, crop_until=0.0),
         progress=lambda step, values: metrics.append({"step": step, **values}),
     )
     flat = np.broadcast_to(unseen.mean(axis=(1, 2, 3), keepdims=True).astype(np.uint8), unseen.shape)
