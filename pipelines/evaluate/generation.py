@@ -82,7 +82,7 @@ def continue_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
         "psnr": psnr(frames[given:], shown["generated"][given:]),
         "psnr_still": psnr(frames[given:], still),
         "psnr_reconstruction": psnr(frames[given:], best),
-        "file": save_png(job.store, f"pictures/{name}.png", strip([shown["true"], shown["generated"]])),
+        "file": save_png(job.store, f"pictures/{name}.png", strip([shown["true"], shown["generated"]], given)),
     }
 
 

@@ -1,7 +1,7 @@
 """Needle in a haystack of held-out text, for one context: accuracy of the greedy answer, and nats of the true digits.
 
-A small model finds no needle at all. What the digits of the true answer cost, among all text ids (`digit_nats`) and among
-the ten digits alone (`choice_nats`, 2.30 by chance, however rare digits are), beside what they cost when the needle is
+A small model finds no needle at all. What a digit of the true answer costs, among all text ids (`digit_nats`) and among
+the ten digits alone (`choice_nats`, 2.30 by chance, however rare digits are), beside what it costs when the needle is
 not there, still shows whether it looks back, and how far. In each round one needle goes through all depths and is then
 taken out, so that depths, and presence and absence, differ in nothing else.
 """

@@ -33,17 +33,21 @@ def windows(found: SourceObject, recipe: Recipe, size: int, length: int, most: i
         return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
 
 
-def strip(rows: list[np.ndarray]) -> np.ndarray:
-    """RGBA [h, w, 4] of rows of frames uint8 [n, H, W, 3] set side by side with transparent gaps."""
+def strip(rows: list[np.ndarray], given: int = 0) -> np.ndarray:
+    """RGBA [h, w, 4] of rows of frames uint8 [n, H, W, 3] set side by side with transparent gaps.
+
+    given: so many frames of each row are set apart from the rest by a gap of an eighth of a frame more.
+    """
     height, width = rows[0].shape[1:3]
     columns = max(map(len, rows))
+    apart = width // 8 if given else 0
     canvas = np.zeros(
-        (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 4),
+        (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP + apart, 4),
         dtype=np.uint8,
     )
     for y, row in enumerate(rows):
         for x, frame in enumerate(row):
-            top, left = y * (height + _GAP), x * (width + _GAP)
+            top, left = y * (height + _GAP), x * (width + _GAP) + (apart if x >= given else 0)
             canvas[top : top + height, left : left + width, :3] = frame
             canvas[top : top + height, left : left + width, 3] = 255
     return canvas

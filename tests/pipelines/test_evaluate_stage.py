@@ -123,7 +123,7 @@ def test_a_continuation_is_measured_beside_the_last_frame_standing_still(job: Ev
     assert first["given"] == first["frames"] == 2
     assert first["code_agreement_still"] > first["code_agreement"]
     with job.store.open(first["file"]) as file:
-        assert Image.open(file).size == (4 * 18 - 2, 34)
+        assert Image.open(file).size == (4 * 18 - 2 + 2, 34)
     assert "skipped" in continue_part(job, "continuation-9", 9)
 
 
@@ -162,6 +162,8 @@ def test_a_strip_sets_frames_apart_by_transparent_gaps() -> None:
     assert picture[:4, 4:6, 3].max() == 0
     assert picture[6:, 6:, 3].max() == 0
     assert picture[0, 0].tolist() == [9, 9, 9, 255]
+    apart = strip([np.full((3, 8, 8, 3), 9, np.uint8)], given=2)
+    assert np.flatnonzero(apart[0, :, 3] == 0).tolist() == [8, 9, 18, 19, 20]
 
 
 def test_spread_keeps_the_first_and_the_last() -> None:
