@@ -64,7 +64,7 @@ class VQGANConfig:
     def small(cls, resolution: int = 64, codebook_size: int = 2048) -> VQGANConfig:
         """One that two cores can train in minutes: 2.7M parameters, 8 px a code, so 8x8 codes of a frame of 64 px.
 
-        Few wide groups in the normalisation: with one channel a group, a picture's brightness never reaches its codes.
+        Few groups in the normalisation: a group of one channel would take out each channel's mean, brightness with it.
         """
         return cls(
             resolution=resolution,

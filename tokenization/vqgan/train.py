@@ -41,11 +41,10 @@ class TrainSettings:
     steps: optimizer steps. batch_size: frames a step. lr: peak learning rate of AdamW, after `warmup` steps, falling to
     zero by a cosine. commitment: weight of the term that holds the encoder to its codes. decay: of the running averages
     of the codebook. quantize_from: share of the steps after which the decoder sees codes; before, it sees the latents
-    themselves while the codebook settles among them, which learns several times faster. crop_until: share of the
-    steps that see a random quarter of each frame only; codes are local, and four times the steps are worth more than
-    the surroundings. restart_below: a code whose running average of wins a batch is under this is moved.
-    restart_until: share of the steps after which codes stay where they are. bf16: convolutions in bfloat16. threads:
-    torch threads.
+    themselves while the codebook settles among them. crop_until: share of the steps that see a random quarter of each
+    frame only, which buys more steps for the same time. restart_below: a code whose running average of wins a batch is
+    under this is moved. restart_until: share of the steps after which codes stay where they are. bf16: convolutions in
+    bfloat16. threads: torch threads.
     """
 
     steps: int
