@@ -77,8 +77,9 @@ def _vqgan(recipe: Recipe) -> Stage:
     def run(stage: StageRun) -> Manifest:
         from pipelines.vqgan import vqgan_task
 
+        objects = read_objects(stage.inputs["sources"][0]) if vqgan.train else []
         with bar("vqgan", vqgan.train.steps if vqgan.train else None, "step") as line:
-            return vqgan_task(vqgan, read_objects(stage.inputs["sources"][0]), recipe.seed, stage.store, line)
+            return vqgan_task(vqgan, objects, recipe.seed, stage.store, line)
 
     return Stage(
         name="vqgan",
