@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.storage import Store
+from pipelines.storage import Store, reaching
 from tokenization.errors import UserError
 
 LEASE = "lease.json"
@@ -27,14 +27,21 @@ STALE_SECONDS = 60.0
 
 @contextlib.contextmanager
 def lease(store: Store) -> Iterator[None]:
-    """Hold the folder for the length of the block. Raises UserError when another living driver holds it."""
+    """Hold the folder for the length of the block.
+
+    Raises UserError when another living driver holds it, or when nothing can be written there.
+    """
     me = {
         "owner": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
     }
-    _acquire(store, me)
+    try:
+        with reaching(store.path()):
+            _acquire(store, me)
+    except FileNotFoundError as error:
+        raise UserError(f"{store.path()}: no such place ({error}); create the bucket or mend storage.root") from None
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(store, me, stop), name="lease-heartbeat", daemon=True)
     heart.start()

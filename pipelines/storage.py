@@ -60,13 +60,10 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     prefix = pattern[: len(pattern) - len(_tail(pattern))] if "://" in pattern else ""
     base = _package_folder(pattern) if pattern.startswith("package://") else None
     try:
-        found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
+        with reaching(pattern):
+            found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
     except FileNotFoundError:
         found = {}
-    except (PermissionError, OSError) as error:
-        raise UserError(
-            f"{pattern}: cannot be listed ({error}); check the bucket, the endpoint and the credentials"
-        ) from None
     objects = []
     for name, info in sorted(found.items()):
         if info.get("type") == "directory":
@@ -79,6 +76,35 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     if not objects:
         raise UserError(f"{pattern}: no such file or object; check the URL (sources.*.urls, storage.data)")
     return objects
+
+
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """First contact with a place: whatever keeps it from answering is the user's to mend, told in one sentence.
+
+    A FileNotFoundError passes through: the caller knows what should have been there.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # client libraries raise what they like: botocore's and aiohttp's are no OSErrors
+        if "://" not in url and not isinstance(error, OSError):
+            raise
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{url}: cannot be used ({said}); check the path or bucket, the endpoint and the credentials"
+        ) from None
+
+
+@contextlib.contextmanager
+def _on_disk(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{target}: the disk is full; free space or set storage.root elsewhere") from None
+        raise
 
 
 def _tail(url: str) -> str:
@@ -112,10 +138,10 @@ def _filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
     if url.startswith("package://"):
         return fsspec.filesystem("file"), str(_package_folder(url) / urlsplit(url).path.lstrip("/"))
     scheme = url.split("://", 1)[0] if "://" in url else "file"
+    # Other processes write where this one has listed: what was listed once must not stand for what is there now.
+    remote = {"use_listings_cache": False, **(options or {})}
     try:
-        return fsspec.core.url_to_fs(
-            url, **(options or {} if scheme not in ("file", "memory", "http", "https") else {})
-        )
+        return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory", "http", "https") else {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
 
@@ -169,22 +195,27 @@ class Store:
         data = json.dumps(value, sort_keys=True).encode()
         if self.is_local:
             target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(temporary)
+            with _on_disk(str(target)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
+                try:
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(data)
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+                finally:
+                    os.unlink(temporary)
             return True
         fs, path = _filesystem(self.path(name), self.options)
         try:
             fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno == errno.EINVAL and self.exists(name):  # how s3fs tells of S3's 412, Precondition Failed
+                return False
+            raise
         return True
 
     @contextlib.contextmanager
@@ -192,7 +223,7 @@ class Store:
         """A file to write that becomes visible under its name, whole, when the block ends without an exception."""
         target = self.path(name)
         folder = os.path.dirname(target) if self.is_local else None
-        try:
+        with _on_disk(target):
             if folder:
                 os.makedirs(folder, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
@@ -210,10 +241,6 @@ class Store:
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{target}: the disk is full; free space or set storage.root elsewhere") from None
-            raise
 
     def names(self, folder: str = "") -> list[str]:
         """Names of all committed objects below a folder, sorted."""

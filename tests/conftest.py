@@ -1,0 +1,23 @@
+"""What rooms share: one set of miniature sources, and one undisturbed run over them, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from miniature import lay_out, recipe, ringworld, write_recipe
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real acts and clips, a small vocabulary and a small VQGAN."""
+    return lay_out(tmp_path_factory.mktemp("miniature") / "data")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run that nothing interrupted; its recipe is `recipe.yaml` beside it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = ringworld("run", write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run")))
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
