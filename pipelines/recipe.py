@@ -259,7 +259,24 @@ class Recipe(Config):
             raise ValueError("train.stages: two stages have one name; give each its own")
         for index, stage in enumerate(self.train.stages):
             self._check_stage(f"train.stages.{index}", stage)
+        self._check_evaluation(self.train.stages[-1].context)
         return self
+
+    def _check_evaluation(self, context: int) -> None:
+        """What is asked of the last model fits its context: known now rather than after weeks of training."""
+        needle, generation = self.evaluate.needle, self.evaluate.generation
+        if needle and max(needle.contexts) > context:
+            raise ValueError(
+                f"evaluate.needle.contexts has {max(needle.contexts)}, above the last stage's context {context}; lower it"
+            )
+        if generation and self.vqgan:
+            frames = generation.prompt_frames + generation.frames
+            tokens = frames * (self.vqgan.sizes.codes_per_frame + 1)
+            if tokens > context:
+                raise ValueError(
+                    f"evaluate.generation: {frames} frames are {tokens} tokens, more than the last stage's context "
+                    f"{context}; lower prompt_frames or frames"
+                )
 
     def _check_stage(self, key: str, stage: TrainStage) -> None:
         for source in stage.mixture:

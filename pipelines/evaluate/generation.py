@@ -15,27 +15,12 @@ import torch
 from model.generate import generate_frames
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.pictures import save_png, strip, windows
-from tokenization.errors import BadData, UserError
+from tokenization.errors import BadData
 from tokenization.fields import FieldSpec, build_tokens
 from tokenization.vqgan.metrics import psnr
 
 CONTINUATIONS = 4
 """Windows of held-out clips that are continued."""
-
-
-def check_room(job: EvaluateJob) -> None:
-    """Raise UserError where the recipe asks for more frames than the last stage's context holds."""
-    settings, vqgan = job.recipe.evaluate.generation, job.recipe.vqgan
-    if settings is None or vqgan is None:
-        return
-    context = job.recipe.train.stages[-1].context
-    frames = settings.prompt_frames + settings.frames
-    tokens = frames * (vqgan.sizes.codes_per_frame + 1)
-    if tokens > context:
-        raise UserError(
-            f"evaluate.generation: {frames} frames are {tokens} tokens, more than the last stage's context {context}; "
-            "lower prompt_frames or frames"
-        )
 
 
 def continue_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:

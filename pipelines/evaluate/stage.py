@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from pipelines.evaluate.generation import CONTINUATIONS, check_room, continue_part, prompt_part
+from pipelines.evaluate.generation import CONTINUATIONS, continue_part, prompt_part
 from pipelines.evaluate.heldout import score_part, tabulate
 from pipelines.evaluate.job import EvaluateJob, Part
 from pipelines.evaluate.needle import needle_part
@@ -44,7 +44,6 @@ def evaluate_all(
 ) -> dict[str, Any]:
     """Run every part on the cluster and return the stage's part of the manifest."""
     job = EvaluateJob(recipe, vocabulary, inputs, store)
-    check_room(job)
     parts = {part.name: part for part in cut_parts(job)}
     pool = recipe.evaluate.resources
     shared = ray.put(job)

@@ -15,7 +15,7 @@ from tiny_run import VOCABULARY, make_run
 from model.generate import generate_text
 from model.llama import inference
 from pipelines.evaluate import evaluate_all
-from pipelines.evaluate.generation import check_room, continuation_prompt, continue_part, prompt_part
+from pipelines.evaluate.generation import continuation_prompt, continue_part, prompt_part
 from pipelines.evaluate.haystack import follow
 from pipelines.evaluate.heldout import score_part, tabulate
 from pipelines.evaluate.job import EvaluateJob, spread
@@ -25,7 +25,6 @@ from pipelines.evaluate.reconstructions import reconstruct_part
 from pipelines.evaluate.stage import cut_parts
 from pipelines.progress import bar
 from pipelines.storage import Store
-from tokenization.errors import UserError
 from tokenization.text import load_text_tokenizer
 
 
@@ -146,14 +145,6 @@ def test_frames_come_from_a_text_prompt(job: EvaluateJob) -> None:
     assert result["prompt"] == "a red square"
     with job.store.open(result["file"]) as file:
         assert Image.open(file).size == (2 * 18 - 2, 16)
-
-
-def test_more_frames_than_the_context_holds_is_the_users_mistake(job: EvaluateJob) -> None:
-    generation = job.recipe.evaluate.generation
-    assert generation is not None
-    many = job.recipe.evaluate.model_copy(update={"generation": generation.model_copy(update={"frames": 40})})
-    with pytest.raises(UserError, match=r"evaluate\.generation: 42 frames are 714 tokens"):
-        check_room(EvaluateJob(job.recipe.model_copy(update={"evaluate": many}), VOCABULARY, job.inputs, job.store))
 
 
 def test_a_strip_sets_frames_apart_by_transparent_gaps() -> None:

@@ -30,6 +30,11 @@ def test_overrides_reach_into_lists_and_read_numbers_as_yaml_users_write_them() 
         ("train.stages.9.lr=1", ["no index", "9"]),
         ("train.stages.0.warmup_steps=100000", ["warmup_steps", "leaves no step"]),
         ("train.zero=5", ["train.zero"]),
+        ("evaluate.needle.contexts=[4096]", ["evaluate.needle.contexts", "4096", "lower it"]),
+        (
+            "evaluate.generation.frames=100",
+            ["evaluate.generation", "104 frames are 6760 tokens", "lower prompt_frames"],
+        ),
         ("vqgan.weights=/nowhere", ["vqgan.weights or vqgan.train"]),
         ("vqgan.config.resolutionn=3", ["resolutionn"]),
         ("seed", ["key.path=value"]),
