@@ -19,7 +19,7 @@ _FOLLOWED = ("tokenization", "model")
 @functools.cache
 def code_hashes(entry: str) -> dict[str, str]:
     """Hash by module name of `entry` (a module, or a package with all that is in it) and the modules it depends on."""
-    found: dict[str, str] = {}
+    found = dict(_templates_of(entry))
     waiting = list(_modules_of(entry))
     while waiting:
         module = waiting.pop()
@@ -39,6 +39,14 @@ def _modules_of(entry: str) -> Iterator[str]:
     for path in sorted(source.parent.rglob("*.py")):
         inside = path.relative_to(source.parent).with_suffix("").parts
         yield ".".join([entry, *(part for part in inside if part != "__init__")])
+
+
+def _templates_of(entry: str) -> Iterator[tuple[str, str]]:
+    """Page templates are code too."""
+    source = _source(entry)
+    if source.name == "__init__.py":
+        for path in sorted(source.parent.rglob("*.j2")):
+            yield f"{entry}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _source(module: str) -> Path:
