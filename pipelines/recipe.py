@@ -76,7 +76,8 @@ class VQGANTraining(Config):
     """Frames a second taken from video."""
     max_frames: Positive = 4096
     """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
-    threads: Positive = 2
+    threads: Positive = 1
+    """Compute threads; on cores that other work shares, two are slower than one."""
     checkpoint_steps: Positive = 100
 
 
@@ -267,7 +268,7 @@ class Recipe(Config):
         needle, generation = self.evaluate.needle, self.evaluate.generation
         if needle and max(needle.contexts) > context:
             raise ValueError(
-                f"evaluate.needle.contexts has {max(needle.contexts)}, above the last stage's context {context}; lower it"
+                f"evaluate.needle.contexts has {max(needle.contexts)}, above the last context {context}; lower it"
             )
         if generation and self.vqgan:
             frames = generation.prompt_frames + generation.frames

@@ -31,9 +31,6 @@ from tokenization.vqgan.train import TrainSettings, train_vqgan
 
 log = logging.getLogger("ringworld")
 
-# Compute threads that wait without spinning: on a core that others use too, spinning costs ten times what it saves.
-_PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
-
 WEIGHTS = "weights"
 _STATE = "training-state.pt"
 
@@ -45,7 +42,7 @@ def vqgan_task(
     threads = recipe.train.threads if recipe.train else 1
     media = [found for found in objects if found.kind != "text" and not found.heldout]
     with following(line) as reports, own_errors():
-        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan", runtime_env={"env_vars": _PATIENT_THREADS})
+        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
         outcome: dict[str, Any] = ray.get(make.remote(recipe, media, seed, store, reports))
     return outcome
 
