@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 
 import ray
@@ -32,6 +33,8 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         return
     # Read when ray is imported in the workers: a dead training worker is noticed in 1 s instead of 2.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    if address and not _answers(address):
+        raise _no_cluster(address)
     try:
         if address:
             context = ray.init(address=address, logging_level=logging.WARNING)
@@ -46,7 +49,7 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address:
-            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; start it or unset it") from error
+            raise _no_cluster(address) from error
         raise
     gpus = ray.cluster_resources().get("GPU", 0)
     if not address and gpus < need.gpus:
@@ -60,6 +63,22 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at `[ray://]host:port`; Ray itself would knock there for minutes. Other forms pass."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def _no_cluster(address: str) -> UserError:
+    return UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; start it or unset it")
 
 
 @contextlib.contextmanager
