@@ -244,6 +244,8 @@ def _text_records(
                 tally.units += 1
                 if isinstance(record, BadRecord):
                     tally.bad(found, record.reason, record.index)
+                elif record[1] == {"text": ""}:
+                    tally.bad(found, "the text is empty", record[0])
                 else:
                     yield record[0], record[1], {}
     except (BadData, OSError) as error:
