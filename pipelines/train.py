@@ -151,7 +151,8 @@ def _worker(config: Mapping[str, Any]) -> None:
             checkpoint.save(
                 engine,
                 checkpoints.path(),
-                {"loader": state, "recipe": recipe.model_dump(mode="json")},
+                # Storage options may hold credentials, which belong in no file of the run.
+                {"loader": state, "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}})},
                 keep=recipe.train.keep_checkpoints,
                 options=checkpoints.options,
             )
