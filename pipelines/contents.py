@@ -112,15 +112,18 @@ def _verify_stage(store: Store) -> Iterator[str]:
     if manifest is None:
         return
     outputs = manifest.get("outputs", {})
+    damaged = set()
     for name, sha256 in outputs.get("files", {}).items():
-        yield from _verify_hash(store, name, sha256)
+        for problem in _verify_hash(store, name, sha256):
+            damaged.add(name)
+            yield problem
     for part in outputs.get("partitions", []):
         yield from _verify_hash(store, part["file"], part["sha256"])
         if not store.exists(record_name(part["partition"])):
             yield f"{record_name(part['partition'])}: missing"
     for splits in outputs.get("sets", {}).values():
-        for entry in splits.values():
-            yield from _verify_shards(store, ShardSet.from_json(store.read_json(entry["file"]) or {}))
+        for name in {entry["file"] for entry in splits.values()} - damaged:
+            yield from _verify_shards(store, ShardSet.from_json(store.read_json(name) or {}))
     for name in store.folders(CHECKPOINT_FOLDER):
         yield from (
             f"{CHECKPOINT_FOLDER}/{name}: {flaw}" for flaw in _verify_checkpoint(store.at(CHECKPOINT_FOLDER, name))

@@ -119,7 +119,12 @@ def pack_all(
         for reason, count in record["skipped"].items():
             skipped[reason] = skipped.get(reason, 0) + count
     return {
-        "outputs": {"sets": sets, "context": job.stage.context, "objective": job.stage.objective},
+        "outputs": {
+            "sets": sets,
+            "files": store.hashes("sets"),
+            "context": job.stage.context,
+            "objective": job.stage.objective,
+        },
         "figures": {
             "sequences": sum(record["sequences"] for record in records),
             "documents": sum(record["documents"] for record in records),
