@@ -6,6 +6,7 @@ Every mistake is reported as one `UserError` sentence that names the file, the k
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -30,10 +31,25 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: this file holds no mapping of keys; start from recipes/quickstart.yaml")
     for override in overrides or []:
         _apply_override(tree, override)
+    _make_paths_absolute(tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _make_paths_absolute(tree: dict[str, Any]) -> None:
+    """Local paths of the recipe are relative to where the command runs; tasks and workers run elsewhere."""
+    storage = tree.setdefault("storage", {})
+    if isinstance(storage, dict):
+        storage["data"] = storage.get("data") or "."
+    branches = [(storage, "root"), (storage, "data"), (tree.get("text_tokenizer"), "path")]
+    branches += [(tree.get("vqgan"), "weights"), (tree.get("model"), "init")]
+    stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
+    branches += [(stage, "export") for stage in stages or []]
+    for branch, key in branches:
+        if isinstance(branch, dict) and isinstance(branch.get(key), str) and "://" not in branch[key]:
+            branch[key] = os.path.abspath(branch[key])
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -19,6 +19,15 @@ def test_overrides_reach_into_lists_and_read_numbers_as_yaml_users_write_them() 
     assert recipe.tokenize.decode.workers == 3
 
 
+def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(QUICKSTART, ["storage.root=runs/x", "model.init=llama", "text_tokenizer.path=s3://b/t.model"])
+    assert recipe.storage.root == str(tmp_path / "runs" / "x")
+    assert recipe.model.init == str(tmp_path / "llama")
+    assert recipe.storage.data == str(tmp_path)
+    assert recipe.text_tokenizer.path == "s3://b/t.model"
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
