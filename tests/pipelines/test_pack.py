@@ -1,0 +1,100 @@
+"""Documents to shards: how work is cut, and that packing loses, repeats and reorders nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.pack import cut_pack_partitions, read_set
+from pipelines.storage import Store
+from tokenization.document import PackedSequence
+from tokenization.documents import read_documents
+from tokenization.shards import read_sequence
+
+
+def tokenized(name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1) -> dict[str, Any]:
+    return {"file": name, "source": source, "heldout": heldout, "tokens": tokens, "documents": documents}
+
+
+def test_partitions_hold_neighbouring_files_of_one_source_and_split_up_to_the_limit() -> None:
+    files = [
+        tokenized("1", 60),
+        tokenized("2", 40),
+        tokenized("held", 5, heldout=True),
+        tokenized("3", 1),
+        tokenized("empty", 0, documents=0),
+        tokenized("huge", 900),
+        tokenized("other", 7, source="b"),
+        tokenized("unread", 7, source="c"),
+    ]
+    assert [(part.name, part.files) for part in cut_pack_partitions(files, ["b", "a"], 100)] == [
+        ("a-train-00000", ("1", "2")),
+        ("a-train-00001", ("3",)),
+        ("a-train-00002", ("huge",)),
+        ("a-heldout-00000", ("held",)),
+        ("b-train-00000", ("other",)),
+    ]
+
+
+def sequences(root: Path, stage: str, source: str, split: str) -> list[PackedSequence]:
+    (folder,) = (root / "stages" / f"pack-{stage}").iterdir()
+    store = Store(str(folder))
+    shard_set = read_set(store, json.loads((folder / "manifest.json").read_text()), source, split)
+    assert shard_set is not None
+    made = []
+    for number in range(len(shard_set)):
+        shard, _, entry = shard_set.locate(number)
+        with store.open(shard) as file:
+            made.append(read_sequence(file, entry))
+    return made
+
+
+def originals(root: Path) -> dict[str, np.ndarray]:
+    (folder,) = (root / "stages" / "tokenize").iterdir()
+    made = {}
+    for path in folder.glob("documents/*.parquet"):
+        with path.open("rb") as file:
+            made |= {document.key: document.tokens for document in read_documents(file)}
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "source", "split"),
+    [("text", "acts", "train"), ("text", "acts", "heldout"), ("video", "acts", "train"), ("video", "clips", "train")],
+)
+def test_the_pieces_of_every_document_put_in_order_are_the_document(
+    undisturbed: Path, stage: str, source: str, split: str
+) -> None:
+    pieces: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for sequence in sequences(undisturbed, stage, source, split):
+        bounds = sequence.cu_seqlens
+        assert len(sequence.lineage) in (len(bounds) - 1, len(bounds) - 2), "the rest of a sequence is padding"
+        for entry, start, end in zip(sequence.lineage, bounds, bounds[1:]):
+            key, _, at = entry["key"].partition("@")
+            pieces[key].append((int(at or 0), sequence.tokens[start:end]))
+            assert end - start == entry["length"]
+    whole = originals(undisturbed)
+    context = len(sequence.tokens)
+    heldout = {f"{source}/held.md#0"} if source == "acts" else {key for key in whole if "/held.mp4" in key}
+    of_split = {key for key in whole if key.startswith(f"{source}/") and (key in heldout) == (split == "heldout")}
+    assert set(pieces) == of_split
+    for key, parts in pieces.items():
+        starts, tokens = zip(*sorted(parts, key=lambda part: part[0]))
+        assert list(starts) == list(np.cumsum([0, *map(len, tokens)])[:-1])
+        left = len(whole[key]) % context if len(whole[key]) > context else 0
+        end = len(whole[key]) - (left == 1)  # a last piece of one token has no target and is left out
+        np.testing.assert_array_equal(np.concatenate(tokens), whole[key][:end])
+
+
+@pytest.mark.slow
+def test_documents_longer_than_the_context_are_counted_as_split(undisturbed: Path) -> None:
+    (folder,) = (undisturbed / "stages" / "pack-text").iterdir()
+    figures = json.loads((folder / "manifest.json").read_text())["figures"]
+    longer = [tokens for key, tokens in originals(undisturbed).items() if key.startswith("acts/") and len(tokens) > 128]
+    assert figures["split_documents"] == len(longer) == 9

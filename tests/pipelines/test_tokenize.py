@@ -1,0 +1,124 @@
+"""Raw objects to documents: how work is cut, and what real acts and clips become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from miniature import VQGAN_SIZES
+
+from pipelines.recipe import Kind
+from pipelines.sources import SourceObject
+from pipelines.tokenize import cut_partitions
+from tokenization.document import Document
+from tokenization.documents import read_documents
+from tokenization.text import load_text_tokenizer
+from tokenization.video import decode_frames
+from tokenization.vocabulary import JointVocabulary
+from tokenization.vqgan.config import VQGANConfig
+from tokenization.vqgan.model import VQGAN
+
+CODES = VQGANConfig(**VQGAN_SIZES).codes_per_frame
+VOCABULARY = JointVocabulary.for_codebook(512, 64, bos_id=0, eos_id=1)
+
+
+def found(key: str, size: int = 10, kind: Kind = "text", heldout: bool = False) -> SourceObject:
+    return SourceObject(key, key.split("/")[0], f"/x/{key}", size, "e", kind, heldout, {})
+
+
+OBJECTS = st.lists(
+    st.builds(
+        found,
+        st.from_regex(r"[ab]/[a-z]{1,6}", fullmatch=True),
+        st.integers(0, 100),
+        st.sampled_from(["text", "image", "video"]),
+        st.booleans(),
+    ),
+    unique_by=lambda one: one.key,
+    max_size=30,
+)
+
+
+@given(OBJECTS, st.integers(1, 200), st.randoms())
+def test_every_object_is_in_one_partition_of_its_source_and_split_whatever_the_listings_order(
+    objects: list[SourceObject], limit: int, random: Any
+) -> None:
+    parts = cut_partitions(objects, limit)
+    cut = [one for part in parts for one in part.objects]
+    assert sorted(one.key for one in cut) == sorted(one.key for one in objects)
+    assert len({part.name for part in parts}) == len(parts)
+    for part in parts:
+        assert {(one.source, one.heldout) for one in part.objects} == {(part.source, part.heldout)}
+        assert len(part.objects) == 1 or sum(one.size for one in part.objects) <= limit
+        assert len(part.objects) == 1 or all(one.kind != "video" for one in part.objects)
+    random.shuffle(objects)
+    assert cut_partitions(objects, limit) == parts
+
+
+def test_partitions_are_named_by_source_split_and_number() -> None:
+    objects = [found("a/1"), found("a/2"), found("a/3"), found("a/h", heldout=True), found("b/1", kind="video")]
+    parts = cut_partitions(objects, 20)
+    assert [(part.name, len(part.objects)) for part in parts] == [
+        ("a-train-000000", 2),
+        ("a-train-000001", 1),
+        ("a-heldout-000000", 1),
+        ("b-train-000000", 1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def documents(undisturbed: Path) -> dict[str, Document]:
+    (folder,) = (undisturbed / "stages" / "tokenize").iterdir()
+    parts = json.loads((folder / "manifest.json").read_text())["outputs"]["partitions"]
+    made = {}
+    for part in parts:
+        with (folder / part["file"]).open("rb") as file:
+            own = list(read_documents(file))
+        assert len(own) == part["documents"]
+        assert sum(map(len, own)) == part["tokens"]
+        assert sum(int(VOCABULARY.is_vision(one.tokens).sum()) for one in own) == part["vision_tokens"]
+        made |= {one.key: one for one in own}
+    return made
+
+
+@pytest.mark.slow
+def test_a_text_is_one_document_that_decodes_to_itself(documents: dict[str, Document], sources: Path) -> None:
+    tokenizer = load_text_tokenizer(str(sources / "tokenizer.json"))
+    texts = sorted((sources / "acts").iterdir())
+    assert sorted(key for key in documents if key.startswith("acts/")) == [f"acts/{path.name}#0" for path in texts]
+    for path in texts:
+        document = documents[f"acts/{path.name}#0"]
+        assert tokenizer.decode(document.tokens) == path.read_text(encoding="utf-8")
+        assert document.tokens[0] == VOCABULARY.bos_id
+        assert document.tokens[-1] == VOCABULARY.eos_id
+        assert document.provenance["url"] == str(path)
+
+
+@pytest.mark.slow
+def test_a_clip_becomes_documents_of_three_frames_in_order_with_lwms_markup(
+    documents: dict[str, Document], sources: Path
+) -> None:
+    vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
+    with (sources / "clips" / "carphone.mp4").open("rb") as file:
+        frames = np.concatenate([chunk.frames for chunk in decode_frames(file, fps=12, size=32, max_frames=60)])
+    expected = VOCABULARY.codes_to_ids(vqgan.encode(frames))
+    made = [document for key, document in documents.items() if key.startswith("clips/carphone.mp4#")]
+    assert len(made) == -(-len(frames) // 3)
+    tokenizer = load_text_tokenizer(str(sources / "tokenizer.json"))
+    captions = 0
+    for number, document in enumerate(made):
+        vision = document.tokens[VOCABULARY.is_vision(document.tokens)]
+        own = expected[3 * number : 3 * number + 3]
+        ends = [VOCABULARY.eof_id] * (len(own) - 1) + [VOCABULARY.eov_id]
+        assert vision.tolist() == np.column_stack([own, ends]).ravel().tolist()
+        before, after = np.flatnonzero(VOCABULARY.is_vision(document.tokens))[[0, -1]]
+        assert tokenizer.decode(document.tokens[:before]) == "<vision>"
+        said = tokenizer.decode(document.tokens[after + 1 :])
+        captions += said == "</vision>a man talks in a car"
+        assert said in ("</vision>", "</vision>a man talks in a car")
+    assert 0 < captions < len(made), "both field specs are drawn"
