@@ -55,6 +55,8 @@ class Source(Config):
     """LWM field specs; several: one is drawn for each record, deterministically from its index."""
     heldout: list[str] = []
     """Globs over the URLs: what matches is never trained on."""
+    heldout_tail: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None
     """Frames a video of this source has at most; None: tokenize.max_frames."""
 

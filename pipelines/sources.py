@@ -6,6 +6,7 @@ In: the recipe's sources. Out: `objects.jsonl`, one `SourceObject` a line, sorte
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import re
@@ -34,7 +35,7 @@ class SourceObject:
     """One raw object: where it is, what it is, and what is said about it beside it.
 
     key: unique within the run, `source/path below the pattern`. etag: changes when the content does.
-    side: caption, question, answer, ... by key, for media.
+    side: caption, question, answer, ... by key, for media. part: which share of a video this is, from start to end.
     """
 
     key: str
@@ -45,6 +46,7 @@ class SourceObject:
     kind: Kind
     heldout: bool
     side: dict[str, Any]
+    part: tuple[float, float] = (0.0, 1.0)
 
 
 def list_sources(recipe: Recipe) -> list[SourceObject]:
@@ -81,7 +83,8 @@ def write_objects(store: Store, objects: Sequence[SourceObject]) -> dict[str, An
 def read_objects(store: Store) -> list[SourceObject]:
     """The listing that `write_objects` committed."""
     with store.open(OBJECTS) as file:
-        return [SourceObject(**json.loads(line)) for line in file]
+        rows = [json.loads(line) for line in file]
+    return [SourceObject(**{**row, "part": tuple(row["part"])}) for row in rows]
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
@@ -93,7 +96,7 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
         for info in list_objects(url, options):
             key = f"{name}/{_below(info.url, base)}"
             heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
-            yield SourceObject(
+            whole = SourceObject(
                 key=key,
                 source=name,
                 url=info.url,
@@ -103,6 +106,17 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
                 heldout=heldout,
                 side=side.get(info.url) if side else {},
             )
+            if whole.kind == "video" and source.heldout_tail and not heldout:
+                yield from _split(whole, 1 - source.heldout_tail)
+            else:
+                yield whole
+
+
+def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
+    """The first `share` of a video, and the rest of it, held out."""
+    for start, end in ((0.0, share), (share, 1.0)):
+        key = f"{video.key}@{start:g}-{end:g}"
+        yield dataclasses.replace(video, key=key, part=(start, end), heldout=start > 0)
 
 
 def _side_data(name: str, source: Source, recipe: Recipe) -> SideData | None:

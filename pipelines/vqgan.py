@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import ray
 import torch
 
 from pipelines.cluster import own_errors
+from pipelines.frames import object_frames
 from pipelines.progress import Bar, Meter, following
 from pipelines.recipe import VisualTokenizer
 from pipelines.sources import SourceObject
-from pipelines.storage import Store, fetch_file, fetch_url_folder, open_url
+from pipelines.storage import Store, fetch_file, fetch_url_folder
 from tokenization.errors import BadData, UserError
-from tokenization.image import load_image
-from tokenization.video import decode_frames
 from tokenization.vqgan.lwm import load_lwm_vqgan
 from tokenization.vqgan.model import VQGAN
 from tokenization.vqgan.train import TrainSettings, train_vqgan
@@ -137,9 +136,9 @@ def _gather(
     for found in objects:
         start = scratch.tell()
         try:
-            for frames in _frames(found, settings.fps, size, share, options):
-                scratch.write(frames.tobytes())
-        except (BadData, OSError) as error:
+            for chunk in object_frames(found, options, fps=settings.fps, size=size, chunk=64, max_frames=share):
+                scratch.write(chunk.frames.tobytes())
+        except BadData as error:
             log.warning("vqgan: left out %s: %s", found.url, error)
             scratch.truncate(start)
             scratch.seek(start)
@@ -151,13 +150,3 @@ def _gather(
         raise UserError("vqgan.train: none of the videos and images can be read; see the warnings above")
     frames = np.memmap(scratch, dtype=np.uint8, mode="r", shape=(len(weights), size, size, 3))
     return frames, np.array(weights)
-
-
-def _frames(found: SourceObject, fps: float, size: int, most: int, options: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Frames uint8 [n, H, W, 3] of a video or image, a chunk at a time."""
-    with open_url(found.url, options) as file:
-        if found.kind == "image":
-            yield load_image(file, size)[None]
-            return
-        for chunk in decode_frames(file, fps=fps, size=size, chunk=64, max_frames=most):
-            yield chunk.frames

