@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from pipelines.frames import object_frames
 from pipelines.partitions import record_name, run_partitions
 from pipelines.progress import Bar, Meter
 from pipelines.recipe import Recipe, Resources, VisualTokenizer
@@ -29,14 +31,13 @@ from tokenization.document import Document
 from tokenization.documents import write_documents
 from tokenization.errors import BadData, UserError
 from tokenization.fields import FieldSpec, build_tokens, spec_for_record
-from tokenization.image import load_image
 from tokenization.records import BadRecord, read_records
 from tokenization.text import TextTokenizer, load_text_tokenizer
-from tokenization.video import decode_frames
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
 
+_READ_ATTEMPTS = 4
 _CHUNKS_IN_FLIGHT = 2  # per decode task: one being encoded, one waiting
 
 
@@ -175,6 +176,22 @@ class _Encoder:
 
 @ray.remote
 def _tokenize_partition(part: Partition, job: TokenizeJob, encoders: list[Any], store: Store) -> dict[str, Any]:
+    for attempt in range(1, _READ_ATTEMPTS + 1):
+        try:
+            return _tokenized(part, job, encoders, store)
+        except OSError as error:
+            # A store that does not answer says nothing of the data: quarantine would make its mood part of the output.
+            if attempt == _READ_ATTEMPTS:
+                raise UserError(
+                    f"tokenize: {part.name} cannot be read after {attempt} attempts ({error}); see that the store "
+                    f"answers, and run the same command again"
+                ) from error
+            log.warning("tokenize: %s: %s; trying again", part.name, error)
+            time.sleep(2.0**attempt)
+    raise AssertionError("unreachable")
+
+
+def _tokenized(part: Partition, job: TokenizeJob, encoders: list[Any], store: Store) -> dict[str, Any]:
     tally = _Tally()
     counts = {"documents": 0, "tokens": 0, "vision_tokens": 0}
 
@@ -248,9 +265,9 @@ def _text_records(
                     tally.bad(found, "the text is empty", record[0])
                 else:
                     yield record[0], record[1], {}
-    except (BadData, OSError) as error:
+    except BadData as error:
         tally.units += 1
-        tally.bad(found, str(error) if isinstance(error, BadData) else f"cannot be read: {error}")
+        tally.bad(found, str(error))
 
 
 def _media_records(
@@ -259,9 +276,9 @@ def _media_records(
     """Records of a video or image, one each `frames_per_document` frames; none at all if any of it is unreadable."""
     try:
         codes, times = _encode(found, job, encoders)
-    except (BadData, OSError) as error:
+    except BadData as error:
         tally.units += 1
-        tally.bad(found, str(error) if isinstance(error, BadData) else f"cannot be read: {error}")
+        tally.bad(found, str(error))
         return
     tally.frames += len(codes)
     size = job.recipe.tokenize.frames_per_document or len(codes)
@@ -281,23 +298,20 @@ def _encode(found: SourceObject, job: TokenizeJob, encoders: list[Any]) -> tuple
     waiting: deque[ray.ObjectRef] = deque()
     codes: list[np.ndarray] = []
     times: list[np.ndarray] = []
-    with open_url(found.url, job.recipe.storage.options) as file:
-        if found.kind == "image":
-            frames = load_image(file, job.resolution)[None]
-            encoder = encoders[zlib.crc32(found.key.encode()) % len(encoders)]
-            return ray.get(encoder.encode.remote(frames)), np.zeros(1)
-        chunks = decode_frames(
-            file,
-            fps=settings.fps,
-            size=job.resolution,
-            chunk=settings.chunk_frames,
-            max_frames=job.recipe.sources[found.source].max_frames or settings.max_frames,
-        )
-        for number, chunk in enumerate(chunks):
-            if len(waiting) == _CHUNKS_IN_FLIGHT:
-                codes.append(ray.get(waiting.popleft()))
-            waiting.append(encoders[number % len(encoders)].encode.remote(chunk.frames))
-            times.append(chunk.times)
+    chunks = object_frames(
+        found,
+        job.recipe.storage.options,
+        fps=settings.fps,
+        size=job.resolution,
+        chunk=settings.chunk_frames,
+        max_frames=job.recipe.sources[found.source].max_frames or settings.max_frames,
+    )
+    first = zlib.crc32(found.key.encode())  # short objects begin at different encoders
+    for number, chunk in enumerate(chunks, first):
+        if len(waiting) == _CHUNKS_IN_FLIGHT:
+            codes.append(ray.get(waiting.popleft()))
+        waiting.append(encoders[number % len(encoders)].encode.remote(chunk.frames))
+        times.append(chunk.times)
     codes += [ray.get(reference) for reference in waiting]
     return np.concatenate(codes), np.concatenate(times)
 
