@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.sources import SourceObject
-from pipelines.storage import open_url
+from pipelines.urls import open_url
 from tokenization.image import load_image
 from tokenization.video import FrameChunk, count_samples, decode_frames
 

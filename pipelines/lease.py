@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from pipelines.storage import Store, reaching
+from pipelines.storage import Store
+from pipelines.urls import reaching
 from tokenization.errors import UserError
 
 LEASE = "lease.json"

@@ -17,7 +17,8 @@ from typing import Any
 
 from pipelines.dag import digest
 from pipelines.recipe import Kind, Recipe, Source
-from pipelines.storage import Store, join_url, list_objects, open_url
+from pipelines.storage import Store
+from pipelines.urls import join_url, list_objects, open_url
 from tokenization.errors import UserError
 from tokenization.records import SideData
 

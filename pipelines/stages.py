@@ -15,7 +15,8 @@ from pipelines.dag import PlannedStage, Stage, digest
 from pipelines.progress import bar
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
-from pipelines.storage import Store, fetch_file, list_objects
+from pipelines.storage import Store
+from pipelines.urls import fetch_file, list_objects
 from tokenization.errors import UserError
 from tokenization.text import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary

@@ -25,7 +25,8 @@ from pipelines.partitions import record_name, run_partitions
 from pipelines.progress import Bar, Meter
 from pipelines.recipe import Recipe, Resources, VisualTokenizer
 from pipelines.sources import SourceObject
-from pipelines.storage import Store, fetch_file, open_url
+from pipelines.storage import Store
+from pipelines.urls import fetch_file, open_url
 from pipelines.vqgan import load_vqgan
 from tokenization.document import Document
 from tokenization.documents import write_documents

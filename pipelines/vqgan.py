@@ -22,7 +22,8 @@ from pipelines.frames import object_frames
 from pipelines.progress import Bar, Meter, following
 from pipelines.recipe import VisualTokenizer
 from pipelines.sources import SourceObject
-from pipelines.storage import Store, fetch_file, fetch_url_folder
+from pipelines.storage import Store, fetch_url_folder
+from pipelines.urls import fetch_file
 from tokenization.errors import BadData, UserError
 from tokenization.vqgan.lwm import load_lwm_vqgan
 from tokenization.vqgan.model import VQGAN

@@ -13,7 +13,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipelines.recipe_file import load_recipe
 from pipelines.run import plan_recipe
-from pipelines.storage import list_objects, open_url
+from pipelines.urls import list_objects, open_url
 
 ROOT = Path(__file__).parents[1]
 K, M = 2**10, 2**20

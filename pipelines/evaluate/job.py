@@ -16,7 +16,8 @@ from transformers import LlamaForCausalLM
 from model.llama import load_llama
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, read_objects
-from pipelines.storage import Store, fetch_file
+from pipelines.storage import Store
+from pipelines.urls import fetch_file
 from pipelines.vqgan import load_vqgan
 from tokenization.text import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary

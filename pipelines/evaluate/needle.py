@@ -19,7 +19,7 @@ from model.decoding import Decoder, choose
 from model.llama import inference
 from pipelines.evaluate.haystack import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.storage import open_url
+from pipelines.urls import open_url
 from tokenization.errors import BadData
 from tokenization.fields import FieldSpec
 from tokenization.records import BadRecord, read_records

@@ -14,7 +14,8 @@ from conftest import KEY, SECRET, ObjectStore
 from miniature import ringworld, text_recipe, write_recipe
 
 from pipelines.lease import LEASE, lease
-from pipelines.storage import Store, list_objects
+from pipelines.storage import Store
+from pipelines.urls import list_objects
 from tokenization.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,8 @@ from miniature import text_recipe
 from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
-from pipelines.storage import Store, open_url
+from pipelines.storage import Store
+from pipelines.urls import open_url
 from tokenization.errors import UserError
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.lease import LEASE, lease
-from pipelines.storage import TEMPORARY_PREFIX, Store, list_objects, open_url
+from pipelines.storage import TEMPORARY_PREFIX, Store
+from pipelines.urls import list_objects, open_url
 from tokenization.errors import UserError
 
 

@@ -19,7 +19,8 @@ from model.engine import StepMetrics
 from model.llama import build_llama, save_llama
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, write_objects
-from pipelines.storage import Store, open_url
+from pipelines.storage import Store
+from pipelines.urls import open_url
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_tokens
 from tokenization.packing import pack
