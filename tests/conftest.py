@@ -21,3 +21,10 @@ def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = ringworld("run", write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run")))
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Parallel workers share no fixtures: a file stays on one of them, and so do all files that use the one run."""
+    for item in items:
+        shared = {"sources", "undisturbed"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("miniature" if shared else str(item.path)))
