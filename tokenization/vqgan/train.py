@@ -145,7 +145,6 @@ class Trainer:
         for picture in pixels:
             if generator.random() < 0.5:
                 picture.copy_(picture.flip(-1))
-            picture.copy_(picture[torch.from_numpy(generator.permutation(3))])
         mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
         spread = pixels.std(dim=(1, 2, 3), keepdim=True)
         stretch = (_LIVELY / spread).clamp(1, 3) ** _uniform(generator, 0, 1, count)
