@@ -14,6 +14,7 @@ yielded before are the caller's to discard. Errors of the file object itself (a 
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Iterator
@@ -269,12 +270,28 @@ def _duration(file: BinaryIO) -> Fraction:
     return until - (first or 0) * tick
 
 
+class _Inside:
+    """The file as FFmpeg reads it: a seek to before its beginning is damage, not the disk's failure it looks like."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            raise BadData("video damaged: it points to bytes before its beginning") from error
+
+
 @contextmanager
 def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     file.seek(0)
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
     try:
-        container = av.open(file, mode="r", options=options, metadata_errors="ignore")
+        container = av.open(_Inside(file), mode="r", options=options, metadata_errors="ignore")
     except FFmpegError as error:
         raise BadData(f"not a video that can be read: {error.strerror}") from error
     with container:

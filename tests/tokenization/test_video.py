@@ -431,3 +431,12 @@ def test_garbage_raises_nothing_else() -> None:
             piece[place] = int(generator.integers(256))
         with contextlib.suppress(BadData):
             all_frames(io.BytesIO(bytes(piece)), max_frames=3)
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_an_empty_object_is_bad_data_however_it_is_stored(protocol: str, tmp_path: Path) -> None:
+    url = f"{protocol}://{tmp_path}/empty.mp4"
+    with fsspec.open(url, "wb"):
+        pass
+    with fsspec.open(url, "rb") as file, pytest.raises(BadData):
+        list(decode_frames(file, fps=4, size=32))
