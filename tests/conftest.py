@@ -23,6 +23,7 @@ def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "run"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Parallel workers share no fixtures: a file stays on one of them, and so do all files that use the one run."""
     for item in items:
