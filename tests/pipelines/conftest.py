@@ -81,6 +81,8 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str, s3fs.S3FileSyste
             f"-filer.port={filer}",
             "-s3",
             f"-s3.port={s3}",
+            "-s3.port.iceberg=0",  # servers nobody asks here, on ports that are fixed
+            "-s3.port.lance=0",
             f"-s3.config={folder / 's3.json'}",
             *(f"-{name}.port.grpc={port}" for name, port in zip(("master", "volume", "filer", "s3"), grpc)),
             "-master.volumeSizeLimitMB=64",
