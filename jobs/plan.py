@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from jobs.run import add_arguments as add_recipe_arguments
+
+if TYPE_CHECKING:  # the command line starts without what the pipelines import
+    from pipelines.dag import PlannedStage
 
 HELP = "print a recipe's stages: which are done, which will run, and which input, setting or code changed"
 
@@ -34,10 +38,7 @@ def call(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(stage: object) -> dict[str, object]:
-    from pipelines.dag import PlannedStage
-
-    assert isinstance(stage, PlannedStage)
+def _row(stage: PlannedStage) -> dict[str, object]:
     return {
         "stage": stage.name,
         "status": stage.status,

@@ -18,7 +18,6 @@ from pipelines.partitions import record_name, run_partitions
 from pipelines.progress import Bar
 from pipelines.recipe import Pack, TrainStage
 from pipelines.storage import Store
-from pipelines.tokenize import ray_options
 from tokenization.document import Document, PackedSequence
 from tokenization.documents import read_documents
 from tokenization.errors import UserError
@@ -85,7 +84,7 @@ def pack_all(
     partitions = {part.name: part for part in parts}
 
     def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"pack:{name}", "max_retries": -1, **ray_options(job.settings.pool)}
+        options = {"name": f"pack:{name}", "max_retries": -1, **job.settings.pool.ray_options}
         return _pack_partition.options(**options).remote(partitions[name], job, documents, store)
 
     def on_done(record: dict[str, Any]) -> None:

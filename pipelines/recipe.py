@@ -41,6 +41,11 @@ class Resources(Config):
     workers: Positive = 1
     """Tasks in flight, or actors in the pool."""
 
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """What one worker asks for, as the options of a Ray task or actor."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": self.custom}
+
 
 class Source(Config):
     """One named source of raw objects."""

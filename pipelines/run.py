@@ -52,7 +52,7 @@ def _run_all(stages: Sequence[PlannedStage]) -> dict[str, Manifest]:
     for stage in stages:
         if stage.status != "done":
             inputs = {name: (by_name[name].store, manifests[name]) for name in stage.stage.inputs}
-            _run_one(stage, StageRun(stage.store, inputs, by_name))
+            _run_one(stage, StageRun(stage.store, inputs))
         manifests[stage.name] = _manifest(stage)
     return manifests
 

@@ -7,11 +7,11 @@ carry on over another cluster.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dag import PlannedStage, Stage, digest
+from pipelines.dag import Stage, digest
 from pipelines.progress import bar
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
@@ -30,7 +30,6 @@ class StageRun:
 
     store: Store
     inputs: Mapping[str, tuple[Store, Manifest]]
-    every: Mapping[str, PlannedStage]
 
 
 def build_stages(recipe: Recipe) -> list[Stage]:
@@ -43,11 +42,10 @@ def build_stages(recipe: Recipe) -> list[Stage]:
     stages.append(_tokenize(recipe, media))
     previous: str | None = None
     for stage in recipe.train.stages:
-        stages.append(_pack(recipe, stage, media))
+        stages.append(_pack(recipe, stage))
         stages.append(_train(recipe, stage, previous))
         previous = stages[-1].name
-    assert previous is not None
-    stages.append(_evaluate(recipe, previous, media))
+    stages.append(_evaluate(recipe, media))
     stages.append(_report(recipe, [stage.name for stage in stages]))
     return stages
 
@@ -135,7 +133,7 @@ def _tokenize(recipe: Recipe, media: bool) -> Stage:
     )
 
 
-def _pack(recipe: Recipe, stage: TrainStage, media: bool) -> Stage:
+def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
     def run(this: StageRun) -> Manifest:
         from pipelines.pack import PackJob, cut_pack_partitions, pack_all
 
@@ -190,7 +188,7 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
     )
 
 
-def _evaluate(recipe: Recipe, last: str, media: bool) -> Stage:
+def _evaluate(recipe: Recipe, media: bool) -> Stage:
     packs = tuple(f"pack-{stage.name}" for stage in recipe.train.stages)
 
     def run(this: StageRun) -> Manifest:
@@ -222,6 +220,3 @@ def _report(recipe: Recipe, before: list[str]) -> Stage:
         inputs=tuple(before),
         run=run,
     )
-
-
-RunStage = Callable[[StageRun], Manifest]

@@ -116,7 +116,7 @@ def tokenize_all(
     encoders = start_encoders(recipe.vqgan, vqgan, recipe.tokenize.encode) if recipe.vqgan and vqgan and media else []
 
     def submit(name: str) -> ray.ObjectRef:
-        task = _tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **ray_options(pool))
+        task = _tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **pool.ray_options)
         return task.remote(partitions[name], job, encoders, store)
 
     def on_done(record: dict[str, Any]) -> None:
@@ -143,15 +143,10 @@ def tokenize_all(
 _LISTED = ("partition", "source", "heldout", "file", "documents", "tokens", "vision_tokens", "sha256")
 
 
-def ray_options(pool: Resources) -> dict[str, Any]:
-    """The pool's resources as Ray's options."""
-    return {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "resources": pool.custom}
-
-
 def start_encoders(recipe: VisualTokenizer, weights: Store, pool: Resources) -> list[Any]:
     """The pool of encoder actors. A dead one is restarted by Ray and its calls are repeated."""
     actor = _Encoder.options(  # type: ignore[attr-defined]
-        max_restarts=-1, max_task_retries=-1, **ray_options(pool)
+        max_restarts=-1, max_task_retries=-1, **pool.ray_options
     )
     return [actor.remote(recipe, weights) for _ in range(pool.workers)]
 

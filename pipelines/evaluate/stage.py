@@ -21,7 +21,6 @@ from pipelines.partitions import record_name, run_partitions
 from pipelines.progress import Bar
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
-from pipelines.tokenize import ray_options
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
@@ -49,7 +48,7 @@ def evaluate_all(
     shared = ray.put(job)
 
     def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"evaluate:{name}", "max_retries": -1, **ray_options(pool)}
+        options = {"name": f"evaluate:{name}", "max_retries": -1, **pool.ray_options}
         return _measure.options(**options).remote(parts[name], shared, pool.cpus)
 
     records = run_partitions(submit, list(parts), store, pool.workers, lambda record: line.advance(1))
