@@ -39,7 +39,8 @@ def test_nll_and_gradients_equal_the_dense_formula_for_any_chunk(n, chunk, seed,
     ours = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
     reference = dense(hidden, weight, labels, TEXT)
     theirs = torch.autograd.grad((reference * upstream).sum(), (hidden, weight))
-    torch.testing.assert_close(nll.double(), reference, rtol=1e-6, atol=1e-6)
+    # Both sum WIDTH products in fp32, in an order of their own: a logit near 16 is then off by a few of its roundings.
+    torch.testing.assert_close(nll.double(), reference, rtol=1e-6, atol=1e-5)
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6 * max(1, n))
 
