@@ -8,14 +8,9 @@ suffices is found in log64(capacity) steps: three at a million tokens.
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable
-
-import numba
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from tokenization.compiled import compiled
 
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT_OF = np.zeros(64, dtype=np.int64)
@@ -38,27 +33,16 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
         raise ValueError(f"lengths {int(lengths.min())}..{int(lengths.max())} do not all lie in 1..{capacity}")
     # Sorting (length descending, index) as one integer is several times faster than a stable argsort.
     order = np.sort((capacity - lengths) * len(lengths) + np.arange(len(lengths))) % len(lengths)
-    bin_of, n_bins = _compiled()(lengths, order, capacity)
+    bin_of, n_bins = _place(lengths, order, capacity)
     return bin_of, int(n_bins)
 
 
-@functools.cache
-def _compiled() -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, int]]:
-    """The kernel, compiled on first use: from numba's cache where it has one, else for this process alone."""
-    signature = "Tuple((int64[::1], int64))(int64[::1], int64[::1], int64)"
-    try:
-        return numba.njit(signature, cache=True)(_place)
-    except Exception as error:  # a read-only home, a full disk, a damaged cache on a network drive: none may stop a job
-        logger.info("no numba cache for best-fit packing (%s); compiling in memory", error)
-        return numba.njit(signature)(_place)
-
-
-@numba.njit()
+@compiled
 def _lowest_bit(word: np.uint64) -> int:
     return _BIT_OF[((word & (~word + _ONE)) * _DE_BRUIJN) >> np.uint64(58)]
 
 
-@numba.njit()
+@compiled
 def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int) -> int:
     """The least set position >= room, or -1: climb until a word has a bit to the right of us, then descend to it."""
     position = room
@@ -75,6 +59,7 @@ def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int
     return -1
 
 
+@compiled
 def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     base = np.zeros(13, dtype=np.int64)  # level l of the bitmap is bits[base[l]:base[l + 1]]
     n_levels = 0
