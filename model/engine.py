@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.attention.plan import plan_sequence
+from model.attention.planner import plan_sequence
 from model.loss import CHUNK
 from model.mesh import Mesh
 from model.schedule import Schedule

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("tokenization", "model", "pipelines", "jobs")
 ALLOWED = {
     "tokenization": {"tokenization"},
-    "model": {"model", "tokenization.vocabulary", "tokenization.errors"},
+    "model": {"model", "tokenization.vocabulary", "tokenization.errors", "tokenization.compiled"},
     "pipelines": {"pipelines", "tokenization", "model", "ray"},
     "jobs": {"jobs", "pipelines", "tokenization.errors"},
 }

@@ -1,8 +1,8 @@
-"""Point-to-point exchange of tensors between the ranks of a ring.
+"""Point-to-point exchange of tensors between the ranks of a group.
 
-In: for each peer at most one tensor to send and one to fill. Out: a `Transfer` to wait on, peer by peer. Two tensors
-between the same two ranks arrive in the order in which they were sent. The ring knows only these two protocols, so
-a group of threads can stand in for a group of processes.
+In: for each peer at most one tensor to send and one to fill. Out: a `Transfer` to wait on. Tensors between the same two
+ranks arrive in the order in which they were sent. Everything above knows only these two protocols, so a group of
+threads, or one that is slow on purpose, can stand in for a group of processes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from torch import Tensor
 class Transfer(Protocol):
     """Sends and receives under way."""
 
-    def wait(self, peer: int) -> None:
-        """Return once the tensor received from `peer` is filled."""
-
-    def finish(self) -> None:
-        """Return once everything, sent or received, is through and the tensors may be reused."""
+    def wait(self) -> None:
+        """Return once everything is through: what was to be filled is, and what was sent may be reused."""
 
 
 class Exchange(Protocol):
@@ -54,25 +51,14 @@ class GroupExchange:
             for operation, tensors in ((dist.irecv, receives), (dist.isend, sends))
             for peer, tensor in tensors.items()
         ]
-        works = dist.batch_isend_irecv(ops) if ops else []
-        # NCCL answers a batch with one work for all of it, gloo with one for each operation.
-        return _GroupTransfer(works, dict(zip(receives, works)) if len(works) == len(ops) else {})
+        return _Works(dist.batch_isend_irecv(ops) if ops else [])
 
 
-class _GroupTransfer:
-    def __init__(self, works: list[dist.Work], receives: dict[int, dist.Work]) -> None:
+class _Works:
+    def __init__(self, works: list[dist.Work]) -> None:
         self._pending = works
-        self._receives = receives
 
-    def wait(self, peer: int) -> None:
-        work = self._receives.pop(peer, None)
-        if work is None:
-            self.finish()
-        else:
-            work.wait()
-            self._pending = [other for other in self._pending if other is not work]
-
-    def finish(self) -> None:
+    def wait(self) -> None:
         for work in self._pending:
             work.wait()
         self._pending = []
@@ -86,7 +72,7 @@ class NoExchange:
 
     def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> Transfer:
         """There is nobody to send to."""
-        return _GroupTransfer([], {})
+        return _Works([])
 
 
 def as_exchange(group: dist.ProcessGroup | Exchange | None) -> Exchange:

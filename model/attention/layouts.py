@@ -1,41 +1,41 @@
 """Layouts: which tokens of a packed sequence each rank holds.
 
-In: the sequence's length and the number of ranks. Out: for each rank the half-open ranges of the packed sequence it
-holds. A layout decides only this; `plan.py` derives everything else, so any assignment of ranges to ranks will do.
+In: document boundaries and the number of ranks. Out: an `Assignment`. A layout decides only this; `plan.py` derives
+everything else, so any assignment will do. The two layouts here look at the length alone; the one in `shared.py`
+looks at the documents. None pads, and none asks more of a length than that the ranks hold equally many tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 
-def contiguous(n_tokens: int, sp: int) -> list[np.ndarray]:
-    """Rank r holds the r-th of `sp` equal chunks. Causal work then grows with the rank.
+class Assignment(NamedTuple):
+    """Pieces of the packed sequence in order, int64 [n] each: piece i begins at start[i] and lies on rank owner[i].
 
-    Returns one int64 [1, 2] array of ranges a rank. Raises ValueError where `sp` does not divide `n_tokens`.
+    A piece ends where the next begins, the last at the end of the sequence.
     """
-    bounds = _chunk_bounds(n_tokens, sp, "contiguous", sp)
-    return [bounds[r : r + 2].reshape(1, 2) for r in range(sp)]
+
+    start: np.ndarray
+    owner: np.ndarray
 
 
-def zigzag(n_tokens: int, sp: int) -> list[np.ndarray]:
-    """Rank r holds the r-th and the r-th last of `2 * sp` equal chunks, which evens the causal work of one document.
+def contiguous(n_tokens: int, ranks: int) -> Assignment:
+    """Rank r holds the r-th of `ranks` equal chunks. Least communication for many short documents."""
+    return Assignment(np.arange(ranks) * (n_tokens // ranks), np.arange(ranks))
 
-    Returns one int64 [2, 2] array of ranges a rank. Raises ValueError where `2 * sp` does not divide `n_tokens`.
+
+def zigzag(n_tokens: int, ranks: int) -> Assignment:
+    """Rank r holds the r-th and the r-th last of `2 * ranks` chunks, which evens the causal work of one long document.
+
+    Where a rank's share is odd, ranks take the larger half from the head and from the tail by turns.
     """
-    bounds = _chunk_bounds(n_tokens, 2 * sp, "zigzag", sp)
-    return [np.array([bounds[c : c + 2] for c in (r, 2 * sp - 1 - r)]) for r in range(sp)]
-
-
-LAYOUTS: dict[str, Callable[[int, int], list[np.ndarray]]] = {"contiguous": contiguous, "zigzag": zigzag}
-
-
-def _chunk_bounds(n_tokens: int, chunks: int, layout: str, sp: int) -> np.ndarray:
-    if n_tokens % chunks:
-        raise ValueError(
-            f"the {layout} layout on {sp} ranks cuts a sequence into {chunks} equal chunks; "
-            f"{n_tokens} tokens do not divide by that"
-        )
-    return np.arange(chunks + 1, dtype=np.int64) * (n_tokens // chunks)
+    share = n_tokens // ranks
+    rank = np.arange(ranks)
+    head = (share + rank % 2) // 2
+    sizes = np.concatenate([head, (share - head)[::-1]])
+    owner = np.concatenate([rank, rank[::-1]])
+    held = sizes > 0
+    return Assignment((np.cumsum(sizes) - sizes)[held], owner[held])

@@ -18,8 +18,10 @@ from transformers import AttentionInterface
 
 from model.attention.exchange import Exchange
 from model.attention.kernels import attend_, empty_result
-from model.attention.plan import Run, SequencePlan, plan_sequence
+from model.attention.plan import SequencePlan
+from model.attention.planner import plan_sequence
 from model.attention.ring import packed_ring_attention
+from model.attention.runs import Run
 
 NAME = "ring"
 

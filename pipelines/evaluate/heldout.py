@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.attention.plan import plan_sequence
+from model.attention.planner import plan_sequence
 from model.step import MODALITIES, micro_batch_loss
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.pack import read_set

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,49 +14,70 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from model.attention.plan import SequencePlan, dispatch, gather
+from model.attention.dispatch import dispatch, in_order
+from model.attention.plan import SequencePlan
 from model.attention.ring import packed_ring_attention
 
 TIMEOUT = 60
 
 
-class ThreadExchange:
-    """An exchange between threads. A send puts a copy in the pair's queue, so no order of ranks is hidden by luck."""
+class Mailbox:
+    """Messages from one rank to another: the i-th receive posted gets the i-th tensor sent."""
 
-    def __init__(self, rank: int, queues: Mapping[tuple[int, int], queue.Queue], log: list) -> None:
-        self.rank, self.size, self._queues, self._log = rank, int(len(queues) ** 0.5), queues, log
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slots: list[Future[Tensor]] = []
+        self.sent = self.received = 0
+
+    def slot(self, number: int) -> Future[Tensor]:
+        with self._lock:
+            while len(self._slots) <= number:
+                self._slots.append(Future())
+            return self._slots[number]
+
+
+class ThreadExchange:
+    """An exchange between threads. A send posts a copy, so no order of ranks is hidden by luck."""
+
+    def __init__(self, rank: int, size: int, boxes: Mapping[tuple[int, int], Mailbox], log: list) -> None:
+        self.rank, self.size, self._boxes, self._log = rank, size, boxes, log
 
     def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> _ThreadTransfer:
         for peer, tensor in sends.items():
             assert peer != self.rank
             assert tensor.is_contiguous()
             assert tensor.numel()
-            self._log.append((self.rank, peer, tensor.shape[1]))
-            self._queues[self.rank, peer].put(tensor.clone())
-        return _ThreadTransfer({peer: (self._queues[peer, self.rank], x) for peer, x in receives.items()})
+            self._log.append((self.rank, peer, tensor.shape[0]))
+            box = self._boxes[self.rank, peer]
+            box.slot(box.sent).set_result(tensor.clone())
+            box.sent += 1
+        waits = []
+        for peer, tensor in receives.items():
+            box = self._boxes[peer, self.rank]
+            waits.append((box.slot(box.received), tensor))
+            box.received += 1
+        return _ThreadTransfer(waits)
 
 
 class _ThreadTransfer:
-    def __init__(self, receives: dict[int, tuple[queue.Queue, Tensor]]) -> None:
-        self._receives = receives
+    def __init__(self, waits: list[tuple[Future[Tensor], Tensor]]) -> None:
+        self._waits = waits
 
-    def wait(self, peer: int) -> None:
-        if peer in self._receives:
-            source, target = self._receives.pop(peer)
-            target.copy_(source.get(timeout=TIMEOUT))
-
-    def finish(self) -> None:
-        for peer in list(self._receives):
-            self.wait(peer)
+    def wait(self) -> None:
+        for sent, target in self._waits:
+            tensor = sent.result(timeout=TIMEOUT)
+            assert tensor.shape == target.shape
+            target.copy_(tensor)
+        self._waits = []
 
 
 def run_in_threads(fn: Callable[[ThreadExchange], Any], size: int) -> tuple[list[Any], list[tuple[int, int, int]]]:
     """`fn(exchange)` on every rank at once: the results by rank, and all messages as (from, to, keys)."""
-    queues = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+    boxes = {(a, b): Mailbox() for a in range(size) for b in range(size)}
     log: list[tuple[int, int, int]] = []
     with ThreadPoolExecutor(size) as pool:
-        results = list(pool.map(lambda rank: fn(ThreadExchange(rank, queues, log)), range(size)))
-    assert all(q.empty() for q in queues.values()), "a message was sent that nobody took"
+        results = list(pool.map(lambda rank: fn(ThreadExchange(rank, size, boxes, log)), range(size)))
+    assert all(box.sent == box.received for box in boxes.values()), "a message was sent that nobody took"
     return results, log
 
 
@@ -88,13 +109,12 @@ def forward_backward(tensors: list[Tensor], plan: SequencePlan, group: Any, rank
 def packed_results(tensors: list[Tensor], plan: SequencePlan) -> list[Tensor]:
     """[out, dq, dk, dv] of the whole sequence, in packed order, from a group of threads."""
     parts, _ = run_in_threads(lambda exchange: forward_backward(tensors, plan, exchange, exchange.rank), plan.sp)
-    return in_order(parts, plan)
+    return packed_order(parts, plan)
 
 
-def in_order(parts: list[list[Tensor]], plan: SequencePlan) -> list[Tensor]:
+def packed_order(parts: list[list[Tensor]], plan: SequencePlan) -> list[Tensor]:
     """Results by rank back to packed order."""
-    order = torch.from_numpy(gather(np.split(np.arange(plan.n_tokens), plan.sp), plan))
-    return [torch.cat([part[i].cpu() for part in parts])[order] for i in range(len(parts[0]))]
+    return [in_order([part[i].cpu() for part in parts], plan) for i in range(len(parts[0]))]
 
 
 def dense_results(tensors: list[Tensor], cu_seqlens: np.ndarray, scale: float | None = None) -> list[Tensor]:

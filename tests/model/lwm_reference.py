@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model.attention.plan import SequencePlan, plan_sequence
+from model.attention.plan import SequencePlan
+from model.attention.planner import plan_sequence
 from model.llama import build_llama
 from model.lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
 from model.step import micro_batch_loss

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.attention import kernels
 from model.attention.kernels import attend_, attend_backward_, empty_result
-from model.attention.plan import Run
+from model.attention.runs import Run
 
 # One document of 40 tokens whose keys come as two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [

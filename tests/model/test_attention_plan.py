@@ -1,4 +1,4 @@
-"""The planner: every token held once, every needed key at hand, every pair computed once, nothing sent in vain."""
+"""Plans: every token held once, every needed key at hand, every pair computed once, nothing sent in vain."""
 
 from __future__ import annotations
 
@@ -7,39 +7,62 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from attention_groups import allowed_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention.plan import SequencePlan, dispatch, gather, plan_sequence
+from model.attention.dispatch import dispatch, in_order
+from model.attention.layouts import Assignment
+from model.attention.plan import Route, SequencePlan
+from model.attention.planner import LAYOUTS
+from model.attention.segments import stage_of_distance, traffic
 
 
 @st.composite
 def documents(draw: st.DrawFn, multiple: int) -> np.ndarray:
     """cu_seqlens of a sequence whose length is a multiple of `multiple`: from one document to all of length 1."""
-    n_tokens = multiple * draw(st.integers(1, 96 // multiple))
+    n_tokens = multiple * draw(st.integers(1, max(1, 96 // multiple)))
     cuts = draw(st.sets(st.integers(1, max(1, n_tokens - 1)), max_size=n_tokens))
     return np.array([0, *sorted(cut for cut in cuts if cut < n_tokens), n_tokens])
 
 
 @st.composite
-def laid_out(draw: st.DrawFn) -> SequencePlan:
-    """A plan by one of the layouts on 1 to 8 ranks."""
-    sp, layout = draw(st.integers(1, 8)), draw(st.sampled_from(["contiguous", "zigzag"]))
-    return plan_sequence(draw(documents(2 * sp)), sp, layout)
+def laid_out(draw: st.DrawFn, routes: tuple[Route, ...] = ("direct", "relay")) -> SequencePlan:
+    """A plan by any of the layouts on 1 to 8 ranks of a ring, each of 1 to 3 ranks."""
+    ring, degree, layout = draw(st.integers(1, 8)), draw(st.integers(1, 3)), draw(st.sampled_from(list(LAYOUTS)))
+    cu_seqlens = draw(documents(ring * degree))
+    return SequencePlan(
+        cu_seqlens, LAYOUTS[layout](cu_seqlens, ring), ring, degree, draw(st.sampled_from(routes)), layout
+    )
 
 
 @st.composite
-def scattered(draw: st.DrawFn) -> SequencePlan:
+def scattered(draw: st.DrawFn, routes: tuple[Route, ...] = ("direct", "relay")) -> SequencePlan:
     """A plan in which each token lies on any rank: no layout is harder."""
-    sp = draw(st.integers(1, 5))
-    cu_seqlens = draw(documents(sp))
-    owners = np.array(draw(st.permutations(np.repeat(np.arange(sp), cu_seqlens[-1] // sp).tolist())))
-    pieces = [np.stack([held, held + 1], axis=1) for held in (np.flatnonzero(owners == rank) for rank in range(sp))]
-    return SequencePlan(cu_seqlens, tuple(pieces))
+    ring = draw(st.integers(1, 5))
+    cu_seqlens = draw(documents(ring))
+    owners = np.array(draw(st.permutations(np.repeat(np.arange(ring), cu_seqlens[-1] // ring).tolist())))
+    return SequencePlan(
+        cu_seqlens, Assignment(np.arange(cu_seqlens[-1]), owners), ring, route=draw(st.sampled_from(routes))
+    )
 
 
 plans = st.one_of(laid_out(), scattered())
+direct_plans = st.one_of(laid_out(("direct",)), scattered(("direct",)))
+
+
+def blocks_of(plan: SequencePlan, rank: int) -> list[tuple[np.ndarray, tuple]]:
+    """For the rank's own keys and each stage: the tokens whose keys are at hand, and the runs over them."""
+    part = plan.rank(rank)
+    held = [plan.ring_indices(ring_rank) for ring_rank in range(plan.ring)]
+    blocks = [(held[rank // plan.ulysses], part.local)]
+    for hop, stage in enumerate(part.stages, 1):
+        back = hop if plan.route == "relay" else 0  # relayed keys lie in the storage of the rank `hop` places back
+        owners = [(rank // plan.ulysses - back) % plan.ring if back else m.peer // plan.ulysses for m in stage.receives]
+        keys = [held[o][a:b] for o, m in zip(owners, stage.receives) for a, b in m.ranges]
+        blocks.append((np.concatenate(keys) if keys else np.empty(0, int), stage.runs))
+    return blocks
 
 
 @settings(deadline=None)
@@ -51,17 +74,22 @@ def test_every_token_is_held_once_and_every_rank_holds_equally_many(plan: Sequen
     np.testing.assert_array_equal(np.sort(np.concatenate(held)), np.arange(plan.n_tokens))
 
 
+@settings(deadline=None)
+@given(plans)
+def test_the_ranks_of_one_ulysses_group_hold_the_ring_ranks_tokens_in_order(plan: SequencePlan) -> None:
+    for ring_rank in range(plan.ring):
+        parts = [plan.indices(ring_rank * plan.ulysses + part) for part in range(plan.ulysses)]
+        np.testing.assert_array_equal(np.concatenate(parts), plan.ring_indices(ring_rank))
+
+
 @settings(max_examples=200, deadline=None)
 @given(plans)
 def test_runs_cover_each_allowed_pair_once_and_no_other(plan: SequencePlan) -> None:
     counts = np.zeros((plan.n_tokens, plan.n_tokens), dtype=int)
-    for rank in range(plan.sp):
-        queries, part = plan.indices(rank), plan.rank(rank)
-        sources = [(queries, part.local)]
-        for fetch in part.fetches:
-            storage = plan.indices(fetch.peer)
-            sources.append((np.concatenate([storage[a:b] for a, b in fetch.ranges]), fetch.runs))
-        for keys, runs in sources:
+    for ring_rank in range(plan.ring):
+        rank = ring_rank * plan.ulysses
+        queries = plan.ring_indices(ring_rank)
+        for keys, runs in blocks_of(plan, rank):
             for run in runs:
                 assert run.q_start < run.q_end
                 assert run.k_start < run.k_end
@@ -69,44 +97,64 @@ def test_runs_cover_each_allowed_pair_once_and_no_other(plan: SequencePlan) -> N
                 if run.causal:
                     assert block.shape[0] == block.shape[1]
                     block = np.tril(block)
+                assert run.n_pairs == block.sum()
                 counts[np.ix_(queries[run.q_start : run.q_end], keys[run.k_start : run.k_end])] += block
     np.testing.assert_array_equal(counts, allowed_pairs(plan.cu_seqlens))
-    assert sum(plan.rank(rank).n_pairs for rank in range(plan.sp)) == allowed_pairs(plan.cu_seqlens).sum()
+    work = [plan.rank(ring_rank * plan.ulysses).n_pairs for ring_rank in range(plan.ring)]
+    assert sum(work) == allowed_pairs(plan.cu_seqlens).sum()
+    np.testing.assert_array_equal(work, traffic(plan.segments, plan.ring).work)
 
 
 @settings(deadline=None)
-@given(plans)
-def test_a_rank_fetches_exactly_the_keys_its_queries_may_see_elsewhere(plan: SequencePlan) -> None:
+@given(direct_plans)
+def test_a_rank_receives_exactly_the_keys_its_queries_may_see_elsewhere(plan: SequencePlan) -> None:
     allowed = allowed_pairs(plan.cu_seqlens)
-    for rank in range(plan.sp):
-        needed = set(np.flatnonzero(allowed[plan.indices(rank)].any(axis=0))) - set(plan.indices(rank))
-        fetched = [
-            int(token)
-            for fetch in plan.rank(rank).fetches
-            for a, b in fetch.ranges
-            for token in plan.indices(fetch.peer)[a:b]
-        ]
-        assert sorted(fetched) == sorted(needed)
+    keys = traffic(plan.segments, plan.ring).keys
+    for ring_rank in range(plan.ring):
+        mine = plan.ring_indices(ring_rank)
+        needed = set(np.flatnonzero(allowed[mine].any(axis=0))) - set(mine)
+        received = [int(token) for block, _ in blocks_of(plan, ring_rank * plan.ulysses)[1:] for token in block]
+        assert sorted(received) == sorted(needed)
+        assert keys[ring_rank].sum() == len(needed)
 
 
 @settings(deadline=None)
 @given(plans)
-def test_what_one_rank_fetches_is_what_the_other_serves_and_never_itself(plan: SequencePlan) -> None:
-    asked = {(rank, f.peer): f.ranges for rank in range(plan.sp) for f in plan.rank(rank).fetches}
-    served = {(s.peer, rank): s.ranges for rank in range(plan.sp) for s in plan.rank(rank).serves}
-    assert asked == served
-    assert all(a != b for a, b in asked)
-    for ranges in asked.values():
-        assert all(end < start for (_, end), (start, _) in pairwise(ranges)), "ranges that touch are one"
+def test_what_one_rank_receives_in_a_stage_is_what_the_other_sends_in_it_and_never_itself(plan: SequencePlan) -> None:
+    stages = [plan.rank(rank).stages for rank in range(plan.sp)]
+    assert len({len(of_rank) for of_rank in stages}) == 1
+    for number in range(len(stages[0])):
+        received = {(rank, m.peer): m.ranges for rank in range(plan.sp) for m in stages[rank][number].receives}
+        sent = {(m.peer, rank): m.ranges for rank in range(plan.sp) for m in stages[rank][number].sends}
+        assert received == sent
+        assert all(a != b and a % plan.ulysses == b % plan.ulysses for a, b in received)
+        for ranges in received.values():
+            assert all(end < start for (_, end), (start, _) in pairwise(ranges)), "ranges that touch are one"
 
 
 @settings(deadline=None)
-@given(plans)
-def test_a_query_meets_a_source_in_at_most_one_run(plan: SequencePlan) -> None:
+@given(laid_out(("relay",)))
+def test_a_relay_talks_to_neighbours_only_and_passes_on_what_came(plan: SequencePlan) -> None:
     for rank in range(plan.sp):
-        part = plan.rank(rank)
-        for runs in (part.local, *(fetch.runs for fetch in part.fetches)):
-            assert all(one.q_end <= other.q_start for one, other in pairwise(runs))
+        before = None
+        for stage in plan.rank(rank).stages:
+            assert {m.peer for m in stage.sends} == {(rank + plan.ulysses) % plan.sp}
+            assert {m.peer for m in stage.receives} == {(rank - plan.ulysses) % plan.sp}
+            if before is not None:
+                assert stage.sends[0].ranges == before
+            before = stage.receives[0].ranges
+
+
+@settings(deadline=None)
+@given(direct_plans)
+def test_stages_follow_the_distance_and_even_out_what_travels(plan: SequencePlan) -> None:
+    keys = traffic(plan.segments, plan.ring).keys
+    stages, n_stages = stage_of_distance(keys, plan.n_tokens // plan.ring)
+    assert (np.diff(stages) >= 0).all()
+    travelling = np.array([sum(keys[r, (r - d) % plan.ring] for r in range(plan.ring)) for d in range(plan.ring)])
+    assert n_stages <= (travelling > 0).sum()
+    for number in range(n_stages):  # a stage holds its even share, give or take the distances at its ends
+        assert travelling[stages == number].sum() <= travelling.sum() / n_stages + travelling.max()
 
 
 @settings(deadline=None)
@@ -118,10 +166,11 @@ def test_positions_restart_at_zero_in_each_document(plan: SequencePlan) -> None:
 
 @settings(deadline=None)
 @given(plans)
-def test_gather_undoes_dispatch(plan: SequencePlan) -> None:
+def test_what_is_dispatched_comes_back_in_order(plan: SequencePlan) -> None:
     array = np.arange(plan.n_tokens * 3).reshape(plan.n_tokens, 3)
-    parts = [dispatch(array, plan, rank) for rank in range(plan.sp)]
-    np.testing.assert_array_equal(gather(parts, plan), array)
+    np.testing.assert_array_equal(in_order([dispatch(array, plan, rank) for rank in range(plan.sp)], plan), array)
+    tensor = torch.from_numpy(array)
+    assert torch.equal(in_order([dispatch(tensor, plan, rank) for rank in range(plan.sp)], plan), tensor)
 
 
 @settings(deadline=None)
@@ -131,45 +180,32 @@ def test_a_pickled_plan_is_the_same_plan(plan: SequencePlan) -> None:
     assert [copy.rank(rank) for rank in range(plan.sp)] == [plan.rank(rank) for rank in range(plan.sp)]
 
 
-def test_documents_that_end_on_rank_edges_need_no_communication() -> None:
-    plan = plan_sequence(np.array([0, 8, 12, 16, 24, 32]), 4, "contiguous")
-    assert all(not plan.rank(rank).fetches and not plan.rank(rank).serves for rank in range(4))
-
-
-def test_zigzag_evens_the_work_of_one_document() -> None:
-    plan = plan_sequence(np.array([0, 4096]), 8, "zigzag")
-    work = [plan.rank(rank).n_pairs for rank in range(8)]
-    assert max(work) == min(work)
-    uneven = plan_sequence(np.array([0, 4096]), 8, "contiguous")
-    assert uneven.rank(7).n_pairs > 10 * uneven.rank(0).n_pairs
+def test_runs_over_neighbouring_keys_of_the_same_queries_are_one_kernel_call() -> None:
+    # Ranks 0 to 2 hold the first three quarters: rank 3 reads them as one rectangle if they come in one stage.
+    plan = SequencePlan(np.array([0, 400]), LAYOUTS["contiguous"](np.array([0, 400]), 4), 4)
+    runs = [run for stage in plan.rank(3).stages for run in stage.runs]
+    assert all(run.q_end - run.q_start == 100 for run in runs)
+    assert sum(run.k_end - run.k_start for run in runs) == 300
+    assert all(len(stage.runs) <= 1 for stage in plan.rank(3).stages)
 
 
 @pytest.mark.parametrize(
-    ("cu_seqlens", "sp", "layout", "message"),
+    ("start", "owner", "message"),
     [
-        ([0, 10], 4, "contiguous", "contiguous layout on 4 ranks"),
-        ([0, 12], 4, "zigzag", "zigzag layout on 4 ranks"),
-        ([0, 8], 2, "striped", "'striped' is none of"),
-        ([0, 4, 4, 8], 2, "zigzag", "does not ascend"),
-        ([4, 8], 1, "zigzag", "does not ascend"),
-        ([0], 1, "zigzag", "no document"),
-        ([0, 8], 0, "zigzag", "0 ranks"),
+        ([0, 4, 4], [0, 1, 0], "ascend"),
+        ([1, 4], [0, 1], "ascend"),
+        ([0, 9], [0, 1], "ascend"),
+        ([0, 3], [0, 1], "equally many"),
+        ([0, 4], [0, 0], "equally many"),
+        ([0, 4], [0, 2], "none of the 2 ranks"),
     ],
 )
-def test_a_plan_that_cannot_be_made_says_why(cu_seqlens: list[int], sp: int, layout: str, message: str) -> None:
+def test_pieces_that_are_no_assignment_are_refused(start: list, owner: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_sequence(np.array(cu_seqlens), sp, layout)
+        SequencePlan(np.array([0, 8]), Assignment(np.array(start), np.array(owner)), 2)
 
 
-@pytest.mark.parametrize(
-    ("pieces", "message"),
-    [
-        ([[[0, 4]], [[3, 8]]], "exactly once"),
-        ([[[0, 3]], [[4, 8]]], "exactly once"),
-        ([[[0, 3]], [[3, 8]]], "equally many"),
-        ([[[6, 8], [0, 2]], [[2, 6]]], "ascending"),
-    ],
-)
-def test_pieces_that_are_no_assignment_are_refused(pieces: list, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SequencePlan(np.array([0, 8]), tuple(np.array(piece) for piece in pieces))
+@pytest.mark.parametrize("cu_seqlens", [[0], [4, 8], [0, 4, 4, 8]])
+def test_boundaries_that_do_not_ascend_from_zero_are_refused(cu_seqlens: list[int]) -> None:
+    with pytest.raises(ValueError, match="does not ascend"):
+        SequencePlan(np.array(cu_seqlens), Assignment(np.array([0]), np.array([0])), 1)

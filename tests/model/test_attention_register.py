@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from attention_groups import in_order, random_tensors, relative_error, run_in_processes
+from attention_groups import random_tensors, relative_error, run_in_processes
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.attention.plan import SequencePlan, dispatch, plan_sequence
+from model.attention.dispatch import dispatch, in_order
+from model.attention.plan import SequencePlan
+from model.attention.planner import plan_sequence
 from model.attention.register import NAME, ring_attention_forward
 
 CU_SEQLENS = np.array([0, 37, 38, 90, 128])
@@ -76,7 +78,7 @@ def test_llama_on_gloo_processes_equals_dense_documents(sp: int, checkpointing: 
     plan = plan_sequence(CU_SEQLENS, sp)
     by_rank = run_in_processes(ring, sp, plan, checkpointing)
     expected_logits, expected_gradients = dense()
-    logits = in_order([[logits] for logits, _ in by_rank], plan)[0]
+    logits = in_order([logits for logits, _ in by_rank], plan)
     assert relative_error(logits, expected_logits) <= TOLERANCE
     for _, gradients in by_rank:
         assert max(relative_error(x, r) for x, r in zip(gradients, expected_gradients)) <= TOLERANCE

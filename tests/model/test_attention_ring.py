@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from attention_groups import (
     dense_results,
     forward_backward,
-    in_order,
+    packed_order,
     packed_results,
     random_tensors,
     relative_error,
@@ -21,10 +22,12 @@ from attention_groups import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.attention.plan import SequencePlan, plan_sequence
+from model.attention.layouts import Assignment
+from model.attention.plan import SequencePlan
+from model.attention.planner import LAYOUTS, plan_sequence
 from model.attention.ring import packed_ring_attention
 
-# By name: boundaries within 240 tokens, which divide by 2P for P up to 5.
+# By name: boundaries within 240 tokens, which divide by P for all P below.
 MIXES = {
     "one document": [0, 240],
     "two, cut unevenly": [0, 97, 240],
@@ -32,49 +35,65 @@ MIXES = {
     "lengths of 1 among long ones": [0, 1, 2, 120, 121, 122, 239, 240],
     "many": [0, 13, 31, 32, 50, 77, 90, 120, 131, 150, 171, 172, 190, 213, 231, 240],
 }
-HEADS = {"multi-head, 64": (2, 2, 64), "grouped, 24": (6, 2, 24), "one kv head, 80": (3, 1, 80)}
+RANKS = (1, 2, 3, 4, 8)
+HEADS = {"multi-head, 64": (4, 4, 64), "grouped, 24": (6, 2, 24), "one kv head, 80": (3, 1, 80)}
 
 
-def scattered_plan(cu_seqlens: list[int], sp: int) -> SequencePlan:
+def scattered(cu_seqlens: np.ndarray, ring: int) -> Assignment:
     """Each rank holds tokens at random: the exactness may not lean on a layout."""
-    owners = np.random.default_rng(sp).permutation(np.repeat(np.arange(sp), cu_seqlens[-1] // sp))
-    held = [np.flatnonzero(owners == rank) for rank in range(sp)]
-    return SequencePlan(np.array(cu_seqlens), tuple(np.stack([h, h + 1], axis=1) for h in held))
+    n_tokens = int(cu_seqlens[-1])
+    return Assignment(
+        np.arange(n_tokens), np.random.default_rng(ring).permutation(np.repeat(np.arange(ring), n_tokens // ring))
+    )
 
 
-def plan_of(layout: str, cu_seqlens: list[int], sp: int) -> SequencePlan:
-    if layout == "scattered":
-        return scattered_plan(cu_seqlens, sp)
-    return plan_sequence(np.array(cu_seqlens), sp, layout)
+def every_plan(cu_seqlens: list[int], sp: int, kv_heads: int) -> Iterator[SequencePlan]:
+    """Plans by every layout, Ulysses degree and route."""
+    boundaries = np.array(cu_seqlens)
+    for degree in (u for u in range(1, sp + 1) if sp % u == 0 and kv_heads % u == 0):
+        ring = sp // degree
+        for name, layout in {**LAYOUTS, "scattered": scattered}.items():
+            for route in ("direct", "relay"):
+                yield SequencePlan(boundaries, layout(boundaries, ring), ring, degree, route, name)
 
 
+def assert_equals_dense(mix: str, heads: str, dtype: torch.dtype, bound: float, layouts: Container[str]) -> None:
+    cu_seqlens = MIXES[mix]
+    tensors = random_tensors(cu_seqlens[-1], *HEADS[heads], dtype)
+    reference = dense_results(tensors, np.array(cu_seqlens))
+    for sp in RANKS:
+        for plan in every_plan(cu_seqlens, sp, HEADS[heads][1]):
+            if plan.layout in layouts:
+                results = packed_results(tensors, plan)
+                errors = {n: relative_error(x, r) for n, x, r in zip(("out", "dq", "dk", "dv"), results, reference)}
+                assert max(errors.values()) <= bound, (plan, errors)
+                assert all(x.dtype == dtype for x in results)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_out_and_gradients_equal_dense_attention(mix: str) -> None:
+    assert_equals_dense(mix, "grouped, 24", torch.float64, 1e-12, layouts=("shared-1%", "scattered"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-7)])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("mix", MIXES)
-def test_out_and_gradients_equal_dense_attention(mix: str, heads: str) -> None:
-    cu_seqlens = MIXES[mix]
-    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 5e-7)):
-        tensors = random_tensors(cu_seqlens[-1], *HEADS[heads], dtype)
-        reference = dense_results(tensors, np.array(cu_seqlens))
-        for layout in ("contiguous", "zigzag", "scattered"):
-            for sp in (1, 2, 3, 4):
-                results = packed_results(tensors, plan_of(layout, cu_seqlens, sp))
-                errors = {n: relative_error(x, r) for n, x, r in zip(("out", "dq", "dk", "dv"), results, reference)}
-                assert max(errors.values()) <= bound, (layout, sp, errors)
-                assert all(x.dtype == dtype for x in results)
+def test_every_layout_equals_dense_attention(mix: str, heads: str, dtype: torch.dtype, bound: float) -> None:
+    assert_equals_dense(mix, heads, dtype, bound, layouts=(*LAYOUTS, "scattered"))
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_mixes_equal_dense_attention(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    sp = int(rng.integers(1, 9))
-    n_tokens = 2 * sp * int(rng.integers(2, 20))
+    sp = int(rng.choice(RANKS))
+    n_tokens = sp * int(rng.integers(2, 40))
     cuts = np.sort(rng.choice(np.arange(1, n_tokens), size=int(rng.integers(0, n_tokens // 2)), replace=False))
-    cu_seqlens = np.array([0, *cuts, n_tokens])
+    cu_seqlens = [0, *cuts.tolist(), n_tokens]
     tensors = random_tensors(n_tokens, 4, 2, 40, torch.float64, seed)
-    reference = dense_results(tensors, cu_seqlens)
-    for layout in ("contiguous", "zigzag"):
-        results = packed_results(tensors, plan_sequence(cu_seqlens, sp, layout))
-        assert max(relative_error(x, r) for x, r in zip(results, reference)) <= 1e-12
+    reference = dense_results(tensors, np.array(cu_seqlens))
+    for plan in every_plan(cu_seqlens, sp, 2):
+        assert max(relative_error(x, r) for x, r in zip(packed_results(tensors, plan), reference)) <= 1e-12
 
 
 def test_single_precision_loses_nothing_to_the_ring_where_the_kernel_itself_is_weak() -> None:
@@ -147,7 +166,7 @@ def test_only_the_planned_keys_travel_and_their_gradients_back() -> None:
     plan = plan_sequence(np.array(cu_seqlens), 4)
     tensors = random_tensors(240, 2, 2, 16, torch.float32)
     _, log = run_in_threads(lambda e: forward_backward(tensors, plan, e, e.rank), 4)
-    keys = [(f.peer, rank, f.n_keys) for rank in range(4) for f in plan.rank(rank).fetches]
+    keys = [(m.peer, rank, m.n_keys) for rank in range(4) for s in plan.rank(rank).stages for m in s.receives]
     gradients = [(receiver, sender, n) for sender, receiver, n in keys]
     assert sorted(log) == sorted(keys * 2 + gradients)
 
@@ -227,15 +246,16 @@ def test_cuda_equals_cpu_on_identical_plans(mix: str, heads: str) -> None:
 @pytest.mark.parametrize("sp", [2, 3, 4])
 def test_gloo_processes_give_bitwise_what_threads_give(sp: int) -> None:
     cases = [
-        (random_tensors(240, 4, 2, 24, dtype), plan_of(layout, boundaries, sp))
+        (random_tensors(240, 4, 2, 24, dtype), plan)
         for dtype in (torch.float32, torch.bfloat16)
         for boundaries in (MIXES["two, cut unevenly"], MIXES["ends on rank edges"])
-        for layout in ("contiguous", "zigzag", "scattered")
+        for plan in every_plan(boundaries, sp, 2)
+        if plan.layout in ("zigzag", "shared-1%", "scattered")
     ]
     by_rank = run_in_processes(every_case, sp, cases)
     for i, (tensors, plan) in enumerate(cases * 2):
         expected = packed_results(tensors, plan)
-        got = in_order([results[i] for results in by_rank], plan)
+        got = packed_order([results[i] for results in by_rank], plan)
         assert all(torch.equal(x, y) for x, y in zip(got, expected))
 
 
@@ -254,5 +274,5 @@ def test_groups_side_by_side_keep_to_themselves() -> None:
     by_rank = run_in_processes(subgroup_case, 4, tensors, plan)
     for offset in (0, 1):
         expected = packed_results([x + offset for x in tensors], plan)
-        got = in_order(by_rank[offset::2], plan)
+        got = packed_order(by_rank[offset::2], plan)
         assert all(torch.equal(x, y) for x, y in zip(got, expected))

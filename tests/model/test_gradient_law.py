@@ -16,7 +16,7 @@ import torch
 from attention_groups import run_in_processes
 from play_batch import PaddedReference, global_batch, relative_difference, tiny_engine, tiny_llama
 
-from model.attention.plan import plan_sequence
+from model.attention.planner import plan_sequence
 from model.export import whole_weights
 from model.mesh import build_mesh
 from model.step import micro_batch_loss

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from model.attention.plan import plan_sequence
+from model.attention.planner import plan_sequence
 from model.config import llama_config, text_vocab_size
 from model.llama import build_llama, extend_vocabulary, inference, load_llama, save_llama
 from tokenization.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.attention.plan import plan_sequence
+from model.attention.planner import plan_sequence
 from model.config import llama_config
 from model.llama import build_llama
 from model.loss import token_nll

@@ -1,0 +1,149 @@
+"""How keys reach the ranks that need them, and gradients their owners: block after block, ahead of the compute.
+
+In: a rank's own keys and values, its plan, an exchange. Out: an iterator over blocks of keys, its own first, the others
+as the plan's stages bring them. Two stages are under way while a block is computed on, so a rank holds at most three
+blocks of others at any time. In a backward each block comes with a place for its gradients; asking for the next block
+sends them home, where they are added in the order of the stages and within one in that of the plan: results do not
+depend on timing. All ranks post the same exchanges in the same order, so none can wait for another that waits for it.
+
+"direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring from neighbour
+to neighbour, their gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes
+where a document spans all ranks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.attention.exchange import Exchange, Transfer
+from model.attention.runs import Message, RankPlan, Run, Stage
+
+AHEAD = 2
+"""Stages under way while a block is computed on."""
+
+
+class Block(NamedTuple):
+    """kv: keys and values [N, 2, Hkv, D]; dkv: where their gradients are added, of the same shape; runs over them."""
+
+    kv: Tensor
+    dkv: Tensor | None
+    runs: Sequence[Run]
+
+
+def blocks(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None = None) -> Iterator[Block]:
+    """All blocks of a forward; with dkv, all of a backward. Exhaust it: the last step finishes the exchange.
+
+    kv: own keys and values [T, 2, Hkv, D]. dkv: of the same shape, in the accumulator dtype; it holds the gradients
+    from all ranks once the iterator is exhausted.
+    """
+    route = _direct if plan.route == "direct" else _relay
+    return route(kv, plan, exchange, dkv)
+
+
+def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
+    posted: deque[tuple[Transfer, Tensor]] = deque()
+    later = iter(plan.stages)
+
+    def post_next() -> None:
+        if (stage := next(later, None)) is not None:
+            received = kv.new_empty(stage.n_keys, *kv.shape[1:])
+            sends = {message.peer: _rows(kv, message) for message in stage.sends}
+            posted.append((exchange.start(sends, _by_peer(received, stage.receives)), received))
+
+    for _ in range(AHEAD):
+        post_next()
+    yield Block(kv, dkv, plan.local)
+    returning: _Returning | None = None
+    for stage in plan.stages:
+        transfer, received = posted.popleft()
+        transfer.wait()
+        post_next()
+        if dkv is None:
+            yield Block(received, None, stage.runs)
+        else:
+            gradients = dkv.new_zeros(received.shape)
+            yield Block(received, gradients, stage.runs)
+            if returning is not None:
+                returning.finish()
+            returning = _Returning(gradients, dkv, stage, exchange)
+    if returning is not None:
+        returning.finish()
+
+
+class _Returning:
+    """The gradients of one stage on their way home: of the keys received, and those of the keys sent."""
+
+    def __init__(self, gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> None:
+        self.dkv, self.stage = dkv, stage
+        self.received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
+        self.transfer = exchange.start(_by_peer(gradients, stage.receives), self.received)
+
+    def finish(self) -> None:
+        self.transfer.wait()
+        for message in self.stage.sends:
+            _add_rows(self.dkv, message, self.received[message.peer])
+
+
+def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
+    if not plan.stages:
+        yield Block(kv, dkv, plan.local)
+        return
+    offered = plan.stages[0].sends[0]
+
+    def post(stage: Stage, block: Tensor) -> tuple[Transfer, Tensor]:
+        received = kv.new_empty(stage.n_keys, *kv.shape[1:])
+        return exchange.start(_by_peer(block, stage.sends), _by_peer(received, stage.receives)), received
+
+    transfer, received = post(plan.stages[0], _rows(kv, offered))
+    yield Block(kv, dkv, plan.local)
+    following = [*plan.stages[1:], None]
+    under_way: tuple[Transfer, Tensor] | None = None  # what other ranks have added up for the block to come
+    for stage, after in zip(plan.stages, following):
+        transfer.wait()
+        block = received
+        if after is not None:
+            transfer, received = post(after, block)
+        if dkv is None:
+            yield Block(block, None, stage.runs)
+            continue
+        gradients = dkv.new_zeros(block.shape)
+        yield Block(block, gradients, stage.runs)
+        if under_way is not None:
+            under_way[0].wait()
+            gradients += under_way[1]
+        # Gradients follow their block to the next rank, which after the last hop is the block's owner.
+        from_behind = after.receives if after is not None else (offered._replace(peer=stage.receives[0].peer),)
+        incoming = dkv.new_empty(from_behind[0].n_keys, *dkv.shape[1:])
+        to_ahead = (stage.receives[0]._replace(peer=stage.sends[0].peer),)
+        under_way = exchange.start(_by_peer(gradients, to_ahead), _by_peer(incoming, from_behind)), incoming
+    if dkv is not None and under_way is not None:
+        under_way[0].wait()
+        _add_rows(dkv, offered, under_way[1])
+
+
+def _rows(x: Tensor, message: Message) -> Tensor:
+    """The rows of a message's ranges one after another; a view where they are one range."""
+    parts = [x[start:end] for start, end in message.ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x[:0]
+
+
+def _add_rows(x: Tensor, message: Message, rows: Tensor) -> None:
+    begin = 0
+    for start, end in message.ranges:
+        x[start:end] += rows[begin : begin + end - start]
+        begin += end - start
+
+
+def _by_peer(joined: Tensor, messages: Sequence[Message]) -> dict[int, Tensor]:
+    """A stage's rows cut into its messages, which lie in it one after another."""
+    cut, begin = {}, 0
+    for message in messages:
+        if message.n_keys:
+            cut[message.peer] = joined[begin : begin + message.n_keys]
+        begin += message.n_keys
+    return cut

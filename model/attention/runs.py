@@ -1,0 +1,104 @@
+"""What one rank executes: the runs its kernel calls see, and the messages that bring it keys, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Range = tuple[int, int]
+
+
+class Run(NamedTuple):
+    """One rectangle or triangle of attention: queries [q_start, q_end) over keys [k_start, k_end), never empty.
+
+    Queries are counted in the rank's storage; keys in the storage too where they are its own, otherwise in what the
+    stage received. A causal run is square: its i-th query sees its first i + 1 keys. Otherwise every query sees
+    every key.
+    """
+
+    q_start: int
+    q_end: int
+    k_start: int
+    k_end: int
+    causal: bool
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of a query and a key."""
+        n, m = self.q_end - self.q_start, self.k_end - self.k_start
+        return n * (n + 1) // 2 if self.causal else n * m
+
+
+class Message(NamedTuple):
+    """Keys to or from one peer, a rank of the group: ranges of the sender's storage, joined in this order."""
+
+    peer: int
+    ranges: tuple[Range, ...]
+
+    @property
+    def n_keys(self) -> int:
+        """Keys sent."""
+        return sum(end - start for start, end in self.ranges)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the exchange: what comes, joined in the order of `receives`, what goes, and the runs over what came.
+
+    On the route "relay" there is one stage a hop: what comes is the previous rank's block, and what went out of the
+    storage in the first stage is passed on as it came in the others.
+    """
+
+    receives: tuple[Message, ...]
+    sends: tuple[Message, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def n_keys(self) -> int:
+        """Keys received."""
+        return sum(message.n_keys for message in self.receives)
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """What one rank does: runs over its own keys, then the stages in order. n_tokens: of its storage in the ring."""
+
+    rank: int
+    n_tokens: int
+    route: str
+    local: tuple[Run, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of a query and a key that this rank computes: its work, per head."""
+        return sum(run.n_pairs for run in self.local) + sum(run.n_pairs for s in self.stages for run in s.runs)
+
+
+def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The same tokens in fewer ranges: each that begins where the one before it ends is made one with it."""
+    merged: list[Range] = []
+    for start, end in ranges:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def joined_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The same pairs in fewer runs: of the same queries over neighbouring keys, and of neighbouring queries over the
+    same keys, one after the other, one is made. Causal runs stay as they are."""
+    merged: list[Run] = []
+    for run in runs:
+        last = merged[-1] if merged else None
+        if last is None or run.causal or last.causal:
+            merged.append(run)
+        elif last[:2] == run[:2] and last.k_end == run.k_start:
+            merged[-1] = last._replace(k_end=run.k_end)
+        elif last[2:4] == run[2:4] and last.q_end == run.q_start:
+            merged[-1] = last._replace(q_end=run.q_end)
+        else:
+            merged.append(run)
+    return tuple(merged)
