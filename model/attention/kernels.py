@@ -1,8 +1,9 @@
 """Attention over the runs of one block of keys, forward and backward, behind one interface for CPU and CUDA.
 
-In: queries of this rank, the keys and values of one source, and the runs that pair them. Out: running softmax results,
-updated in place, so that a ring is one call per source and a local attention one call in all. The backward takes the
-*global* output and log-sum-exp, with which the blocks' gradients simply add up (FlashAttention-2, arXiv 2307.08691).
+In: queries of this rank, the keys and values of one block, and the runs that pair them. Out: softmax results, into
+which those over further blocks are merged in place: a ring is one call a block, a local attention one call in all. The
+backward takes the *global* output and log-sum-exp, with which the blocks' gradients simply add up (FlashAttention-2,
+arXiv 2307.08691).
 
 Accumulators are fp32, fp64 for fp64 inputs. Both devices use kernels that torch itself carries. The CPU computes half
 precision inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half
@@ -11,14 +12,20 @@ precision blocks, and its backward is bitwise repeatable only under `torch.use_d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.functional import pad
 
 from model.attention.runs import Range, Run, joined
+
+logger = logging.getLogger(__name__)
 
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -31,26 +38,26 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result over no keys yet for q [T, H, D]: out [T, H, D] of 0, lse [T, H] of -inf, in the accumulator dtype."""
+def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """The attention of q over one block of keys: out [T, H, D] and lse [T, H], in the accumulator dtype.
+
+    q [T, H, D]; k, v [N, Hkv, D], all of one dtype, Hkv dividing H. runs: together they meet every query exactly once,
+    as a rank's runs over its own keys do. scale: 1 / sqrt(D) where None. CUDA takes fp16 and bf16 only.
+    """
     dtype = accumulator_dtype(q.dtype)
-    return torch.zeros_like(q, dtype=dtype), q.new_full(q.shape[:2], -torch.inf, dtype=dtype)
+    out, lse = torch.empty_like(q, dtype=dtype), q.new_empty(q.shape[:2], dtype=dtype)
+    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+        out[a:b].copy_(block_out)
+        lse[a:b].copy_(block_lse)
+    return out, lse
 
 
 def attend_(
     out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None = None
 ) -> None:
-    """Merge the attention of q over one block of keys into `out` and `lse`.
-
-    out [T, H, D] and lse [T, H]: softmax results over the keys met so far, in the accumulator dtype (`empty_result` to
-    begin with). q [T, H, D]; k, v [N, Hkv, D], all of one dtype, Hkv dividing H. scale: 1 / sqrt(D) where None. CUDA
-    takes fp16 and bf16 only.
-    """
-    if _on_cpu(q):
-        _attend_cpu(out, lse, q, k, v, runs, scale)
-    else:
-        for causal in (True, False):
-            _attend_cuda(out, lse, q, k, v, [run for run in runs if run.causal == causal], causal, scale)
+    """Merge the attention of q over a further block of keys, any runs of it, into what `attend` returned."""
+    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+        _merge_(out[a:b], lse[a:b], block_out, block_lse)
 
 
 def attend_backward_(
@@ -79,6 +86,18 @@ def attend_backward_(
             _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, chosen, causal, scale)
 
 
+Results = Iterator[tuple[int, int, Tensor, Tensor]]
+"""Queries [a, b), and their out [b - a, H, D] and lse [b - a, H] over the keys of a run."""
+
+
+def _results(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+    if _on_cpu(q):
+        yield from _results_cpu(q, k, v, runs, scale)
+    else:
+        for causal in (True, False):
+            yield from _results_cuda(q, k, v, [run for run in runs if run.causal == causal], causal, scale)
+
+
 def _on_cpu(q: Tensor) -> bool:
     return q.device.type == "cpu"
 
@@ -88,7 +107,7 @@ def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> N
     top = torch.maximum(lse, block_lse)
     a, b = (lse - top).exp_(), (block_lse - top).exp_()
     total = a + b
-    out.mul_((a / total).unsqueeze(-1)).add_(block_out * (b / total).unsqueeze(-1))
+    out.mul_((a / total).unsqueeze(-1)).addcmul_(block_out, (b / total).unsqueeze(-1))
     lse.copy_(top.add_(total.log_()))
 
 
@@ -105,13 +124,12 @@ def _unbatched(x: Tensor) -> Tensor:
     return x.squeeze(0).transpose(0, 1)
 
 
-def _attend_cpu(
-    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None
-) -> None:
+def _results_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+    dtype = accumulator_dtype(q.dtype)
     for q0, q1, k0, k1, causal in runs:
-        query, key, value = (_batched(x.to(out.dtype)) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
+        query, key, value = (_batched(x.to(dtype)) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
         block_out, block_lse = _cpu_forward(query, key, value, 0.0, causal, scale=scale)
-        _merge_(out[q0:q1], lse[q0:q1], _unbatched(block_out), block_lse[0].t())
+        yield q0, q1, _unbatched(block_out), block_lse[0].t()
 
 
 def _backward_cpu(
@@ -138,11 +156,27 @@ def _backward_cpu(
 # --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---
 
 
-def _attend_cuda(
-    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], causal: bool, scale: float | None
-) -> None:
+@functools.cache
+def cuda_kernel() -> str:
+    """The FlashAttention under torch's operators: "FA3" where its package is installed and the GPU is Hopper's.
+
+    Chosen at the first call, for the process; "FA2" is what torch itself carries. FA3 replaces it in place, so all that
+    calls the operators gains (on an H100 about 1.7 times, by FlashAttention-3, arXiv 2407.08608).
+    """
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    if hopper and importlib.util.find_spec("flash_attn_interface") is not None:
+        try:
+            activate_flash_attention_impl("FA3")
+            return "FA3"
+        except Exception as error:  # a build for another torch or another CUDA: training goes on, slower
+            logger.warning("FlashAttention 3 is installed but cannot be used (%s); using FlashAttention 2", error)
+    return "FA2"
+
+
+def _results_cuda(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], causal: bool, scale: float | None) -> Results:
     if not runs:
         return
+    cuda_kernel()
     q_ranges, k_ranges = [(run.q_start, run.q_end) for run in runs], [(run.k_start, run.k_end) for run in runs]
     block_out, block_lse, *_ = _cuda_forward(
         _pad_head(_rows(q, q_ranges)),
@@ -157,7 +191,7 @@ def _attend_cuda(
     start = 0
     for a, b in joined(q_ranges):
         rows = slice(start, start + b - a)
-        _merge_(out[a:b], lse[a:b], block_out[rows, :, : q.shape[-1]].to(out.dtype), block_lse[:, rows].t())
+        yield a, b, block_out[rows, :, : q.shape[-1]], block_lse[:, rows].t()
         start = rows.stop
 
 

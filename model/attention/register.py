@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.attention.exchange import Exchange
-from model.attention.kernels import attend_, empty_result
+from model.attention.kernels import attend, attend_
 from model.attention.plan import SequencePlan
 from model.attention.planner import plan_sequence
 from model.attention.ring import packed_ring_attention
@@ -72,13 +72,10 @@ def _attend_cached(q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float | N
     n, m = len(q) // batch, len(k) // batch
     if n > m:
         raise ValueError(f"{n} queries with only {m} keys")
-    runs = []
-    for row in range(batch):
-        queries, keys = (row * n, (row + 1) * n), row * m
-        runs.append(Run(*queries, keys, keys + m - n, False))
-        runs.append(Run(*queries, keys + m - n, keys + m, True))
-    out, lse = empty_result(q)
-    attend_(out, lse, q, k, v, runs, scale)
+    own = [Run(row * n, (row + 1) * n, (row + 1) * m - n, (row + 1) * m, True) for row in range(batch)]
+    older = [Run(row * n, (row + 1) * n, row * m, (row + 1) * m - n, False) for row in range(batch)]
+    out, lse = attend(q, k, v, own, scale)
+    attend_(out, lse, q, k, v, older, scale)
     return out.to(q.dtype)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.attention.exchange import Exchange, as_exchange
-from model.attention.kernels import accumulator_dtype, attend_, attend_backward_, empty_result
+from model.attention.kernels import accumulator_dtype, attend, attend_, attend_backward_
 from model.attention.plan import SequencePlan
 from model.attention.routes import blocks
 from model.attention.runs import RankPlan
@@ -60,8 +60,9 @@ class _PackedRingAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RankPlan, exchange: Exchange, scale: float | None
     ) -> Tensor:
-        out, lse = empty_result(q)
-        for block in blocks(torch.stack((k, v), 1), plan, exchange):
+        steps = blocks(torch.stack((k, v), 1), plan, exchange)
+        out, lse = attend(q, k, v, next(steps).runs, scale)
+        for block in steps:
             keys, values = block.kv.unbind(1)
             attend_(out, lse, q, keys, values, block.runs, scale)
         out = out.to(q.dtype)

@@ -13,6 +13,7 @@ from model.attention.plan import SequencePlan
 from model.attention.planner import plan_sequence
 from model.llama import build_llama
 from model.lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.rank_batch import RankBatch
 from model.step import micro_batch_loss
 
 DATA = Path(__file__).parents[1] / "data" / "lwm"
@@ -71,7 +72,8 @@ def loss(
     def flat(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.reshape(-1))
 
-    return micro_batch_loss(model, flat(ids), flat(plan.positions), flat(labels), flat(weights), plan, None)
+    positions = torch.from_numpy(plan.positions)
+    return micro_batch_loss(model, RankBatch(flat(ids).long(), positions, flat(labels).long(), flat(weights), plan))
 
 
 def assert_close_to_thinned(

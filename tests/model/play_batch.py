@@ -10,12 +10,13 @@ from importlib.resources import files
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.config import llama_config
 from model.engine import EngineSettings, TrainingEngine
 from model.llama import build_llama
 from model.mesh import Mesh
+from model.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.schedule import Schedule
 from tokenization.document import Document
 from tokenization.loader import MicroBatch, join_sequences
@@ -78,7 +79,16 @@ def global_batch(
     return mine, sum(sequence.n_examples for sequence in sequences)
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def rank_batches(
+    mesh: Mesh, grad_accum: int = 1, objective: str = "vision-text", **choices: object
+) -> tuple[list[RankBatch], int]:
+    """This rank's shares of its micro-batches, and N; choices: layout, ulysses, route in the planner's place."""
+    dispatcher = Dispatcher(mesh.sp, mesh.sp_rank, attention_shape(tiny_config(), "fp32"), **choices)
+    micro_batches, n_examples = global_batch(mesh.dp_rank, mesh.dp, grad_accum, objective)
+    return [dispatcher(micro_batch) for micro_batch in micro_batches], n_examples
+
+
+def tiny_config() -> LlamaConfig:
     """Two layers with grouped-query attention; weights large enough that attention matters."""
     sizes = {
         "hidden_size": 32,
@@ -88,7 +98,12 @@ def tiny_llama() -> LlamaForCausalLM:
         "num_key_value_heads": 2,
         "initializer_range": 0.1,
     }
-    return build_llama(llama_config(sizes, VOCABULARY.size, 1024, 1e6, VOCABULARY.text_size), seed=SEED)
+    return llama_config(sizes, VOCABULARY.size, 1024, 1e6, VOCABULARY.text_size)
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """The same weights in every process."""
+    return build_llama(tiny_config(), seed=SEED)
 
 
 def tiny_engine(mesh: Mesh, schedule: Schedule | None = None, **settings: object) -> TrainingEngine:

@@ -12,27 +12,33 @@ from attention_groups import dense_results, random_tensors, relative_error
 from torch import Tensor
 
 from model.attention import kernels
-from model.attention.kernels import attend_, attend_backward_, empty_result
+from model.attention.kernels import attend, attend_, attend_backward_
 from model.attention.runs import Run
 
-# One document of 40 tokens whose keys come as two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
+# One document of 40 tokens whose keys come in two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [
     (slice(0, 24), [Run(0, 24, 0, 24, True), Run(24, 40, 0, 24, False)]),
     (slice(24, 48), [Run(24, 40, 0, 16, True), Run(40, 48, 16, 24, True)]),
 ]
-# The same pairs with a key in several runs and queries that are no neighbours.
+# The same pairs with keys in several runs and queries that are no neighbours.
 SCRAMBLED = [
-    (slice(0, 24), [Run(32, 40, 0, 24, False), Run(0, 24, 0, 24, True), Run(24, 32, 0, 24, False)]),
     (slice(24, 48), [Run(40, 48, 16, 24, True), Run(24, 40, 0, 16, True)]),
+    (slice(0, 24), [Run(32, 40, 0, 24, False), Run(0, 24, 0, 24, True), Run(24, 32, 10, 24, False)]),
+    (slice(0, 10), [Run(24, 32, 0, 10, False)]),
 ]
+
+
+def shifted(runs: list[Run], keys: int) -> list[Run]:
+    return [run._replace(k_start=run.k_start + keys, k_end=run.k_end + keys) for run in runs]
 
 
 def by_blocks(tensors: list[Tensor], blocks: list[tuple[slice, list[Run]]]) -> list[Tensor]:
     """[out, dq, dk, dv], one call of each kernel a block of keys."""
     q, k, v, grad = tensors
-    out, lse = empty_result(q)
+    own = [run for keys, runs in blocks for run in shifted(runs, keys.start) if run.causal]
+    out, lse = attend(q, k, v, own)
     for keys, runs in blocks:
-        attend_(out, lse, q, k[keys], v[keys], runs)
+        attend_(out, lse, q, k[keys], v[keys], [run for run in runs if not run.causal])
     out = out.to(q.dtype)
     dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))
     for keys, runs in blocks:
@@ -65,7 +71,8 @@ def test_strided_inputs_give_what_contiguous_ones_give() -> None:
 
 @pytest.mark.parametrize(("dtype", "accumulator"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_results_are_accumulated_in_single_precision_or_better(dtype: torch.dtype, accumulator: torch.dtype) -> None:
-    out, lse = empty_result(torch.zeros(3, 2, 8, dtype=dtype))
+    x = torch.zeros(3, 2, 8, dtype=dtype)
+    out, lse = attend(x, x, x, [Run(0, 3, 0, 3, True)])
     assert out.dtype == lse.dtype == accumulator
 
 

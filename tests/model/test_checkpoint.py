@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from attention_groups import run_in_processes
-from play_batch import global_batch, tiny_engine
+from play_batch import rank_batches, tiny_engine
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from transformers import AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | 
     from deepspeed.utils import safe_get_full_optimizer_state
 
     mesh = build_mesh(sp=2)
-    batch, n_examples = global_batch()
+    batch, n_examples = rank_batches(mesh)
     engine = tiny_engine(mesh, **case._asdict())
     client_state = None
     if load_from is not None:
@@ -161,7 +161,7 @@ def test_no_checkpoint_is_none(tmp_path):
 def killed_while_saving(group: Any, url: str) -> None:
     """Two steps; rank 1 is killed when it publishes its files of the second."""
     mesh = build_mesh(sp=2)
-    batch, n_examples = global_batch()
+    batch, n_examples = rank_batches(mesh)
     engine = tiny_engine(mesh, zero_stage=2)
     for _ in range(2):
         engine.train_step(batch, n_examples)
@@ -173,7 +173,7 @@ def killed_while_saving(group: Any, url: str) -> None:
 def carry_on(group: Any, url: str) -> tuple[int, Any]:
     """Resume from the newest whole checkpoint and save one step more."""
     mesh = build_mesh(sp=2)
-    batch, n_examples = global_batch()
+    batch, n_examples = rank_batches(mesh)
     engine = tiny_engine(mesh, zero_stage=2)
     client_state = checkpoint.load(engine, url, checkpoint.latest_committed(url))
     engine.train_step(batch, n_examples)
@@ -195,7 +195,7 @@ def test_a_writer_killed_half_way_costs_only_its_own_checkpoint(tmp_path):
 def alone(group: Any, url: str) -> dict[str, Any]:
     """One process: an object store's code path, and what a load of someone else's checkpoint says."""
     mesh = build_mesh()
-    batch, n_examples = global_batch()
+    batch, n_examples = rank_batches(mesh)
     engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
     engine.train_step(batch, n_examples)
     for keep in (None, 1):

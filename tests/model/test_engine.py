@@ -7,11 +7,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from attention_groups import run_in_processes
-from play_batch import PaddedReference, global_batch, tiny_engine
+from play_batch import PaddedReference, global_batch, rank_batches, tiny_engine
 
 from model.engine import EngineSettings, TrainingEngine
 from model.export import whole_weights
@@ -25,7 +24,7 @@ WARM_UP = Schedule(peak=1e-2, warmup_steps=2)
 def observe(group: Any) -> dict[str, Any]:
     """Everything the tests below look at, in one group of two ranks that share each sequence."""
     mesh = build_mesh(sp=2)
-    batch, n_examples = global_batch()
+    batch, n_examples = rank_batches(mesh)
     seen: dict[str, Any] = {"mesh": (mesh.dp, mesh.sp, mesh.dp_rank, mesh.sp_rank, mesh.world_size)}
 
     engine = tiny_engine(mesh, zero_stage=3, schedule=WARM_UP)
@@ -62,7 +61,7 @@ def observe(group: Any) -> dict[str, Any]:
 def broken_step(engine: TrainingEngine, batch: list, n_examples: int) -> tuple[bool, float, float]:
     """Whether a step with a gradient that is not finite left the weights alone, its norm, and the next step's loss."""
     before = whole_weights(engine)
-    broken = [replace(batch[0], loss_weight=batch[0].loss_weight * np.float32(np.inf))]
+    broken = [replace(batch[0], loss_weight=batch[0].loss_weight * torch.inf)]
     norm = engine.train_step(broken, n_examples).grad_norm
     after = whole_weights(engine)
     same = before is None or all(torch.equal(after[name], before[name]) for name in before)

@@ -2,24 +2,37 @@
 
 Packed over 1, 2 and 4 real gloo processes, at ZeRO 0-3, with and without accumulation, the first gradient and the
 weights after each of four optimizer steps equal those of `PaddedReference`, which shares nothing with the engine but
-the initial weights: no packing, no ring, no chunked loss, no DeepSpeed.
+the initial weights: no packing, no ring, no chunked loss, no DeepSpeed. So does the gradient by every layout, Ulysses
+degree and route.
 """
 
 from __future__ import annotations
 
 import logging
-from itertools import product
+from dataclasses import replace
+from itertools import product, starmap
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from attention_groups import run_in_processes
-from play_batch import PaddedReference, global_batch, relative_difference, tiny_engine, tiny_llama
+from play_batch import (
+    N_SEQUENCES,
+    PaddedReference,
+    global_batch,
+    rank_batches,
+    relative_difference,
+    tiny_engine,
+    tiny_llama,
+)
 
-from model.attention.planner import plan_sequence
+from model.engine import TrainingEngine
 from model.export import whole_weights
 from model.mesh import build_mesh
+from model.rank_batch import Dispatcher
+from model.schedule import Schedule
 from model.step import micro_batch_loss
+from tokenization.loader import MicroBatch
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -46,27 +59,34 @@ CASES = [
 ]
 
 
+class Sharing(NamedTuple):
+    """One way to share a sequence; what is None is the planner's choice."""
+
+    layout: str | None = None
+    ulysses: int | None = None
+    route: str | None = None
+
+
+SHARINGS = [Sharing(), *starmap(Sharing, product(("contiguous", "zigzag", "shared-1%"), (1, 2), ("direct", "relay")))]
+
+
 def train(group: Any, sp: int) -> dict[Case, tuple]:
     """The first gradient, the weights after each step and the metrics, of every case; in each process of a group."""
-    from deepspeed.utils import safe_get_full_grad
-
     mesh = build_mesh(sp)
     results = {}
     for case in CASES:
-        batch, n_examples = global_batch(mesh.dp_rank, mesh.dp, case.grad_accum, case.objective)
+        batch, n_examples = rank_batches(mesh, case.grad_accum, case.objective)
         engine = tiny_engine(
             mesh,
             zero_stage=case.zero_stage,
             grad_accum=case.grad_accum,
             activation_checkpointing=case.activation_checkpointing,
         )
-        gradient, weights, metrics = {}, [], []
+        weights, metrics = [], []
         for step in range(STEPS):
             if step == 0:  # the two halves of `train_step`, to look at the gradient between them
                 engine.accumulate(batch, n_examples)
-                for name, parameter in engine.model.named_parameters():
-                    shape = getattr(parameter, "ds_shape", parameter.shape)
-                    gradient[name] = safe_get_full_grad(parameter).reshape(shape).clone()
+                gradient = whole_gradient(engine)
                 engine.update()
             else:
                 metrics.append(engine.train_step(batch, n_examples))
@@ -74,6 +94,31 @@ def train(group: Any, sp: int) -> dict[Case, tuple]:
         results[case] = (gradient, weights, metrics)
         engine.close()
     return results
+
+
+def whole_gradient(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    """A copy of the accumulated gradient by name, on every rank."""
+    from deepspeed.utils import safe_get_full_grad
+
+    gradient = {}
+    for name, parameter in engine.model.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        gradient[name] = safe_get_full_grad(parameter).reshape(shape).clone()
+    return gradient
+
+
+def share(group: Any, sp: int) -> dict[Sharing, dict[str, torch.Tensor]]:
+    """The gradient by each of SHARINGS at the initial weights, which a learning rate of 0 keeps."""
+    mesh = build_mesh(sp)
+    engine = tiny_engine(mesh, Schedule(peak=0.0), zero_stage=2, grad_accum=N_SEQUENCES)
+    gradients = {}
+    for sharing in SHARINGS:
+        # A sequence a micro-batch, the first of them one document: however it is shared, some of it must travel.
+        engine.accumulate(*rank_batches(mesh, N_SEQUENCES, **sharing._asdict()))
+        gradients[sharing] = whole_gradient(engine)
+        engine.update()
+    engine.close()
+    return gradients
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +151,22 @@ def test_packed_training_equals_padded_training(name, reference):
     assert max(x for d in differences.values() for x in d) < TOLERANCE, report
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sp", [2, 4])
+def test_every_layout_ulysses_degree_and_route_gives_the_padded_gradient(sp, reference):
+    expected, _, _ = reference["vision-text"]
+    per_rank = run_in_processes(share, sp, sp)
+    differences = {sharing: relative_difference(gradient, expected) for sharing, gradient in per_rank[0].items()}
+    report = "\n".join(f"sp {sp} {tuple(sharing)}: gradient {x:.1e}" for sharing, x in differences.items())
+    log.info("relative differences to the padded gradient\n%s", report)
+    assert len(differences) == len(SHARINGS)
+    assert max(differences.values()) < TOLERANCE, report
+    for other in per_rank[1:]:
+        assert all(
+            torch.equal(other[sharing][name], x) for sharing in SHARINGS for name, x in per_rank[0][sharing].items()
+        ), "ranks disagree"
+
+
 def test_the_law_notices_documents_that_attend_across():
     """The same tokens and weights with the boundaries removed give another gradient: the tolerance can fail."""
     expected, _, _ = PaddedReference("vision-text").train(1)
@@ -113,16 +174,15 @@ def test_the_law_notices_documents_that_attend_across():
     for naive in (False, True):
         (batch,), n_examples = global_batch()
         cu_seqlens = batch.cu_seqlens[[0, -1]] if naive else batch.cu_seqlens
-        gradients.append(single_process_gradient(batch, cu_seqlens, n_examples))
+        gradients.append(single_process_gradient(replace(batch, cu_seqlens=cu_seqlens), n_examples))
     exact, naive = (relative_difference(gradient, expected) for gradient in gradients)
     assert exact < TOLERANCE
     assert naive > 0.1
 
 
-def single_process_gradient(batch: Any, cu_seqlens: Any, n_examples: int) -> dict[str, torch.Tensor]:
+def single_process_gradient(batch: MicroBatch, n_examples: int) -> dict[str, torch.Tensor]:
     """The gradient of a micro-batch without an engine."""
-    llama, plan = tiny_llama(), plan_sequence(cu_seqlens, 1)
-    arrays = (batch.tokens, plan.positions, batch.labels, batch.loss_weight)
-    local_sum, _ = micro_batch_loss(llama, *map(torch.from_numpy, arrays), plan, None)
+    llama = tiny_llama()
+    local_sum, _ = micro_batch_loss(llama, Dispatcher()(batch))
     (local_sum / n_examples).backward()
     return {name: p.grad for name, p in llama.named_parameters()}

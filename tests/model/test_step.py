@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from model.attention.planner import plan_sequence
 from model.config import llama_config
 from model.llama import build_llama
 from model.loss import token_nll
+from model.rank_batch import Dispatcher
 from model.step import MicroBatchLoss, micro_batch_loss
 from tests.model.memory import Widths
+from tokenization.loader import MicroBatch
 
 TEXT, VOCABULARY = 40, 96
 SIZES = {
@@ -49,19 +52,17 @@ def batch(made):
     tokens = np.concatenate([t for t, _ in made])
     labels = np.concatenate([np.append(t[1:], 0) for t, _ in made])
     weights = np.concatenate([np.append(w[1:], np.float32(0)) for _, w in made])
-    plan = plan_sequence(np.cumsum([0] + [len(t) for t, _ in made]), sp=1)
-    order = plan.indices(0)
-    tensors = [torch.from_numpy(x[order]) for x in (tokens, plan.positions, labels, weights)]
-    return (*tensors, plan, None)
+    boundaries = np.cumsum([0] + [len(t) for t, _ in made])
+    return Dispatcher()(MicroBatch(tokens, labels, weights, boundaries, keys=()))
 
 
 def test_packed_loss_sums_and_gradients_equal_the_documents_apart(model):
     made = documents()
-    packed, sums = micro_batch_loss(model, *batch(made))
+    packed, sums = micro_batch_loss(model, batch(made))
     packed.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    apart = [micro_batch_loss(model, *batch([document])) for document in made]
+    apart = [micro_batch_loss(model, batch([document])) for document in made]
     sum(loss for loss, _ in apart).backward()
     assert packed.item() == pytest.approx(sum(loss.item() for loss, _ in apart), abs=1e-5)
     for name, value in sums.items():
@@ -71,9 +72,11 @@ def test_packed_loss_sums_and_gradients_equal_the_documents_apart(model):
 
 
 def test_sums_are_weighted_nats_plain_nats_and_targets_of_each_modality(model):
-    tokens, positions, labels, weights, plan, group = batch(documents())
-    local_sum, sums = micro_batch_loss(model, tokens, positions, labels, weights, plan, group)
-    hidden = model.model(input_ids=tokens[None], position_ids=positions[None], plan=plan, group=group)
+    share = batch(documents())
+    labels, weights = share.labels, share.loss_weight
+    local_sum, sums = micro_batch_loss(model, share)
+    packing = {"position_ids": share.positions[None], "plan": share.plan, "group": None}
+    hidden = model.model(input_ids=share.tokens[None], **packing)
     nll = token_nll(hidden.last_hidden_state[0], model.lm_head.weight, labels, TEXT).detach()
     for name, modality in (("text", labels < TEXT), ("vision", labels >= TEXT)):
         counted = modality & (weights > 0)
@@ -86,17 +89,17 @@ def test_sums_are_weighted_nats_plain_nats_and_targets_of_each_modality(model):
 
 def test_all_logits_never_exist_and_text_alone_pays_for_text_alone(model):
     with Widths() as widths:
-        micro_batch_loss(model, *batch(documents()))[0].backward()
+        micro_batch_loss(model, batch(documents()))[0].backward()
     assert VOCABULARY not in widths.seen
     with Widths() as widths:
-        micro_batch_loss(model, *batch(documents(high=TEXT)))[0].backward()
+        micro_batch_loss(model, batch(documents(high=TEXT)))[0].backward()
     assert TEXT in widths.seen
     assert VOCABULARY - TEXT not in widths.seen
 
 
 def test_without_any_target_the_sum_is_zero_and_reaches_every_parameter(model):
-    tokens, positions, labels, weights, plan, group = batch(documents())
-    local_sum, sums = micro_batch_loss(model, tokens, positions, labels, torch.zeros_like(weights), plan, group)
+    share = batch(documents())
+    local_sum, sums = micro_batch_loss(model, replace(share, loss_weight=torch.zeros_like(share.loss_weight)))
     local_sum.backward()
     assert local_sum.item() == 0
     assert all(value.item() == 0 for value in sums.values())
@@ -104,5 +107,5 @@ def test_without_any_target_the_sum_is_zero_and_reaches_every_parameter(model):
 
 
 def test_the_module_is_the_function(model):
-    arguments = batch(documents())
-    assert torch.equal(MicroBatchLoss(model)(*arguments)[0], micro_batch_loss(model, *arguments)[0])
+    share = batch(documents())
+    assert torch.equal(MicroBatchLoss(model)(share)[0], micro_batch_loss(model, share)[0])
