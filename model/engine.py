@@ -1,4 +1,4 @@
-"""One optimizer step at a time: micro-batches of packed sequences in, updated weights and figures out.
+"""One optimizer step at a time: this rank's shares of micro-batches in, updated weights and figures out.
 
 DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh is ours
 (`model.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients wrongly.
@@ -17,38 +17,20 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.attention.planner import plan_sequence
 from model.loss import CHUNK
 from model.mesh import Mesh
+from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from model.step import MicroBatchLoss
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
-
-
-class MicroBatch(Protocol):
-    """What the engine reads of a micro-batch: S tokens of packed documents, the same on all ranks of one sp group.
-
-    tokens, labels: int32 [S]; labels[i] is what position i predicts. loss_weight: float32 [S], the weight of labels[i]
-    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S.
-    """
-
-    @property
-    def tokens(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def labels(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def loss_weight(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def cu_seqlens(self) -> np.ndarray: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -134,8 +116,8 @@ class TrainingEngine:
         """The model inside; under ZeRO-3 its weights are whole only while the engine runs."""
         return self.deepspeed.module.model
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> StepMetrics:
-        """One optimizer step on this dp rank's `grad_accum` micro-batches.
+    def train_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> StepMetrics:
+        """One optimizer step on this rank's shares of its dp rank's `grad_accum` micro-batches.
 
         n_examples: N, the examples of the whole global batch. The figures of a step are of the weights before it.
         """
@@ -144,7 +126,7 @@ class TrainingEngine:
         step, (lr, grad_norm) = self.step, self.update()
         return StepMetrics(**self._reduce(figures, n_examples, started), step=step, lr=lr, grad_norm=grad_norm)
 
-    def eval_step(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> LossMetrics:
+    def eval_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> LossMetrics:
         """The same loss without a backward. Any number of micro-batches, the same on all ranks."""
         started = time.perf_counter()
         self.deepspeed.eval()
@@ -153,7 +135,7 @@ class TrainingEngine:
         self.deepspeed.train()
         return LossMetrics(**self._reduce(figures, n_examples, started))
 
-    def accumulate(self, micro_batches: Sequence[MicroBatch], n_examples: int) -> list[Tensor]:
+    def accumulate(self, micro_batches: Sequence[RankBatch], n_examples: int) -> list[Tensor]:
         """Forward and backward of one step's micro-batches, leaving the global batch's gradient for `update`.
 
         Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them.
@@ -195,28 +177,16 @@ class TrainingEngine:
         """Let go of DeepSpeed's hooks and buffers, so that the next stage's engine can have their memory."""
         self.deepspeed.destroy()
 
-    def _forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
         """This rank's weighted sum of token losses, and its figures: fp64, one for each of `_SUMS`, then its tokens.
 
         A rank whose part holds no target runs the same forward and backward, with a sum of 0: the ring and ZeRO-3 need
         every rank in every collective.
         """
-        plan = plan_sequence(batch.cu_seqlens, self.mesh.sp)
-        mine = plan.indices(self.mesh.sp_rank)
-
-        def here(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(values[mine]).to(self.deepspeed.device, dtype)
-
         local_sum, sums = self.deepspeed(
-            tokens=here(batch.tokens, torch.int64),
-            positions=here(plan.positions, torch.int64),
-            labels=here(batch.labels, torch.int64),
-            loss_weight=here(batch.loss_weight, torch.float32),
-            plan=plan,
-            group=self.mesh.sp_group,
-            chunk=self.settings.loss_chunk,
+            batch.to(self.deepspeed.device), group=self.mesh.sp_group, chunk=self.settings.loss_chunk
         )
-        return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(mine))])
+        return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(batch.tokens))])
 
     def _reduce(self, figures: Sequence[Tensor], n_examples: int, started: float) -> dict[str, Any]:
         """Add up the figures of all micro-batches and ranks: the engine's only communication of its own in a step."""

@@ -14,26 +14,18 @@ from transformers import LlamaForCausalLM
 
 from model.config import text_vocab_size
 from model.loss import CHUNK
+from model.rank_batch import RankBatch
 
 MODALITIES = ("text", "vision")
 
 
 def micro_batch_loss(
-    model: LlamaForCausalLM,
-    tokens: Tensor,
-    positions: Tensor,
-    labels: Tensor,
-    loss_weight: Tensor,
-    plan: Any,
-    group: Any,
-    chunk: int = CHUNK,
+    model: LlamaForCausalLM, batch: RankBatch, group: Any = None, chunk: int = CHUNK
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the token losses of this rank, and its sums per modality.
 
-    model: from `build_llama` or `load_llama`. tokens, positions, labels: integers [T], the rank's tokens of the packed
-    sequence in the plan's order, positions restarting in each document, labels the joint ids to predict. loss_weight:
-    [T], each label's weight; 0 means no loss. plan: the `SequencePlan` of the packed sequence; group: the process group
-    of the ranks that share it, None for one rank.
+    model: from `build_llama` or `load_llama`. batch: the rank's share, on the model's device. group: the process group
+    of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
 
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a
     rank without targets; the caller divides by the examples in the global batch. sums: detached fp64 scalars
@@ -41,14 +33,14 @@ def micro_batch_loss(
     ranks and micro-batches, so nats per token are nll / targets.
     """
     hidden = model.model(
-        input_ids=tokens.long().unsqueeze(0),
-        position_ids=positions.long().unsqueeze(0),
+        input_ids=batch.tokens.unsqueeze(0),
+        position_ids=batch.positions.unsqueeze(0),
         use_cache=False,
-        plan=plan,
+        plan=batch.plan,
         group=group,
     ).last_hidden_state.squeeze(0)
     text_size = text_vocab_size(model.config)
-    weights = loss_weight.to(torch.float32)
+    labels, weights = batch.labels, batch.loss_weight
     nll = model.lm_head(hidden, labels=labels.masked_fill(weights == 0, -1), text_size=text_size, chunk=chunk)
     return (weights * nll).sum(), _sums(nll.detach(), labels, weights, text_size)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.attention.planner import plan_sequence
+from model.rank_batch import Dispatcher
 from model.step import MODALITIES, micro_batch_loss
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.pack import read_set
@@ -84,15 +84,11 @@ def score_sequences(
 ) -> dict[str, float]:
     """Sums `{text,vision}_{nll,targets}` over the targets with loss, each sequence by itself, its documents too."""
     total = dict.fromkeys((f"{m}_{what}" for m in MODALITIES for what in ("nll", "targets")), 0.0)
+    alone = Dispatcher()
     for sequence in sequences:
-        batch = join_sequences([sequence])
-        plan = plan_sequence(batch.cu_seqlens, 1)
-        tokens, positions, labels, weights = (
-            torch.from_numpy(array).to(device)
-            for array in (batch.tokens, plan.positions, batch.labels, batch.loss_weight)
-        )
+        batch = alone(join_sequences([sequence])).to(device)
         with torch.no_grad():
-            _, sums = micro_batch_loss(model, tokens, positions, labels, weights, plan, None)
+            _, sums = micro_batch_loss(model, batch)
         for name in total:
             total[name] += float(sums[name])
     return total

@@ -1,0 +1,114 @@
+"""Dispatch: from a micro-batch of packed documents to what one rank computes on, all of it on the host.
+
+In: a `MicroBatch`, alike on every rank that shares it. Out: a `RankBatch`: the rank's tokens with their positions,
+targets and weights, permuted once, and the plan with the rank's own part of it derived. A loader's thread does this
+ahead of the training, so that a step only copies to the device and computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from model.attention.hardware import AttentionShape, Hardware
+from model.attention.plan import Route, SequencePlan
+from model.attention.planner import plan_sequence
+
+
+class MicroBatch(Protocol):
+    """S tokens of packed documents, the same on all ranks of one sp group.
+
+    tokens, labels: int32 [S]; labels[i] is what position i predicts. loss_weight: float32 [S], the weight of labels[i]
+    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S.
+    """
+
+    @property
+    def tokens(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def loss_weight(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def cu_seqlens(self) -> np.ndarray: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class RankBatch:
+    """One rank's share of a micro-batch, in the order of `plan.indices(rank)`.
+
+    tokens, positions, labels: int64 [T], positions restarting in each document, labels the joint ids to predict.
+    loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    loss_weight: Tensor
+    plan: SequencePlan
+
+    def to(self, device: torch.device | str) -> RankBatch:
+        """The same with its tensors on `device`; to a GPU they travel from pinned memory, beside what it computes."""
+        on_gpu = torch.device(device).type == "cuda"
+
+        def moved(x: Tensor) -> Tensor:
+            return x.pin_memory().to(device, non_blocking=True) if on_gpu else x.to(device)
+
+        return RankBatch(
+            moved(self.tokens), moved(self.positions), moved(self.labels), moved(self.loss_weight), self.plan
+        )
+
+
+def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0) -> RankBatch:
+    """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory."""
+    mine = plan.indices(rank)
+    plan.rank(rank)  # remembered by the plan: derived here rather than in the first layer
+
+    def share(values: np.ndarray, dtype: type) -> Tensor:
+        return torch.from_numpy(values[mine].astype(dtype, copy=False))
+
+    return RankBatch(
+        share(batch.tokens, np.int64),
+        share(plan.positions, np.int64),
+        share(batch.labels, np.int64),
+        share(batch.loss_weight, np.float32),
+        plan,
+    )
+
+
+def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
+    """What the planner has to know of a Llama's attention layers; precision: "fp32" or "bf16", of their activations."""
+    return AttentionShape(
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_size=config.head_dim or config.hidden_size // config.num_attention_heads,
+        itemsize=2 if precision == "bf16" else 4,
+    )
+
+
+@dataclass(frozen=True)
+class Dispatcher:
+    """Plans micro-batches over `sp` ranks and takes out the share of one, `sp_rank`.
+
+    shape, hardware: what the planner models time with. layout, ulysses, route: narrow its choice. Ranks whose
+    dispatchers differ in `sp_rank` alone make the same plans without a word.
+    """
+
+    sp: int = 1
+    sp_rank: int = 0
+    shape: AttentionShape | None = None
+    hardware: Hardware | None = None
+    layout: str | None = None
+    ulysses: int | None = None
+    route: Route | None = None
+
+    def __call__(self, batch: MicroBatch) -> RankBatch:
+        """The rank's share. Raises ValueError where `plan_sequence` does."""
+        plan = plan_sequence(
+            batch.cu_seqlens, self.sp, self.layout, self.ulysses, self.route, self.shape, self.hardware
+        )
+        return rank_batch(batch, plan, self.sp_rank)
