@@ -6,7 +6,8 @@ end; handing the state to a new loader goes on at the exact next sequence, on an
 Step k takes the next `batch_sequences` positions of the order. They are dealt out micro-batch by micro-batch, in each
 rank by rank, `rows` neighbours to a micro-batch, so the union over ranks is the same for every geometry. The number of
 examples N in the global batch is summed from the index of all its sequences, of which this rank reads only its own: no
-communication. Reading runs ahead in one background thread, a bounded number of batches.
+communication. Reading runs ahead in one background thread, a bounded number of batches, and so does what the caller has
+to do to each micro-batch before it is trained on.
 """
 
 from __future__ import annotations
@@ -48,9 +49,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step of one data-parallel rank. n_examples: N of the whole global batch, equal on all ranks."""
+    """One optimizer step of one data-parallel rank.
 
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: each a `MicroBatch`, or what the loader's `prepare` made of it. n_examples: N of the whole global
+    batch, equal on all ranks.
+    """
+
+    micro_batches: tuple[Any, ...]
     n_examples: int
 
 
@@ -76,10 +81,11 @@ class Loader:
     one context, vocabulary and objective. batch_sequences: sequences of a global batch. rows: sequences of a
     micro-batch, by default what batch_sequences leaves. state: from an earlier loader of any geometry. prefetch:
     batches read ahead in a thread, 0 for none. max_open: shards held open. verify: re-hash each shard when it is first
-    opened.
+    opened. prepare: called with each micro-batch where it is read, hence in that thread; what it returns takes the
+    micro-batch's place.
 
     Raises ValueError where the batch does not divide, UserError where sets disagree or hold nothing. Iterating raises
-    BadData naming shard and sequence on corrupt data, and whatever the opener raises.
+    BadData naming shard and sequence on corrupt data, and whatever the opener and `prepare` raise.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Loader:
         prefetch: int = 2,
         max_open: int = 8,
         verify: bool = False,
+        prepare: Callable[[MicroBatch], Any] | None = None,
     ) -> None:
         self.rows = _rows(batch_sequences, dp_size, grad_accum, rows)
         if not 0 <= dp_rank < dp_size:
@@ -111,6 +118,7 @@ class Loader:
         self._opener = opener
         self._max_open = max_open
         self._verify = verify
+        self._prepare = prepare or (lambda micro_batch: micro_batch)
 
     def __iter__(self) -> Iterator[tuple[Batch, State]]:
         steps = self._steps()
@@ -125,7 +133,7 @@ class Loader:
                 # [grad_accum, dp, rows]: the dealing order of the positions of one step.
                 dealt = np.arange(self.batch_sequences).reshape(self.grad_accum, self.dp_size, self.rows)
                 micro_batches = tuple(
-                    join_sequences([shards.read(int(source[i]), int(number[i])) for i in row])
+                    self._prepare(join_sequences([shards.read(int(source[i]), int(number[i])) for i in row]))
                     for row in dealt[:, self.dp_rank]
                 )
                 position += self.batch_sequences

@@ -15,7 +15,7 @@ import pytest
 
 from tokenization.document import Document, PackedSequence
 from tokenization.errors import BadData, UserError
-from tokenization.loader import Batch, Loader, join_sequences
+from tokenization.loader import Batch, Loader, MicroBatch, join_sequences
 from tokenization.order import SequenceOrder
 from tokenization.packing import pack
 from tokenization.shards import ShardSet, read_sequence, write_shard
@@ -175,6 +175,40 @@ def test_prefetching_changes_nothing(corpus, prefetch: int) -> None:
     again = [(batch.micro_batches[0].keys, state) for batch, state in islice(iter(loader), 6)]
     assert seen == again, "each iteration starts from the loader's state"
     assert [state["position"] for _, state in seen] == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader")])
+def test_micro_batches_are_prepared_where_they_are_read(corpus, prefetch: int, thread: str) -> None:
+    store, sets = corpus
+    names = set()
+
+    def prepare(micro_batch: MicroBatch) -> tuple[str, ...]:
+        names.add(threading.current_thread().name)
+        return micro_batch.keys
+
+    geometry = {"dp_size": 2, "dp_rank": 1, "grad_accum": 2, "prefetch": prefetch}
+    plain = list(islice(iter(Loader(store, sets, order_of(sets), 8, **geometry)), 3))
+    prepared = list(islice(iter(Loader(store, sets, order_of(sets), 8, **geometry, prepare=prepare)), 3))
+    assert names == {thread}
+    for (batch, state), (expected, expected_state) in zip(prepared, plain, strict=True):
+        assert batch.micro_batches == tuple(micro_batch.keys for micro_batch in expected.micro_batches)
+        assert (batch.n_examples, state) == (expected.n_examples, expected_state)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_errors_of_the_preparation_surface_in_the_consumer(corpus, prefetch: int) -> None:
+    store, sets = corpus
+    calls = iter(range(9))
+
+    def prepare(micro_batch: MicroBatch) -> MicroBatch:
+        if next(calls) == 2:
+            raise ValueError("no plan for this one")
+        return micro_batch
+
+    steps = iter(Loader(store, sets, order_of(sets), 4, prefetch=prefetch, prepare=prepare))
+    assert len(list(islice(steps, 2))) == 2, "what lies before is delivered"
+    with pytest.raises(ValueError, match="no plan for this one"):
+        next(steps)
 
 
 def test_prefetching_is_bounded(corpus) -> None:
