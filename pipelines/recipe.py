@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from model.attention import hardware
+from model.attention.plan import Route
+from model.attention.planner import LAYOUTS
+from model.config import llama_config
+from model.rank_batch import attention_shape
 from tokenization.vqgan.config import VQGANConfig
 
 Objective = Literal["text", "vision-text"]
@@ -157,6 +162,58 @@ class Model(Config):
     """A Hugging Face Llama folder or a released LWM checkpoint to start from; None: random weights by the seed."""
 
 
+_SPEEDS = hardware.Hardware()
+
+
+class Hardware(Config):
+    """The machine as the planner of ring attention reckons with it, one trainer a rank; by default H100 nodes.
+
+    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else.
+    """
+
+    flops: float = Field(default=_SPEEDS.flops, gt=0)
+    """Floating-point operations a second that the attention kernel of one rank reaches on large blocks."""
+    inside: float = Field(default=_SPEEDS.inside, gt=0)
+    """Bytes a second between two ranks of a node, each way."""
+    across: float = Field(default=_SPEEDS.across, gt=0)
+    """Bytes a second between two ranks of different nodes, each way."""
+    uplink: float | None = Field(default=_SPEEDS.uplink, gt=0)
+    """Bytes a second of a whole node to all others, each way; None: every rank has `across` to itself."""
+    latency: float = Field(default=_SPEEDS.latency, ge=0)
+    """Seconds that a message costs the rank that sends or receives it, however short."""
+    ranks_per_node: Positive = _SPEEDS.ranks_per_node
+    """Neighbouring workers that share a node; a Ulysses degree never exceeds them."""
+
+    def speeds(self) -> hardware.Hardware:
+        """The same as the planner's own type."""
+        return hardware.Hardware(**self.model_dump())
+
+
+class Attention(Config):
+    """How a sequence is shared by its sp ranks, for those who know better than the planner; None: the fastest plan."""
+
+    layout: str | None = None
+    """Which tokens each rank holds: contiguous, zigzag, or shared-1% to shared-30%, which share each document over the
+    fewest ranks that keep the work of all within so much of its mean."""
+    ulysses: Positive | None = None
+    """Neighbouring ranks that split the heads among them instead of the keys; divides sp and the model's kv heads."""
+    route: Route | None = None
+    """`direct` sends each rank the keys it needs, `relay` passes all keys on from neighbour to neighbour."""
+
+    @field_validator("layout")
+    @classmethod
+    def _is_known(cls, layout: str | None) -> str | None:
+        if layout is not None and layout not in LAYOUTS:
+            raise ValueError(f"{layout!r} is none of {', '.join(LAYOUTS)}; name one, or none for the planner's choice")
+        return layout
+
+    def unfit_for(self, kv_heads: int) -> str | None:
+        """What is wrong with these choices for a model of so many kv heads, if anything."""
+        if self.ulysses is None or kv_heads % self.ulysses == 0:
+            return None
+        return f"ulysses {self.ulysses} does not divide the model's {kv_heads} kv heads; choose a divisor"
+
+
 class TrainStage(Config):
     """One stage of the curriculum; it starts from the weights of the stage before."""
 
@@ -175,6 +232,8 @@ class TrainStage(Config):
     warmup_steps: int = Field(default=0, ge=0)
     sp: Positive = 1
     """Sequence-parallel ranks that share a sequence by ring attention; the rest of the workers is data-parallel."""
+    attention: Attention | None = None
+    """How those ranks share it in this stage; None: train.attention."""
     rows: Positive = 1
     """Sequences that one forward pass concatenates (short contexts leave a device idle)."""
     zero: Literal[0, 1, 2, 3] | None = None
@@ -208,7 +267,13 @@ class Train(Config):
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
     max_restarts: int = 3
+    hardware: Hardware = Hardware()
+    attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)
+
+    def attention_of(self, stage: TrainStage) -> Attention:
+        """The choices that hold in a stage: its own, else those for all stages."""
+        return self.attention if stage.attention is None else stage.attention
 
 
 class Needle(Config):
@@ -297,8 +362,12 @@ class Recipe(Config):
                 f"{key}.sp {stage.sp} does not divide train.workers {self.train.workers}; "
                 f"choose an sp that divides it or change the workers"
             )
-        if stage.context % (2 * stage.sp):
-            raise ValueError(f"{key}.context {stage.context} is no multiple of 2 x sp {stage.sp}")
+        if stage.context * stage.rows % stage.sp:
+            raise ValueError(
+                f"{key}.context {stage.context} x rows {stage.rows} is no multiple of sp {stage.sp}, whose ranks hold "
+                f"equally many tokens; change one of them"
+            )
+        self._check_attention(key, stage)
         per_step = self.train.workers // stage.sp * stage.rows
         if stage.sequences % per_step:
             raise ValueError(
@@ -307,3 +376,18 @@ class Recipe(Config):
             )
         if stage.warmup_steps >= stage.steps:
             raise ValueError(f"{key}.warmup_steps {stage.warmup_steps} leaves no step of its {stage.steps}")
+
+    def _check_attention(self, key: str, stage: TrainStage) -> None:
+        attention = self.train.attention_of(stage)
+        if attention.ulysses is None:
+            return
+        named = "train.attention" if stage.attention is None else f"{key}.attention"
+        if stage.sp % attention.ulysses:
+            raise ValueError(
+                f"{named}.ulysses {attention.ulysses} does not divide {key}.sp {stage.sp}; choose a divisor of every "
+                f"stage's sp, or set {key}.attention"
+            )
+        if self.model.init is None:  # a checkpoint's heads are known once it is loaded
+            config = llama_config(self.model.size, 1, stage.context, stage.rope_theta)
+            if wrong := attention.unfit_for(attention_shape(config, self.train.precision).kv_heads):
+                raise ValueError(f"{named}.{wrong}")

@@ -3,6 +3,7 @@
 In: packed shards and the weights of the stage before. Out: `model/` (a plain Hugging Face Llama), `checkpoints/`, and
 `metrics/`, one JSON line a step. A checkpoint commits engine, loader position and the metrics up to it together, so
 a run that is killed anywhere carries on from the last one with the exact next sequence, and no step is listed twice.
+Each worker's loader plans its micro-batches and takes out the worker's share of them ahead of the steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import transformers
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import LlamaConfig
 
 from model import checkpoint
 from model.config import llama_config
@@ -29,12 +31,14 @@ from model.engine import EngineSettings, StepMetrics, TrainingEngine
 from model.export import export_hf
 from model.llama import build_llama, extend_vocabulary, load_llama
 from model.mesh import Mesh, build_mesh
+from model.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.schedule import Schedule
 from pipelines.cluster import own_errors
 from pipelines.pack import read_set
 from pipelines.progress import Bar, Meter, following
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.storage import Store, fetch_url_folder
+from tokenization.errors import UserError
 from tokenization.loader import Loader
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
@@ -135,9 +139,12 @@ def _worker(config: Mapping[str, Any]) -> None:
         log.info("train-%s: rank %d carries on at step %d", stage.name, mesh.rank, engine.step)
     meter = Meter(f"train-{stage.name}")
     pending: list[StepMetrics] = []
-    batches = iter(_loader(job, mesh, state))
+    batches = iter(_loader(job, mesh, _dispatcher(job, mesh, engine.model.config), state))
+    first = engine.step
     while engine.step < stage.steps:
         batch, state = next(batches)
+        if mesh.rank == 0 and engine.step == first:
+            log.info("train-%s: first batch: %s", stage.name, _describe(batch.micro_batches[0]))
         metrics = engine.train_step(batch.micro_batches, batch.n_examples)
         pending.append(metrics)
         if mesh.rank == 0:
@@ -214,7 +221,24 @@ def _schedule(stage: TrainStage) -> Schedule:
     return Schedule(stage.lr, "cosine", stage.warmup_steps, stage.steps, stage.final_lr)
 
 
-def _loader(job: TrainJob, mesh: Mesh, state: Mapping[str, Any] | None) -> Loader:
+def _dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatcher:
+    """What makes this rank's share of a micro-batch, in the loader's thread."""
+    train = job.recipe.train
+    shape, attention = attention_shape(config, train.precision), train.attention_of(job.stage)
+    if wrong := attention.unfit_for(shape.kv_heads):
+        raise UserError(f"train-{job.stage.name}: attention.{wrong}")
+    return Dispatcher(mesh.sp, mesh.sp_rank, shape, train.hardware.speeds(), **attention.model_dump())
+
+
+def _describe(batch: RankBatch) -> str:
+    plan = batch.plan
+    return (
+        f"{len(plan.cu_seqlens) - 1} documents of {plan.n_tokens} tokens over {plan.sp} rank(s): layout {plan.layout}, "
+        f"Ulysses degree {plan.ulysses}, route {plan.route}"
+    )
+
+
+def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, Any] | None) -> Loader:
     sources = sorted(job.stage.mixture)
     sets = [read_set(job.shards, job.manifest, source, "train") for source in sources]
     present: list[ShardSet] = [shard_set for shard_set in sets if shard_set is not None]
@@ -233,6 +257,7 @@ def _loader(job: TrainJob, mesh: Mesh, state: Mapping[str, Any] | None) -> Loade
         grad_accum=job.stage.sequences // (mesh.dp * job.stage.rows),
         rows=job.stage.rows,
         state=state,
+        prepare=dispatcher,
     )
 
 

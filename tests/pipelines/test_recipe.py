@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.attention.hardware import Hardware
 from pipelines.recipe_file import load_recipe
 from tokenization.errors import UserError
 
@@ -39,6 +40,17 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("train.stages.9.lr=1", ["no index", "9"]),
         ("train.stages.0.warmup_steps=100000", ["warmup_steps", "leaves no step"]),
         ("train.zero=5", ["train.zero"]),
+        (
+            "train.stages.0={name: odd, context: 255, rope_theta: 1, steps: 1, batch_tokens: 255, mixture: {plays: 1}, "
+            "objective: text, lr: 1, sp: 2}",
+            ["train.stages.0.context 255 x rows 1 is no multiple of sp 2", "change one of them"],
+        ),
+        ("train.attention.layout=zagzig", ["train.attention.layout", "'zagzig' is none of contiguous, zigzag, shared"]),
+        ("train.attention.route=scenic", ["train.attention.route", "'direct' or 'relay'"]),
+        ("train.attention.ulysses=4", ["train.attention.ulysses 4 does not divide train.stages.0.sp 2", "choose"]),
+        ("train.stages.1.attention={ulysses: 3}", ["train.stages.1.attention.ulysses 3 does not", "stages.1.sp 2"]),
+        ("train.hardware.inside=0", ["train.hardware.inside", "greater than 0"]),
+        ("train.hardware.gpus_per_node=8", ["train.hardware.gpus_per_node", "did you mean 'ranks_per_node'"]),
         ("evaluate.needle.contexts=[4096]", ["evaluate.needle.contexts", "4096", "lower it"]),
         (
             "evaluate.generation.frames=100",
@@ -57,6 +69,34 @@ def test_a_mistake_is_one_sentence_naming_file_key_and_remedy(override: str, sai
     for words in said:
         assert words in message, message
     assert "quickstart.yaml" in message or "--set" in message
+
+
+def test_a_ulysses_degree_divides_the_kv_heads() -> None:
+    sizes = "model.size={hidden_size: 96, intermediate_size: 96, num_hidden_layers: 1, num_attention_heads: 3}"
+    with pytest.raises(UserError, match=r"train\.attention\.ulysses 2 does not divide the model's 3 kv heads; choose"):
+        load_recipe(QUICKSTART, [sizes, "train.attention.ulysses=2"])
+    assert load_recipe(QUICKSTART, [sizes]).train.attention.ulysses is None
+    assert load_recipe(QUICKSTART, ["train.attention.ulysses=2"]).train.attention.ulysses == 2
+
+
+def test_ranks_share_what_one_forward_pass_joins_without_any_other_rule() -> None:
+    stage = ["train.stages.0.context=255", "train.stages.0.batch_tokens=2040"]
+    assert load_recipe(QUICKSTART, stage).train.stages[0].rows == 8
+
+
+def test_a_stage_may_share_its_sequences_in_its_own_way() -> None:
+    overrides = ["train.attention.layout=zigzag", "train.stages.1.attention={route: relay}"]
+    train = load_recipe(QUICKSTART, overrides).train
+    choices = [train.attention_of(stage).model_dump() for stage in train.stages]
+    assert choices[0] == choices[2] == {"layout": "zigzag", "ulysses": None, "route": None}
+    assert choices[1] == {"layout": None, "ulysses": None, "route": "relay"}
+
+
+def test_the_hardware_is_the_planners_by_default() -> None:
+    recipe = load_recipe(QUICKSTART.with_name("lwm-text-7b.yaml"))
+    assert recipe.train.hardware.speeds() == Hardware()
+    slow = load_recipe(QUICKSTART, ["train.hardware={across: 1.25e+9, ranks_per_node: 4}"]).train.hardware.speeds()
+    assert (slow.across, slow.ranks_per_node, slow.flops) == (1.25e9, 4, slow.flops)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
