@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jobs import inspect, plan, run
+from jobs import bench, inspect, plan, run
 from tokenization.errors import UserError
 
 USER_MISTAKE = 2
-_COMMANDS: tuple[ModuleType, ...] = (run, plan, inspect)
+_COMMANDS: tuple[ModuleType, ...] = (run, plan, inspect, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ ALLOWED = {
     "tokenization": {"tokenization"},
     "model": {"model", "tokenization.vocabulary", "tokenization.errors", "tokenization.compiled"},
     "pipelines": {"pipelines", "tokenization", "model", "ray"},
-    "jobs": {"jobs", "pipelines", "tokenization.errors"},
+    "jobs": {"jobs", "pipelines", "model", "tokenization.errors"},
 }
 
 

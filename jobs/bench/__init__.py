@@ -1,0 +1,132 @@
+"""`ringworld bench plan | attention | drawings`: ring attention beside its peers, modelled and executed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tokenization.errors import UserError
+
+HELP = "measure ring attention beside its peers: plans by the cost model, or real processes"
+
+
+_SEED = (
+    "of the mix and of the tensors (default 3: of the lwm mixes 0 to 4 at 16384 the median in how much a mask hides)"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand a benchmark."""
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+
+    plan = benchmarks.add_parser("plan", help="work, keys received and modelled efficiency of our plans and of peers")
+    plan.add_argument("--contexts", type=int, nargs="+", metavar="S", help="default: 32768 131072 1048576")
+    plan.add_argument("--ranks", type=int, nargs="+", metavar="P", help="default: 8 64 512")
+    plan.add_argument("--mixes", nargs="+", metavar="MIX", help="default: images clips lwm one")
+    plan.add_argument("--sequences", type=int, default=8, metavar="N", help="seeded sequences a cell (default 8)")
+    plan.add_argument("--heads", type=int, default=32)
+    plan.add_argument("--kv-heads", type=int, default=8, help="default 8; LWM 7B has 32")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    plan.set_defaults(bench=_plan)
+
+    attention = benchmarks.add_parser(
+        "attention", help="CPU seconds of every rank, forward and backward, in processes of one thread each"
+    )
+    attention.add_argument("--ranks", type=int, default=8)
+    attention.add_argument("--context", type=int, default=16384, help="tokens of the packed sequence")
+    attention.add_argument("--mix", default="lwm", help="images, clips, lwm (default) or one")
+    attention.add_argument("--seed", type=int, default=3, help=_SEED)
+    attention.add_argument("--heads", type=int, default=4)
+    attention.add_argument("--kv-heads", type=int, default=4)
+    attention.add_argument("--head-size", type=int, default=64)
+    attention.add_argument("--rounds", type=int, default=2, help="the fastest counts, after one that warms up")
+    attention.add_argument(
+        "--slow-exchange",
+        type=float,
+        metavar="SECONDS",
+        help="instead: wall time of ours with the exchange slowed by so much in all, and without",
+    )
+    attention.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    attention.set_defaults(bench=_attention)
+
+    drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
+    drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
+    drawings.set_defaults(bench=_drawings)
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Run the benchmark; targets that are missed are told, and change no exit code."""
+    return int(arguments.bench(arguments))
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from jobs.bench.mixes import MIXES
+    from jobs.bench.plan import CONTEXTS, RANKS, plan_report
+    from jobs.bench.tables import print_plan
+    from model.attention.hardware import AttentionShape, Hardware
+
+    _at_least_one(arguments, "sequences", "heads", "kv_heads")
+    if arguments.heads % arguments.kv_heads:
+        raise UserError(f"--kv-heads {arguments.kv_heads} does not divide --heads {arguments.heads}")
+    report = plan_report(
+        arguments.contexts or CONTEXTS,
+        arguments.ranks or RANKS,
+        arguments.mixes or tuple(MIXES),
+        arguments.sequences,
+        AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads),
+        Hardware(),
+    )
+    print_plan(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _attention(arguments: argparse.Namespace) -> int:
+    from jobs.bench.attention import Settings, attention_report, overlap_report
+    from jobs.bench.tables import print_attention, print_overlap
+
+    _at_least_one(arguments, "ranks", "context", "heads", "kv_heads", "head_size", "rounds")
+    settings = Settings(
+        arguments.ranks,
+        arguments.context,
+        arguments.mix,
+        arguments.seed,
+        arguments.heads,
+        arguments.kv_heads,
+        arguments.head_size,
+        arguments.rounds,
+    )
+    if arguments.slow_exchange is None:
+        report = attention_report(settings)
+        print_attention(report)
+    else:
+        report = overlap_report(settings, arguments.slow_exchange)
+        print_overlap(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _drawings(arguments: argparse.Namespace) -> int:
+    from jobs.bench.drawings import DRAWINGS
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        path = arguments.out / name
+        path.write_text(draw(), encoding="utf-8")
+        print(path)
+    return 0
+
+
+def _at_least_one(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)} is less than 1")
+
+
+def _write(report: dict, path: Path | None) -> None:
+    if path is not None:
+        try:
+            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the report to {path}: {error.strerror}") from error
