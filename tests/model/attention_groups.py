@@ -19,6 +19,8 @@ from model.attention.plan import SequencePlan
 from model.attention.ring import packed_ring_attention
 
 TIMEOUT = 60
+# As in a group's processes: a kernel adds up in another order on several threads.
+torch.set_num_threads(1)
 
 
 class Mailbox:
