@@ -111,7 +111,7 @@ def _drawings(arguments: argparse.Namespace) -> int:
     from jobs.bench.drawings import DRAWINGS
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, draw in DRAWINGS.items():
+    for name, (_, draw) in DRAWINGS.items():
         path = arguments.out / name
         path.write_text(draw(), encoding="utf-8")
         print(path)

@@ -63,12 +63,12 @@ def _cell(mix: str, context: int, ranks: int, sequences: int, shape: AttentionSh
     degrees = ulysses_degrees(ranks, shape, hardware)
     systems: dict[str, Figures] = {
         "tightest": _figures(_tightest(cu, ranks, shape, hardware) for cu in packed),
-        "chosen": _figures(_chosen(cu, ranks, shape, hardware) for cu in packed),
+        "chosen": _figures(chosen_outcome(cu, ranks, shape, hardware) for cu in packed),
     }
     for name, outcome_of in PEERS.items():
         by_degree = {u: [outcome_of(cu, ranks // u, u, shape, hardware) for cu in packed] for u in degrees}
         best = [min(outcomes, key=lambda outcome: outcome.seconds) for outcomes in zip(*by_degree.values())]
-        systems[name] = {**_figures(by_degree[1]), "efficiency_at_best_ulysses": _efficiency(best)}
+        systems[name] = {**_figures(by_degree[1]), "efficiency_at_best_ulysses": efficiency(best)}
     return {
         "mix": mix,
         "context": context,
@@ -84,7 +84,8 @@ def _tightest(cu_seqlens: np.ndarray, ranks: int, shape: AttentionShape, hardwar
     return direct_outcome(TIGHTEST, cu_seqlens, assignment, ranks, 1, shape, hardware)
 
 
-def _chosen(cu_seqlens: np.ndarray, ranks: int, shape: AttentionShape, hardware: Hardware) -> Outcome:
+def chosen_outcome(cu_seqlens: np.ndarray, ranks: int, shape: AttentionShape, hardware: Hardware) -> Outcome:
+    """What comes of the planner's choice."""
     plan = plan_sequence(cu_seqlens, ranks, shape=shape, hardware=hardware)
     outcome_of = direct_outcome if plan.route == "direct" else relay_outcome
     return outcome_of(plan.layout, cu_seqlens, plan.assignment, plan.ring, plan.ulysses, shape, hardware)
@@ -98,12 +99,13 @@ def _figures(outcomes: Iterable[Outcome]) -> Figures:
         "keys": round(float(np.mean([outcome.keys for outcome in found])), 5),
         "most_keys": round(max(outcome.most_keys for outcome in found), 5),
         "peers": round(float(np.mean([outcome.peers for outcome in found])), 2),
-        "efficiency": _efficiency(found),
+        "efficiency": efficiency(found),
         "ways": ", ".join(f"{n}x {way}" for way, n in Counter(outcome.way for outcome in found).most_common()),
     }
 
 
-def _efficiency(outcomes: Sequence[Outcome]) -> float:
+def efficiency(outcomes: Sequence[Outcome]) -> float:
+    """The share of the time of several sequences together in which the hardware does useful work."""
     return round(sum(outcome.ideal for outcome in outcomes) / sum(outcome.seconds for outcome in outcomes), 4)
 
 
