@@ -1,0 +1,80 @@
+"""The tokenize stage: raw objects to documents in the joint vocabulary.
+
+Decode tasks on CPUs stream bounded chunks of frames to a pool of encoder actors; text goes through the byte-pair
+tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a partition,
+its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the stage, until
+more than the recipe's share of them is bad.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from pipelines.partitions import run_partitions
+from pipelines.progress import Bar
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceObject
+from pipelines.storage import Store
+from pipelines.tokenize.encoders import start_encoders
+from pipelines.tokenize.partition import cut_partitions, tokenize_partition
+from pipelines.tokenize.records import TokenizeJob
+from tokenization.errors import UserError
+from tokenization.vocabulary import JointVocabulary
+
+log = logging.getLogger("ringworld")
+
+
+def tokenize_all(
+    recipe: Recipe,
+    objects: Sequence[SourceObject],
+    vocabulary: JointVocabulary,
+    vqgan: Store | None,
+    store: Store,
+    line: Bar,
+) -> dict[str, Any]:
+    """Run every partition on the cluster and return the stage's part of the manifest."""
+    partitions = {part.name: part for part in cut_partitions(objects, recipe.tokenize.partition_bytes)}
+    job = TokenizeJob(recipe, vocabulary, recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
+    pool = recipe.tokenize.decode
+    media = any(found.kind != "text" for found in objects)
+    encoders = start_encoders(recipe.vqgan, vqgan, recipe.tokenize.encode) if recipe.vqgan and vqgan and media else []
+
+    def submit(name: str) -> ray.ObjectRef:
+        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **pool.ray_options)
+        return task.remote(partitions[name], job, encoders, store)
+
+    def on_done(record: dict[str, Any]) -> None:
+        line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
+        for entry in record["quarantine"]:
+            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+
+    records = run_partitions(submit, list(partitions), store, pool.workers, on_done)
+    for actor in encoders:
+        ray.kill(actor)
+    quarantine = [entry for record in records for entry in record["quarantine"]]
+    units = sum(record["units"] for record in records)
+    _check_budget(quarantine, units, recipe.tokenize.max_bad_fraction)
+    totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
+    if not totals["documents"]:
+        raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
+    return {
+        "outputs": {"partitions": [{key: record[key] for key in _LISTED} for record in records]},
+        "figures": {**totals, "units": units, "quarantined": len(quarantine)},
+        "quarantine": quarantine,
+    }
+
+
+_LISTED = ("partition", "source", "heldout", "file", "documents", "tokens", "vision_tokens", "sha256")
+
+
+def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:
+    if len(quarantine) > budget * units:
+        first = quarantine[0]
+        raise UserError(
+            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: "
+            f"first {first['url']} ({first['reason']}); mend or remove them, or raise the budget"
+        )
