@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | drawings`: ring attention beside its peers, modelled and executed."""
+"""`ringworld bench plan | attention | kernels | drawings`: ring attention beside its peers, modelled and executed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attention.add_argument("--heads", type=int, default=4)
     attention.add_argument("--kv-heads", type=int, default=4)
     attention.add_argument("--head-size", type=int, default=64)
-    attention.add_argument("--rounds", type=int, default=2, help="the fastest counts, after one that warms up")
+    attention.add_argument("--rounds", type=int, default=3, help="the fastest counts, after one that warms up")
     attention.add_argument(
         "--slow-exchange",
         type=float,
@@ -49,6 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     attention.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     attention.set_defaults(bench=_attention)
+
+    kernels = benchmarks.add_parser("kernels", help="on a GPU: what cutting attention into blocks costs")
+    kernels.add_argument("--contexts", type=int, nargs="+", default=[2**17, 2**20], metavar="S")
+    kernels.add_argument("--ranks", type=int, default=64)
+    kernels.add_argument("--mix", default="lwm")
+    kernels.add_argument("--seed", type=int, default=0)
+    kernels.add_argument("--heads", type=int, default=32)
+    kernels.add_argument("--kv-heads", type=int, default=8)
+    kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    kernels.set_defaults(bench=_kernels)
 
     drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
     drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -103,6 +113,19 @@ def _attention(arguments: argparse.Namespace) -> int:
     else:
         report = overlap_report(settings, arguments.slow_exchange)
         print_overlap(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    from jobs.bench.kernels import kernels_report
+    from jobs.bench.tables import print_kernels
+    from model.attention.hardware import AttentionShape, Hardware
+
+    _at_least_one(arguments, "ranks", "heads", "kv_heads")
+    shape = AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads)
+    report = kernels_report(arguments.contexts, arguments.ranks, arguments.mix, arguments.seed, shape, Hardware())
+    print_kernels(report)
     _write(report, arguments.json)
     return 0
 

@@ -32,7 +32,7 @@ SHAPE = AttentionShape(heads=32, kv_heads=8)
 SCALES = ((2**17, (8, 16, 32, 64, 128, 256, 512)), (2**20, (8, 16, 32, 64, 128, 256, 512)))
 SEQUENCES = 4
 
-_STYLE = {"svg.hashsalt": "ring-attention", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
+_STYLE: Any = {"svg.hashsalt": "ring-attention", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
 _NAMES = {
     "lwm_ring": "LWM ring",
     "contiguous": "contiguous, skipping",
