@@ -32,7 +32,13 @@ def shared_over_fewest(cu_seqlens: np.ndarray, ranks: int, tolerance: float) -> 
     """
     lengths = np.diff(cu_seqlens)
     order = np.argsort(lengths, kind="stable")
-    start, owner = _fill(cu_seqlens[:-1][order], lengths[order], ranks, tolerance)
+    start, owner, worst = _fill(cu_seqlens[:-1][order], lengths[order], ranks, tolerance)
+    # Where one token of the longest document is worth more than the tolerance, aiming wider can come out more even.
+    token = ranks * (int(lengths.max()) + 1) / int((lengths * (lengths + 1)).sum())
+    if token > tolerance:
+        wider = _fill(cu_seqlens[:-1][order], lengths[order], ranks, 0.6 * token)
+        if wider[2] < worst:
+            start, owner, worst = wider
     by_start = np.argsort(start)
     return Assignment(start[by_start], owner[by_start])
 
@@ -120,11 +126,20 @@ def _largest_share(documents: _Documents, i: int, free: int, mean: int, most: in
 
 @compiled
 def _next_share(
-    documents: _Documents, free: int, least: int, mean: int, most: int, tokens_per_rank: int, mean_of_all: int, cap: int
+    documents: _Documents,
+    taken: int,
+    free: int,
+    least: int,
+    mean: int,
+    most: int,
+    tokens_per_rank: int,
+    mean_of_all: int,
+    cap: int,
 ) -> tuple[int, int]:
     """Which document a rank with `free` tokens takes next, and how many tokens of it.
 
-    least, mean, most: work the rank should still get; mean_of_all, cap: work an empty rank should and may get.
+    taken: the long document it has a share of already, or -1. least, mean, most: work that the rank should still get;
+    mean_of_all, cap: work that an empty rank should and may get.
     """
     n = len(documents.length)
     longest = _found(documents.shorter, n) - 1
@@ -132,7 +147,11 @@ def _next_share(
     if _fits(documents, first, free, most):
         return first, documents.left[first]
     is_long = (documents.length[first] + 1) * tokens_per_rank > mean_of_all
-    if is_long and (first == documents.shared[0] or not _fits(documents, first, tokens_per_rank, cap)):
+    if (
+        is_long
+        and first != taken
+        and (first == documents.shared[0] or not _fits(documents, first, tokens_per_rank, cap))
+    ):
         share = _largest_share(documents, first, free, mean, most)
         if share > 0:
             return first, share
@@ -169,8 +188,11 @@ def _next_share(
 
 
 @compiled
-def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and owners of all pieces, in the order in which they were cut. Documents ascend by length."""
+def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Starts and owners of all pieces in the order in which they were cut, and the most work of a rank.
+
+    Documents ascend by length.
+    """
     n, size = len(length), 1
     while size < n:
         size *= 2
@@ -194,16 +216,17 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
     mean_of_all = work_left // ranks
     cap, slack = int((1 + tolerance) * mean_of_all), int((1 + tolerance / 2) * mean_of_all)
     head, tail = start.copy(), start + length
-    owes_head = np.zeros(n, np.bool_)
+    odd = np.zeros(n, np.int64)  # odd tokens taken from the tail, less those from the head
     starts, owners = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
+    worst = 0
     for rank in range(ranks):
-        free, work = tokens_per_rank, 0
+        free, work, taken = tokens_per_rank, 0, -1
         after = ranks - rank - 1
         mean = work_left // (after + 1)
         least, most = min(mean, work_left - after * slack), max(mean, cap)
         while free > 0:
             i, share = _next_share(
-                documents, free, least - work, mean - work, most - work, tokens_per_rank, mean_of_all, cap
+                documents, taken, free, least - work, mean - work, most - work, tokens_per_rank, mean_of_all, cap
             )
             if share == left[i]:
                 starts.append(head[i])
@@ -213,8 +236,18 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
                 longer[i] = i + 1
                 shared[shared == i] = -1
             else:
-                from_head = (share + 1) // 2 if owes_head[i] else share // 2
-                owes_head[i] ^= share % 2 == 1
+                from_head = share // 2
+                if share % 2 == 1:
+                    # The odd token comes from the tail, where it is worth more, unless that is too much; the next odd
+                    # one then comes from the other end.
+                    with_rest = work + _least_work(documents, free - share)
+                    from_tail = _work(head[i] - start[i], head[i] + from_head - start[i])
+                    from_tail += _work(tail[i] - share + from_head - start[i], tail[i] - start[i])
+                    if odd[i] > 0 or (odd[i] == 0 and with_rest + from_tail > most):
+                        from_head += 1
+                        odd[i] -= 1
+                    else:
+                        odd[i] += 1
                 if from_head > 0:
                     starts.append(head[i])
                     owners.append(np.int64(rank))
@@ -225,11 +258,15 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
                 cost += _work(tail[i] - share + from_head - start[i], tail[i] - start[i])
                 head[i] += from_head
                 tail[i] -= share - from_head
-                shared[0 if (length[i] + 1) * tokens_per_rank > mean_of_all else 1] = i
+                if (length[i] + 1) * tokens_per_rank > mean_of_all:
+                    shared[0] = taken = i
+                else:
+                    shared[1] = i
             left[i] -= share
             _add(documents.tokens_below, i, -share)
             _add(documents.work_below, i, -share * (length[i] + 1))
             work += cost
             work_left -= cost
             free -= share
-    return np.array(starts), np.array(owners)
+        worst = max(worst, work)
+    return np.array(starts), np.array(owners), worst
