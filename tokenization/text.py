@@ -3,10 +3,10 @@
 In: a local model file. Out: a `TextTokenizer` whose ids are int32, without BOS or EOS, and for which a literal "<s>" in
 the text is text. A sentencepiece BPE model becomes a Hugging Face `tokenizers` BPE with the same ids as sentencepiece.
 
-Long texts. A merge can only join two neighbouring characters that stand side by side inside some piece of the
-vocabulary, so a text may be cut between any two characters that no piece holds side by side, without changing an id. In
-a model whose pieces never hold a space after another character (sentencepiece's default) every word is such a part.
-Words are encoded once and remembered, which bounds memory and is faster than encoding the text whole.
+A sentencepiece model's texts are encoded word by word with its merges compiled (`byte_pairs`), where its vocabulary
+allows it; else, and in a tokenizer.json, by `tokenizers`. There too a long text need not be held as one: a merge can
+only join two neighbouring characters that stand side by side inside some piece of the vocabulary, so a text may be cut
+between any two characters that no piece holds side by side, without changing an id.
 
 Everything runs on the calling thread: `tokenizers` starts threads only in its own batch calls, which are not used, so
 its environment switch has no say here. Whoever wants more cores runs more processes.
@@ -17,10 +17,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,11 @@ import numpy as np
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
+from tokenization.byte_pairs import SPACE, BytePairs, suits
 from tokenization.errors import BadData, UserError
 
-SPACE = "\u2581"  # sentencepiece writes a space as this
-PART_CHARS = 1 << 16  # a stretch without a word boundary is cut at the first safe place after so many characters
+PART_CHARS = 1 << 16  # a text is cut at the first safe place after so many characters
 MAX_WORD_CHARS = 1 << 20  # no safe place within this: not a text; encoding it takes about 400 bytes a character
-CACHED_WORDS = 1 << 18  # about 50 MB
-CACHED_WORD_CHARS = 256
 
 NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of pieces and of models
 
@@ -52,15 +49,14 @@ class TextTokenizer:
         fingerprint: str,
         tokenizer: Tokenizer,
         special: tuple[int, int],
-        parts: Callable[[str], Iterable[str]] | None = None,
+        encode: Callable[[str], np.ndarray],
     ) -> None:
         self.path = path
         self.fingerprint = fingerprint
         self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_id, self.eos_id = special
         self._tokenizer = tokenizer
-        self._parts = parts
-        self._words = _Words(tokenizer)
+        self._encode = encode
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_text_tokenizer, (self.path,)
@@ -68,12 +64,10 @@ class TextTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [L]; the empty text has none. Raises BadData for what is not text."""
         try:
-            if self._parts is None:
-                return np.array(self._words.encode(text), dtype=np.int32)
-            ids = chain.from_iterable(map(self._words.__getitem__, self._parts(text)))
-            return np.fromiter(ids, dtype=np.int32)
-        except UnicodeEncodeError as error:
-            raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
+            return self._encode(text)
+        except UnicodeEncodeError:
+            place = next(place for place, char in enumerate(text) if "\ud800" <= char <= "\udfff")
+            raise BadData(f"the text holds a lone surrogate at character {place}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, in order."""
@@ -104,9 +98,10 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
 def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
     if file.suffix == ".json":
         tokenizer, special = _from_tokenizer_json(file)
-        return TextTokenizer(path, fingerprint, tokenizer, special)
-    tokenizer, special, pieces = _from_sentencepiece(file)
-    return TextTokenizer(path, fingerprint, tokenizer, special, _Parts(pieces))
+        return TextTokenizer(path, fingerprint, tokenizer, special, _Whole(tokenizer))
+    tokenizer, special, vocabulary, merges = _from_sentencepiece(file)
+    encode = _Words(tokenizer, vocabulary, merges) if suits(vocabulary, merges) else _Parts(tokenizer, vocabulary)
+    return TextTokenizer(path, fingerprint, tokenizer, special, encode)
 
 
 def _model_file(path: str) -> Path:
@@ -147,8 +142,11 @@ def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
     return tokenizer, (ids[0], ids[1])
 
 
-def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], list[str]]:
-    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, and its mergeable pieces.
+Merges = list[tuple[str, str]]
+
+
+def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], dict[str, int], Merges]:
+    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, its vocabulary and merges.
 
     Sentencepiece merges the neighbours with the highest-scored union first, the leftmost of equals. `generate_merges`
     ranks by score, then by the length of the left part, which for the equal-scored runs of spaces comes to the same.
@@ -176,7 +174,7 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], list[st
             decoders.Strip(" ", 1, 0),  # the dummy prefix
         ]
     )
-    return tokenizer, (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id), list(scores)
+    return tokenizer, (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id), vocab, merges
 
 
 def _check_supported(file: Path, proto: Any) -> None:
@@ -199,59 +197,64 @@ def _check_supported(file: Path, proto: Any) -> None:
         raise UserError(f"{file}: {reason}; use a LLaMA-style sentencepiece BPE model, or a tokenizer.json")
 
 
-class _Words(dict[str, Sequence[int]]):
-    """Ids of parts of texts, each encoded once while there is room."""
+class _Whole:
+    """Ids of texts by `tokenizers`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
         self._tokenizer = tokenizer
 
-    def encode(self, part: str) -> Sequence[int]:
-        part.encode()  # raises UnicodeEncodeError with the place; the library's own message has none
-        return self._tokenizer.encode(part, add_special_tokens=False).ids
+    def __call__(self, text: str) -> np.ndarray:
+        text.encode()  # raises UnicodeEncodeError, the library TypeError
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def __missing__(self, part: str) -> Sequence[int]:
-        ids = self.encode(part)
-        if len(part) <= CACHED_WORD_CHARS:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[part] = ids
-        return ids
+
+class _Words:
+    """Ids of texts, with sentencepiece's dummy prefix, by compiled merges; `tokenizers` has what is too long for them.
+
+    Compiled at the first text, so that who only loads or decodes does not wait for it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Mapping[str, int], merges: Merges) -> None:
+        self._whole = _Whole(tokenizer)
+        self._vocabulary, self._merges = vocabulary, merges
+
+    def __call__(self, text: str) -> np.ndarray:
+        return self._byte_pairs.encode(f" {text}" if text else "")
+
+    @cached_property
+    def _byte_pairs(self) -> BytePairs:
+        return BytePairs(self._vocabulary, self._merges, self._long)
+
+    def _long(self, part: str) -> np.ndarray:
+        _check_length(len(part))
+        return self._whole(part)
 
 
 class _Parts:
-    """Cuts a text, with sentencepiece's dummy prefix, into parts that encode to the same ids one by one as together."""
+    """Ids of texts, with sentencepiece's dummy prefix, by `tokenizers`: of one part after the other."""
 
-    def __init__(self, pieces: Iterable[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, pieces: Iterable[str]) -> None:
+        self._whole = _Whole(tokenizer)
         self._joined = {pair for piece in pieces for pair in pairwise(piece)}
-        pieces_end_with_words = all(right != SPACE or left == SPACE for left, right in self._joined)
-        newline_is_alone = not any("\n" in pair for pair in self._joined)
-        if pieces_end_with_words and newline_is_alone:
-            self._words = re.compile(f"{SPACE}*[^{SPACE}\n]+|{SPACE}+|\n+")
-        elif pieces_end_with_words:
-            self._words = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
-        else:
-            self._words = re.compile(r"(?s).+")
 
-    def __call__(self, text: str) -> Iterator[str]:
-        if not text:
-            return
-        for match in self._words.finditer(SPACE + text.replace(" ", SPACE)):
-            word = match.group()
-            if len(word) <= PART_CHARS:
-                yield word
-            else:
-                yield from self._cut(word)
+    def __call__(self, text: str) -> np.ndarray:
+        return np.concatenate([np.zeros(0, dtype=np.int32), *map(self._whole, self.cut(text))])
 
-    def _cut(self, word: str) -> Iterator[str]:
+    def cut(self, text: str) -> Iterator[str]:
+        """Parts that encode to the same ids one by one as together."""
+        marked = SPACE + text.replace(" ", SPACE) if text else ""
         start = 0
-        while len(word) - start > PART_CHARS:
+        while len(marked) - start > PART_CHARS:
             end = start + PART_CHARS
-            while end < len(word) and (word[end - 1], word[end]) in self._joined:
+            while end < len(marked) and (marked[end - 1], marked[end]) in self._joined:
                 end += 1
-            if end - start > MAX_WORD_CHARS:
-                raise BadData(f"{end - start} characters in a row without a word boundary are not a text")
-            yield word[start:end]
+            _check_length(end - start)
+            yield marked[start:end]
             start = end
-        if start < len(word):
-            yield word[start:]
+        if start < len(marked):
+            yield marked[start:]
+
+
+def _check_length(chars: int) -> None:
+    if chars > MAX_WORD_CHARS:
+        raise BadData(f"{chars} characters in a row without a word boundary are not a text")
