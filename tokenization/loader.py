@@ -7,28 +7,35 @@ Step k takes the next `batch_sequences` positions of the order. They are dealt o
 rank by rank, `rows` neighbours to a micro-batch, so the union over ranks is the same for every geometry. The number of
 examples N in the global batch is summed from the index of all its sequences, of which this rank reads only its own: no
 communication. Reading runs ahead in one background thread, a bounded number of batches, and so does what the caller has
-to do to each micro-batch before it is trained on.
+to do to each micro-batch before it is trained on; that thread may have others read for it.
+
+Shards known to be bad are skipped without moving anything else: padding of no weight stands where their sequences would
+be, and N leaves their examples out. Which shards those are is an input, the same on all ranks and after every restart,
+and not what a rank came across: ranks read different sequences, and each has to know N and, of a shared sequence, its
+documents, before it could ask the others. So a shard that turns out bad on the way is an error, not a skip.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData, UserError
+from tokenization.errors import UserError
 from tokenization.order import SequenceOrder
-from tokenization.shard_index import ShardSet, ShardStats
-from tokenization.shards import hash_file, read_sequence
+from tokenization.shard_index import ShardSet
+from tokenization.shard_reader import Opener, Place, ShardReader
 
 State = dict[str, int]
-Opener = Callable[[str], BinaryIO]
+
+_BLOCK = 4096
+"""Positions of the order worked out at once; one at a time costs more than reading them."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,22 @@ class Batch:
     """One optimizer step of one data-parallel rank.
 
     micro_batches: each a `MicroBatch`, or what the loader's `prepare` made of it. n_examples: N of the whole global
-    batch, equal on all ranks.
+    batch, equal on all ranks, 1 at least. lost: keys of the global batch's sequences that padding stands for.
     """
 
     micro_batches: tuple[Any, ...]
     n_examples: int
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a rank does in one step: the sequences it reads, in order, and what all ranks know of the batch."""
+
+    mine: tuple[Place, ...]
+    n_examples: int
+    lost: tuple[str, ...]
+    end: int
 
 
 def join_sequences(sequences: Sequence[PackedSequence]) -> MicroBatch:
@@ -64,14 +82,18 @@ def join_sequences(sequences: Sequence[PackedSequence]) -> MicroBatch:
 
     A document's first token has weight 0, so no label crosses a document or a sequence.
     """
-    tokens = np.concatenate([sequence.tokens for sequence in sequences])
-    weight = np.concatenate([sequence.loss_weight for sequence in sequences])
-    loss_weight = np.append(weight[1:], np.float32(0))
-    labels = np.where(loss_weight > 0, np.append(tokens[1:], np.int32(0)), np.int32(0))
-    starts = np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)])
-    shifted = [sequence.cu_seqlens[1:] + start for sequence, start in zip(sequences, starts)]
-    cu_seqlens = np.concatenate([[0], *shifted]).astype(np.int32)
-    return MicroBatch(tokens, labels, loss_weight, cu_seqlens, tuple(sequence.key for sequence in sequences))
+    starts = list(itertools.accumulate((len(sequence.tokens) for sequence in sequences), initial=0))
+    tokens, labels = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
+    loss_weight = np.empty(starts[-1], np.float32)
+    cu_seqlens = [np.zeros(1, np.int32)]
+    for sequence, start, end in zip(sequences, starts, starts[1:]):
+        tokens[start:end] = sequence.tokens
+        loss_weight[start : end - 1] = sequence.loss_weight[1:]
+        np.multiply(sequence.tokens[1:], sequence.loss_weight[1:] > 0, out=labels[start : end - 1])
+        loss_weight[end - 1] = labels[end - 1] = 0
+        cu_seqlens.append(sequence.cu_seqlens[1:] + np.int32(start))
+    keys = tuple(sequence.key for sequence in sequences)
+    return MicroBatch(tokens, labels, loss_weight, np.concatenate(cu_seqlens), keys)
 
 
 class Loader:
@@ -80,9 +102,10 @@ class Loader:
     opener: opens a shard by its name in the sets, as a seekable binary file. sources: one set a source of `order`, of
     one context, vocabulary and objective. batch_sequences: sequences of a global batch. rows: sequences of a
     micro-batch, by default what batch_sequences leaves. state: from an earlier loader of any geometry. prefetch:
-    batches read ahead in a thread, 0 for none. max_open: shards held open. verify: re-hash each shard when it is first
-    opened. prepare: called with each micro-batch where it is read, hence in that thread; what it returns takes the
-    micro-batch's place.
+    batches read ahead in a thread, 0 for none. workers: threads that read sequences for it, two ahead each, 0 for none;
+    worthwhile where reads wait for an object store. max_open: shards held open. verify: re-hash each shard when it is
+    first opened. skip: names of bad shards, the same on all ranks; see above. prepare: called with each micro-batch
+    where it is put together, hence in the thread that reads ahead; what it returns takes the micro-batch's place.
 
     Raises ValueError where the batch does not divide, UserError where sets disagree or hold nothing. Iterating raises
     BadData naming shard and sequence on corrupt data, and whatever the opener and `prepare` raise.
@@ -101,8 +124,10 @@ class Loader:
         rows: int | None = None,
         state: Mapping[str, Any] | None = None,
         prefetch: int = 2,
+        workers: int = 0,
         max_open: int = 8,
         verify: bool = False,
+        skip: Collection[str] = (),
         prepare: Callable[[MicroBatch], Any] | None = None,
     ) -> None:
         self.rows = _rows(batch_sequences, dp_size, grad_accum, rows)
@@ -115,65 +140,62 @@ class Loader:
         self.dp_rank, self.dp_size, self.grad_accum = dp_rank, dp_size, grad_accum
         self.position = 0 if state is None else order.position(state)
         self.prefetch = prefetch
-        self._opener = opener
-        self._max_open = max_open
-        self._verify = verify
+        self._reader = lambda: ShardReader(
+            opener, self.sources, skip=skip, workers=workers, max_open=max_open, verify=verify
+        )
+        self._lost = [_lost(source, frozenset(skip)) for source in self.sources]
+        self._n_examples = [source.n_examples * ~lost for source, lost in zip(self.sources, self._lost)]
         self._prepare = prepare or (lambda micro_batch: micro_batch)
 
     def __iter__(self) -> Iterator[tuple[Batch, State]]:
-        steps = self._steps()
-        return _read_ahead(steps, self.prefetch) if self.prefetch else steps
+        batches = self._batches()
+        return _read_ahead(batches, self.prefetch) if self.prefetch else batches
 
-    def _steps(self) -> Iterator[tuple[Batch, State]]:
-        position = self.position
-        with _OpenShards(self._opener, self.sources, self._max_open, self._verify) as shards:
-            while True:
-                source, number = self.order.at(np.arange(position, position + self.batch_sequences))
-                n_examples = sum(int(self.sources[s].n_examples[number[source == s]].sum()) for s in np.unique(source))
-                # [grad_accum, dp, rows]: the dealing order of the positions of one step.
-                dealt = np.arange(self.batch_sequences).reshape(self.grad_accum, self.dp_size, self.rows)
-                micro_batches = tuple(
-                    self._prepare(join_sequences([shards.read(int(source[i]), int(number[i])) for i in row]))
-                    for row in dealt[:, self.dp_rank]
-                )
-                position += self.batch_sequences
-                yield Batch(micro_batches, n_examples), self.order.state(position)
-
-
-class _OpenShards:
-    """Reads sequences through at most `limit` open shards, closing the least recently used."""
-
-    def __init__(self, opener: Opener, sources: Sequence[ShardSet], limit: int, verify: bool) -> None:
-        self.opener, self.sources, self.limit, self.verify = opener, sources, limit, verify
-        self.files: OrderedDict[str, BinaryIO] = OrderedDict()
-        self.verified: set[str] = set()
-
-    def __enter__(self) -> _OpenShards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self.files:
-            self.files.popitem()[1].close()
-
-    def read(self, source: int, number: int) -> PackedSequence:
-        name, stats, entry = self.sources[source].locate(number)
+    def _batches(self) -> Iterator[tuple[Batch, State]]:
+        steps, reading = itertools.tee(self._steps())
+        reader = self._reader()
+        sequences = reader.read_all(place for step in reading for place in step.mine)
         try:
-            return read_sequence(self._open(name, stats), entry)
-        except BadData as error:
-            raise BadData(f"shard {name}: {error}") from error
+            for step in steps:
+                micro_batches = tuple(
+                    self._prepare(join_sequences(list(itertools.islice(sequences, self.rows))))
+                    for _ in range(self.grad_accum)
+                )
+                yield Batch(micro_batches, step.n_examples, step.lost), self.order.state(step.end)
+        finally:
+            sequences.close()  # type: ignore[attr-defined]  # a generator: ends its threads
+            reader.close()
 
-    def _open(self, name: str, stats: ShardStats) -> BinaryIO:
-        if name in self.files:
-            self.files.move_to_end(name)
-            return self.files[name]
-        while len(self.files) >= self.limit:
-            self.files.popitem(last=False)[1].close()
-        self.files[name] = file = self.opener(name)
-        if self.verify and name not in self.verified:
-            if (digest := hash_file(file)) != stats.sha256:
-                raise BadData(f"sha256 is {digest}, the manifest says {stats.sha256}: make the shard again")
-            self.verified.add(name)
-        return file
+    def _steps(self) -> Iterator[_Step]:
+        # [grad_accum, dp, rows]: the dealing order of the positions of one step.
+        dealt = np.arange(self.batch_sequences).reshape(self.grad_accum, self.dp_size, self.rows)
+        mine = dealt[:, self.dp_rank].ravel()
+        n_steps = -(-_BLOCK // self.batch_sequences)
+        position = self.position
+        while True:
+            source, number = self.order.at(np.arange(position, position + n_steps * self.batch_sequences))
+            n_examples = np.zeros(len(source), np.int64)
+            lost = np.zeros(len(source), bool)
+            for s in np.unique(source):
+                n_examples[source == s] = self._n_examples[s][number[source == s]]
+                lost[source == s] = self._lost[s][number[source == s]]
+            for start in range(0, len(source), self.batch_sequences):
+                position += self.batch_sequences
+                here = slice(start, start + self.batch_sequences)
+                yield _Step(
+                    tuple(zip(source[start + mine].tolist(), number[start + mine].tolist())),
+                    max(1, int(n_examples[here].sum())),  # all lost: no loss at all, divided by something
+                    tuple(self._key(source[i], number[i]) for i in start + np.flatnonzero(lost[here])),
+                    position,
+                )
+
+    def _key(self, source: int, number: int) -> str:
+        return self.sources[source].locate(int(number))[2].key
+
+
+def _lost(source: ShardSet, skip: Collection[str]) -> np.ndarray:
+    """bool [n_sequences]: whether a sequence is in a shard to skip."""
+    return np.repeat([name in skip for name in source.names], np.diff(source.first)).astype(bool)
 
 
 class _Failed:

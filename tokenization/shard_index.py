@@ -7,6 +7,7 @@ held as one numpy array a column, about 30 bytes a sequence and its key.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -67,8 +68,14 @@ class ShardIndex:
         return len(self.key)
 
     def __getitem__(self, number: int) -> IndexEntry:
-        numbers = (int(getattr(self, name)[number]) for name in IndexEntry._fields[1:])
-        return IndexEntry(self.key[number], *numbers)
+        return IndexEntry(
+            self.key[number],
+            int(self.offset[number]),
+            int(self.length[number]),
+            int(self.json_length[number]),
+            int(self.n_examples[number]),
+            int(self.crc32[number]),
+        )
 
     def __iter__(self) -> Iterator[IndexEntry]:
         return (self[number] for number in range(len(self)))
@@ -168,12 +175,17 @@ class ShardSet:
         return np.cumsum([0, *(stats.n_sequences for stats in self.stats)])
 
     def __len__(self) -> int:
-        return int(self.first[-1])
+        return self._first[-1]
 
     def locate(self, number: int) -> tuple[str, ShardStats, IndexEntry]:
         """Shard name, its stats and the entry of sequence `number`. Raises IndexError out of range."""
         if not 0 <= number < len(self):
             raise IndexError(f"sequence {number} of {len(self)}")
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
+        shard = bisect.bisect_right(self._first, number) - 1
         stats = self.stats[shard]
-        return self.names[shard], stats, stats.index[number - int(self.first[shard])]
+        return self.names[shard], stats, stats.index[number - self._first[shard]]
+
+    @functools.cached_property
+    def _first(self) -> list[int]:
+        """`first`, for finding one at a time."""
+        return self.first.tolist()

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import pickle
 import threading
 import time
 from collections import Counter
@@ -257,8 +258,72 @@ def test_a_corrupt_sequence_is_named_with_its_shard(corpus, prefetch: int) -> No
     broken.bodies = {**store.bodies, name: bytes(damaged)}
     steps = iter(Loader(broken, sets, order, 4, prefetch=prefetch))
     assert len(list(islice(steps, 2))) == 2, "what lies before is delivered"
-    with pytest.raises(BadData, match=f"shard {name}: sequence {entry.key} is corrupt"):
+    said = f"shard {name}: sequence {entry.key} is corrupt: .*; the shard's sha256 is [0-9a-f]{{64}}, the manifest says"
+    with pytest.raises(BadData, match=said):
         next(steps)
+
+
+def test_a_sequence_damaged_on_its_way_is_read_once_more(corpus) -> None:
+    store, sets = corpus
+    damaged = []
+
+    class Flaky(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            body = super().read(size)
+            if self not in damaged:
+                damaged.append(self)
+                return body[:200] + b"?" + body[201:]
+            return body
+
+    order = order_of(sets)
+    expected = [batch.micro_batches[0].keys for batch, _ in islice(iter(Loader(store, sets, order, 50)), 4)]
+    flaky = Loader(lambda name: Flaky(store.bodies[name]), sets, order, 50, prefetch=0)
+    assert [batch.micro_batches[0].keys for batch, _ in islice(iter(flaky), 4)] == expected
+    assert len(damaged) >= 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_shards_become_padding_and_move_nothing_else(corpus, workers: int) -> None:
+    store, sets = corpus
+    order = order_of(sets)
+    bad = {sets[0].names[1], sets[1].names[0]}
+    left = Store()
+    left.bodies = {name: body for name, body in store.bodies.items() if name not in bad}
+    n_lost = 0
+    for rank in range(2):
+        geometry = {"dp_rank": rank, "dp_size": 2, "grad_accum": 5, "workers": workers}
+        whole = islice(iter(Loader(store, sets, order, 20, **geometry)), 10)
+        skipping = islice(iter(Loader(left, sets, order, 20, **geometry, skip=bad)), 10)
+        for position, ((full, state), (batch, same_state)) in enumerate(zip(whole, skipping)):
+            places = [sets[s].locate(int(n)) for s, n in zip(*order.at(np.arange(20 * position, 20 * position + 20)))]
+            assert batch.lost == tuple(entry.key for name, _, entry in places if name in bad)
+            assert batch.n_examples == sum(entry.n_examples for name, _, entry in places if name not in bad)
+            assert state == same_state
+            for one, other in zip(full.micro_batches, batch.micro_batches, strict=True):
+                assert one.keys == other.keys
+                for row, key in enumerate(one.keys):
+                    here = slice(row * CONTEXT, (row + 1) * CONTEXT)
+                    lost = key in batch.lost
+                    n_lost += lost
+                    assert (other.loss_weight[here] == (0 if lost else one.loss_weight[here])).all()
+                    assert (other.tokens[here] == (0 if lost else one.tokens[here])).all()
+    assert n_lost > 20
+
+
+def test_a_batch_of_nothing_but_losses_divides_by_one(corpus) -> None:
+    store, sets = corpus
+    batch, _ = next(iter(Loader(store, sets, order_of(sets), 4, skip=[name for one in sets for name in one.names])))
+    assert batch.n_examples == 1
+    assert len(batch.lost) == 4
+    assert not batch.micro_batches[0].loss_weight.any()
+    assert (np.diff(batch.micro_batches[0].cu_seqlens) > 0).all()
+
+
+def test_nothing_read_is_ever_unpickled(corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, sets = corpus
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.delattr(pickle, name)
+    assert len(list(islice(iter(Loader(store, sets, order_of(sets), 50, prefetch=0, verify=True)), 10))) == 10
 
 
 def test_verification_finds_what_no_sequence_shows(corpus) -> None:
