@@ -17,16 +17,23 @@ from tokenization.errors import BadData
 
 # Formats that are only pixels. Pillow's others include PostScript, which it hands to an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_MAX_BYTES = 1 << 28  # of the file, which is held whole; 89 million pixels without compression are as many
 
 
 def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
     """The central square of an image, resized to uint8 [size, size, 3] RGB.
 
     The camera's orientation is applied, transparency lies on white, 16-bit greys keep their high byte, and of an
-    animation the first picture counts. Raises BadData on what is no image, damaged, cut off, or of more pixels than
-    Pillow's limit (89 million) whatever its file size. Errors of reading the file itself pass through.
+    animation the first picture counts. Raises BadData on what is no image, damaged, cut off, of more pixels than
+    Pillow's limit (89 million) whatever its file size, or of more than 256 MiB. Errors of reading the file itself pass
+    through.
     """
-    data = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
+    if isinstance(file, (str, Path)):
+        with open(file, "rb") as opened:
+            return load_image(opened, size)
+    data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise BadData(f"not an image that can be read: larger than {_MAX_BYTES} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -65,10 +65,11 @@ def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
         content += part
         if len(content) > limit:
             raise BadData(f"the file is larger than {limit} bytes, the most for one record")
-    yield 0, {"text": _decode(bytes(content.removeprefix(BOM)))}
+    yield 0, {"text": decode_text(bytes(content.removeprefix(BOM)))}
 
 
-def _decode(content: bytes) -> str:
+def decode_text(content: bytes) -> str:
+    """Bytes as UTF-8. Raises BadData with the place of the first that is none."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -85,7 +86,7 @@ def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]
         if not line.strip():
             continue
         try:
-            value = json.loads(_decode(line))
+            value = json.loads(decode_text(line))
         except BadData as error:
             yield BadRecord(index, f"{where}: {error}")
         except (ValueError, RecursionError) as error:
