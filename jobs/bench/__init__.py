@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | drawings`: ring attention beside its peers, modelled and executed."""
+"""`ringworld bench plan | attention | kernels | loader | drawings`: ours beside its peers, modelled and executed."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--kv-heads", type=int, default=8)
     kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     kernels.set_defaults(bench=_kernels)
+
+    loader = benchmarks.add_parser("loader", help="from shards to batches, beside webdataset on the same shards")
+    loader.add_argument("--context", type=int, default=32768, help="tokens of a packed sequence (default 32768)")
+    loader.add_argument("--sequences", type=int, default=1024, metavar="N", help="of a pass (default 1024: 270 MB)")
+    loader.add_argument("--batch", type=int, default=8, help="sequences of a batch (default 8)")
+    loader.add_argument("--rounds", type=int, default=5, help="passes of each system, by turns; the fastest counts")
+    loader.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    loader.set_defaults(bench=_loader)
 
     drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
     drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -126,6 +134,21 @@ def _kernels(arguments: argparse.Namespace) -> int:
     shape = AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads)
     report = kernels_report(arguments.contexts, arguments.ranks, arguments.mix, arguments.seed, shape, Hardware())
     print_kernels(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _loader(arguments: argparse.Namespace) -> int:
+    from jobs.bench.loader import Settings, loader_report, print_loader
+
+    _at_least_one(arguments, "context", "sequences", "batch", "rounds")
+    if arguments.context < 1024:
+        raise UserError(f"--context {arguments.context} is less than 1024, too short for a mix of documents")
+    if arguments.sequences % arguments.batch:
+        raise UserError(f"--batch {arguments.batch} does not divide --sequences {arguments.sequences}")
+    settings = Settings(arguments.context, arguments.sequences, batch=arguments.batch, rounds=arguments.rounds)
+    report = loader_report(settings)
+    print_loader(report)
     _write(report, arguments.json)
     return 0
 
