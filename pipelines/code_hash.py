@@ -1,4 +1,5 @@
-"""What code a stage's output depends on: the stage's own module and all it imports from `tokenization` and `model`.
+"""What code a stage's output depends on: the stage's own module and all it imports from `tokenization` and `model`, and
+how pictures are found in raw objects.
 
 A module is hashed without comments and docstrings, so prose never re-runs a stage. The rest of `pipelines` (storage,
 progress, the cluster) decides where and when things happen, not what comes out, and is left out.
@@ -13,7 +14,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLLOWED = ("tokenization", "model")
+_FOLLOWED = ("tokenization", "model", "pipelines.media", "pipelines.frames")
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def code_hashes(entry: str) -> dict[str, str]:
         if module in found:
             continue
         tree = ast.parse(_source(module).read_text(encoding="utf-8"))
-        waiting += [name for name in _imports(tree) if name.split(".")[0] in _FOLLOWED]
+        waiting += [name for name in _imports(tree) if _is_followed(name)]
         found[module] = hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest()[:16]
     return dict(sorted(found.items()))
 
@@ -63,9 +64,13 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
             # `from package import module`: the name may be a module of its own.
-            if node.module.split(".")[0] in _FOLLOWED:
+            if _is_followed(node.module):
                 names = (f"{node.module}.{alias.name}" for alias in node.names)
                 yield from (name for name in names if _is_module(name))
+
+
+def _is_followed(name: str) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in _FOLLOWED)
 
 
 def _is_module(name: str) -> bool:

@@ -1,17 +1,30 @@
-"""Frames of a listed video or image: the one way in which every stage looks at a raw object."""
+"""Frames of media and of listed objects: the one way in which every stage looks at raw pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
+from pipelines.media import BadMedium, Medium, media_of
 from pipelines.sources import SourceObject
-from pipelines.urls import open_url
-from tokenization.image import load_image
-from tokenization.video import FrameChunk, count_samples, decode_frames
+from tokenization.errors import BadData
+from tokenization.media import media_frames
+from tokenization.video import FrameChunk
+
+_MEDIA_TOLD_APART = 64  # of a tar or a file of records: no medium gives more than such a share of the frames asked for
+
+
+def medium_frames(
+    medium: Medium, *, fps: float, size: int, chunk: int, max_frames: int | None = None
+) -> Iterator[FrameChunk]:
+    """Frames uint8 [n, size, size, 3] of a medium with their times, at most `chunk` at a time.
+
+    Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
+    """
+    with medium.open() as file:
+        yield from media_frames(
+            file, medium.kind, fps=fps, size=size, chunk=chunk, max_frames=max_frames, part=medium.part
+        )
 
 
 def object_frames(
@@ -23,23 +36,30 @@ def object_frames(
     chunk: int,
     max_frames: int | None = None,
 ) -> Iterator[FrameChunk]:
-    """Frames uint8 [n, size, size, 3] with their times, at most `chunk` at a time; an image is one frame at time 0.
+    """Frames of a listed object, as of a medium; times are those in its medium.
 
-    Of a video only the object's `part`, cut at whole samples, so that the parts of a video share it out exactly. Raises
-    BadData on what cannot be decoded, OSError on what cannot be reached.
+    Of an object with many media, those of the first that can be decoded, until there are `max_frames`, each medium
+    giving but a share of them. Raises BadData on what cannot be decoded, OSError on what cannot be reached.
     """
-    with open_url(found.url, options) as file:
-        if found.kind == "image":
-            yield FrameChunk(load_image(file, size)[None], np.zeros(1))
+    media = media_of(found, options)
+    if found.kind in ("video", "image"):
+        for medium in media:
+            assert isinstance(medium, Medium)
+            yield from medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=max_frames)
+        return
+    count = 0
+    share = None if max_frames is None else max(1, max_frames // _MEDIA_TOLD_APART)
+    for medium in media:
+        if isinstance(medium, BadMedium):
+            continue
+        room = None if max_frames is None or share is None else min(share, max_frames - count)
+        try:
+            for frames in medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=room):
+                count += len(frames)
+                yield frames
+        except BadData:  # the tokenize stage puts it in quarantine
+            continue
+        if count == max_frames:
             return
-        start, end = found.part
-        total = count_samples(file, fps) if (start, end) != (0.0, 1.0) else 0
-        yield from decode_frames(
-            file,
-            fps=fps,
-            size=size,
-            chunk=chunk,
-            max_frames=max_frames,
-            start=int(total * start) / Fraction(fps),
-            end=int(total * end) / Fraction(fps) if end < 1.0 else None,
-        )
+    if not count:
+        raise BadData("no video or image in it can be decoded")

@@ -14,7 +14,7 @@ from model.rank_batch import attention_shape
 from tokenization.vqgan.config import VQGANConfig
 
 Objective = Literal["text", "vision-text"]
-Kind = Literal["video", "image", "text"]
+Kind = Literal["video", "image", "text", "webdataset", "records"]
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -58,17 +58,30 @@ class Source(Config):
     urls: list[str] = Field(min_length=1)
     """fsspec URLs with globs. `package://NAME/path` is a file of an installed Python package."""
     kind: Kind | None = None
-    """None: by extension."""
+    """None: by extension. `webdataset`: tars of media with their `.json` and `.txt` (caption), as img2dataset and
+    video2dataset write them. `records`: JSONL or Parquet whose records each name a medium, in the column `media`."""
+    media: str | None = None
+    """Column of JSONL or Parquet records that names each record's video or image by URL, absolute or relative to the
+    file; the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
     side: list[str] = []
     """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
     fields: list[str] = ["text"]
     """LWM field specs; several: one is drawn for each record, deterministically from its index."""
     heldout: list[str] = []
-    """Globs over the URLs: what matches is never trained on."""
+    """Globs over the URLs and keys, of tars also over the samples' keys (TAR/KEY), of records over the URLs of their
+    media: what matches is never trained on."""
     heldout_tail: float = Field(default=0.0, ge=0, lt=1)
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None
     """Frames a video of this source has at most; None: tokenize.max_frames."""
+
+    @model_validator(mode="after")
+    def _names_its_media(self) -> Source:
+        if (self.kind == "records") and self.media is None:
+            raise ValueError("kind records needs the key media, the column that names each record's video or image")
+        if self.media is not None and self.kind not in (None, "records"):
+            raise ValueError(f"media is of kind records, not {self.kind}; drop one of the two")
+        return self
 
 
 class TextTokenizer(Config):
@@ -135,7 +148,8 @@ class Tokenize(Config):
     chunk_frames: Positive = 32
     """Frames decoded at a time, hence the memory bound of a decoder."""
     partition_bytes: Positive = 64 * 2**20
-    """Text objects are grouped in partitions of about so many bytes; a video is a partition of its own."""
+    """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
+    records that name media."""
     decode: Resources = Resources()
     encode: Resources = Resources()
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -20,23 +20,29 @@ from pipelines.recipe import Kind, Recipe, Source
 from pipelines.storage import Store
 from pipelines.urls import join_url, list_objects, open_url
 from tokenization.errors import UserError
-from tokenization.records import SideData
+from tokenization.media import IMAGES, VIDEOS
+from tokenization.records import EXTENSIONS, SideData
 
 OBJECTS = "objects.jsonl"
 
 _KINDS: dict[Kind, frozenset[str]] = {
-    "video": frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"}),
-    "image": frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}),
-    "text": frozenset({".txt", ".md", ".jsonl", ".parquet"}),
+    "video": VIDEOS,
+    "image": IMAGES,
+    "text": frozenset(EXTENSIONS),
+    "webdataset": frozenset({".tar"}),
 }
+_OF_RECORDS = (".jsonl", ".parquet")
+_CONTAINERS = (".tar", *_OF_RECORDS)
 
 
 @dataclass(frozen=True)
 class SourceObject:
     """One raw object: where it is, what it is, and what is said about it beside it.
 
-    key: unique within the run, `source/path below the pattern`. etag: changes when the content does.
+    key: unique within its split, `source/path below the pattern`. etag: changes when the content does.
     side: caption, question, answer, ... by key, for media. part: which share of a video this is, from start to end.
+    media: the column in which the records of a file name their media. inner_heldout: globs over what a tar or a file of
+    records holds: of it, this is what they match if held out, else what they do not match.
     """
 
     key: str
@@ -48,13 +54,15 @@ class SourceObject:
     heldout: bool
     side: dict[str, Any]
     part: tuple[float, float] = (0.0, 1.0)
+    media: str | None = None
+    inner_heldout: tuple[str, ...] = ()
 
 
 def list_sources(recipe: Recipe) -> list[SourceObject]:
     """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
     objects: list[SourceObject] = []
     for name, source in sorted(recipe.sources.items()):
-        found = {found.key: found for found in _list_source(name, source, recipe)}
+        found = {(found.key, found.heldout): found for found in _list_source(name, source, recipe)}
         objects += [found[key] for key in sorted(found)]
     return objects
 
@@ -85,7 +93,10 @@ def read_objects(store: Store) -> list[SourceObject]:
     """The listing that `write_objects` committed."""
     with store.open(OBJECTS) as file:
         rows = [json.loads(line) for line in file]
-    return [SourceObject(**{**row, "part": tuple(row["part"])}) for row in rows]
+    return [
+        SourceObject(**{**row, "part": tuple(row["part"]), "inner_heldout": tuple(row["inner_heldout"])})
+        for row in rows
+    ]
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
@@ -103,11 +114,14 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
                 url=info.url,
                 size=info.size,
                 etag=info.etag,
-                kind=source.kind or _kind(info.url, name),
+                kind=_kind(info.url, name, source),
                 heldout=heldout,
                 side=side.get(info.url) if side else {},
+                media=source.media,
             )
-            if whole.kind == "video" and source.heldout_tail and not heldout:
+            if whole.kind in ("webdataset", "records") and not heldout:
+                yield from _split_inside(whole, source)
+            elif whole.kind == "video" and source.heldout_tail and not heldout:
                 yield from _split(whole, 1 - source.heldout_tail)
             else:
                 yield whole
@@ -118,6 +132,19 @@ def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
     for start, end in ((0.0, share), (share, 1.0)):
         key = f"{video.key}@{start:g}-{end:g}"
         yield dataclasses.replace(video, key=key, part=(start, end), heldout=start > 0)
+
+
+def _split_inside(container: SourceObject, source: Source) -> Iterator[SourceObject]:
+    """What is trained on of a tar or a file of records, and what is held out, where that is told by what is inside."""
+    if source.heldout_tail:
+        raise UserError(
+            f"sources.{container.source}.heldout_tail: the tails of videos in {container.url} cannot be held out; name "
+            f"what to hold out by globs in sources.{container.source}.heldout"
+        )
+    inner = tuple(glob for glob in source.heldout if not glob.lower().endswith(_CONTAINERS))
+    yield dataclasses.replace(container, inner_heldout=inner)
+    if inner:
+        yield dataclasses.replace(container, inner_heldout=inner, heldout=True)
 
 
 def _side_data(name: str, source: Source, recipe: Recipe) -> SideData | None:
@@ -141,9 +168,15 @@ def _below(url: str, base: str) -> str:
     return url[len(base) :] if url.startswith(base) else PurePosixPath(url).name
 
 
-def _kind(url: str, source: str) -> Kind:
+def _kind(url: str, name: str, source: Source) -> Kind:
     suffix = PurePosixPath(url).suffix.lower()
+    if source.media is not None:
+        if suffix in _OF_RECORDS:
+            return "records"
+        raise UserError(f"sources.{name}.media: {url} is neither JSONL nor Parquet; its records cannot name media")
+    if source.kind:
+        return source.kind
     for kind, suffixes in _KINDS.items():
         if suffix in suffixes:
             return kind
-    raise UserError(f"sources.{source}: cannot tell the kind of {url} by its extension; set sources.{source}.kind")
+    raise UserError(f"sources.{name}: cannot tell the kind of {url} by its extension; set sources.{name}.kind")

@@ -74,6 +74,21 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     return objects
 
 
+def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
+    """One object, its URL taken literally. FileNotFoundError when it is not there, OSError when that is unknown."""
+    fs, path = filesystem(url, options)
+    try:
+        info = fs.info(path)
+        if info.get("type") != "file":  # a folder; a device, which may never end
+            raise FileNotFoundError(url)
+        return ObjectInfo(url, int(info.get("size") or 0), _etag(fs, path, info))
+    except FileNotFoundError as error:
+        status = getattr(error.__cause__, "status", None)  # fsspec says the same of every answer of a web server
+        if status in (408, 429) or (status or 0) >= 500:
+            raise OSError(f"{url}: the server answers {status}") from None
+        raise
+
+
 @contextlib.contextmanager
 def reaching(url: str) -> Iterator[None]:
     """First contact with a place: whatever keeps it from answering is the user's to mend, told in one sentence.

@@ -20,7 +20,7 @@ FRAMES = 16
 def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, Any]:
     """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
     vqgan = job.vqgan()
-    chosen = list(spread(job.objects(("video", "image"), heldout), OBJECTS))
+    chosen = list(spread(job.objects(("video", "image", "webdataset", "records"), heldout), OBJECTS))
     wanted = job.recipe.evaluate.reconstructions if heldout else 0
     clips: list[dict[str, Any]] = []
     every: list[tuple[np.ndarray, np.ndarray]] = []

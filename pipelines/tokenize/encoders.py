@@ -1,26 +1,30 @@
-"""Frames to codes on a pool of encoder actors.
+"""Frames to codes on a pool of encoder actors, many small media to a batch.
 
-In: the frames of a video or image, decoded a chunk at a time. Out: its codes. At most two chunks of a decode task are
-under way, whatever the length of the video.
+In: media, whose frames are decoded a chunk at a time. Out: their codes. At most two batches of a decode task are under
+way and one is filled, whatever the length of a video and the number of images. A frame's codes do not depend on the
+batch that it is in.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 
-from pipelines.frames import object_frames
+from pipelines.media import BadMedium, Medium, Origin
 from pipelines.progress import Meter
-from pipelines.recipe import Recipe, Resources, VisualTokenizer
+from pipelines.recipe import Resources, VisualTokenizer
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
 from pipelines.vqgan import load_vqgan
+from tokenization.errors import BadData
+from tokenization.video import FrameChunk
 
-_CHUNKS_IN_FLIGHT = 2  # per decode task: one being encoded, one waiting
+_BATCHES_UNDER_WAY = 2  # per decode task: one being encoded, one waiting
 
 
 def start_encoders(recipe: VisualTokenizer, weights: Store, pool: Resources) -> list[Any]:
@@ -50,25 +54,113 @@ class _Encoder:
         return codes
 
 
-def encode_object(found: SourceObject, recipe: Recipe, size: int, encoders: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 [n, codes] and times float64 [n] of all sampled frames; the frames are held a chunk at a time."""
-    settings = recipe.tokenize
-    waiting: deque[ray.ObjectRef] = deque()
-    codes: list[np.ndarray] = []
-    times: list[np.ndarray] = []
-    chunks = object_frames(
-        found,
-        recipe.storage.options,
-        fps=settings.fps,
-        size=size,
-        chunk=settings.chunk_frames,
-        max_frames=recipe.sources[found.source].max_frames or settings.max_frames,
-    )
-    first = zlib.crc32(found.key.encode())  # short objects begin at different encoders
-    for number, chunk in enumerate(chunks, first):
-        if len(waiting) == _CHUNKS_IN_FLIGHT:
-            codes.append(ray.get(waiting.popleft()))
-        waiting.append(encoders[number % len(encoders)].encode.remote(chunk.frames))
-        times.append(chunk.times)
-    codes += [ray.get(reference) for reference in waiting]
-    return np.concatenate(codes), np.concatenate(times)
+@dataclass
+class Encoded:
+    """A medium's codes int32 [n, codes] and times float64 [n] of its sampled frames."""
+
+    origin: Origin
+    codes: np.ndarray
+    times: np.ndarray
+
+
+def encode_media(
+    media: Iterable[tuple[SourceObject, Medium | BadMedium]],
+    frames_of: Callable[[SourceObject, Medium], Iterator[FrameChunk]],
+    encoders: list[Any],
+    batch: int,
+    first: int = 0,
+) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
+    """Encode media, `batch` frames at a time, whichever media they are from; the outcomes in the media's order.
+
+    Frames are held as they fill a batch and while at most two batches are under way. first: the encoder to begin with.
+    A medium whose frames raise BadData comes out as a BadMedium.
+    """
+    batches = _Batches(encoders, batch, first)
+    waiting: deque[tuple[SourceObject, _Pending | BadMedium]] = deque()
+    for found, medium in media:
+        waiting.append((found, medium if isinstance(medium, BadMedium) else _read(found, medium, frames_of, batches)))
+        while waiting and _is_ready(waiting[0][1]):
+            yield _finished(*waiting.popleft())
+    batches.finish()
+    for found, outcome in waiting:
+        yield _finished(found, outcome)
+
+
+@dataclass
+class _Pending:
+    """A medium of which some frames are still being encoded; it holds no frames."""
+
+    origin: Origin
+    codes: list[np.ndarray] = field(default_factory=list)
+    times: list[np.ndarray] = field(default_factory=list)
+    missing: int = 0
+
+
+def _read(
+    found: SourceObject,
+    medium: Medium,
+    frames_of: Callable[[SourceObject, Medium], Iterator[FrameChunk]],
+    batches: _Batches,
+) -> _Pending | BadMedium:
+    pending = _Pending(medium.origin)
+    try:
+        for chunk in frames_of(found, medium):
+            pending.times.append(chunk.times)
+            batches.add(pending, chunk.frames)
+    except BadData as error:
+        return BadMedium(medium.origin, str(error))
+    return pending if pending.times else BadMedium(medium.origin, "no frame in it")
+
+
+def _is_ready(outcome: _Pending | BadMedium) -> bool:
+    return isinstance(outcome, BadMedium) or not outcome.missing
+
+
+def _finished(found: SourceObject, outcome: _Pending | BadMedium) -> tuple[SourceObject, Encoded | BadMedium]:
+    if isinstance(outcome, BadMedium):
+        return found, outcome
+    return found, Encoded(outcome.origin, np.concatenate(outcome.codes), np.concatenate(outcome.times))
+
+
+class _Batches:
+    """Frames on their way to the encoders and their codes on the way back."""
+
+    def __init__(self, encoders: list[Any], size: int, first: int) -> None:
+        self._encoders, self._size, self._next = encoders, size, first
+        self._filling: list[tuple[_Pending, np.ndarray]] = []
+        self._room = size
+        self._under_way: deque[tuple[ray.ObjectRef, list[tuple[_Pending, int]]]] = deque()
+
+    def add(self, pending: _Pending, frames: np.ndarray) -> None:
+        """Send frames [n, H, W, 3] on with those before them, as soon as they fill a batch."""
+        pending.missing += len(frames)
+        while len(frames):
+            piece, frames = frames[: self._room], frames[self._room :]
+            self._filling.append((pending, piece))
+            self._room -= len(piece)
+            if not self._room:
+                self._send()
+
+    def finish(self) -> None:
+        """Send what is left and wait for all codes."""
+        if self._filling:
+            self._send()
+        while self._under_way:
+            self._receive()
+
+    def _send(self) -> None:
+        if len(self._under_way) == _BATCHES_UNDER_WAY:
+            self._receive()
+        pieces = [piece for _, piece in self._filling]
+        frames = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        encoder = self._encoders[self._next % len(self._encoders)]
+        self._under_way.append((encoder.encode.remote(frames), [(owner, len(piece)) for owner, piece in self._filling]))
+        self._filling, self._room, self._next = [], self._size, self._next + 1
+
+    def _receive(self) -> None:
+        reference, owners = self._under_way.popleft()
+        codes = ray.get(reference)
+        for owner, count in owners:
+            owner.codes.append(codes[:count])
+            owner.missing -= count
+            codes = codes[count:]

@@ -7,6 +7,7 @@ partition's record with its counts and quarantine. A partition that a dead worke
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from tokenization.text import TextTokenizer, load_text_tokenizer
 log = logging.getLogger("ringworld")
 
 _READ_ATTEMPTS = 4
+_ALONE = ("video", "records")  # their bytes do not say how much work they are
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Partition:
 
 
 def cut_partitions(objects: Sequence[SourceObject], partition_bytes: int) -> list[Partition]:
-    """Partitions of a listing: a video is one of its own, the rest is grouped by bytes. Independent of the cluster."""
+    """Partitions of a listing: `_ALONE` each of their own, the rest grouped by bytes. Independent of the cluster."""
     partitions: list[Partition] = []
     group: list[SourceObject] = []
 
@@ -58,8 +60,8 @@ def cut_partitions(objects: Sequence[SourceObject], partition_bytes: int) -> lis
     for found in sorted(objects, key=lambda o: (o.source, o.heldout, o.key)):
         if group and (
             (group[0].source, group[0].heldout) != (found.source, found.heldout)
-            or found.kind == "video"
-            or group[-1].kind == "video"
+            or found.kind in _ALONE
+            or group[-1].kind in _ALONE
             or sum(o.size for o in group) + found.size > partition_bytes
         ):
             close()
@@ -119,29 +121,27 @@ def _tokenized(part: Partition, job: TokenizeJob, encoders: list[Any], store: St
 
 def _documents(part: Partition, job: TokenizeJob, encoders: list[Any], tally: Tally) -> Iterator[Document]:
     tokenizer = load_text_tokenizer(str(fetch_file(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
-    for found in part.objects:
-        records = (
-            text_records(found, job, tally) if found.kind == "text" else media_records(found, job, encoders, tally)
-        )
-        yield from _through_fields(found, records, job, tokenizer, tally)
+    records: Iterator[Record]
+    for is_text, objects in itertools.groupby(part.objects, lambda found: found.kind == "text"):
+        if is_text:
+            records = itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
+        else:
+            records = media_records(list(objects), job, encoders, tally)
+        yield from _through_fields(records, job, tokenizer, tally)
 
 
 def _through_fields(
-    found: SourceObject,
-    records: Iterator[Record],
-    job: TokenizeJob,
-    tokenizer: TextTokenizer,
-    tally: Tally,
+    records: Iterator[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
 ) -> Iterator[Document]:
-    """Each record (number, fields, provenance) as a document."""
-    specs = job.recipe.sources[found.source].fields
-    for number, record, provenance in records:
-        draw = int.from_bytes(hashlib.sha256(f"{job.recipe.seed}/{found.key}#{number}".encode()).digest()[:8], "big")
-        spec: FieldSpec = spec_for_record(specs, draw)
+    """Each record as a document."""
+    for record in records:
+        found = record.found
+        draw = int.from_bytes(hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8], "big")
+        spec: FieldSpec = spec_for_record(job.recipe.sources[found.source].fields, draw)
         try:
-            tokens, spans = build_tokens(record, spec, tokenizer, job.vocabulary)
+            tokens, spans = build_tokens(record.fields, spec, tokenizer, job.vocabulary)
         except BadData as error:
-            tally.bad(found, str(error), number)
+            tally.bad(found, str(error), record.number, record.unit)
             continue
-        where = {"url": found.url, "etag": found.etag, "record": number, "fields": str(spec), **provenance}
-        yield Document(f"{found.key}#{number}", found.source, tokens, spans, where)
+        where = {"url": found.url, "etag": found.etag, "record": record.number, "fields": str(spec)}
+        yield Document(record.key, found.source, tokens, spans, {**where, **record.provenance})

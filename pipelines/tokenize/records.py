@@ -6,20 +6,21 @@ quarantine and costs itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.frames import medium_frames
+from pipelines.media import BadMedium, Medium, media_of
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject
-from pipelines.tokenize.encoders import encode_object
+from pipelines.tokenize.encoders import Encoded, encode_media
 from pipelines.urls import open_url
 from tokenization.errors import BadData
 from tokenization.records import BadRecord, read_records
+from tokenization.video import FrameChunk
 from tokenization.vocabulary import JointVocabulary
-
-Record = tuple[int, dict[str, Any], dict[str, Any]]
-"""Its number in its object, its fields, and its provenance beyond the object's."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,28 @@ class Tally:
     frames: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
-    def bad(self, found: SourceObject, reason: str, record: int | None = None) -> None:
-        """Put an object, or one record of it, in quarantine."""
-        self.quarantine.append({"url": found.url, "key": found.key, "record": record, "reason": reason})
+    def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
+        """Put an object, or one record of it (with a key of its own, if it has one), in quarantine."""
+        self.quarantine.append({"url": found.url, "key": key or found.key, "record": record, "reason": reason})
+
+
+@dataclass(frozen=True)
+class Record:
+    """What becomes one document. unit: the key of what it is from, to which `start` (its number in there: a line, a
+    frame) is added. number: of the record in its object. fields: by name, for a field spec.
+    """
+
+    found: SourceObject
+    unit: str
+    start: int
+    number: int
+    fields: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The document's key."""
+        return f"{self.unit}#{self.start}"
 
 
 def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterator[Record]:
@@ -55,27 +75,53 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
                 elif record[1] == {"text": ""}:
                     tally.bad(found, "the text is empty", record[0])
                 else:
-                    yield record[0], record[1], {}
+                    yield Record(found, found.key, record[0], *record)
     except BadData as error:
         tally.units += 1
         tally.bad(found, str(error))
 
 
-def media_records(found: SourceObject, job: TokenizeJob, encoders: list[Any], tally: Tally) -> Iterator[Record]:
-    """Records of a video or image, one each `frames_per_document` frames; none at all if any of it is unreadable."""
-    try:
-        codes, times = encode_object(found, job.recipe, job.resolution, encoders)
-    except BadData as error:
-        tally.units += 1
-        tally.bad(found, str(error))
-        return
+def media_records(
+    objects: Sequence[SourceObject], job: TokenizeJob, encoders: list[Any], tally: Tally
+) -> Iterator[Record]:
+    """Records of media objects, one each `frames_per_document` frames; none of a medium that is not wholly readable.
+
+    Many small media share a batch of the encoder, whichever objects they are from.
+    """
+    settings = job.recipe.tokenize
+
+    def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
+        return medium_frames(
+            medium,
+            fps=settings.fps,
+            size=job.resolution,
+            chunk=settings.chunk_frames,
+            max_frames=job.recipe.sources[found.source].max_frames or settings.max_frames,
+        )
+
+    media = ((found, medium) for found in objects for medium in media_of(found, job.recipe.storage.options))
+    first = zlib.crc32(objects[0].key.encode())  # small partitions begin at different encoders
+    for found, outcome in encode_media(media, frames, encoders, settings.chunk_frames, first):
+        if isinstance(outcome, BadMedium):
+            tally.units += 1
+            tally.bad(found, outcome.reason, outcome.origin.number, outcome.origin.key)
+            continue
+        yield from _windows(found, outcome, settings.frames_per_document, tally)
+
+
+def _windows(found: SourceObject, encoded: Encoded, length: int | None, tally: Tally) -> Iterator[Record]:
+    origin, codes = encoded.origin, encoded.codes
     tally.frames += len(codes)
-    size = job.recipe.tokenize.frames_per_document or len(codes)
+    size = length or len(codes)
     for start in range(0, len(codes), size):
         tally.units += 1
         window = slice(start, start + size)
-        yield (
+        times = [round(float(t), 6) for t in encoded.times[window]]
+        yield Record(
+            found,
+            origin.key,
             start,
-            {**found.side, "vision": codes[window]},
-            {"frame_times": [round(float(t), 6) for t in times[window]]},
+            start if origin.number is None else origin.number,
+            {**origin.side, "vision": codes[window]},
+            {**origin.provenance, "frame_times": times},
         )
