@@ -20,12 +20,13 @@ from tokenization.compiled import compiled
 
 SPACE = "\u2581"  # sentencepiece writes a space as this
 MERGED_BYTES = 256  # merging takes time that grows with the square of a part's length: up to here under 0.1 ms
-CACHED_WORDS = 1 << 18  # 16 MB of table, 4 MB of bytes and 4 MB of ids, touched as they fill
+CACHED_WORDS = 1 << 18  # 50 MB, touched as they fill
+WORD_BYTES, WORD_IDS = 40, 11  # the longest word that is kept, and the most ids of one: 96 bytes with their counts
 OUT_IDS = 1 << 18
-PROBES = 16  # slots that a word may lie away from its own: a bound on what words made to collide can cost
+PROBES = 16  # slots from its own that a word may lie in: a bound on what words made to collide can cost
 
 _NO_MERGE = np.int64(np.iinfo(np.int64).max)
-_ONE = np.uint64(1)
+_ZERO = np.uint64(0)
 
 
 class BytePairs:
@@ -64,14 +65,14 @@ class BytePairs:
         self._vocabulary = (
             char_ids,
             byte_ids,
-            *_table(np.array(pairs, dtype=np.int64), np.array(ranked, dtype=np.int64)),
-            _table(np.array(seams, dtype=np.int64), np.zeros(len(seams), dtype=np.int64))[0],
+            _table(np.array(pairs, dtype=np.int64), np.array(ranked, dtype=np.int64)),
+            _table(np.array(seams, dtype=np.int64), np.zeros(len(seams), dtype=np.int64)),
         )
         self._cache = (
-            np.zeros((2 * cached_words, 4), dtype=np.uint64),
-            np.empty(16 * cached_words, dtype=np.uint8),
-            np.empty(4 * cached_words, dtype=np.int32),
-            np.zeros(3, dtype=np.int64),
+            np.zeros((2 * cached_words, 1 + WORD_BYTES // 8), dtype=np.uint64),
+            np.empty((2 * cached_words, 1 + WORD_IDS), dtype=np.int32),
+            np.zeros(1, dtype=np.int64),
+            np.empty(WORD_BYTES // 8, dtype=np.uint64),
         )
         self._symbols = np.empty(merged_bytes, dtype=np.int64)
         self._ranks = np.empty(merged_bytes, dtype=np.int64)
@@ -80,7 +81,7 @@ class BytePairs:
     @property
     def n_cached(self) -> int:
         """Words whose ids are kept."""
-        return int(self._cache[3][0])
+        return int(self._cache[2][0])
 
     def encode(self, text: str) -> np.ndarray:
         """Ids int32 [L] of a text as it stands: its spaces as " " or U+2581, any dummy prefix included.
@@ -127,26 +128,26 @@ def _codepoint(char: str) -> int:
 def _place_of(table: np.ndarray, key: np.int64) -> np.int64:
     """Where a key stands in a hash table that is at most half full, or where it would."""
     mask = len(table) - 1
-    place = ((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & np.uint64(mask)
-    at = np.int64(place)
-    while table[at] != -1 and table[at] != key:
+    at = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+    while table[at, 0] != -1 and table[at, 0] != key:
         at = (at + 1) & mask
     return at
 
 
 @compiled
-def _table(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A hash table of int64 keys, -1 where it is empty, and the values beside them."""
+def _table(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A hash table int64 [n, 2] of keys, -1 where it is empty, and their values."""
     size = 2
-    while size < 4 * len(keys):
+    while size < 2 * len(keys):
         size *= 2
-    table = np.full(size, -1, dtype=np.int64)
-    beside = np.full(size, _NO_MERGE, dtype=np.int64)
+    table = np.empty((size, 2), dtype=np.int64)
+    table[:, 0] = -1
+    table[:, 1] = _NO_MERGE
     for i in range(len(keys)):
         place = _place_of(table, keys[i])
-        table[place] = keys[i]
-        beside[place] = values[i]
-    return table, beside
+        table[place, 0] = keys[i]
+        table[place, 1] = values[i]
+    return table
 
 
 @compiled
@@ -188,7 +189,7 @@ def _first_seam(data: np.ndarray, start: int, joined: np.ndarray) -> int:
     while at < len(data):
         right, size = _codepoint_at(data, at)
         key = (left << 32) | right
-        if joined[_place_of(joined, key)] != key:
+        if joined[_place_of(joined, key), 0] != key:
             return at
         left = right
         at += size
@@ -202,8 +203,7 @@ def _merge(
     end: int,
     char_ids: np.ndarray,
     byte_ids: np.ndarray,
-    merge_keys: np.ndarray,
-    merge_values: np.ndarray,
+    merges: np.ndarray,
     symbols: np.ndarray,
     ranks: np.ndarray,
 ) -> int:
@@ -221,7 +221,7 @@ def _merge(
                 n += 1
         at += size
     for i in range(n - 1):
-        ranks[i] = merge_values[_place_of(merge_keys, (symbols[i] << 32) | symbols[i + 1])]
+        ranks[i] = merges[_place_of(merges, (symbols[i] << 32) | symbols[i + 1]), 1]
     while n > 1:
         best = 0
         for i in range(1, n - 1):
@@ -235,10 +235,18 @@ def _merge(
             symbols[i] = symbols[i + 1]
             ranks[i - 1] = ranks[i]
         if best > 0:
-            ranks[best - 1] = merge_values[_place_of(merge_keys, (symbols[best - 1] << 32) | symbols[best])]
+            ranks[best - 1] = merges[_place_of(merges, (symbols[best - 1] << 32) | symbols[best]), 1]
         if best < n - 1:
-            ranks[best] = merge_values[_place_of(merge_keys, (symbols[best] << 32) | symbols[best + 1])]
+            ranks[best] = merges[_place_of(merges, (symbols[best] << 32) | symbols[best + 1]), 1]
     return n
+
+
+@compiled
+def _eight_bytes(data: np.ndarray, start: int, end: int) -> np.uint64:
+    word = _ZERO
+    for i in range(min(8, end - start)):
+        word |= np.uint64(data[start + i]) << np.uint64(8 * i)
+    return word
 
 
 @compiled
@@ -248,13 +256,12 @@ def _encode(
     newline_is_alone: bool,
     char_ids: np.ndarray,
     byte_ids: np.ndarray,
-    merge_keys: np.ndarray,
-    merge_values: np.ndarray,
+    merges: np.ndarray,
     joined: np.ndarray,
-    slots: np.ndarray,
-    kept_bytes: np.ndarray,
-    kept_ids: np.ndarray,
-    used: np.ndarray,
+    words: np.ndarray,
+    word_ids: np.ndarray,
+    n_words: np.ndarray,
+    key: np.ndarray,
     symbols: np.ndarray,
     ranks: np.ndarray,
     out: np.ndarray,
@@ -262,10 +269,12 @@ def _encode(
     """Ids of UTF-8 `data` from `position` into `out` until that is full; returns (position reached, end, ids).
 
     end > position: the part between them is too long to be merged here, and the next call goes on behind it.
-    slots: uint64 [n, 4] of hash (0 where empty), first byte, first id, and lengths of both. used: words, bytes, ids.
+    words: uint64 [n, 1 + WORD_BYTES / 8], the hash of each word kept, its lowest byte replaced by the number of the
+    word's bytes, 0 where none is kept; and those bytes. word_ids: int32 [n, 1 + WORD_IDS], the number of its ids and
+    they. n_words: [1]. key: the bytes of the word that is looked for.
     """
     longest = len(symbols)
-    mask = np.uint64(len(slots) - 1)
+    mask = len(words) - 1
     n_out = 0
     word_end = position
     is_long = False
@@ -279,56 +288,51 @@ def _encode(
             return position, end, n_out
         if n_out + size > len(out):
             break
-        code = np.uint64(0xCBF29CE484222325)
-        for at in range(position, end):
-            code = (code ^ np.uint64(data[at])) * np.uint64(0x100000001B3)
-        code |= _ONE
-        slot = (code >> np.uint64(33)) & mask
-        found = False
-        free = False
-        for _ in range(PROBES):
-            if slots[slot, 0] == 0:
-                free = True
-                break
-            if slots[slot, 0] == code and slots[slot, 3] >> np.uint64(32) == np.uint64(size):
-                first = np.int64(slots[slot, 1])
-                same = True
-                for i in range(size):
-                    if kept_bytes[first + i] != data[position + i]:
-                        same = False
-                        break
-                if same:
+        free = np.int64(-1)
+        n_parts = (size + 7) >> 3
+        if size <= WORD_BYTES:
+            code = np.uint64(size)
+            for part in range(n_parts):
+                key[part] = _eight_bytes(data, position + 8 * part, end)
+                code = (code ^ (code >> np.uint64(31)) ^ key[part]) * np.uint64(0x9E3779B97F4A7C15)
+            home = np.int64(code >> np.uint64(36)) & mask
+            slot = home
+            code = (code & ~np.uint64(0xFF)) | np.uint64(size)
+            found = False
+            for _ in range(PROBES):
+                if words[slot, 0] == code:
                     found = True
+                    for part in range(n_parts):
+                        if words[slot, 1 + part] != key[part]:
+                            found = False
+                    if found:
+                        break
+                elif words[slot, 0] == 0:
+                    free = slot
                     break
-            slot = (slot + _ONE) & mask
-        if found:
-            ids = np.int64(slots[slot, 2])
-            known = np.int64(slots[slot, 3] & np.uint64(0xFFFFFFFF))
-            for i in range(known):
-                out[n_out + i] = kept_ids[ids + i]
-            n_out += int(known)
-            position = end
-            continue
-        n = _merge(data, position, end, char_ids, byte_ids, merge_keys, merge_values, symbols, ranks)
+                slot = (slot + 1) & mask
+            if found:
+                known = word_ids[slot, 0]
+                for i in range(known):
+                    out[n_out + i] = word_ids[slot, 1 + i]
+                n_out += int(known)
+                position = end
+                continue
+        n = int(_merge(data, position, end, char_ids, byte_ids, merges, symbols, ranks))
         for i in range(n):
             out[n_out + i] = symbols[i]
         n_out += n
-        if free and size <= len(kept_bytes) and n <= len(kept_ids):
-            full = used[0] >= len(slots) // 2
-            if full or used[1] + size > len(kept_bytes) or used[2] + n > len(kept_ids):
-                slots[:] = 0
-                used[:] = 0
-                slot = (code >> np.uint64(33)) & mask
-            slots[slot, 0] = code
-            slots[slot, 1] = np.uint64(used[1])
-            slots[slot, 2] = np.uint64(used[2])
-            slots[slot, 3] = (np.uint64(size) << np.uint64(32)) | np.uint64(n)
-            for i in range(size):
-                kept_bytes[used[1] + i] = data[position + i]
+        if free >= 0 and n <= WORD_IDS:
+            if n_words[0] >= len(words) // 2:
+                words[:] = 0
+                n_words[0] = 0
+                free = home
+            words[free, 0] = code
+            for part in range(n_parts):
+                words[free, 1 + part] = key[part]
+            word_ids[free, 0] = n
             for i in range(n):
-                kept_ids[used[2] + i] = symbols[i]
-            used[0] += 1
-            used[1] += size
-            used[2] += n
+                word_ids[free, 1 + i] = symbols[i]
+            n_words[0] += 1
         position = end
     return position, position, n_out
