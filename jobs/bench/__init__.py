@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attention.add_argument("--heads", type=int, default=4)
     attention.add_argument("--kv-heads", type=int, default=4)
     attention.add_argument("--head-size", type=int, default=64)
-    attention.add_argument("--rounds", type=int, default=3, help="the fastest counts, after one that warms up")
+    attention.add_argument("--rounds", type=int, default=3, help="those that count, after one that warms up")
     attention.add_argument(
         "--slow-exchange",
         type=float,

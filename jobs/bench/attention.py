@@ -154,6 +154,8 @@ def attention_report(settings: Settings) -> dict:
 def overlap_report(settings: Settings, added: float) -> dict:
     """Wall seconds of a step of ours as it is, and with `added` seconds more for a rank's exchange in all.
 
+    Medians over the rounds; a step takes as long as its slowest rank. How much it grows is the median over pairs of
+    neighbouring rounds, since a machine that does other work is slow for longer than a round.
     Raises UserError where ranks would have to share cores, since wall time then says nothing.
     """
     cores = int(machine()["cores"])
@@ -162,7 +164,8 @@ def overlap_report(settings: Settings, added: float) -> dict:
     if added <= 0:
         raise UserError(f"--slow-exchange {added:g} is not a number of seconds above 0")
     by_rank = _in_processes(_measure_overlap, settings, added)
-    seconds, slowed = (max(figures[key] for figures in by_rank) for key in ("seconds", "seconds_slowed"))
+    seconds, slowed = (np.max([figures[key] for figures in by_rank], axis=0) for key in ("seconds", "seconds_slowed"))
+    growth = float(np.median(slowed - seconds)) / added
     plan = settings.our_plan()
     return {
         "benchmark": "overlap",
@@ -170,16 +173,17 @@ def overlap_report(settings: Settings, added: float) -> dict:
         "machine": machine(),
         "way": f"{plan.layout}/{plan.ulysses}/{plan.route}",
         "added": added,
-        "seconds": round(seconds, 4),
-        "seconds_slowed": round(slowed, 4),
+        "seconds": round(float(np.median(seconds)), 4),
+        "seconds_slowed": round(float(np.median(slowed)), 4),
+        "growth_by_round": np.round(slowed - seconds, 4).tolist(),
         "exchanges_by_rank": [figures["exchanges"] for figures in by_rank],
         "claims": [
             {
                 "claim": "step: growth over what was added, less than",
                 "where": f"{settings.mix} {settings.context}/{settings.ranks} seed {settings.seed}",
                 "target": 0.5,
-                "measured": round((slowed - seconds) / added, 4),
-                "met": (slowed - seconds) / added < 0.5,
+                "measured": round(growth, 4),
+                "met": growth < 0.5,
             }
         ],
     }
@@ -230,7 +234,7 @@ def _measure(exchange: Exchange, settings: Settings) -> dict:
 
 
 def _measure_overlap(exchange: Exchange, settings: Settings, added: float) -> dict:
-    """Wall seconds of the fastest round as it is and slowed, and how many exchanges bring this rank anything."""
+    """Wall seconds by round, as it is and slowed, and how many exchanges bring this rank anything."""
     plan = settings.our_plan()
     rows = [dispatch(x, plan, exchange.rank) for x in settings.tensors()]
     slow = SlowExchange(exchange)
@@ -243,7 +247,7 @@ def _measure_overlap(exchange: Exchange, settings: Settings, added: float) -> di
             started = time.perf_counter()
             _packed(way, plan)(*rows)
             seconds[name].append(time.perf_counter() - started)
-    return {name: min(taken) for name, taken in seconds.items()} | {"exchanges": counted}
+    return {**seconds, "exchanges": counted}
 
 
 def _packed(exchange: Exchange, plan: SequencePlan) -> Step:

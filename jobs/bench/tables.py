@@ -66,7 +66,7 @@ def print_attention(report: dict) -> None:
 
 def print_overlap(report: dict) -> None:
     """Wall time of a step with the exchange as it is, and slowed."""
-    table = Table(title=f"Wall seconds of a step, forward and backward ({report['way']})")
+    table = Table(title=f"Median wall seconds of a step, forward and backward ({report['way']})")
     _columns(table, "exchange", left=True)
     _columns(table, "seconds")
     table.add_row("as it is", f"{report['seconds']:.3f}")
