@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from pipelines.partitions import record_name
@@ -26,6 +27,7 @@ from tokenization.documents import write_documents
 from tokenization.errors import BadData, UserError
 from tokenization.fields import FieldSpec, build_tokens, spec_for_record
 from tokenization.text import TextTokenizer, load_text_tokenizer
+from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
 
@@ -144,4 +146,16 @@ def _through_fields(
             tally.bad(found, str(error), record.number, record.unit)
             continue
         where = {"url": found.url, "etag": found.etag, "record": record.number, "fields": str(spec)}
+        where |= _streams(tokens, job.vocabulary)
         yield Document(record.key, found.source, tokens, spans, {**where, **record.provenance})
+
+
+def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:
+    """Where a document's frames lie in its tokens, so that those of a piece of it can be told by number."""
+    edges = np.flatnonzero(np.diff(vocabulary.is_vision(tokens), prepend=False, append=False))
+    ends = np.isin(tokens, (vocabulary.eof_id, vocabulary.eov_id))
+    streams = [
+        {"start": int(start), "end": int(end), "frames": int(ends[start:end].sum())}
+        for start, end in zip(edges[::2], edges[1::2])
+    ]
+    return {"vision": streams} if streams else {}

@@ -112,6 +112,7 @@ def media_records(
 def _windows(found: SourceObject, encoded: Encoded, length: int | None, tally: Tally) -> Iterator[Record]:
     origin, codes = encoded.origin, encoded.codes
     tally.frames += len(codes)
+    part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
     size = length or len(codes)
     for start in range(0, len(codes), size):
         tally.units += 1
@@ -123,5 +124,5 @@ def _windows(found: SourceObject, encoded: Encoded, length: int | None, tally: T
             start,
             start if origin.number is None else origin.number,
             {**origin.side, "vision": codes[window]},
-            {**origin.provenance, "frame_times": times},
+            {**origin.provenance, **part, "frame_times": times},
         )

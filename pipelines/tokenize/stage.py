@@ -22,10 +22,14 @@ from pipelines.storage import Store
 from pipelines.tokenize.encoders import start_encoders
 from pipelines.tokenize.partition import cut_partitions, tokenize_partition
 from pipelines.tokenize.records import TokenizeJob
+from pipelines.urls import fetch_file
 from tokenization.errors import UserError
+from tokenization.text import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
+
+TOKENIZER = "tokenizer"
 
 
 def tokenize_all(
@@ -37,6 +41,7 @@ def tokenize_all(
     line: Bar,
 ) -> dict[str, Any]:
     """Run every partition on the cluster and return the stage's part of the manifest."""
+    tokenizer = _keep_tokenizer(recipe, store)
     partitions = {part.name: part for part in cut_partitions(objects, recipe.tokenize.partition_bytes)}
     job = TokenizeJob(recipe, vocabulary, recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
     pool = recipe.tokenize.decode
@@ -62,13 +67,28 @@ def tokenize_all(
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
     return {
-        "outputs": {"partitions": [{key: record[key] for key in _LISTED} for record in records]},
+        "outputs": {
+            "partitions": [{key: record[key] for key in _LISTED} for record in records],
+            "text_tokenizer": tokenizer,
+            "files": store.hashes(TOKENIZER),
+        },
         "figures": {**totals, "units": units, "quarantined": len(quarantine)},
         "quarantine": quarantine,
     }
 
 
 _LISTED = ("partition", "source", "heldout", "file", "documents", "tokens", "vision_tokens", "sha256")
+
+
+def _keep_tokenizer(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """Commit a copy of the text tokenizer, with which whoever has the documents can read them."""
+    local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
+    beside = local.with_name("tokenizer_config.json")
+    for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
+        with store.writing(f"{TOKENIZER}/{path.name}") as file:
+            file.write(path.read_bytes())
+    fingerprint = load_text_tokenizer(str(local)).fingerprint
+    return {"file": f"{TOKENIZER}/{local.name}", "url": recipe.text_tokenizer.path, "fingerprint": fingerprint}
 
 
 def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:
