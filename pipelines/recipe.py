@@ -281,6 +281,9 @@ class Train(Config):
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
     max_restarts: int = 3
+    max_bad_shards: int = Field(default=0, ge=0)
+    """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
+    stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""
     hardware: Hardware = Hardware()
     attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)

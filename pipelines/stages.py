@@ -175,9 +175,12 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
         name=f"train-{stage.name}",
         settings={
             "stage": stage.model_dump(exclude={"export"}),
-            # The mesh is part of what a run computes, to the last bit; how its workers are placed is not.
+            # The mesh is part of what a run computes, to the last bit; how its workers are placed is not, nor what it
+            # would put up with. What it did put up with is in its manifest.
             "train": recipe.train.model_dump(
-                exclude={"stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts"}
+                exclude={
+                    *("stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts", "max_bad_shards")
+                }
             ),
             "seed": recipe.seed,
             **first,

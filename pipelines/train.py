@@ -3,11 +3,13 @@
 In: packed shards and the weights of the stage before. Out: `model/` (a plain Hugging Face Llama), `checkpoints/`, and
 `metrics/`, one JSON line a step. A checkpoint commits engine, loader position and the metrics up to it together, so
 a run that is killed anywhere carries on from the last one with the exact next sequence, and no step is listed twice.
-Each worker's loader plans its micro-batches and takes out the worker's share of them ahead of the steps.
+Each worker's loader plans its micro-batches and takes out the worker's share of them ahead of the steps. Shards that
+are not what was written end the stage, or, as many as `train.max_bad_shards`, are skipped and what is lost is counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -33,13 +35,14 @@ from model.llama import build_llama, extend_vocabulary, load_llama
 from model.mesh import Mesh, build_mesh
 from model.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.schedule import Schedule
+from pipelines.bad_shards import bad_shards, opener
 from pipelines.cluster import own_errors
 from pipelines.pack import read_set
 from pipelines.progress import Bar, Meter, following
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.storage import Store, fetch_url_folder
-from tokenization.errors import UserError
-from tokenization.loader import Loader
+from tokenization.errors import BadData, UserError
+from tokenization.loader import Batch, Loader
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
 from tokenization.vocabulary import JointVocabulary
@@ -49,11 +52,13 @@ log = logging.getLogger("ringworld")
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics"
+READERS = 4
+"""Threads by which a worker's loader reads from an object store, where each read waits for an answer."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker needs to know."""
+    """What every worker needs to know. skip: names of bad shards, which all workers skip."""
 
     recipe: Recipe
     stage: TrainStage
@@ -62,6 +67,7 @@ class TrainJob:
     manifest: dict[str, Any]
     before: Store | None
     store: Store
+    skip: tuple[str, ...] = ()
 
 
 def train_stage(
@@ -74,9 +80,13 @@ def train_stage(
     line: Bar,
 ) -> dict[str, Any]:
     """Run the stage on the cluster and return its part of the manifest."""
+    label = f"train-{stage.name}"
     job = TrainJob(recipe, stage, vocabulary, *packed, before, store)
+    with own_errors():
+        bad = bad_shards(job.shards, list(_sets(job).values()), recipe.train.max_bad_shards, store, label)
+    job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))
     pool = recipe.train.resources
-    with following(line) as reports, tempfile.TemporaryDirectory() as scratch, own_errors():
+    with following(line) as reports, tempfile.TemporaryDirectory() as scratch, _bad_data_told(label), own_errors():
         TorchTrainer(
             _worker,
             train_loop_config={"job": job, "reports": reports},
@@ -88,7 +98,7 @@ def train_stage(
             ),
             # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
             run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
-                name=f"train-{stage.name}",
+                name=label,
                 storage_path=scratch,
                 logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=recipe.train.max_restarts),
@@ -112,6 +122,7 @@ def train_stage(
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
+            **({"bad_shards": list(job.skip), **_total_lost(steps)} if job.skip else {}),
         },
     }
 
@@ -138,7 +149,7 @@ def _worker(config: Mapping[str, Any]) -> None:
         state = checkpoint.load(engine, checkpoints.path(), last, checkpoints.options)["loader"]
         log.info("train-%s: rank %d carries on at step %d", stage.name, mesh.rank, engine.step)
     meter = Meter(f"train-{stage.name}")
-    pending: list[StepMetrics] = []
+    pending: list[dict[str, Any]] = []
     batches = iter(_loader(job, mesh, _dispatcher(job, mesh, engine.model.config), state))
     first = engine.step
     while engine.step < stage.steps:
@@ -146,10 +157,16 @@ def _worker(config: Mapping[str, Any]) -> None:
         if mesh.rank == 0 and engine.step == first:
             log.info("train-%s: first batch: %s", stage.name, _describe(batch.micro_batches[0]))
         metrics = engine.train_step(batch.micro_batches, batch.n_examples)
-        pending.append(metrics)
+        lost = _lost(batch, stage.context)
+        pending.append({**dataclasses.asdict(metrics), **lost})
         if mesh.rank == 0:
-            figures = _figures(metrics)
+            figures = {**_figures(metrics), **lost}
             meter.set(**figures)
+            if lost:
+                log.warning(
+                    "train-%s: step %d: %d sequences, %d tokens lost to bad shards",
+                    *(stage.name, engine.step, lost["lost_sequences"], lost["lost_tokens"]),
+                )
             config["reports"].report.remote(engine.step, {key: figures[key] for key in ("loss", "tokens_per_second")})
         if engine.step % recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
             if mesh.rank == 0:
@@ -238,18 +255,22 @@ def _describe(batch: RankBatch) -> str:
     )
 
 
+def _sets(job: TrainJob) -> dict[str, ShardSet]:
+    """The stage's shards by source, in the order in which sources are numbered; at least one is there for each."""
+    sets = {source: read_set(job.shards, job.manifest, source, "train") for source in sorted(job.stage.mixture)}
+    return {source: shard_set for source, shard_set in sets.items() if shard_set is not None}
+
+
 def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, Any] | None) -> Loader:
-    sources = sorted(job.stage.mixture)
-    sets = [read_set(job.shards, job.manifest, source, "train") for source in sources]
-    present: list[ShardSet] = [shard_set for shard_set in sets if shard_set is not None]
+    sets = _sets(job)
     order = SequenceOrder(
         seed=job.recipe.seed,
-        sizes=tuple(len(shard_set) for shard_set in present),
-        weights=tuple(job.stage.mixture[source] for source in sources),
+        sizes=tuple(map(len, sets.values())),
+        weights=tuple(job.stage.mixture[source] for source in sorted(job.stage.mixture)),
     )
     return Loader(
-        job.shards.open,
-        present,
+        opener(job.shards),
+        list(sets.values()),
         order,
         job.stage.sequences,
         dp_rank=mesh.dp_rank,
@@ -257,8 +278,30 @@ def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[st
         grad_accum=job.stage.sequences // (mesh.dp * job.stage.rows),
         rows=job.stage.rows,
         state=state,
+        workers=0 if job.shards.is_local else READERS,
+        skip=job.skip,
         prepare=dispatcher,
     )
+
+
+@contextlib.contextmanager
+def _bad_data_told(label: str) -> Iterator[None]:
+    """A shard that is not what was written is the user's to mend, or to put up with."""
+    try:
+        yield
+    except BadData as error:
+        raise UserError(
+            f"{label}: {error}; to go on without such shards, set train.max_bad_shards and run again"
+        ) from error
+
+
+def _lost(batch: Batch, context: int) -> dict[str, int]:
+    """Of a step, over all ranks; nothing where nothing is lost."""
+    return {"lost_sequences": len(batch.lost), "lost_tokens": len(batch.lost) * context} if batch.lost else {}
+
+
+def _total_lost(steps: list[dict[str, Any]]) -> dict[str, int]:
+    return {name: sum(step.get(name, 0) for step in steps) for name in ("lost_sequences", "lost_tokens")}
 
 
 def _figures(metrics: StepMetrics) -> dict[str, float]:
@@ -275,11 +318,11 @@ def _figures(metrics: StepMetrics) -> dict[str, float]:
     return figures
 
 
-def _write_metrics(store: Store, steps: list[StepMetrics]) -> None:
+def _write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
     """Commit the steps since the last checkpoint; a repeat after a kill writes the same name again."""
-    with store.writing(f"{METRICS}/{steps[-1].step + 1:08d}.jsonl") as file:
+    with store.writing(f"{METRICS}/{steps[-1]['step'] + 1:08d}.jsonl") as file:
         for step in steps:
-            file.write((json.dumps(dataclasses.asdict(step)) + "\n").encode())
+            file.write((json.dumps(step) + "\n").encode())
 
 
 def _export(store: Store, target: Store) -> None:

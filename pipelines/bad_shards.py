@@ -1,0 +1,91 @@
+"""Which of a train stage's shards are not what was written, decided once, before the first step.
+
+In: the shard sets of the stage and how many bad shards the recipe puts up with. Out: the names of those to skip, found
+by re-hashing every shard in parallel and committed to the stage's folder, so that all ranks skip alike, a run that is
+carried on skips as it did before, and the loss is on record. Ranks cannot decide it on the way: each reads other
+sequences, and the number of examples in a batch has to be the same on all. Without tolerance nothing is hashed here:
+the loader checks every sequence that it reads, and the first that is corrupt ends the stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TypedDict
+
+import ray
+
+from pipelines.ranged import RangedFile
+from pipelines.storage import Store
+from tokenization.errors import UserError
+from tokenization.shard_index import ShardSet
+from tokenization.shard_reader import Opener
+from tokenization.shards import hash_file
+
+log = logging.getLogger("ringworld")
+
+RECORD = "bad_shards.json"
+_SHARDS_PER_TASK = 16
+
+
+class BadShard(TypedDict):
+    """reason: one phrase. sequences, tokens: what the shard holds and a pass over the data loses."""
+
+    name: str
+    reason: str
+    sequences: int
+    tokens: int
+
+
+def opener(store: Store) -> Opener:
+    """Opens shards by name: plain files on a local disk, else files read by ranges that ride out a store's failures."""
+    return store.open if store.is_local else lambda name: RangedFile(store.path(name), store.options)  # type: ignore[return-value]
+
+
+def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: Store, label: str) -> list[BadShard]:
+    """The stage's bad shards, from its record or, at its first start, by re-hashing all. None are tolerated: none.
+
+    stage: the folder of the train stage, where the record is committed. label: what the stage is called in messages.
+    Raises UserError naming the shards where there are more than `tolerated`.
+    """
+    if not tolerated:
+        return []
+    found: list[BadShard] | None = stage.read_json(RECORD)
+    if found is None:
+        listed = [(name, stats.sha256) for one in sets for name, stats in zip(one.names, one.stats)]
+        parts = [listed[start : start + _SHARDS_PER_TASK] for start in range(0, len(listed), _SHARDS_PER_TASK)]
+        reasons = {name: why for part in ray.get([_check.remote(shards, part) for part in parts]) for name, why in part}
+        found = [
+            {"name": name, "reason": reasons[name], "sequences": stats.n_sequences, "tokens": stats.n_tokens}
+            for one in sets
+            for name, stats in zip(one.names, one.stats)
+            if name in reasons
+        ]
+    if len(found) > tolerated:
+        named = "; ".join(f"{shard['name']}: {shard['reason']}" for shard in found[:5])
+        raise UserError(
+            f"{label}: {len(found)} shards in {shards.path()} are not what was written, past train.max_bad_shards "
+            f"{tolerated} ({named}{'; ...' if len(found) > 5 else ''}); delete that folder to pack again"
+        )
+    stage.write_json(RECORD, found)
+    for shard in found:
+        log.warning(
+            "%s: %s is skipped (%s): %d sequences, %d tokens lost to every pass",
+            *(label, shard["name"], shard["reason"], shard["sequences"], shard["tokens"]),
+        )
+    return found
+
+
+@ray.remote
+def _check(shards: Store, part: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(name, reason) of those in the part, pairs of name and sha256, that are bad. A store that is away is an error."""
+    return [(name, why) for name, sha256 in part if (why := _flaw(shards, name, sha256))]
+
+
+def _flaw(shards: Store, name: str, sha256: str) -> str | None:
+    try:
+        with opener(shards)(name) as file:
+            found = hash_file(file)
+    except FileNotFoundError:
+        return "missing"
+    return None if found == sha256 else f"sha256 is {found}, the manifest says {sha256}"
