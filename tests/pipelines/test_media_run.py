@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from test_media import IMAGES, VIDEO, write_tar
 from pipelines.dag import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
+from pipelines.sources import list_sources
 from pipelines.storage import Store
+from pipelines.vqgan import _gather
 from tokenization.document import Document
 from tokenization.documents import read_documents
 from tokenization.image import load_image
@@ -37,7 +40,6 @@ def tree(data: Path, sources: Path, root: Path) -> dict[str, Any]:
         "pairs": {"urls": ["qa.jsonl"], "media": "image", "fields": ["[vision],[question],answer"]},
     }
     made["tokenize"] |= {"max_bad_fraction": 0.3, "chunk_frames": 7, "frames_per_document": 4}
-    made["vqgan"] = {"config": VQGAN_SIZES, "train": {"steps": 3, "batch": 4, "max_frames": 64}}
     made["train"]["workers"] = 1
     (stage,) = made["train"]["stages"][1:]
     stage |= {"sp": 1, "steps": 2, "mixture": {"tars": 0.5, "pairs": 0.5}, "rows": 2, "batch_tokens": 512}
@@ -111,10 +113,9 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
     assert text(train["pairs/qa.jsonl/1#0"]) == "<vision></vision>what is it?lion"
 
 
-def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished: Path) -> None:
+def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished: Path, sources: Path) -> None:
     store, manifest = tokenized(finished)
-    (weights,) = (finished / "stages/vqgan").iterdir()
-    vqgan = VQGAN.load(weights / "weights", VQGANConfig(**VQGAN_SIZES))
+    vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     (lion,) = VOCABULARY.codes_to_ids(vqgan.encode(load_image(IMAGES[1], 32)[None]))
     train = documents(store, manifest, False)
     for key in ("tars/a.tar/0#0", "tars/a.tar/8#0", "pairs/qa.jsonl/1#0"):
@@ -143,18 +144,28 @@ def test_nothing_is_written_outside_the_run(finished: Path, data: Path) -> None:
     assert not list(finished.rglob("*film*"))
 
 
+def test_a_vqgan_is_trained_on_what_is_in_them_but_for_what_is_held_out(
+    data: Path, sources: Path, tmp_path: Path
+) -> None:
+    made = tree(data, sources, tmp_path / "run")
+    made["vqgan"] = {"config": VQGAN_SIZES, "train": {"steps": 3, "max_frames": 600}}
+    whole = Recipe.model_validate(made)
+    assert whole.vqgan is not None
+    training = [found for found in list_sources(whole) if not found.heldout]
+    assert [found.key for found in training] == ["pairs/qa.jsonl", "tars/a.tar", "tars/b.tar"]
+    with tempfile.TemporaryFile() as scratch:
+        frames, weights = _gather(whole.vqgan, training, {}, scratch)
+        held = load_image(IMAGES[0], 32)
+        # 3 pictures; 10 pictures and 3 frames of a film, as no medium gives more than a 64th of 200; 3 of another.
+        assert len(frames) == len(weights) == 3 + (10 + 3) + 3
+        assert sum((frame == held).all() for frame in frames) == 1, "of the list of questions alone, not of the tar"
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_another_pool_makes_the_same_bytes(finished: Path, data: Path, sources: Path, tmp_path: Path) -> None:
     again = tree(data, sources, tmp_path / "run")
     again["tokenize"] |= {"encode": {"workers": 2, "cpus": 0.2}, "decode": {"workers": 3, "cpus": 0.2}}
-    (weights,) = (finished / "stages/vqgan").iterdir()
     first, _ = tokenized(finished)
-    stages = plan_recipe(Recipe.model_validate(again))
-    # The VQGAN is of the first run: what is asked here is whether tokenizing it again gives the same.
-    stages[1].store.write_json(MANIFEST, Store(str(weights)).read_json(MANIFEST))
-    for path in (weights / "weights").iterdir():
-        with stages[1].store.writing(f"weights/{path.name}") as file:
-            file.write(path.read_bytes())
     _run_all(plan_recipe(Recipe.model_validate(again))[:3])
     second, _ = tokenized(tmp_path / "run")
     assert second.url != first.url
