@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from pipelines.sources import SourceObject
-from pipelines.urls import object_info, open_url
+from pipelines.urls import object_info, open_url, public_url
 from tokenization.errors import BadData, UserError
 from tokenization.media import MediaKind, kind_by_name
 from tokenization.records import BadRecord, read_records
@@ -120,18 +120,21 @@ def _of_record(
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
     if not _is_of_split(found, key, f"{found.url}/{number}", url):
         return None
+    shown = public_url(url)
     try:
         etag = object_info(url, options).etag
     except (FileNotFoundError, NotADirectoryError):
-        return BadMedium(Origin(key, number), f"{url}: no such object")
-    except (UserError, ValueError) as error:
-        return BadMedium(Origin(key, number), f"{url}: {error}")
+        return BadMedium(Origin(key, number), f"{shown}: no such object")
+    except UserError as error:
+        return BadMedium(Origin(key, number), str(error))
+    except ValueError:
+        return BadMedium(Origin(key, number), f"{shown}: not a URL that can be read")
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        return BadMedium(Origin(key, number), f"{url}: {error.strerror}")
+        return BadMedium(Origin(key, number), f"{shown}: {error.strerror}")
     side = {**found.side, **fields}
-    where = {"media": {"url": url, "etag": etag}}
+    where = {"media": {"url": shown, "etag": etag}}
     return Medium(
         Origin(key, number, side, where), kind_by_name(url.partition("?")[0]), partial(open_url, url, options)
     )
@@ -153,15 +156,15 @@ def resolve(file_url: str, named: str) -> str:
     local = home in ("", "file")
     scheme, separator, place = named.rpartition("://")
     if "::" in named or "://" in scheme:
-        raise BadData(f"{named}: a chain of file systems is not read")
+        raise BadData(f"{public_url(named)}: a chain of file systems is not read")
     if separator and scheme in _ELSEWHERE | ({"file"} if local else {home}):
         return _inside(scheme, place) if scheme == "package" else named
     if separator:
-        raise BadData(f"{named}: the scheme {scheme!r} is not read from a record")
+        raise BadData(f"{public_url(named)}: the scheme {scheme!r} is not read from a record")
     if local:
         return posixpath.normpath(posixpath.join(posixpath.dirname(file_url.removeprefix("file://")), named))
     if named.startswith("/"):
-        raise BadData(f"{named}: a path of this machine, which a file from elsewhere does not choose")
+        raise BadData(f"{public_url(named)}: a path of this machine, which a file from elsewhere does not choose")
     path = file_url.rpartition("://")[2].partition("?")[0]
     return _inside(home, posixpath.join(posixpath.dirname(path), named))
 

@@ -10,6 +10,7 @@ import glob as local_glob
 import hashlib
 import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,21 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     return objects
 
 
+_SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
+
+
+def public_url(url: str) -> str:
+    """The URL as it may stand in a manifest or a log: without a user's name, and with signatures and keys blanked."""
+    scheme, separator, place = url.partition("://")
+    host, slash, path = place.partition("/")
+    if not separator or ("@" not in host and "?" not in path):
+        return url
+    path, mark, query = path.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    query = "&".join(name + equals + ("..." if _SECRETS.search(name) else value) for name, equals, value in pairs)
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}{mark}{query}"
+
+
 def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
     """One object, its URL taken literally. FileNotFoundError when it is not there, OSError when that is unknown."""
     fs, path = filesystem(url, options)
@@ -85,7 +101,7 @@ def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
     except FileNotFoundError as error:
         status = getattr(error.__cause__, "status", None)  # fsspec says the same of every answer of a web server
         if status in (408, 429) or (status or 0) >= 500:
-            raise OSError(f"{url}: the server answers {status}") from None
+            raise OSError(f"{public_url(url)}: the server answers {status}") from None
         raise
 
 

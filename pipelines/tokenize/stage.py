@@ -22,7 +22,7 @@ from pipelines.storage import Store
 from pipelines.tokenize.encoders import start_encoders
 from pipelines.tokenize.partition import cut_partitions, tokenize_partition
 from pipelines.tokenize.records import TokenizeJob
-from pipelines.urls import fetch_file
+from pipelines.urls import fetch_file, public_url
 from tokenization.errors import UserError
 from tokenization.text import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -88,7 +88,8 @@ def _keep_tokenizer(recipe: Recipe, store: Store) -> dict[str, Any]:
         with store.writing(f"{TOKENIZER}/{path.name}") as file:
             file.write(path.read_bytes())
     fingerprint = load_text_tokenizer(str(local)).fingerprint
-    return {"file": f"{TOKENIZER}/{local.name}", "url": recipe.text_tokenizer.path, "fingerprint": fingerprint}
+    url = public_url(recipe.text_tokenizer.path)
+    return {"file": f"{TOKENIZER}/{local.name}", "url": url, "fingerprint": fingerprint}
 
 
 def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:

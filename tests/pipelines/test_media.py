@@ -21,6 +21,7 @@ from pipelines.media import BadMedium, Medium, media_of, resolve
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, read_objects, write_objects
 from pipelines.storage import Store
+from pipelines.urls import public_url
 from tokenization.errors import BadData, UserError
 
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
@@ -218,6 +219,23 @@ def test_a_record_names_a_url_absolute_or_relative_to_its_file(file: str, named:
 def test_a_record_chooses_no_path_of_this_machine_and_no_other_reader(file: str, named: str, said: str) -> None:
     with pytest.raises(BadData, match=said):
         resolve(file, named)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (
+            "https://h/a.jpg?id=3&X-Amz-Signature=abc&AWSAccessKeyId=q",
+            "https://h/a.jpg?id=3&X-Amz-Signature=...&AWSAccessKeyId=...",
+        ),
+        ("https://user:word@h/a.jpg", "https://h/a.jpg"),
+        ("https://h/@a/b.jpg?flag", "https://h/@a/b.jpg?flag"),
+        ("s3://b/a.jpg", "s3://b/a.jpg"),
+        ("/d/what?key=1.jpg", "/d/what?key=1.jpg"),
+    ],
+)
+def test_what_opens_a_url_is_in_no_manifest(url: str, shown: str) -> None:
+    assert public_url(url) == shown
 
 
 @pytest.mark.parametrize("named", ["/dev/zero", "/proc/self/mem", "x" * 5000, "a\0b.jpg", "qa.jsonl/a.jpg"])

@@ -36,7 +36,7 @@ OBJECTS = st.lists(
         found,
         st.from_regex(r"[ab]/[a-z]{1,6}", fullmatch=True),
         st.integers(0, 100),
-        st.sampled_from(["text", "image", "video"]),
+        st.sampled_from(["text", "image", "video", "webdataset", "records"]),
         st.booleans(),
     ),
     unique_by=lambda one: one.key,
@@ -55,7 +55,7 @@ def test_every_object_is_in_one_partition_of_its_source_and_split_whatever_the_l
     for part in parts:
         assert {(one.source, one.heldout) for one in part.objects} == {(part.source, part.heldout)}
         assert len(part.objects) == 1 or sum(one.size for one in part.objects) <= limit
-        assert len(part.objects) == 1 or all(one.kind != "video" for one in part.objects)
+        assert len(part.objects) == 1 or all(one.kind not in ("video", "records") for one in part.objects)
     random.shuffle(objects)
     assert cut_partitions(objects, limit) == parts
 
