@@ -284,6 +284,9 @@ class Train(Config):
     max_bad_shards: int = Field(default=0, ge=0)
     """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
     stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""
+    shard_cache_gib: float = Field(default=0, ge=0)
+    """Room on each node's local disk for shards from an object store, re-hashed as they arrive; worthwhile where a
+    stage's shards fit. What does not fit is read sequence by sequence, as all is at 0."""
     hardware: Hardware = Hardware()
     attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)

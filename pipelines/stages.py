@@ -179,7 +179,8 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
             # would put up with. What it did put up with is in its manifest.
             "train": recipe.train.model_dump(
                 exclude={
-                    *("stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts", "max_bad_shards")
+                    *("stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts", "max_bad_shards"),
+                    "shard_cache_gib",
                 }
             ),
             "seed": recipe.seed,

@@ -40,11 +40,14 @@ from pipelines.cluster import own_errors
 from pipelines.pack import read_set
 from pipelines.progress import Bar, Meter, following
 from pipelines.recipe import Recipe, TrainStage
+from pipelines.shard_cache import ShardCache
 from pipelines.storage import Store, fetch_url_folder
+from pipelines.urls import CACHE
 from tokenization.errors import BadData, UserError
 from tokenization.loader import Batch, Loader
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
+from tokenization.shard_reader import Opener
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
@@ -269,7 +272,7 @@ def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[st
         weights=tuple(job.stage.mixture[source] for source in sorted(job.stage.mixture)),
     )
     return Loader(
-        opener(job.shards),
+        _opener(job, sets),
         list(sets.values()),
         order,
         job.stage.sequences,
@@ -282,6 +285,16 @@ def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[st
         skip=job.skip,
         prepare=dispatcher,
     )
+
+
+def _opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
+    """Opens the stage's shards, those of an object store through the node's cache, if the recipe gives it room."""
+    remote, limit = opener(job.shards), int(job.recipe.train.shard_cache_gib * 2**30)
+    if job.shards.is_local or not limit:
+        return remote
+    cache = ShardCache(CACHE / "shards", limit)
+    stats = {name: stats for one in sets.values() for name, stats in zip(one.names, one.stats)}
+    return lambda name: cache.open(remote, name, stats[name])
 
 
 @contextlib.contextmanager

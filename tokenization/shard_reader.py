@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData
+from tokenization.errors import BadData, UserError
 from tokenization.packing import PAD_ID
 from tokenization.shard_index import IndexEntry, ShardSet, ShardStats
 from tokenization.shards import hash_file, read_tensors
@@ -115,7 +115,7 @@ class ShardReader:
         """Said of a shard with a bad sequence: whether its bytes are those that were written."""
         if self.verify:
             return ""
-        with contextlib.suppress(OSError), contextlib.closing(self.opener(name)) as file:
+        with contextlib.suppress(OSError, BadData, UserError), contextlib.closing(self.opener(name)) as file:
             if (digest := hash_file(file)) != stats.sha256:
                 return f"; the shard's sha256 is {digest}, the manifest says {stats.sha256}: make the shard again"
         return ""

@@ -1,0 +1,110 @@
+"""Whole shards on a node's local disk, within a bound, shared by the node's processes.
+
+In: a folder, a bound in bytes, and what opens a shard in the object store. Out: open files. A shard enters the cache
+when it is first opened, if there is room: it is fetched once a node, re-hashed, and appears whole, under its sha256, by
+one rename. Room is made by removing shards that none has opened for `IDLE_SECONDS`, least recently used first, never
+others: over data larger than the cache, a shuffled order would otherwise fetch whole shards for single sequences. What
+does not fit is read by ranges. An open file outlives its removal, as ever on POSIX systems.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tokenization.errors import BadData
+from tokenization.shard_index import ShardStats
+from tokenization.shard_reader import Opener
+
+IDLE_SECONDS = 900.0
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """folder: on a local disk; made when absent. limit: bytes of all shards in it. idle: seconds until one may go."""
+
+    folder: Path
+    limit: int
+    idle: float = IDLE_SECONDS
+
+    def open(self, remote: Opener, name: str, stats: ShardStats) -> BinaryIO:
+        """The shard from the cache, or as `remote` opens it where there is no room.
+
+        Raises BadData where the fetched bytes are not those of `stats`, and what `remote` raises.
+        """
+        path = self.folder / f"{stats.sha256}.tar"
+        return self._cached(path) or self._fetched(remote, name, stats, path) or remote(name)
+
+    def _cached(self, path: Path) -> BinaryIO | None:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        os.utime(file.fileno())  # when it was last opened
+        return file
+
+    def _fetched(self, remote: Opener, name: str, stats: ShardStats, path: Path) -> BinaryIO | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):  # one process fetches, the others of the node wait for it
+            if file := self._cached(path):
+                return file
+            part = path.with_suffix(".part")
+            with _locked(self.folder / "room.lock"):
+                part.unlink(missing_ok=True)  # of a process that was killed
+                if not self._make_room(stats.bytes):
+                    return None
+                with part.open("wb") as reserved:
+                    reserved.truncate(stats.bytes)  # counts from now on, though it takes no room yet
+            try:
+                _fetch(remote, name, stats, part)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+            return self._cached(path)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether `size` bytes fit, after removing what has been idle if that is enough."""
+        held = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix in (".tar", ".part"):
+                    held.append((path.stat().st_mtime, path.stat().st_size, path))
+        missing = sum(one[1] for one in held) + size - self.limit
+        leaving = []
+        for used, bytes_, path in sorted(held):
+            if missing <= 0 or used > time.time() - self.idle:
+                break
+            missing -= bytes_
+            leaving.append(path)
+        if missing > 0:
+            return False
+        for path in leaving:
+            path.unlink(missing_ok=True)
+        return True
+
+
+def _fetch(remote: Opener, name: str, stats: ShardStats, part: Path) -> None:
+    digest = hashlib.sha256()
+    with remote(name) as source, part.open("r+b") as target:
+        while piece := source.read(_CHUNK):
+            digest.update(piece)
+            target.write(piece)
+        target.truncate()
+    if (found := digest.hexdigest()) != stats.sha256:
+        raise BadData(f"its sha256 is {found}, the manifest says {stats.sha256}: make the shard again")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process and thread of the node at a time; let go by the kernel if that one is killed."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
