@@ -4,7 +4,8 @@ In: a folder, a bound in bytes, and what opens a shard in the object store. Out:
 when it is first opened, if there is room: it is fetched once a node, re-hashed, and appears whole, under its sha256, by
 one rename. Room is made by removing shards that none has opened for `IDLE_SECONDS`, least recently used first, never
 others: over data larger than the cache, a shuffled order would otherwise fetch whole shards for single sequences. What
-does not fit is read by ranges. An open file outlives its removal, as ever on POSIX systems.
+does not fit is read by ranges. A process re-hashes a shard that another left here before it opens it first, so that a
+disk's errors cost a fetch. An open file outlives its removal, as ever on POSIX systems.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from tokenization.errors import BadData
 from tokenization.shard_index import ShardStats
 from tokenization.shard_reader import Opener
+from tokenization.shards import hash_file
 
 IDLE_SECONDS = 900.0
 _CHUNK = 1 << 22
@@ -34,6 +36,7 @@ class ShardCache:
     folder: Path
     limit: int
     idle: float = IDLE_SECONDS
+    _checked: set[Path] = field(default_factory=set, repr=False)
 
     def open(self, remote: Opener, name: str, stats: ShardStats) -> BinaryIO:
         """The shard from the cache, or as `remote` opens it where there is no room.
@@ -48,6 +51,12 @@ class ShardCache:
             file = path.open("rb")
         except FileNotFoundError:
             return None
+        if path not in self._checked and hash_file(file) != path.stem:
+            file.close()
+            path.unlink(missing_ok=True)
+            return None
+        file.seek(0)
+        self._checked.add(path)
         os.utime(file.fileno())  # when it was last opened
         return file
 
@@ -66,6 +75,7 @@ class ShardCache:
             try:
                 _fetch(remote, name, stats, part)
                 os.replace(part, path)
+                self._checked.add(path)
             finally:
                 part.unlink(missing_ok=True)
             return self._cached(path)

@@ -97,6 +97,16 @@ def test_a_shard_that_is_not_what_was_written_is_refused_and_not_kept(tmp_path: 
     assert held(tmp_path) == set()
 
 
+def test_what_rotted_on_the_nodes_disk_is_fetched_anew_by_the_next_process(tmp_path: Path) -> None:
+    remote = Remote(1)
+    assert remote.through(ShardCache(tmp_path, SIZE), "0.tar") == remote.bodies["0.tar"]
+    path = tmp_path / f"{remote.stats['0.tar'].sha256}.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert remote.through(ShardCache(tmp_path, SIZE), "0.tar") == remote.bodies["0.tar"]
+    assert remote.through(ShardCache(tmp_path, SIZE), "0.tar") == remote.bodies["0.tar"]
+    assert remote.opened["0.tar"] == 2
+
+
 def test_what_a_killed_fetch_left_is_fetched_anew(tmp_path: Path) -> None:
     remote, cache = Remote(1), ShardCache(tmp_path, SIZE)
     (tmp_path / f"{remote.stats['0.tar'].sha256}.part").write_bytes(b"half")
