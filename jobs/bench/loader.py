@@ -72,7 +72,11 @@ def loader_report(settings: Settings) -> dict:
     return {
         "benchmark": "loader",
         "settings": asdict(settings),
-        "machine": {**machine(), **{name: version(name) for name in ("webdataset", "safetensors", "isal")}},
+        "machine": {
+            **machine(),
+            **{name: version(name) for name in ("webdataset", "safetensors", "isal")},
+            "load_average": round(os.getloadavg()[0], 1),
+        },
         "bytes_a_sequence": {"read": entry.length, "in_a_batch": settings.context * 12},
         "claims": claims(systems, settings),
         "systems": systems,
@@ -206,4 +210,6 @@ def print_loader(report: dict) -> None:
     console.print(table)
     for claim in report["claims"]:
         met = "met" if claim["met"] else "MISSED"
-        console.print(f"{claim['claim']} {claim['target']:g}: {claim['measured']:g} at {claim['where']}: {met}")
+        console.print(
+            f"{claim['claim']} {claim['target']:g}: {claim['measured']:g} at {claim['where']}: {met}", soft_wrap=True
+        )
