@@ -207,8 +207,8 @@ class Attention(Config):
     """How a sequence is shared by its sp ranks, for those who know better than the planner; None: the fastest plan."""
 
     layout: str | None = None
-    """Which tokens each rank holds: contiguous, zigzag, or shared-1% to shared-30%, which share each document over the
-    fewest ranks that keep the work of all within so much of its mean."""
+    """Which tokens each rank holds: contiguous, zigzag, or shared-0.5% to shared-30%, which share each document over
+    the fewest ranks that keep the work of all within so much of its mean."""
     ulysses: Positive | None = None
     """Neighbouring ranks that split the heads among them instead of the keys; divides sp and the model's kv heads."""
     route: Route | None = None

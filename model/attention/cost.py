@@ -2,10 +2,10 @@
 
 In: the traffic of a layout, how keys travel, the shape of the layer and the hardware. Out: seconds. The model: messages
 within a node and across nodes travel side by side, both ways at once, behind the compute. Exposed are only the
-ends of that pipeline: after the last stage of keys has come it must still be computed on, and after the last gradients
-are computed they must still travel home. A backward computes 2.5 times a forward (five products instead of two,
-FlashAttention-2, arXiv 2307.08691), fetches the keys again, and sends their gradients back in accumulator precision.
-Every layer waits for its slowest rank. Ulysses' exchanges of heads for tokens hide behind nothing.
+ends of that pipeline: after the last stage of keys has come it must still be computed on, and the last gradients must
+travel home behind what a backward keeps back of its own. A backward computes 2.5 times a forward (five products instead
+of two, FlashAttention-2, arXiv 2307.08691), fetches the keys again, and sends their gradients back in accumulator
+precision. Every layer waits for its slowest rank. Ulysses' exchanges of heads for tokens hide behind nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.attention.hardware import AttentionShape, Hardware
+from model.attention.routes import KEPT_BACK
 from model.attention.segments import Traffic, stage_of_distance
 from tokenization.compiled import compiled
 
@@ -47,7 +48,16 @@ def direct_cost(traffic: Traffic, tokens: int, ulysses: int, shape: AttentionSha
     speeds = np.array([hardware.flops, hardware.inside, hardware.across, hardware.node_uplink, hardware.latency])
     per_pair, key, gradient = _per_part(shape, ulysses)
     forward, backward = _slowest(
-        *traffic, ulysses, hardware.ranks_per_node, n_stages, per_pair, key, gradient, BACKWARD_OVER_FORWARD, speeds
+        *traffic,
+        ulysses,
+        hardware.ranks_per_node,
+        n_stages,
+        per_pair,
+        key,
+        gradient,
+        BACKWARD_OVER_FORWARD,
+        KEPT_BACK,
+        speeds,
     )
     return Cost(forward, backward, *_ends(traffic, tokens, ulysses, shape, hardware))
 
@@ -66,8 +76,11 @@ def relay_cost(traffic: Traffic, tokens: int, ulysses: int, shape: AttentionShap
     arrive = hops * (tokens * key / speed + hardware.latency)
     arrive_back = hops * (tokens * (key + gradient) / speed + 2 * hardware.latency)
     home = tokens * gradient / speed if hops else 0.0
+    kept = traffic.local.min() * per_pair / hardware.flops / (KEPT_BACK * max(1, hops)) * BACKWARD_OVER_FORWARD
     forward = max(compute, arrive + last)
-    backward = max(BACKWARD_OVER_FORWARD * compute + home, arrive_back + BACKWARD_OVER_FORWARD * last)
+    backward = max(
+        BACKWARD_OVER_FORWARD * compute + max(0.0, home - kept), arrive_back + BACKWARD_OVER_FORWARD * last + kept
+    )
     return Cost(float(forward), float(backward), *_ends(traffic, tokens, ulysses, shape, hardware))
 
 
@@ -98,6 +111,7 @@ def _slowest(
     key: float,
     gradient: float,
     backward: float,
+    kept_back: int,
     speeds: np.ndarray,
 ) -> tuple[float, float]:
     """Seconds of the slowest rank, forward and backward. Sums are of integers, so every machine gets the same."""
@@ -141,10 +155,11 @@ def _slowest(
             / uplink,
         )
         home = max(near_in[r] / inside, far_in[r] / across) * gradient / stages
+        kept = backward * local[r] * per_pair / flops / (kept_back * stages) if peers[r] > 0 else 0.0
         slowest_forward = max(slowest_forward, compute, arrive + peers[r] * latency + last)
         slowest_backward = max(
             slowest_backward,
-            backward * compute + home,
-            arrive_back + 2 * peers[r] * latency + backward * last,
+            backward * compute + max(0.0, home - kept),
+            arrive_back + 2 * peers[r] * latency + backward * last + kept,
         )
     return slowest_forward, slowest_backward

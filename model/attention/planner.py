@@ -19,7 +19,7 @@ from model.attention.plan import Route, SequencePlan
 from model.attention.segments import cut_at_documents, traffic
 from model.attention.shared import shared_over_fewest
 
-TOLERANCES = (0.01, 0.03, 0.1, 0.3)
+TOLERANCES = (0.005, 0.03, 0.1, 0.3)
 
 
 def _shared(tolerance: float) -> Callable[[np.ndarray, int], Assignment]:
@@ -29,10 +29,10 @@ def _shared(tolerance: float) -> Callable[[np.ndarray, int], Assignment]:
 LAYOUTS: dict[str, Callable[[np.ndarray, int], Assignment]] = {
     "contiguous": lambda cu_seqlens, ranks: contiguous(int(cu_seqlens[-1]), ranks),
     "zigzag": lambda cu_seqlens, ranks: zigzag(int(cu_seqlens[-1]), ranks),
-    **{f"shared-{tolerance:.0%}": _shared(tolerance) for tolerance in TOLERANCES},
+    **{f"shared-{100 * tolerance:g}%": _shared(tolerance) for tolerance in TOLERANCES},
 }
 
-TIGHTEST = f"shared-{TOLERANCES[0]:.0%}"
+TIGHTEST = f"shared-{100 * TOLERANCES[0]:g}%"
 FIRST = ("contiguous", "zigzag", TIGHTEST)
 LOOSER = tuple(name for name in LAYOUTS if name not in FIRST)
 

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from model.attention.exchange import Exchange, Transfer
-from model.attention.runs import Message, RankPlan, Run, Stage
+from model.attention.runs import Message, RankPlan, Run, Stage, cut_runs
 
 AHEAD = 2
 """Stages under way while a block is computed on."""
+KEPT_BACK = 2
+"""A backward keeps one in so many of a rank's own pairs for its end, where there is one stage; fewer with more."""
 
 
 class Block(NamedTuple):
@@ -57,7 +59,8 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
 
     for _ in range(AHEAD):
         post_next()
-    yield Block(kv, dkv, plan.local)
+    first, last = (plan.local, ()) if dkv is None else _kept_back(plan)
+    yield Block(kv, dkv, first)
     returning: _Returning | None = None
     for stage in plan.stages:
         transfer, received = posted.popleft()
@@ -71,8 +74,21 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
             if returning is not None:
                 returning.finish()
             returning = _Returning(gradients, dkv, stage, exchange)
+    if last:
+        yield Block(kv, dkv, last)
     if returning is not None:
         returning.finish()
+
+
+def _kept_back(plan: RankPlan) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """The runs over a rank's own keys: those that a backward begins with, and those it keeps for the end.
+
+    The gradients of the last stage travel home behind what is kept; the fewer the stages, the more of them do.
+    """
+    if not plan.stages:
+        return plan.local, ()
+    pairs = sum(run.n_pairs for run in plan.local)
+    return cut_runs(plan.local, pairs - pairs // (KEPT_BACK * len(plan.stages)))
 
 
 class _Returning:
@@ -100,7 +116,8 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         return exchange.start(_by_peer(block, stage.sends), _by_peer(received, stage.receives)), received
 
     transfer, received = post(plan.stages[0], _rows(kv, offered))
-    yield Block(kv, dkv, plan.local)
+    first, last = (plan.local, ()) if dkv is None else _kept_back(plan)
+    yield Block(kv, dkv, first)
     following = [*plan.stages[1:], None]
     under_way: tuple[Transfer, Tensor] | None = None  # what other ranks have added up for the block to come
     for stage, after in zip(plan.stages, following):
@@ -121,6 +138,8 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         incoming = dkv.new_empty(from_behind[0].n_keys, *dkv.shape[1:])
         to_ahead = (stage.receives[0]._replace(peer=stage.sends[0].peer),)
         under_way = exchange.start(_by_peer(gradients, to_ahead), _by_peer(incoming, from_behind)), incoming
+    if last:
+        yield Block(kv, dkv, last)
     if dkv is not None and under_way is not None:
         under_way[0].wait()
         _add_rows(dkv, offered, under_way[1])

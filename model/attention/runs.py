@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -102,3 +103,20 @@ def joined_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
         else:
             merged.append(run)
     return tuple(merged)
+
+
+def cut_runs(runs: Sequence[Run], pairs: int) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """The same pairs in two lots, at most `pairs` of them in the first. Causal runs only; one may be cut in three."""
+    first: list[Run] = []
+    for i, run in enumerate(runs):
+        if run.n_pairs > pairs:
+            n = (math.isqrt(8 * pairs + 1) - 1) // 2  # the most queries whose n (n + 1) / 2 pairs are as many
+            if n == 0:
+                return tuple(first), tuple(runs[i:])
+            q, k = run.q_start + n, run.k_start + n
+            first.append(run._replace(q_end=q, k_end=k))
+            rest = (Run(q, run.q_end, run.k_start, k, False), run._replace(q_start=q, k_start=k))
+            return tuple(first), (*rest, *runs[i + 1 :])
+        first.append(run)
+        pairs -= run.n_pairs
+    return tuple(first), ()

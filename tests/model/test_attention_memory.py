@@ -15,7 +15,7 @@ from model.attention.ring import packed_ring_attention
 from model.attention.routes import AHEAD
 
 HEADS, KV_HEADS, SIZE, ITEMSIZE = 4, 2, 32, 4
-CASES: list[tuple[str, Route]] = [("zigzag", "direct"), ("zigzag", "relay"), ("shared-1%", "direct")]
+CASES: list[tuple[str, Route]] = [("zigzag", "direct"), ("zigzag", "relay"), ("shared-0.5%", "direct")]
 
 
 def peaks(group: dist.ProcessGroup, plans: list[SequencePlan]) -> list[tuple[int, int]]:

@@ -88,7 +88,7 @@ def step_time(plan: SequencePlan, delay: float, monkeypatch: pytest.MonkeyPatch)
     return max(time for time, _ in by_rank), max(delayed for _, delayed in by_rank)
 
 
-@pytest.mark.parametrize(("layout", "route"), [("zigzag", "direct"), ("zigzag", "relay"), ("shared-1%", "direct")])
+@pytest.mark.parametrize(("layout", "route"), [("zigzag", "direct"), ("zigzag", "relay"), ("shared-0.5%", "direct")])
 @pytest.mark.parametrize("boundaries", [[0, 1024], [0, 700, 900, 1024]])
 def test_a_slow_exchange_costs_less_than_half_of_its_delays_while_they_fit_behind_compute(
     boundaries: list[int], layout: str, route: Route, monkeypatch: pytest.MonkeyPatch

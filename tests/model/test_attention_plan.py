@@ -16,6 +16,7 @@ from model.attention.dispatch import dispatch, in_order
 from model.attention.layouts import Assignment
 from model.attention.plan import Route, SequencePlan
 from model.attention.planner import LAYOUTS
+from model.attention.runs import Run, cut_runs
 from model.attention.segments import stage_of_distance, traffic
 
 
@@ -178,6 +179,21 @@ def test_what_is_dispatched_comes_back_in_order(plan: SequencePlan) -> None:
 def test_a_pickled_plan_is_the_same_plan(plan: SequencePlan) -> None:
     copy = pickle.loads(pickle.dumps(plan))
     assert [copy.rank(rank) for rank in range(plan.sp)] == [plan.rank(rank) for rank in range(plan.sp)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 200))
+def test_runs_cut_in_two_lots_are_the_same_pairs(lengths: list[int], pairs: int) -> None:
+    bounds = np.cumsum([0, *lengths]).tolist()
+    runs = tuple(Run(a, b, a, b, True) for a, b in pairwise(bounds))
+    counts = np.zeros((bounds[-1], bounds[-1]), dtype=int)
+    first, last = cut_runs(runs, pairs)
+    for run in (*first, *last):
+        block = np.ones((run.q_end - run.q_start, run.k_end - run.k_start), dtype=int)
+        counts[run.q_start : run.q_end, run.k_start : run.k_end] += np.tril(block) if run.causal else block
+    np.testing.assert_array_equal(counts, allowed_pairs(np.array(bounds)))
+    total = sum(n * (n + 1) // 2 for n in lengths)
+    assert min(pairs, total) - max(lengths) <= sum(run.n_pairs for run in first) <= pairs
 
 
 def test_runs_over_neighbouring_keys_of_the_same_queries_are_one_kernel_call() -> None:

@@ -67,7 +67,7 @@ class Sharing(NamedTuple):
     route: str | None = None
 
 
-SHARINGS = [Sharing(), *starmap(Sharing, product(("contiguous", "zigzag", "shared-1%"), (1, 2), ("direct", "relay")))]
+SHARINGS = [Sharing(), *starmap(Sharing, product(("contiguous", "zigzag", "shared-0.5%"), (1, 2), ("direct", "relay")))]
 
 
 def train(group: Any, sp: int) -> dict[Case, tuple]:
