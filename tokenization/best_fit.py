@@ -3,7 +3,8 @@
 In: the lengths of a window of documents and the capacity of a bin. Out: the bin of each, and how many bins.
 Longest first, each length goes to the fullest bin that still has room for it. Bins are kept in one stack per amount of
 room left; a bitmap says which stacks hold anything, with a bitmap over its words, and so on up, so the least room that
-suffices is found in log64(capacity) steps: three at a million tokens.
+suffices is found in log64(capacity) steps: three at a million tokens. `fill_window` does better where more lengths are
+to come: it holds the emptiest bins back and exchanges with them until the others are full.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _BIT_OF = np.zeros(64, dtype=np.int64)
 for _bit in range(64):
     _BIT_OF[((int(_DE_BRUIJN) << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 _ONE = np.uint64(1)
+
+EXCHANGES = 3
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
@@ -35,6 +38,32 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     order = np.sort((capacity - lengths) * len(lengths) + np.arange(len(lengths))) % len(lengths)
     bin_of, n_bins = _place(lengths, order, capacity)
     return bin_of, int(n_bins)
+
+
+def fill_window(lengths: np.ndarray, capacity: int, most: int, most_length: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """Pack `lengths` as `best_fit` does, hold the emptiest bins back, and top the others up from them.
+
+    Returns (bin_of int64 [N], n_bins, is_held bool [N]): lengths that are held are to be packed again, with what comes
+    next. A bin is topped up by exchanging one of its lengths for a longer one of those, up to `EXCHANGES` times. most,
+    most_length: how many the emptiest bin may hold to be held, and how much in all; more bins follow up to a fifth of
+    that number, for the sake of speed. With 0 this is `best_fit`. Raises as that does.
+    """
+    lengths = np.ascontiguousarray(lengths, dtype=np.int64)
+    bin_of, n_bins = best_fit(lengths, capacity)
+    if not most or not n_bins:
+        return bin_of, n_bins, np.zeros(len(lengths), dtype=bool)
+    loads = np.bincount(bin_of, weights=lengths, minlength=n_bins).astype(np.int64)
+    emptiest = np.argsort(loads, kind="stable")
+    emptiest = emptiest[loads[emptiest] < capacity]
+    members = np.cumsum(np.bincount(bin_of, minlength=n_bins)[emptiest])
+    few = members <= most // 5
+    few[:1] = members[:1] <= most
+    few &= np.cumsum(loads[emptiest]) <= most_length
+    is_held = np.zeros(n_bins, dtype=bool)
+    is_held[emptiest[few]] = True
+    if few.any():
+        _top_up(lengths, bin_of, capacity - loads, is_held, capacity)
+    return bin_of, n_bins, is_held[bin_of]
 
 
 @compiled
@@ -60,14 +89,43 @@ def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int
 
 
 @compiled
-def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    base = np.zeros(13, dtype=np.int64)  # level l of the bitmap is bits[base[l]:base[l + 1]]
+def _levels(capacity: int) -> tuple[np.ndarray, int]:
+    """Where each level of the bitmap over 0..capacity begins, level l being bits[base[l]:base[l + 1]]; how many."""
+    base = np.zeros(13, dtype=np.int64)
     n_levels = 0
     words = capacity
     while n_levels == 0 or words > 0:
         words >>= 6
         base[n_levels + 1] = base[n_levels] + words + 1
         n_levels += 1
+    return base, n_levels
+
+
+@compiled
+def _mark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> None:
+    for level in range(n_levels):
+        bits[base[level] + (position >> 6)] |= _ONE << np.uint64(position & 63)
+        position >>= 6
+
+
+@compiled
+def _unmark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> None:
+    for level in range(n_levels):
+        word = base[level] + (position >> 6)
+        bits[word] &= ~(_ONE << np.uint64(position & 63))
+        if bits[word] != 0:
+            break
+        position >>= 6
+
+
+@compiled
+def _is_marked(bits: np.ndarray, position: int) -> bool:
+    return (bits[position >> 6] >> np.uint64(position & 63)) & _ONE != 0
+
+
+@compiled
+def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    base, n_levels = _levels(capacity)
     bits = np.zeros(base[n_levels], dtype=np.uint64)
     # Read only where the bitmap has a bit, so left uninitialised: clearing 4 MB a window would cost as much as packing.
     top_of_stack = np.empty(capacity + 1, dtype=np.int32)
@@ -85,22 +143,84 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
             chosen = top_of_stack[room]
             top_of_stack[room] = next_in_stack[chosen]
             if next_in_stack[chosen] < 0:
-                position = room
-                for level in range(n_levels):
-                    word = base[level] + (position >> 6)
-                    bits[word] &= ~(_ONE << np.uint64(position & 63))
-                    if bits[word] != 0:
-                        break
-                    position >>= 6
+                _unmark(bits, base, n_levels, room)
         bin_of[document] = chosen
         room -= length
         if room > 0:
-            position = room
-            empty = (bits[position >> 6] >> np.uint64(position & 63)) & _ONE == 0
-            next_in_stack[chosen] = -1 if empty else top_of_stack[room]
+            marked = _is_marked(bits, room)
+            next_in_stack[chosen] = top_of_stack[room] if marked else -1
             top_of_stack[room] = chosen
-            if empty:
-                for level in range(n_levels):
-                    bits[base[level] + (position >> 6)] |= _ONE << np.uint64(position & 63)
-                    position >>= 6
+            if not marked:
+                _mark(bits, base, n_levels, room)
     return bin_of, n_bins
+
+
+@compiled
+def _top_up(lengths: np.ndarray, bin_of: np.ndarray, rooms: np.ndarray, is_held: np.ndarray, capacity: int) -> None:
+    """Exchange lengths between bins that are not held and the lengths of those that are, in `bin_of`.
+
+    Held lengths are kept in one stack per length, found by a bitmap over capacity - length: the least position that
+    suffices is the longest length that fits.
+    """
+    base, n_levels = _levels(capacity)
+    bits = np.zeros(base[n_levels], dtype=np.uint64)
+    top_of_stack = np.empty(capacity + 1, dtype=np.int32)
+    next_in_stack = np.empty(len(lengths), dtype=np.int32)
+    ends = np.zeros(len(rooms) + 1, dtype=np.int64)
+    for document in range(len(lengths)):
+        ends[bin_of[document] + 1] += 1
+        if is_held[bin_of[document]]:
+            _push(bits, base, n_levels, top_of_stack, next_in_stack, capacity - lengths[document], document)
+    ends = np.cumsum(ends)
+    members = np.empty(len(lengths), dtype=np.int64)
+    filled = ends[:-1].copy()
+    for document in range(len(lengths)):
+        members[filled[bin_of[document]]] = document
+        filled[bin_of[document]] += 1
+    for chosen in range(len(rooms)):
+        room = rooms[chosen]
+        if is_held[chosen]:
+            continue
+        for _ in range(EXCHANGES):
+            if room == 0:
+                break
+            gain = 0
+            given = -1
+            for at in range(ends[chosen], ends[chosen + 1]):
+                length = lengths[members[at]]
+                position = _least_at_least(bits, base, n_levels, capacity - length - room)
+                if position >= 0 and capacity - position - length > gain:
+                    gain = capacity - position - length
+                    given = at
+                    if gain == room:
+                        break
+            if gain == 0:
+                break
+            document = members[given]
+            position = capacity - lengths[document] - gain
+            taken = top_of_stack[position]
+            top_of_stack[position] = next_in_stack[taken]
+            if next_in_stack[taken] < 0:
+                _unmark(bits, base, n_levels, position)
+            bin_of[document] = bin_of[taken]
+            bin_of[taken] = chosen
+            members[given] = taken
+            _push(bits, base, n_levels, top_of_stack, next_in_stack, capacity - lengths[document], document)
+            room -= gain
+
+
+@compiled
+def _push(
+    bits: np.ndarray,
+    base: np.ndarray,
+    n_levels: int,
+    top_of_stack: np.ndarray,
+    next_in_stack: np.ndarray,
+    position: int,
+    document: int,
+) -> None:
+    marked = _is_marked(bits, position)
+    next_in_stack[document] = top_of_stack[position] if marked else -1
+    top_of_stack[position] = document
+    if not marked:
+        _mark(bits, base, n_levels, position)

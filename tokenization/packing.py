@@ -1,8 +1,10 @@
 """Documents to packed sequences: split what is too long, fill contexts best-fit, weigh each token, shuffle.
 
 In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`, each exactly one context long.
-The stream is cut into windows of documents; a window is packed by best-fit-decreasing and forgotten, so memory is
-bounded by the window and the output is a pure function of (documents, settings, seed, window index). Packing sorts by
+The stream is cut into windows of documents; a window is packed by best-fit-decreasing and forgotten, but for the
+documents of its emptiest sequences, which the next window gets: else each would end with a sequence that has little in
+it, at a million tokens one of seven. Before that the others exchange documents with them to be full. Memory is bounded
+by the window and that share of it, and what comes out of a window does not depend on what follows. Packing sorts by
 length; the shuffle of sequences within a window and of documents within a sequence undoes that, so that training meets
 no run of equal lengths.
 """
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tokenization.best_fit import best_fit
+from tokenization.best_fit import best_fit, fill_window
 from tokenization.document import Document, PackedSequence
 from tokenization.permutation import derive_key, permute
 from tokenization.vocabulary import JointVocabulary
@@ -26,6 +28,7 @@ __all__ = ["PackCounts", "best_fit", "fill", "filled", "loss_weights", "pack", "
 
 WINDOW = 10_000
 WINDOW_TOKENS = 1 << 28
+HELD = 2  # at most one part in so many of a window, in documents and in tokens, goes over to the next
 TOO_SHORT = "shorter than 2 tokens, so nothing to predict"
 PAD_ID = 0
 
@@ -80,7 +83,8 @@ def pack(
 ) -> Iterator[PackedSequence]:
     """Pack documents into sequences of exactly `context` tokens, keyed `{key_prefix}{number:08d}`.
 
-    A window closes at `window` examples or `window_tokens` tokens (4 bytes each), whichever comes first. Documents over
+    A window closes at `window` examples or `window_tokens` tokens (4 bytes each), whichever comes first, not counting
+    those that it got from the window before. Documents over
     the context are split; those, and last pieces, of fewer than 2 tokens are left out and counted in `counts.skipped`.
     Room that nothing fills is one last run of token 0 with weight 0, ended by `cu_seqlens` like a document but not an
     example. Raises ValueError on a context under 2, UserError as `loss_weights`.
@@ -91,8 +95,11 @@ def pack(
     counts = PackCounts() if counts is None else counts
     examples = _examples(documents, context, counts)
     serial = itertools.count()
-    for number, members in enumerate(_windows(examples, window, window_tokens)):
-        for group in _groups(members, context, derive_key(seed, number)):
+    held: list[Document] = []
+    for number, (members, is_last) in enumerate(_windows(examples, window, window_tokens)):
+        most = (0, 0) if is_last else (window // HELD, max(window_tokens // HELD, context))
+        groups, held = _groups(held + members, context, derive_key(seed, number), *most)
+        for group in groups:
             counts.sequences += 1
             yield _sequence(f"{key_prefix}{next(serial):08d}", group, context, vocabulary, objective)
 
@@ -125,28 +132,32 @@ def _examples(documents: Iterable[Document], context: int, counts: PackCounts) -
             yield piece
 
 
-def _windows(examples: Iterable[Document], window: int, window_tokens: int) -> Iterator[list[Document]]:
+def _windows(examples: Iterable[Document], window: int, window_tokens: int) -> Iterator[tuple[list[Document], bool]]:
+    """Windows, and whether they are the last, which holds what no full window took, if anything."""
     members: list[Document] = []
     tokens = 0
     for example in examples:
         members.append(example)
         tokens += len(example)
         if len(members) >= window or tokens >= window_tokens:
-            yield members
+            yield members, False
             members, tokens = [], 0
-    if members:
-        yield members
+    yield members, True
 
 
-def _groups(members: list[Document], context: int, key: np.ndarray) -> Iterator[list[Document]]:
-    """The window's bins in shuffled order, each with its documents in shuffled order."""
-    bin_of, n_bins = best_fit(np.array([len(member) for member in members]), context)
+def _groups(
+    members: list[Document], context: int, key: np.ndarray, most: int, most_tokens: int
+) -> tuple[list[list[Document]], list[Document]]:
+    """The window's bins in shuffled order, each with its documents in shuffled order, and the documents held back."""
+    lengths = np.array([len(member) for member in members], dtype=np.int64)
+    bin_of, n_bins, is_held = fill_window(lengths, context, most, most_tokens)
     bin_place = permute(np.arange(n_bins), n_bins, derive_key(0) ^ key)[bin_of]
     member_place = permute(np.arange(len(members)), len(members), derive_key(1) ^ key)
     order = np.lexsort((member_place, bin_place))
-    ends = np.cumsum(np.bincount(bin_place, minlength=n_bins))
-    for chosen in np.split(order, ends[:-1]):
-        yield [members[index] for index in chosen]
+    order = order[~is_held[order]]
+    ends = np.flatnonzero(np.diff(bin_place[order])) + 1
+    groups = [[members[index] for index in chosen] for chosen in np.split(order, ends) if len(chosen)]
+    return groups, [members[index] for index in np.flatnonzero(is_held)]
 
 
 def _sequence(

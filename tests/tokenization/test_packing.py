@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenization.best_fit import fill_window
 from tokenization.document import Document, PackedSequence
 from tokenization.packing import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, split_document
 from tokenization.vocabulary import JointVocabulary
@@ -178,11 +180,81 @@ def test_the_same_input_and_seed_give_the_same_sequences_and_another_seed_anothe
     assert sorted(orders[0]) == sorted(orders[1])
 
 
-def test_a_window_depends_on_nothing_but_its_own_documents() -> None:
-    documents = numbered([20] * 30)
-    whole = list(pack(documents, 64, VOCABULARY, "text", window=10))
-    first = list(pack(documents[:10], 64, VOCABULARY, "text", window=10))
-    assert everything(whole)[: len(first)] == everything(first)
+def test_what_comes_out_of_a_window_does_not_depend_on_what_follows() -> None:
+    documents = numbered(text_mix(3, 400, 256).tolist())
+    whole = everything(list(pack(documents, 256, VOCABULARY, "text", window=100)))
+
+    def broken() -> Iterator[Document]:
+        yield from documents[:200]
+        raise InterruptedError
+
+    came_out: list[PackedSequence] = []
+    with pytest.raises(InterruptedError):
+        came_out.extend(pack(broken(), 256, VOCABULARY, "text", window=100))
+    assert len(came_out) > 10
+    assert everything(came_out) == whole[: len(came_out)]
+
+
+def test_documents_that_end_within_their_window_are_packed_by_best_fit_alone() -> None:
+    lengths = text_mix(4, 99, 256)
+    sequences = list(pack(numbered(lengths.tolist()), 256, VOCABULARY, "text", window=100))
+    assert sorted(map(filled, sequences)) == simple_best_fit_decreasing(lengths.tolist(), 256)
+
+
+def test_windows_do_not_end_with_sequences_that_have_little_in_them() -> None:
+    context = 16_384
+    lengths = np.maximum(text_mix(5, 4000, context) // 8, 2)  # about eight sequences a window
+    apart = sum(best_fit(lengths[start : start + 500], context)[1] for start in range(0, 4000, 500))
+    documents = [Document(str(i), "test", np.full(n, 5, dtype=np.int32), ((0, n),)) for i, n in enumerate(lengths)]
+    sequences = list(pack(documents, context, VOCABULARY, "text", window=500))
+    assert len(sequences) == -(-lengths.sum() // context) < apart
+
+
+@given(
+    st.integers(2, 500).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=80))),
+    st.integers(0, 40),
+    st.integers(0, 5000),
+)
+@settings(deadline=None, max_examples=300)
+def test_topping_up_never_overfills_a_bin_nor_empties_one_and_holds_no_more_than_allowed(
+    case: tuple[int, list[int]], most: int, most_length: int
+) -> None:
+    capacity, lengths = case
+    packed = np.array(lengths, dtype=np.int64)
+    plain, _ = best_fit(packed, capacity)
+    bin_of, n_bins, is_held = fill_window(packed, capacity, most, most_length)
+    loads = np.bincount(bin_of, weights=packed, minlength=n_bins)
+    before = np.bincount(plain, weights=packed, minlength=n_bins)
+    assert (loads <= capacity).all()
+    assert is_held.sum() <= most
+    assert packed[is_held].sum() <= most_length
+    emitted = np.unique(bin_of[~is_held])
+    assert not set(emitted) & set(bin_of[is_held])
+    assert (loads[emitted] >= before[emitted]).all()
+    if not most:
+        assert not is_held.any()
+        assert (bin_of == plain).all()
+
+
+def test_topping_up_leaves_less_room_than_best_fit_alone() -> None:
+    lengths = np.random.default_rng(7).integers(280, 380, 5000)
+    plain, _ = best_fit(lengths, 4096)
+    bin_of, n_bins, is_held = fill_window(lengths, 4096, 2500, 1 << 30)
+    emitted = np.unique(bin_of[~is_held])
+    room, before = (4096 - np.bincount(bins, weights=lengths, minlength=n_bins)[emitted] for bins in (bin_of, plain))
+    assert room.sum() < 0.75 * before.sum()
+
+
+def test_neighbours_are_not_sorted_by_modality() -> None:
+    """Sources in which all pictures come first: half the documents vision, in order, and short as those are."""
+    rng = np.random.default_rng(6)
+    vision = [np.full(n, VOCABULARY.codes_to_ids(np.array([1]))[0], dtype=np.int32) for n in rng.integers(20, 40, 2000)]
+    text = [np.full(n, 5, dtype=np.int32) for n in rng.integers(30, 300, 500)]
+    documents = [Document(f"d{i}", "test", tokens, ((1, len(tokens)),)) for i, tokens in enumerate([*vision, *text])]
+    sequences = list(pack(documents, 512, VOCABULARY, "vision-text", window=3000))
+    share = np.array([VOCABULARY.is_vision(sequence.tokens).mean() for sequence in sequences])
+    assert 0.2 < share.mean() < 0.8
+    assert abs(np.corrcoef(share[:-1], share[1:])[0, 1]) < 0.25
 
 
 def test_neighbours_are_not_sorted_by_length() -> None:
