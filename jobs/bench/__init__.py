@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | loader | drawings`: ours beside its peers, modelled and executed."""
+"""`ringworld bench plan | attention | kernels | loader | text | pack | drawings`: ours beside its peers, measured."""
 
 from __future__ import annotations
 
@@ -67,6 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loader.add_argument("--rounds", type=int, default=5, help="passes of each system, by turns; the fastest counts")
     loader.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     loader.set_defaults(bench=_loader)
+
+    text = benchmarks.add_parser("text", help="from text on S3 to token documents, beside other tokenizers")
+    text.add_argument("--corpora", nargs="+", default=["plays", "lines", "code"], metavar="NAME", help="default: all")
+    text.add_argument("--megabytes", type=int, default=6, help="of each corpus at most (default 6)")
+    text.add_argument("--rounds", type=int, default=3, help="runs of each system, by turns; the fastest counts")
+    text.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    text.set_defaults(bench=_text)
+
+    pack = benchmarks.add_parser("pack", help="documents a second and fill of packers on the same documents")
+    pack.add_argument("--contexts", type=int, nargs="+", metavar="S", help="default: 8192 32768 1048576")
+    pack.add_argument("--documents", type=int, default=1_000_000, metavar="N", help="default 1000000")
+    pack.add_argument("--mix", default="lwm", help="images, clips or lwm (default)")
+    pack.add_argument("--rounds", type=int, default=3, help="runs of each packer, by turns; the fastest counts")
+    pack.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    pack.set_defaults(bench=_pack)
 
     drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
     drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -149,6 +164,28 @@ def _loader(arguments: argparse.Namespace) -> int:
     settings = Settings(arguments.context, arguments.sequences, batch=arguments.batch, rounds=arguments.rounds)
     report = loader_report(settings)
     print_loader(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> int:
+    from jobs.bench.text import print_text, text_report
+
+    _at_least_one(arguments, "megabytes", "rounds")
+    report = text_report(arguments.corpora, arguments.megabytes, arguments.rounds)
+    print_text(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from jobs.bench.pack import CONTEXTS, pack_report, print_pack
+
+    _at_least_one(arguments, "documents", "rounds")
+    if min(arguments.contexts or CONTEXTS) < 1024:
+        raise UserError(f"--contexts {min(arguments.contexts)} is less than 1024, too short for a mix of documents")
+    report = pack_report(arguments.contexts or CONTEXTS, arguments.documents, arguments.rounds, arguments.mix)
+    print_pack(report)
     _write(report, arguments.json)
     return 0
 
