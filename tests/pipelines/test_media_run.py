@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from miniature import VQGAN_SIZES, recipe, ringworld, sample, write_recipe
-from test_media import IMAGES, VIDEO, write_tar
+from test_media_records import IMAGES, VIDEO, write_tar
 
 from pipelines.dag import MANIFEST
 from pipelines.recipe import Recipe
