@@ -72,13 +72,19 @@ def test_shares_of_one_document_have_equal_work_from_its_head_and_its_tail() -> 
     assert start.tolist() == [*range(0, 2048, 256), *range(2304, 4096, 256)]
 
 
-def test_a_long_document_is_shared_by_few_ranks_beside_short_ones() -> None:
-    # Half of the work is in one document; a rank that takes a part of it is filled up with short documents.
-    cu_seqlens = np.concatenate([[0], 8192 + np.arange(0, 57345, 64)])
-    keys = counted(cu_seqlens, TIGHTEST, 16).keys
-    readers = (keys.sum(1) > 64).sum()
-    assert 2 < readers <= 16
-    assert keys.sum() < counted(cu_seqlens, "zigzag", 16).keys.sum() * 16
+def test_a_rank_takes_part_in_one_long_document_or_two_where_one_ends() -> None:
+    # Four long documents have nearly all the work; short ones have most of the tokens and fill the ranks up.
+    ring, long, n_long = 16, 4096, 4
+    cu_seqlens = np.cumsum([0, *[long] * n_long, *[64] * 768])
+    segments = cut_at_documents(cu_seqlens, LAYOUTS[TIGHTEST](cu_seqlens, ring), ring)
+    taken = [
+        len(np.unique(segments.document[(segments.rank == r) & (segments.document < n_long)])) for r in range(ring)
+    ]
+    assert min(taken) == 1
+    assert max(taken) <= 2
+    assert sum(taken) <= ring + n_long
+    # Shared by all ranks, each document would send three quarters of its keys to every rank.
+    assert traffic(segments, ring).keys.sum() < 0.4 * (0.75 * long * n_long * ring)
 
 
 def test_the_same_sequence_gives_the_same_plan_in_another_process() -> None:
