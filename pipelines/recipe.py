@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from model.attention import hardware
 from model.attention.plan import Route
 from model.attention.planner import LAYOUTS
-from model.config import llama_config
-from model.rank_batch import attention_shape
+from pipelines.recipe_checks import check_recipe
 from tokenization.vqgan.config import VQGANConfig
 
 Objective = Literal["text", "vision-text"]
@@ -344,70 +343,5 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        vision = [name for name, source in self.sources.items() if any("vision" in spec for spec in source.fields)]
-        if vision and self.vqgan is None:
-            raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
-        names = [stage.name for stage in self.train.stages]
-        if len(set(names)) < len(names):
-            raise ValueError("train.stages: two stages have one name; give each its own")
-        for index, stage in enumerate(self.train.stages):
-            self._check_stage(f"train.stages.{index}", stage)
-        self._check_evaluation(self.train.stages[-1].context)
+        check_recipe(self)
         return self
-
-    def _check_evaluation(self, context: int) -> None:
-        """What is asked of the last model fits its context: known now rather than after weeks of training."""
-        needle, generation = self.evaluate.needle, self.evaluate.generation
-        if needle and max(needle.contexts) > context:
-            raise ValueError(
-                f"evaluate.needle.contexts has {max(needle.contexts)}, above the last context {context}; lower it"
-            )
-        if generation and self.vqgan:
-            frames = generation.prompt_frames + generation.frames
-            tokens = frames * (self.vqgan.sizes.codes_per_frame + 1)
-            if tokens > context:
-                raise ValueError(
-                    f"evaluate.generation: {frames} frames are {tokens} tokens, more than the last stage's context "
-                    f"{context}; lower prompt_frames or frames"
-                )
-
-    def _check_stage(self, key: str, stage: TrainStage) -> None:
-        for source in stage.mixture:
-            if source not in self.sources:
-                raise ValueError(f"{key}.mixture names the source {source!r}, which sources does not define")
-        if stage.batch_tokens % stage.context:
-            raise ValueError(f"{key}.batch_tokens {stage.batch_tokens} is no multiple of its context {stage.context}")
-        if self.train.workers % stage.sp:
-            raise ValueError(
-                f"{key}.sp {stage.sp} does not divide train.workers {self.train.workers}; "
-                f"choose an sp that divides it or change the workers"
-            )
-        if stage.context * stage.rows % stage.sp:
-            raise ValueError(
-                f"{key}.context {stage.context} x rows {stage.rows} is no multiple of sp {stage.sp}, whose ranks hold "
-                f"equally many tokens; change one of them"
-            )
-        self._check_attention(key, stage)
-        per_step = self.train.workers // stage.sp * stage.rows
-        if stage.sequences % per_step:
-            raise ValueError(
-                f"{key}.batch_tokens gives {stage.sequences} sequences a step, which {self.train.workers // stage.sp} "
-                f"data-parallel ranks of {stage.rows} row(s) cannot share evenly; make it a multiple of {per_step}"
-            )
-        if stage.warmup_steps >= stage.steps:
-            raise ValueError(f"{key}.warmup_steps {stage.warmup_steps} leaves no step of its {stage.steps}")
-
-    def _check_attention(self, key: str, stage: TrainStage) -> None:
-        attention = self.train.attention_of(stage)
-        if attention.ulysses is None:
-            return
-        named = "train.attention" if stage.attention is None else f"{key}.attention"
-        if stage.sp % attention.ulysses:
-            raise ValueError(
-                f"{named}.ulysses {attention.ulysses} does not divide {key}.sp {stage.sp}; choose a divisor of every "
-                f"stage's sp, or set {key}.attention"
-            )
-        if self.model.init is None:  # a checkpoint's heads are known once it is loaded
-            config = llama_config(self.model.size, 1, stage.context, stage.rope_theta)
-            if wrong := attention.unfit_for(attention_shape(config, self.train.precision).kv_heads):
-                raise ValueError(f"{named}.{wrong}")

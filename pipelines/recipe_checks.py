@@ -1,0 +1,88 @@
+"""What no part of a recipe can tell of itself: that its parts fit together.
+
+In: a recipe whose parts are each valid. Out: nothing, or a ValueError that names the key and the remedy, before
+anything has run rather than after weeks of training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model.config import llama_config
+from model.rank_batch import attention_shape
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe, TrainStage
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ValueError on the first thing that does not fit."""
+    vision = [name for name, source in recipe.sources.items() if any("vision" in spec for spec in source.fields)]
+    if vision and recipe.vqgan is None:
+        raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
+    names = [stage.name for stage in recipe.train.stages]
+    if len(set(names)) < len(names):
+        raise ValueError("train.stages: two stages have one name; give each its own")
+    for index, stage in enumerate(recipe.train.stages):
+        _check_stage(recipe, f"train.stages.{index}", stage)
+    _check_evaluation(recipe, recipe.train.stages[-1].context)
+
+
+def _check_evaluation(recipe: Recipe, context: int) -> None:
+    """What is asked of the last model fits its context: known now rather than after weeks of training."""
+    needle, generation = recipe.evaluate.needle, recipe.evaluate.generation
+    if needle and max(needle.contexts) > context:
+        raise ValueError(
+            f"evaluate.needle.contexts has {max(needle.contexts)}, above the last context {context}; lower it"
+        )
+    if generation and recipe.vqgan:
+        frames = generation.prompt_frames + generation.frames
+        tokens = frames * (recipe.vqgan.sizes.codes_per_frame + 1)
+        if tokens > context:
+            raise ValueError(
+                f"evaluate.generation: {frames} frames are {tokens} tokens, more than the last stage's context "
+                f"{context}; lower prompt_frames or frames"
+            )
+
+
+def _check_stage(recipe: Recipe, key: str, stage: TrainStage) -> None:
+    for source in stage.mixture:
+        if source not in recipe.sources:
+            raise ValueError(f"{key}.mixture names the source {source!r}, which sources does not define")
+    if stage.batch_tokens % stage.context:
+        raise ValueError(f"{key}.batch_tokens {stage.batch_tokens} is no multiple of its context {stage.context}")
+    if recipe.train.workers % stage.sp:
+        raise ValueError(
+            f"{key}.sp {stage.sp} does not divide train.workers {recipe.train.workers}; "
+            f"choose an sp that divides it or change the workers"
+        )
+    if stage.context * stage.rows % stage.sp:
+        raise ValueError(
+            f"{key}.context {stage.context} x rows {stage.rows} is no multiple of sp {stage.sp}, whose ranks hold "
+            f"equally many tokens; change one of them"
+        )
+    _check_attention(recipe, key, stage)
+    per_step = recipe.train.workers // stage.sp * stage.rows
+    if stage.sequences % per_step:
+        raise ValueError(
+            f"{key}.batch_tokens gives {stage.sequences} sequences a step, which {recipe.train.workers // stage.sp} "
+            f"data-parallel ranks of {stage.rows} row(s) cannot share evenly; make it a multiple of {per_step}"
+        )
+    if stage.warmup_steps >= stage.steps:
+        raise ValueError(f"{key}.warmup_steps {stage.warmup_steps} leaves no step of its {stage.steps}")
+
+
+def _check_attention(recipe: Recipe, key: str, stage: TrainStage) -> None:
+    attention = recipe.train.attention_of(stage)
+    if attention.ulysses is None:
+        return
+    named = "train.attention" if stage.attention is None else f"{key}.attention"
+    if stage.sp % attention.ulysses:
+        raise ValueError(
+            f"{named}.ulysses {attention.ulysses} does not divide {key}.sp {stage.sp}; choose a divisor of every "
+            f"stage's sp, or set {key}.attention"
+        )
+    if recipe.model.init is None:  # a checkpoint's heads are known once it is loaded
+        config = llama_config(recipe.model.size, 1, stage.context, stage.rope_theta)
+        if wrong := attention.unfit_for(attention_shape(config, recipe.train.precision).kv_heads):
+            raise ValueError(f"{named}.{wrong}")
