@@ -14,20 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from pipelines.partitions import record_name
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
 from pipelines.tokenize.records import Record, Tally, TokenizeJob, media_records, text_records
+from pipelines.tokenize.to_documents import to_documents
 from pipelines.urls import fetch_file
 from tokenization.document import Document
 from tokenization.documents import write_documents
-from tokenization.errors import BadData, UserError
-from tokenization.fields import FieldSpec, build_tokens, spec_for_record
-from tokenization.text import TextTokenizer, load_text_tokenizer
-from tokenization.vocabulary import JointVocabulary
+from tokenization.errors import UserError
+from tokenization.text import load_text_tokenizer
 
 log = logging.getLogger("ringworld")
 
@@ -129,33 +127,4 @@ def _documents(part: Partition, job: TokenizeJob, encoders: list[Any], tally: Ta
             records = itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
         else:
             records = media_records(list(objects), job, encoders, tally)
-        yield from _through_fields(records, job, tokenizer, tally)
-
-
-def _through_fields(
-    records: Iterator[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
-) -> Iterator[Document]:
-    """Each record as a document."""
-    for record in records:
-        found = record.found
-        draw = int.from_bytes(hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8], "big")
-        spec: FieldSpec = spec_for_record(job.recipe.sources[found.source].fields, draw)
-        try:
-            tokens, spans = build_tokens(record.fields, spec, tokenizer, job.vocabulary)
-        except BadData as error:
-            tally.bad(found, str(error), record.number, record.unit)
-            continue
-        where = {"url": found.url, "etag": found.etag, "record": record.number, "fields": str(spec)}
-        where |= _streams(tokens, job.vocabulary)
-        yield Document(record.key, found.source, tokens, spans, {**where, **record.provenance})
-
-
-def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:
-    """Where a document's frames lie in its tokens, so that those of a piece of it can be told by number."""
-    edges = np.flatnonzero(np.diff(vocabulary.is_vision(tokens), prepend=False, append=False))
-    ends = np.isin(tokens, (vocabulary.eof_id, vocabulary.eov_id))
-    streams = [
-        {"start": int(start), "end": int(end), "frames": int(ends[start:end].sum())}
-        for start, end in zip(edges[::2], edges[1::2])
-    ]
-    return {"vision": streams} if streams else {}
+        yield from to_documents(records, job, tokenizer, tally)
