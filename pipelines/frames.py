@@ -9,22 +9,35 @@ from pipelines.media import BadMedium, Medium, media_of
 from pipelines.sources import SourceObject
 from tokenization.errors import BadData
 from tokenization.media import media_frames
-from tokenization.video import FrameChunk
+from tokenization.video import FrameChunk, Samples, count_samples
 
 _MEDIA_TOLD_APART = 64  # of a tar or a file of records: no medium gives more than such a share of the frames asked for
 
 
 def medium_frames(
-    medium: Medium, *, fps: float, size: int, chunk: int, max_frames: int | None = None
+    medium: Medium, *, fps: float, size: int, chunk: int, max_frames: int | None = None, samples: Samples | None = None
 ) -> Iterator[FrameChunk]:
     """Frames uint8 [n, size, size, 3] of a medium with their times, at most `chunk` at a time.
 
-    Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
+    samples: of a video, from `count_frames`, what to take instead of `max_frames` and the medium's part. Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
     """
     with medium.open() as file:
         yield from media_frames(
-            file, medium.kind, fps=fps, size=size, chunk=chunk, max_frames=max_frames, part=medium.part
+            file,
+            medium.kind,
+            fps=fps,
+            size=size,
+            chunk=chunk,
+            max_frames=max_frames,
+            part=medium.part,
+            samples=samples,
         )
+
+
+def count_frames(medium: Medium, fps: float) -> int:
+    """How many samples a whole video has at `fps`, by a pass over its packets. Raises as `medium_frames` does."""
+    with medium.open() as file:
+        return count_samples(file, fps)
 
 
 def object_frames(

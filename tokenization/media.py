@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from tokenization.errors import BadData
 from tokenization.image import load_image
-from tokenization.video import FrameChunk, count_samples, decode_frames
+from tokenization.video import FrameChunk, Samples, choose_samples, count_samples, decode_frames
 
 MediaKind = Literal["video", "image"]
 
@@ -37,11 +36,13 @@ def media_frames(
     chunk: int,
     max_frames: int | None = None,
     part: tuple[float, float] = (0.0, 1.0),
+    samples: Samples | None = None,
 ) -> Iterator[FrameChunk]:
     """Frames uint8 [n, size, size, 3] with their times, at most `chunk` at a time.
 
-    kind: None tries an image first, then a video. part: the share of a video to take, cut at whole samples, so that the
-    parts of a video share it out exactly. Raises BadData on what cannot be decoded; errors of the file pass through.
+    kind: None tries an image first, then a video. max_frames, part: of a video, as `choose_samples` has them, which
+    takes a pass over its packets. samples: of a video that has been looked at, what to take instead. Raises BadData on
+    what cannot be decoded; errors of the file pass through.
     """
     if kind != "video":
         try:
@@ -50,14 +51,6 @@ def media_frames(
         except BadData:
             if kind == "image":
                 raise
-    start, end = part
-    total = count_samples(file, fps) if part != (0.0, 1.0) else 0
-    yield from decode_frames(
-        file,
-        fps=fps,
-        size=size,
-        chunk=chunk,
-        max_frames=max_frames,
-        start=int(total * start) / Fraction(fps),
-        end=int(total * end) / Fraction(fps) if end < 1.0 else None,
-    )
+    if samples is None and (max_frames is not None or part != (0.0, 1.0)):
+        samples = choose_samples(count_samples(file, fps), max_frames, part)
+    yield from decode_frames(file, fps=fps, size=size, chunk=chunk, samples=samples)

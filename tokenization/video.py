@@ -4,9 +4,10 @@ In: a path or a seekable binary file (an fsspec file on object storage will do).
 times they stand for. Decoding is sequential, once through the file, and holds one decoded frame and one chunk,
 however long the video is: a seek for every sample costs ten times as much.
 
-**Time.** Time 0 is the first frame. Sample k is what a viewer sees at `start + k / fps`: the last frame whose timestamp
-is no later, give or take half a tick of the stream's clock, since containers round to it. The last frame stays for its
+**Time.** Time 0 is the first frame. Sample k is what a viewer sees at `k / fps`: the last frame whose timestamp is no
+later, give or take half a tick of the stream's clock, since containers round to it. The last frame stays for its
 duration. So a variable frame rate, a dropped frame and a still image that stands for a minute all come out right.
+A long video can be cut by time, `Samples.pieces`, and its pieces decoded anywhere, to the same frames.
 
 **Trouble.** Whatever cannot be decoded from its first to its last frame raises `BadData` with the place. Chunks
 yielded before are the caller's to discard. Errors of the file object itself (a lost connection) pass through.
@@ -65,42 +66,66 @@ def uniform_sample(n: int, maximum: int) -> np.ndarray:
     return np.arange(n) if n <= maximum else np.linspace(0, n - 1, maximum).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Which samples of a video to take, by number: sample k is what is seen k / fps seconds from the first frame.
+
+    numbers: int64 [n], ascending. to_end: the last of them is the video's last, so that all behind the first is decoded,
+    and the video checked to be whole at its end.
+    """
+
+    numbers: np.ndarray
+    to_end: bool
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def pieces(self, span: int) -> list[Samples]:
+        """The same samples cut by time, each piece of those within `span` numbers; any of them decodes by itself."""
+        if not len(self):
+            return [self]
+        number_of_piece = (self.numbers - self.numbers[0]) // span
+        cuts = np.split(self.numbers, np.flatnonzero(np.diff(number_of_piece)) + 1)
+        return [Samples(cut, self.to_end and cut is cuts[-1]) for cut in cuts]
+
+
+def choose_samples(total: int, max_frames: int | None = None, part: tuple[float, float] = (0.0, 1.0)) -> Samples:
+    """Of `total` samples those in a share of the video, cut at whole samples, so that its parts share it out exactly,
+    and of these `max_frames` at most, by `uniform_sample`.
+    """
+    start, end = int(total * part[0]), int(total * part[1])
+    kept = uniform_sample(end - start, end - start if max_frames is None else max_frames)
+    return Samples(start + kept, to_end=end == total)
+
+
 def decode_frames(
     file: BinaryIO | str | Path,
     *,
     fps: float,
     size: int,
     chunk: int = 64,
-    max_frames: int | None = None,
-    start: float | Fraction = 0.0,
-    end: float | Fraction | None = None,
+    samples: Samples | None = None,
     thread_count: int = 1,
 ) -> Iterator[FrameChunk]:
     """Sample a video at `fps`, cropped to its central square and resized to `size` pixels, `chunk` frames at a time.
 
-    Samples the half-open range [start, end) of seconds; the range of a split video must start on a multiple of 1/fps
-    for its samples to be those of the whole. More than `max_frames` samples are thinned by `uniform_sample`, counted
-    from the timestamps in one pass that decodes nothing. Rotation and non-square pixels are honoured. An open `file`
-    is read from its beginning and left open. Raises BadData on what cannot be read or decoded, ValueError on a
-    senseless range.
+    samples: which of the samples to take, decoding but little more than what lies between the first and the last of
+    them; None takes all. Their frames and times are those of the whole. Rotation and non-square pixels are honoured. An
+    open `file` is read from its beginning and left open. Raises BadData on what cannot be read or decoded, ValueError
+    on a senseless request.
     """
-    if fps <= 0 or size < 1 or chunk < 1 or start < 0 or (end is not None and end < start):
-        raise ValueError(f"fps {fps}, size {size}, chunk {chunk}, range {start}..{end}")
+    if fps <= 0 or size < 1 or chunk < 1:
+        raise ValueError(f"fps {fps}, size {size}, chunk {chunk}")
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
             yield from decode_frames(
-                opened,
-                fps=fps,
-                size=size,
-                chunk=chunk,
-                max_frames=max_frames,
-                start=start,
-                end=end,
-                thread_count=thread_count,
+                opened, fps=fps, size=size, chunk=chunk, samples=samples, thread_count=thread_count
             )
         return
-    clock = _Clock(Fraction(fps), Fraction(start), None if end is None else Fraction(end))
-    wanted = None if max_frames is None else _thin(_duration(file), clock, max_frames)
+    if samples is not None and not len(samples):
+        return
+    clock = _Clock.over(Fraction(fps), samples)
+    wanted = None if samples is None else frozenset(samples.numbers.tolist())
     convert = _Converter(size)
     frames: list[np.ndarray] = []
     times: list[float] = []
@@ -118,19 +143,26 @@ def decode_frames(
 
 @dataclass(frozen=True)
 class _Clock:
-    """When the samples are, in exact seconds from the first frame."""
+    """When the samples are, in exact seconds from the first frame. first: the first to look for. end: None, or the
+    number after the last one."""
 
     fps: Fraction
-    start: Fraction
-    end: Fraction | None
+    first: int = 0
+    end: int | None = None
+
+    @classmethod
+    def over(cls, fps: Fraction, samples: Samples | None) -> _Clock:
+        if samples is None:
+            return cls(fps)
+        return cls(fps, int(samples.numbers[0]), None if samples.to_end else int(samples.numbers[-1]) + 1)
 
     def time(self, sample: int) -> Fraction:
-        return self.start + sample / self.fps
+        return sample / self.fps
 
     def samples_before(self, moment: Fraction) -> int:
-        """How many samples lie before `moment` and before the end of the range."""
-        moment = moment if self.end is None else min(moment, self.end)
-        return max(0, math.ceil((moment - self.start) * self.fps))
+        """The number of the first sample not before `moment`, or that after the last one."""
+        before = max(0, math.ceil(moment * self.fps))
+        return before if self.end is None else min(before, self.end)
 
 
 @dataclass(frozen=True)
@@ -148,8 +180,8 @@ class _TimedFrame:
 def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple[int, _TimedFrame]]:
     """(sample number, the frame seen at its time), in order."""
     shown: _TimedFrame | None = None
-    sample = 0
-    for frame in _timed_frames(file, clock.start, thread_count):
+    sample = clock.first
+    for frame in _timed_frames(file, clock.time(clock.first), thread_count):
         if shown is not None:
             if frame.at - shown.at > _LONGEST_STILL:
                 raise BadData(f"video clock jumps by {float(frame.at - shown.at):.0f} s at {float(shown.at):.2f} s")
@@ -157,7 +189,7 @@ def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple
                 yield sample, shown
                 sample += 1
         shown = frame
-        if clock.end is not None and frame.at - frame.slack >= clock.end:
+        if clock.end is not None and frame.at - frame.slack >= clock.time(clock.end):
             return
     if shown is not None:
         for last in range(sample, clock.samples_before(shown.until)):
@@ -245,12 +277,7 @@ def _period(stream: VideoStream) -> Fraction:
 
 def count_samples(file: BinaryIO, fps: float) -> int:
     """How many frames `decode_frames` samples from a whole video, from its timestamps alone. Raises BadData."""
-    return _Clock(Fraction(fps), Fraction(0), None).samples_before(_duration(file))
-
-
-def _thin(duration: Fraction, clock: _Clock, max_frames: int) -> frozenset[int]:
-    """The samples to keep of a video that may have more than `max_frames`."""
-    return frozenset(uniform_sample(clock.samples_before(duration), max_frames).tolist())
+    return _Clock(Fraction(fps)).samples_before(_duration(file))
 
 
 def _duration(file: BinaryIO) -> Fraction:

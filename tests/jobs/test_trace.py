@@ -18,9 +18,9 @@ from jobs.cli import main
 from jobs.trace import _safe
 from pipelines.lineage import _pieces, describe, find
 from tokenization.document import Document
+from tokenization.media import media_frames
 from tokenization.packing import split_document
 from tokenization.shard_index import ShardSet
-from tokenization.video import decode_frames
 from tokenization.vocabulary import JointVocabulary
 from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN
@@ -78,7 +78,7 @@ def test_frames_are_traced_to_their_times_and_come_back_as_the_vqgan_shows_them(
     shard, key = sequences(stage(undisturbed, "pack-video"), "clips-train")[0]
     found = trace(shard, key, "--out", tmp_path)
     with (sources / "clips/carphone.mp4").open("rb") as file:
-        (chunk,) = decode_frames(file, fps=12, size=32, max_frames=60)
+        (chunk,) = media_frames(file, "video", fps=12, size=32, chunk=64, max_frames=60)
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     shown = vqgan.decode(vqgan.encode(chunk.frames))
     named = []

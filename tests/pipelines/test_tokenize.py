@@ -17,8 +17,8 @@ from pipelines.sources import SourceObject
 from pipelines.tokenize import cut_partitions
 from tokenization.document import Document
 from tokenization.documents import read_documents
+from tokenization.media import media_frames
 from tokenization.text import load_text_tokenizer
-from tokenization.video import decode_frames
 from tokenization.vocabulary import JointVocabulary
 from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN
@@ -105,7 +105,9 @@ def test_a_clip_becomes_documents_of_three_frames_in_order_with_lwms_markup(
 ) -> None:
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     with (sources / "clips" / "carphone.mp4").open("rb") as file:
-        frames = np.concatenate([chunk.frames for chunk in decode_frames(file, fps=12, size=32, max_frames=60)])
+        frames = np.concatenate(
+            [chunk.frames for chunk in media_frames(file, "video", fps=12, size=32, chunk=64, max_frames=60)]
+        )
     expected = VOCABULARY.codes_to_ids(vqgan.encode(frames))
     made = [document for key, document in documents.items() if key.startswith("clips/carphone.mp4#")]
     assert len(made) == -(-len(frames) // 3)

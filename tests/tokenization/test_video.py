@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from tokenization.errors import BadData
-from tokenization.video import FrameChunk, decode_frames, uniform_sample
+from tokenization.video import FrameChunk, Samples, choose_samples, count_samples, decode_frames, uniform_sample
 
 
 def installed(package: str, path: str) -> Path:
@@ -86,6 +86,17 @@ def remuxed(path: Path, container: str, target: Path) -> Path:
     return target
 
 
+def recoded(path: Path, target: Path, options: dict[str, str]) -> Path:
+    """The same pictures, small, by x264 with these options."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as file:
+        stream = file.add_stream("libx264", rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for frame in source.decode(video=0):
+            file.mux(stream.encode(frame.reformat(96, 64, "yuv420p")))
+        file.mux(stream.encode(None))
+    return target
+
+
 def all_frames(file: BinaryIO | Path, **settings: Any) -> int:
     return sum(len(chunk) for chunk in decode_frames(file, **{"fps": 25, "size": 16, **settings}))
 
@@ -140,10 +151,20 @@ def test_chunks_are_bounded_and_their_size_changes_nothing() -> None:
         np.testing.assert_array_equal(joined(parts).times, whole.times)
 
 
+def count(path: Path, fps: float) -> int:
+    with path.open("rb") as file:
+        return count_samples(file, fps)
+
+
+def span(start: int, end: int, *, to_end: bool = False) -> Samples:
+    return Samples(np.arange(start, end), to_end)
+
+
 def test_a_long_video_is_thinned_as_lwm_does() -> None:
     whole = joined(decode_frames(BIKES, fps=10, size=16))
     for maximum in (1, 7, 99, 100, 101):
-        thinned = joined(decode_frames(BIKES, fps=10, size=16, max_frames=maximum))
+        samples = choose_samples(count(BIKES, 10), maximum)
+        thinned = joined(decode_frames(BIKES, fps=10, size=16, samples=samples))
         kept = uniform_sample(len(whole), maximum)
         np.testing.assert_array_equal(thinned.frames, whole.frames[kept])
         np.testing.assert_array_equal(thinned.times, whole.times[kept])
@@ -156,21 +177,51 @@ def test_uniform_sample_is_linspace_truncated() -> None:
     assert uniform_sample(0, 8).tolist() == []
 
 
-def test_ranges_join_to_the_whole_with_and_without_a_seek(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_join_to_the_whole_with_and_without_a_seek() -> None:
     whole = joined(decode_frames(WORLD, fps=4, size=16))
     assert whole.times[-1] == 30.0
-    edges: list[float | None] = [0, 3, 12.5, 26, None]
-    parts = [joined(decode_frames(WORLD, fps=4, size=16, start=a or 0, end=b)) for a, b in pairwise(edges)]
+    edges = [0, 12, 50, 104, 121]
+    ranges = [span(a, b, to_end=b == 121) for a, b in pairwise(edges)]
+    parts = [joined(decode_frames(WORLD, fps=4, size=16, samples=samples)) for samples in ranges]
     np.testing.assert_array_equal(joined(parts).frames, whole.frames)
     np.testing.assert_array_equal(joined(parts).times, whole.times)
-    assert list(decode_frames(WORLD, fps=4, size=16, start=100)) == []
-    assert list(decode_frames(WORLD, fps=4, size=16, start=5, end=5)) == []
+    assert list(decode_frames(WORLD, fps=4, size=16, samples=span(400, 500))) == []
+    assert list(decode_frames(WORLD, fps=4, size=16, samples=span(20, 20))) == []
 
 
-def test_a_thinned_range_is_the_range_thinned() -> None:
-    part = joined(decode_frames(WORLD, fps=4, size=16, start=12, end=20))
-    thinned = joined(decode_frames(WORLD, fps=4, size=16, start=12, end=20, max_frames=5))
-    np.testing.assert_array_equal(thinned.frames, part.frames[uniform_sample(32, 5)])
+@pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:keyint=48:bframes=3:scenecut=0"}])
+@pytest.mark.parametrize(("part", "maximum"), [((0.0, 1.0), None), ((0.0, 1.0), 77), ((0.25, 0.9), 60)])
+def test_pieces_join_to_the_whole_and_each_decodes_by_itself(
+    part: tuple[float, float], maximum: int | None, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = recoded(WORLD, tmp_path / "recoded.mp4", options) if options else WORLD
+    samples = choose_samples(count(path, 4), maximum, part)
+    whole = joined(decode_frames(path, fps=4, size=16, samples=samples))
+    pieces = samples.pieces(span=23)
+    assert len(pieces) > 3
+    assert [piece.to_end for piece in pieces] == [False] * (len(pieces) - 1) + [part[1] == 1.0]
+    parts = [joined(decode_frames(path, fps=4, size=16, samples=piece)) for piece in pieces[::-1]][::-1]
+    np.testing.assert_array_equal(joined(parts).frames, whole.frames)
+    np.testing.assert_array_equal(joined(parts).times, whole.times)
+
+
+def test_pieces_share_samples_out_by_time() -> None:
+    cut = Samples(np.array([4, 8, 12, 16, 20]), True).pieces(8)
+    assert [(piece.numbers.tolist(), piece.to_end) for piece in cut] == [
+        ([4, 8], False),
+        ([12, 16], False),
+        ([20], True),
+    ]
+    assert [piece.numbers.tolist() for piece in Samples(np.arange(3), False).pieces(100)] == [[0, 1, 2]]
+    assert [len(piece) for piece in Samples(np.arange(0), True).pieces(100)] == [0]
+
+
+def test_parts_share_a_video_out_exactly() -> None:
+    for total in (0, 1, 7, 100):
+        first, last = (choose_samples(total, None, part) for part in ((0.0, 0.8), (0.8, 1.0)))
+        assert np.concatenate([first.numbers, last.numbers]).tolist() == list(range(total))
+        assert last.to_end
+    assert choose_samples(100, 4, (0.5, 0.9)).numbers.tolist() == [50, 63, 76, 89]
 
 
 def test_a_seek_saves_most_of_the_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +234,7 @@ def test_a_seek_saves_most_of_the_decoding(monkeypatch: pytest.MonkeyPatch) -> N
             return data
 
     content = WORLD.read_bytes()
-    assert all_frames(Counting(content), fps=4, start=28) == 9
+    assert all_frames(Counting(content), fps=4, samples=span(112, 121, to_end=True)) == 9
     assert Counting.total < len(content) / 2
 
 
@@ -193,7 +244,7 @@ def test_threads_change_nothing() -> None:
     np.testing.assert_array_equal(one.frames, two.frames)
 
 
-@pytest.mark.parametrize("wrong", [{"fps": 0}, {"size": 0}, {"chunk": 0}, {"start": -1}, {"start": 2, "end": 1}])
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"size": 0}, {"chunk": 0}])
 def test_a_senseless_request_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError):
         all_frames(BIKES, **wrong)
@@ -430,7 +481,9 @@ def test_garbage_raises_nothing_else() -> None:
         for place in generator.integers(0, len(piece), 40):
             piece[place] = int(generator.integers(256))
         with contextlib.suppress(BadData):
-            all_frames(io.BytesIO(bytes(piece)), max_frames=3)
+            count_samples(io.BytesIO(bytes(piece)), 4)
+        with contextlib.suppress(BadData):
+            all_frames(io.BytesIO(bytes(piece)))
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])
