@@ -19,7 +19,8 @@ def medium_frames(
 ) -> Iterator[FrameChunk]:
     """Frames uint8 [n, size, size, 3] of a medium with their times, at most `chunk` at a time.
 
-    samples: of a video, from `count_frames`, what to take instead of `max_frames` and the medium's part. Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
+    samples: of a video that `count_frames` has counted, what to take instead of `max_frames` and the medium's part.
+    Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
     """
     with medium.open() as file:
         yield from media_frames(

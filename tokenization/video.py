@@ -70,8 +70,8 @@ def uniform_sample(n: int, maximum: int) -> np.ndarray:
 class Samples:
     """Which samples of a video to take, by number: sample k is what is seen k / fps seconds from the first frame.
 
-    numbers: int64 [n], ascending. to_end: the last of them is the video's last, so that all behind the first is decoded,
-    and the video checked to be whole at its end.
+    numbers: int64 [n], ascending. to_end: the last of them is the video's last; then all behind the first is
+    decoded, and the video checked to be whole at its end.
     """
 
     numbers: np.ndarray
