@@ -3,8 +3,7 @@
 In: the lengths of a window of documents and the capacity of a bin. Out: the bin of each, and how many bins.
 Longest first, each length goes to the fullest bin that still has room for it. Bins are kept in one stack per amount of
 room left; a bitmap says which stacks hold anything, with a bitmap over its words, and so on up, so the least room that
-suffices is found in log64(capacity) steps: three at a million tokens. `fill_window` does better where more lengths are
-to come: it holds the emptiest bins back and exchanges with them until the others are full.
+suffices is found in log64(capacity) steps: three at a million tokens. `filling` does better where more lengths come.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ for _bit in range(64):
     _BIT_OF[((int(_DE_BRUIJN) << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 _ONE = np.uint64(1)
 
-EXCHANGES = 3
-
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Pack `lengths` (int64 [N], each 1..capacity) into bins of `capacity`; returns (bin_of int64 [N], n_bins).
@@ -29,41 +26,21 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     longer documents. At most 11/9 of the optimal number of bins plus 4 (Johnson 1973). O(N (log N + log64 capacity)).
     Raises ValueError on a length out of range.
     """
-    lengths = np.ascontiguousarray(lengths, dtype=np.int64)
+    lengths = check_lengths(lengths, capacity)
     if not len(lengths):
         return np.zeros(0, dtype=np.int64), 0
-    if lengths.min() < 1 or lengths.max() > capacity:
-        raise ValueError(f"lengths {int(lengths.min())}..{int(lengths.max())} do not all lie in 1..{capacity}")
     # Sorting (length descending, index) as one integer is several times faster than a stable argsort.
     order = np.sort((capacity - lengths) * len(lengths) + np.arange(len(lengths))) % len(lengths)
     bin_of, n_bins = _place(lengths, order, capacity)
     return bin_of, int(n_bins)
 
 
-def fill_window(lengths: np.ndarray, capacity: int, most: int, most_length: int) -> tuple[np.ndarray, int, np.ndarray]:
-    """Pack `lengths` as `best_fit` does, hold the emptiest bins back, and top the others up from them.
-
-    Returns (bin_of int64 [N], n_bins, is_held bool [N]): lengths that are held are to be packed again, with what comes
-    next. A bin is topped up by exchanging one of its lengths for a longer one of those, up to `EXCHANGES` times. most,
-    most_length: how many the emptiest bin may hold to be held, and how much in all; more bins follow up to a fifth of
-    that number, for the sake of speed. With 0 this is `best_fit`. Raises as that does.
-    """
+def check_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The lengths as int64 [N], contiguous. Raises ValueError on one that is not in 1..capacity."""
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
-    bin_of, n_bins = best_fit(lengths, capacity)
-    if not most or not n_bins:
-        return bin_of, n_bins, np.zeros(len(lengths), dtype=bool)
-    loads = np.bincount(bin_of, weights=lengths, minlength=n_bins).astype(np.int64)
-    emptiest = np.argsort(loads, kind="stable")
-    emptiest = emptiest[loads[emptiest] < capacity]
-    members = np.cumsum(np.bincount(bin_of, minlength=n_bins)[emptiest])
-    few = members <= most // 5
-    few[:1] = members[:1] <= most
-    few &= np.cumsum(loads[emptiest]) <= most_length
-    is_held = np.zeros(n_bins, dtype=bool)
-    is_held[emptiest[few]] = True
-    if few.any():
-        _top_up(lengths, bin_of, capacity - loads, is_held, capacity)
-    return bin_of, n_bins, is_held[bin_of]
+    if len(lengths) and (lengths.min() < 1 or lengths.max() > capacity):
+        raise ValueError(f"lengths {int(lengths.min())}..{int(lengths.max())} do not all lie in 1..{capacity}")
+    return lengths
 
 
 @compiled
@@ -72,7 +49,7 @@ def _lowest_bit(word: np.uint64) -> int:
 
 
 @compiled
-def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int) -> int:
+def least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int) -> int:
     """The least set position >= room, or -1: climb until a word has a bit to the right of us, then descend to it."""
     position = room
     for level in range(n_levels):
@@ -89,7 +66,7 @@ def _least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int
 
 
 @compiled
-def _levels(capacity: int) -> tuple[np.ndarray, int]:
+def levels(capacity: int) -> tuple[np.ndarray, int]:
     """Where each level of the bitmap over 0..capacity begins, level l being bits[base[l]:base[l + 1]]; how many."""
     base = np.zeros(13, dtype=np.int64)
     n_levels = 0
@@ -109,7 +86,8 @@ def _mark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> N
 
 
 @compiled
-def _unmark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> None:
+def unmark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> None:
+    """Clear a position, and above it what says that its word holds anything, if it does no more."""
     for level in range(n_levels):
         word = base[level] + (position >> 6)
         bits[word] &= ~(_ONE << np.uint64(position & 63))
@@ -125,7 +103,7 @@ def _is_marked(bits: np.ndarray, position: int) -> bool:
 
 @compiled
 def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    base, n_levels = _levels(capacity)
+    base, n_levels = levels(capacity)
     bits = np.zeros(base[n_levels], dtype=np.uint64)
     # Read only where the bitmap has a bit, so left uninitialised: clearing 4 MB a window would cost as much as packing.
     top_of_stack = np.empty(capacity + 1, dtype=np.int32)
@@ -134,7 +112,7 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
     n_bins = 0
     for document in order:
         length = lengths[document]
-        room = _least_at_least(bits, base, n_levels, length)
+        room = least_at_least(bits, base, n_levels, length)
         if room < 0:
             room = capacity
             chosen = n_bins
@@ -143,7 +121,7 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
             chosen = top_of_stack[room]
             top_of_stack[room] = next_in_stack[chosen]
             if next_in_stack[chosen] < 0:
-                _unmark(bits, base, n_levels, room)
+                unmark(bits, base, n_levels, room)
         bin_of[document] = chosen
         room -= length
         if room > 0:
@@ -156,61 +134,7 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
 
 
 @compiled
-def _top_up(lengths: np.ndarray, bin_of: np.ndarray, rooms: np.ndarray, is_held: np.ndarray, capacity: int) -> None:
-    """Exchange lengths between bins that are not held and the lengths of those that are, in `bin_of`.
-
-    Held lengths are kept in one stack per length, found by a bitmap over capacity - length: the least position that
-    suffices is the longest length that fits.
-    """
-    base, n_levels = _levels(capacity)
-    bits = np.zeros(base[n_levels], dtype=np.uint64)
-    top_of_stack = np.empty(capacity + 1, dtype=np.int32)
-    next_in_stack = np.empty(len(lengths), dtype=np.int32)
-    ends = np.zeros(len(rooms) + 1, dtype=np.int64)
-    for document in range(len(lengths)):
-        ends[bin_of[document] + 1] += 1
-        if is_held[bin_of[document]]:
-            _push(bits, base, n_levels, top_of_stack, next_in_stack, capacity - lengths[document], document)
-    ends = np.cumsum(ends)
-    members = np.empty(len(lengths), dtype=np.int64)
-    filled = ends[:-1].copy()
-    for document in range(len(lengths)):
-        members[filled[bin_of[document]]] = document
-        filled[bin_of[document]] += 1
-    for chosen in range(len(rooms)):
-        room = rooms[chosen]
-        if is_held[chosen]:
-            continue
-        for _ in range(EXCHANGES):
-            if room == 0:
-                break
-            gain = 0
-            given = -1
-            for at in range(ends[chosen], ends[chosen + 1]):
-                length = lengths[members[at]]
-                position = _least_at_least(bits, base, n_levels, capacity - length - room)
-                if position >= 0 and capacity - position - length > gain:
-                    gain = capacity - position - length
-                    given = at
-                    if gain == room:
-                        break
-            if gain == 0:
-                break
-            document = members[given]
-            position = capacity - lengths[document] - gain
-            taken = top_of_stack[position]
-            top_of_stack[position] = next_in_stack[taken]
-            if next_in_stack[taken] < 0:
-                _unmark(bits, base, n_levels, position)
-            bin_of[document] = bin_of[taken]
-            bin_of[taken] = chosen
-            members[given] = taken
-            _push(bits, base, n_levels, top_of_stack, next_in_stack, capacity - lengths[document], document)
-            room -= gain
-
-
-@compiled
-def _push(
+def push(
     bits: np.ndarray,
     base: np.ndarray,
     n_levels: int,
@@ -219,6 +143,7 @@ def _push(
     position: int,
     document: int,
 ) -> None:
+    """Put a document on the stack of a position."""
     marked = _is_marked(bits, position)
     next_in_stack[document] = top_of_stack[position] if marked else -1
     top_of_stack[position] = document

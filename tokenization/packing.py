@@ -1,12 +1,11 @@
-"""Documents to packed sequences: split what is too long, fill contexts best-fit, weigh each token, shuffle.
+"""Documents to packed sequences: split what is too long, fill contexts to the brim, weigh each token, shuffle.
 
 In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`, each exactly one context long.
-The stream is cut into windows of documents; a window is packed by best-fit-decreasing and forgotten, but for the
-documents of its emptiest sequences, which the next window gets: else each would end with a sequence that has little in
-it, at a million tokens one of seven. Before that the others exchange documents with them to be full. Memory is bounded
-by the window and that share of it, and what comes out of a window does not depend on what follows. Packing sorts by
-length; the shuffle of sequences within a window and of documents within a sequence undoes that, so that training meets
-no run of equal lengths.
+A window of documents is in memory at once. Sequences are filled from it until half of it is left (`filling`), that half
+is topped up to a window again, and so on: a choice among thousands is what fills sequences to a few tokens in ten
+thousand. Memory is bounded by the window, in documents and in tokens, and what comes out does not depend on what has
+not yet been read. Filling takes long documents first; the shuffle of the sequences of a window and of documents within
+a sequence undoes that, so that training meets no run of equal lengths.
 """
 
 from __future__ import annotations
@@ -18,17 +17,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tokenization.best_fit import best_fit, fill_window
+from tokenization.best_fit import best_fit
 from tokenization.document import Document, PackedSequence
+from tokenization.filling import fill_from
 from tokenization.permutation import derive_key, permute
 from tokenization.vocabulary import JointVocabulary
 from tokenization.weights import Objective, check_objective, loss_weights
 
-__all__ = ["PackCounts", "best_fit", "fill", "filled", "loss_weights", "pack", "split_document"]
+__all__ = ["PackCounts", "best_fit", "fill", "filled", "loss_weights", "pack", "pack_window", "split_document"]
 
 WINDOW = 10_000
 WINDOW_TOKENS = 1 << 28
-HELD = 2  # at most one part in so many of a window, in documents and in tokens, goes over to the next
+KEPT = 2  # one part in so many of a window, in documents and in tokens, is what the next begins with, at most
 TOO_SHORT = "shorter than 2 tokens, so nothing to predict"
 PAD_ID = 0
 
@@ -83,11 +83,10 @@ def pack(
 ) -> Iterator[PackedSequence]:
     """Pack documents into sequences of exactly `context` tokens, keyed `{key_prefix}{number:08d}`.
 
-    A window closes at `window` examples or `window_tokens` tokens (4 bytes each), whichever comes first, not counting
-    those that it got from the window before. Documents over
-    the context are split; those, and last pieces, of fewer than 2 tokens are left out and counted in `counts.skipped`.
-    Room that nothing fills is one last run of token 0 with weight 0, ended by `cu_seqlens` like a document but not an
-    example. Raises ValueError on a context under 2, UserError as `loss_weights`.
+    A window is full at `window` examples or at `window_tokens` tokens (4 bytes each), whichever comes first, those left
+    over from the one before included. Documents over the context are split; those, and last pieces, of fewer than 2
+    tokens are left out and counted in `counts.skipped`. Room that nothing fills is one last run of token 0 with weight
+    0, ended by `cu_seqlens` like a document but not an example. Raises ValueError on a context under 2, UserError as `loss_weights`.
     """
     check_objective(objective)
     if context < 2:
@@ -95,13 +94,28 @@ def pack(
     counts = PackCounts() if counts is None else counts
     examples = _examples(documents, context, counts)
     serial = itertools.count()
-    held: list[Document] = []
-    for number, (members, is_last) in enumerate(_windows(examples, window, window_tokens)):
-        most = (0, 0) if is_last else (window // HELD, max(window_tokens // HELD, context))
-        groups, held = _groups(held + members, context, derive_key(seed, number), *most)
+    members: list[Document] = []
+    for number in itertools.count():
+        is_last = not _top_up(members, examples, window, window_tokens)
+        keep = (0, 0) if is_last else (window // KEPT, window_tokens // KEPT)
+        groups, members = _groups(members, context, derive_key(seed, number), *keep)
         for group in groups:
             counts.sequences += 1
             yield _sequence(f"{key_prefix}{next(serial):08d}", group, context, vocabulary, objective)
+        if is_last:
+            return
+
+
+def pack_window(lengths: np.ndarray, context: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
+    """The sequence of each example of a full window, -1 for those to keep for the next; how many sequences.
+
+    lengths: int64 [N], 1..context. keep, keep_tokens: how many to keep, and how much in all, at most. With none to keep
+    never more sequences than by best-fit-decreasing. Raises as `fill_from`.
+    """
+    sequence_of, n_sequences = fill_from(lengths, context, keep, keep_tokens)
+    if keep or keep_tokens:
+        return sequence_of, n_sequences
+    return min((sequence_of, n_sequences), best_fit(lengths, context), key=lambda packed: packed[1])
 
 
 def filled(sequence: PackedSequence) -> int:
@@ -132,32 +146,31 @@ def _examples(documents: Iterable[Document], context: int, counts: PackCounts) -
             yield piece
 
 
-def _windows(examples: Iterable[Document], window: int, window_tokens: int) -> Iterator[tuple[list[Document], bool]]:
-    """Windows, and whether they are the last, which holds what no full window took, if anything."""
-    members: list[Document] = []
-    tokens = 0
-    for example in examples:
+def _top_up(members: list[Document], examples: Iterator[Document], window: int, window_tokens: int) -> bool:
+    """Add examples until the window is full; False where they end before."""
+    tokens = sum(map(len, members))
+    while len(members) < window and tokens < window_tokens:
+        example = next(examples, None)
+        if example is None:
+            return False
         members.append(example)
         tokens += len(example)
-        if len(members) >= window or tokens >= window_tokens:
-            yield members, False
-            members, tokens = [], 0
-    yield members, True
+    return True
 
 
 def _groups(
-    members: list[Document], context: int, key: np.ndarray, most: int, most_tokens: int
+    members: list[Document], context: int, key: np.ndarray, keep: int, keep_tokens: int
 ) -> tuple[list[list[Document]], list[Document]]:
-    """The window's bins in shuffled order, each with its documents in shuffled order, and the documents held back."""
+    """The window's sequences in shuffled order, each with its documents in shuffled order, and the documents kept."""
     lengths = np.array([len(member) for member in members], dtype=np.int64)
-    bin_of, n_bins, is_held = fill_window(lengths, context, most, most_tokens)
-    bin_place = permute(np.arange(n_bins), n_bins, derive_key(0) ^ key)[bin_of]
-    member_place = permute(np.arange(len(members)), len(members), derive_key(1) ^ key)
-    order = np.lexsort((member_place, bin_place))
-    order = order[~is_held[order]]
-    ends = np.flatnonzero(np.diff(bin_place[order])) + 1
-    groups = [[members[index] for index in chosen] for chosen in np.split(order, ends) if len(chosen)]
-    return groups, [members[index] for index in np.flatnonzero(is_held)]
+    sequence_of, n_sequences = pack_window(lengths, context, keep, keep_tokens)
+    placed = np.flatnonzero(sequence_of >= 0)
+    place = permute(np.arange(n_sequences), n_sequences, derive_key(0) ^ key)[sequence_of[placed]]
+    member_place = permute(np.arange(len(members)), len(members), derive_key(1) ^ key)[placed]
+    order = np.lexsort((member_place, place))
+    ends = np.flatnonzero(np.diff(place[order])) + 1
+    groups = [[members[index] for index in chosen] for chosen in np.split(placed[order], ends) if len(chosen)]
+    return groups, [members[index] for index in np.flatnonzero(sequence_of < 0)]
 
 
 def _sequence(

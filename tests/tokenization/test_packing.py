@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenization.best_fit import fill_window
 from tokenization.document import Document, PackedSequence
-from tokenization.packing import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, split_document
+from tokenization.packing import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, pack_window, split_document
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=1 << 20, codebook_size=20)
@@ -195,10 +194,16 @@ def test_what_comes_out_of_a_window_does_not_depend_on_what_follows() -> None:
     assert everything(came_out) == whole[: len(came_out)]
 
 
-def test_documents_that_end_within_their_window_are_packed_by_best_fit_alone() -> None:
-    lengths = text_mix(4, 99, 256)
-    sequences = list(pack(numbered(lengths.tolist()), 256, VOCABULARY, "text", window=100))
-    assert sorted(map(filled, sequences)) == simple_best_fit_decreasing(lengths.tolist(), 256)
+@given(st.integers(2, 3000).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=80))))
+@settings(deadline=None, max_examples=200)
+def test_documents_that_end_within_their_window_need_no_more_sequences_than_by_best_fit(
+    case: tuple[int, list[int]],
+) -> None:
+    context, lengths = case
+    packed = np.array(lengths, dtype=np.int64)
+    sequence_of, n_sequences = pack_window(packed, context, 0, 0)
+    assert n_sequences <= best_fit(packed, context)[1]
+    assert (sequence_of >= 0).all()
 
 
 def test_windows_do_not_end_with_sequences_that_have_little_in_them() -> None:
@@ -208,41 +213,6 @@ def test_windows_do_not_end_with_sequences_that_have_little_in_them() -> None:
     documents = [Document(str(i), "test", np.full(n, 5, dtype=np.int32), ((0, n),)) for i, n in enumerate(lengths)]
     sequences = list(pack(documents, context, VOCABULARY, "text", window=500))
     assert len(sequences) == -(-lengths.sum() // context) < apart
-
-
-@given(
-    st.integers(2, 500).flatmap(lambda c: st.tuples(st.just(c), st.lists(st.integers(1, c), max_size=80))),
-    st.integers(0, 40),
-    st.integers(0, 5000),
-)
-@settings(deadline=None, max_examples=300)
-def test_topping_up_never_overfills_a_bin_nor_empties_one_and_holds_no_more_than_allowed(
-    case: tuple[int, list[int]], most: int, most_length: int
-) -> None:
-    capacity, lengths = case
-    packed = np.array(lengths, dtype=np.int64)
-    plain, _ = best_fit(packed, capacity)
-    bin_of, n_bins, is_held = fill_window(packed, capacity, most, most_length)
-    loads = np.bincount(bin_of, weights=packed, minlength=n_bins)
-    before = np.bincount(plain, weights=packed, minlength=n_bins)
-    assert (loads <= capacity).all()
-    assert is_held.sum() <= most
-    assert packed[is_held].sum() <= most_length
-    emitted = np.unique(bin_of[~is_held])
-    assert not set(emitted) & set(bin_of[is_held])
-    assert (loads[emitted] >= before[emitted]).all()
-    if not most:
-        assert not is_held.any()
-        assert (bin_of == plain).all()
-
-
-def test_topping_up_leaves_less_room_than_best_fit_alone() -> None:
-    lengths = np.random.default_rng(7).integers(280, 380, 5000)
-    plain, _ = best_fit(lengths, 4096)
-    bin_of, n_bins, is_held = fill_window(lengths, 4096, 2500, 1 << 30)
-    emitted = np.unique(bin_of[~is_held])
-    room, before = (4096 - np.bincount(bins, weights=lengths, minlength=n_bins)[emitted] for bins in (bin_of, plain))
-    assert room.sum() < 0.75 * before.sum()
 
 
 def test_neighbours_are_not_sorted_by_modality() -> None:
@@ -265,6 +235,44 @@ def test_neighbours_are_not_sorted_by_length() -> None:
     several = [[part["length"] for part in s.lineage] for s in sequences if len(s.lineage) > 3]
     descending = sum(lengths == sorted(lengths, reverse=True) for lengths in several)
     assert descending < 0.2 * len(several)
+
+
+def test_a_kind_of_document_that_comes_first_is_not_kept_for_last() -> None:
+    """Short ones are taken in the order in which they come, whatever their length."""
+    lengths = [40 + i % 7 if i % 2 else 90 + i % 11 for i in range(4000)]
+    sequences = list(pack(numbered(lengths), 4096, VOCABULARY, "text", window=400))
+    at = np.array([np.mean([int(part["key"][1:]) for part in s.lineage]) for s in sequences])
+    assert np.abs(at - np.linspace(0, 4000, len(at))).max() < 400
+
+
+def test_at_most_a_window_of_documents_is_read_ahead_of_what_has_come_out() -> None:
+    taken = out = 0
+
+    def counted() -> Iterator[Document]:
+        nonlocal taken
+        for document in numbered(text_mix(9, 3000, 512).tolist()):
+            taken += 1
+            yield document
+
+    for sequence in pack(counted(), 512, VOCABULARY, "text", window=200):
+        assert taken - out <= 200
+        out += sequence.n_examples
+    assert taken == out == 3000
+
+
+def test_a_window_is_full_at_so_many_tokens() -> None:
+    taken = out = 0
+
+    def counted() -> Iterator[Document]:
+        nonlocal taken
+        for document in numbered([30] * 500):
+            taken += 30
+            yield document
+
+    for sequence in pack(counted(), 100, VOCABULARY, "text", window_tokens=1500):
+        assert taken - out <= 1500
+        out += filled(sequence)
+    assert out == 15_000
 
 
 def test_packing_streams_window_by_window() -> None:

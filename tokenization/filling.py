@@ -1,0 +1,289 @@
+"""Filling bins to the brim from a pool of lengths that is never emptied, compiled: which length goes to which bin.
+
+In: the lengths of a pool and the capacity of a bin. Out: the bin of each, or none for those that stay in the pool,
+until more lengths come. Bins are filled one after the other, each in four steps:
+
+1. The long ones (over a sixteenth of the bin) first, as they are hard to place: the longest of all, then the longest
+   that leaves room for several of the short ones, or hardly any room at all.
+2. The short ones in the order in which they came, so that kinds of documents mix in a bin as they do at its source.
+3. For the last room, a subset of the next short ones whose sum is as close to it as can be: all sums of a few dozen
+   lengths are bits of one row of words, and adding a length is a shift of it.
+4. If room is left then, a long one is exchanged for a longer one, up to `EXCHANGES` times.
+
+What makes that work is choice, so a pool is kept half full: bins are filled until half of it is left. Long ones are
+found by the bitmap of `best_fit`; short ones are a list.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenization.best_fit import check_lengths, least_at_least, levels, push, unmark
+from tokenization.compiled import compiled
+
+LONG = 16  # a length over one part in so many of the capacity is a long one
+CLOSING = 6  # the last room of a bin is that of so many short ones of mean length: enough that their sums are dense
+NEAR = 2048  # a gap below one part in so many of the capacity is hardly any room
+UNITS = 12  # sums are told apart in 2^UNITS units at most: exact for rooms below that, else rounded up
+SUM_WORDS = 640  # words of sums worked out for a bin at most: bounds the time that it takes
+FEWEST = 8  # lengths to make sums of, whatever the room
+PASSED = 64  # short ones passed over in a bin because they do not fit
+EXCHANGES = 3
+
+_ONE = np.uint64(1)
+
+
+class _Pool(NamedTuple):
+    """Lengths, where they went (-1: still here), and how to find those that are here.
+
+    Long ones are a stack per length: top_of_stack[capacity - length] and `after`, under the bitmap `bits`. Short ones
+    are a list in their order by `before` and `after`, which begins and ends at the index N. left: [3], how many lengths
+    are here, their tokens, and how many of them are long.
+    """
+
+    lengths: np.ndarray
+    bin_of: np.ndarray
+    bits: np.ndarray
+    base: np.ndarray
+    n_levels: int
+    top_of_stack: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    left: np.ndarray
+
+
+def fill_from(lengths: np.ndarray, capacity: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
+    """Fill bins of `capacity` from `lengths` (int64 [N], each 1..capacity) until few are left.
+
+    Returns (bin_of int64 [N], -1 for those left over; n_bins). keep, keep_tokens: at most so many lengths, and so much
+    in all, are left over; 0 and 0 for none. Deterministic. Raises ValueError on a length out of range.
+    """
+    lengths = check_lengths(lengths, capacity)
+    bin_of = np.full(len(lengths), -1, dtype=np.int64)
+    return bin_of, int(_fill(lengths, bin_of, capacity, keep, keep_tokens))
+
+
+@compiled
+def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, keep_tokens: int) -> int:
+    shortest_long = capacity // LONG + 1
+    base, n_levels = levels(capacity)
+    pool = _Pool(
+        lengths,
+        bin_of,
+        np.zeros(base[n_levels], dtype=np.uint64),
+        base,
+        n_levels,
+        np.empty(capacity + 1, dtype=np.int32),
+        np.empty(len(lengths) + 1, dtype=np.int32),
+        np.empty(len(lengths) + 1, dtype=np.int32),
+        np.zeros(3, dtype=np.int64),
+    )
+    reserve = _sort_in(pool, capacity, shortest_long)
+    sums = np.empty(SUM_WORDS + (FEWEST + 1) * ((1 << UNITS) // 64), dtype=np.uint64)
+    chosen = np.empty(max(SUM_WORDS, FEWEST), dtype=np.int32)
+    inside = np.empty(LONG, dtype=np.int32)
+    n_bins = 0
+    while pool.left[0] > 0 and (pool.left[0] > keep or pool.left[1] > keep_tokens):
+        room, n_inside = _place_long(pool, capacity, capacity, reserve, shortest_long, n_bins, inside, 0)
+        room = _place_short(pool, room, reserve, n_bins)
+        if room > 0:
+            room = _place_sum(pool, room, n_bins, sums, chosen)
+        if room >= shortest_long:
+            room, n_inside = _place_long(pool, capacity, room, 0, shortest_long, n_bins, inside, n_inside)
+        if room > 0:
+            _exchange(pool, capacity, room, n_bins, inside, n_inside)
+        n_bins += 1
+    return n_bins
+
+
+@compiled
+def _sort_in(pool: _Pool, capacity: int, shortest_long: int) -> int:
+    """Put every length where it is found; returns the room that long ones leave for short ones, as far as these go."""
+    n = len(pool.lengths)
+    n_short = tokens_short = 0
+    last = n
+    for document in range(n):
+        length = pool.lengths[document]
+        pool.left[1] += length
+        if length < shortest_long:
+            pool.after[last] = document
+            pool.before[document] = last
+            last = document
+            n_short += 1
+            tokens_short += length
+    pool.after[last] = n
+    pool.before[n] = last
+    for document in range(n - 1, -1, -1):  # of equal lengths the first comes to lie on top
+        length = pool.lengths[document]
+        if length >= shortest_long:
+            push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, document)
+    pool.left[0] = n
+    pool.left[2] = n - n_short
+    if not n_short:
+        return 0
+    return min(CLOSING * tokens_short // n_short, tokens_short * capacity // pool.left[1])
+
+
+@compiled
+def _longest(pool: _Pool, capacity: int, room: int) -> int:
+    """The longest of the long ones that fits, 0 if none does."""
+    position = least_at_least(pool.bits, pool.base, pool.n_levels, capacity - room)
+    return 0 if position < 0 else capacity - position
+
+
+@compiled
+def _take_long(pool: _Pool, capacity: int, length: int, number: int) -> int:
+    """Move a long one of that length to a bin; returns which."""
+    position = capacity - length
+    document = pool.top_of_stack[position]
+    pool.top_of_stack[position] = pool.after[document]
+    if pool.after[document] < 0:
+        unmark(pool.bits, pool.base, pool.n_levels, position)
+    pool.bin_of[document] = number
+    pool.left[0] -= 1
+    pool.left[1] -= length
+    pool.left[2] -= 1
+    return document
+
+
+@compiled
+def _take_short(pool: _Pool, document: int, number: int) -> None:
+    pool.after[pool.before[document]] = pool.after[document]
+    pool.before[pool.after[document]] = pool.before[document]
+    pool.bin_of[document] = number
+    pool.left[0] -= 1
+    pool.left[1] -= pool.lengths[document]
+
+
+@compiled
+def _place_long(
+    pool: _Pool,
+    capacity: int,
+    room: int,
+    reserve: int,
+    shortest_long: int,
+    number: int,
+    inside: np.ndarray,
+    n_inside: int,
+) -> tuple[int, int]:
+    """Long ones into a bin; returns the room left and how many are `inside`, which has them."""
+    while pool.left[2] > 0 and room >= shortest_long:
+        length = _longest(pool, capacity, room)
+        if length and room < capacity and room - length > capacity // NEAR:
+            length = _longest(pool, capacity, room - reserve) if room - reserve >= shortest_long else 0
+        if not length:
+            break
+        inside[n_inside] = _take_long(pool, capacity, length, number)
+        n_inside += 1
+        room -= length
+    return room, n_inside
+
+
+@compiled
+def _place_short(pool: _Pool, room: int, reserve: int, number: int) -> int:
+    """Short ones into a bin as they came, until no more than `reserve` is left; returns the room left."""
+    end = len(pool.lengths)
+    document = pool.after[end]
+    passed = 0
+    while document != end and room > reserve and passed < PASSED:
+        following = pool.after[document]
+        if pool.lengths[document] <= room:
+            _take_short(pool, document, number)
+            room -= pool.lengths[document]
+        else:
+            passed += 1
+        document = following
+    return room
+
+
+@compiled
+def _place_sum(pool: _Pool, room: int, number: int, sums: np.ndarray, chosen: np.ndarray) -> int:
+    """The short ones among the next ones whose sum fills the room best into a bin; returns the room left.
+
+    Row k of `sums`, `width` words from k * width, has a bit for each sum that the first k of `chosen` can make.
+    """
+    unit = (room >> UNITS) + 1
+    aim = room // unit
+    width = (aim >> 6) + 1
+    most = max(SUM_WORDS // width, FEWEST) - 1
+    sums[:width] = 0
+    sums[0] = 1
+    end = len(pool.lengths)
+    document = pool.after[end]
+    n_chosen = 0
+    row = 0
+    seen = 0
+    while document != end and n_chosen < most and seen < 4 * most:
+        length = (pool.lengths[document] + unit - 1) // unit
+        if length <= aim:
+            _add_to_sums(sums, row, width, length)
+            chosen[n_chosen] = document
+            n_chosen += 1
+            row += width
+            if _has_bit(sums, row, aim):
+                break
+        seen += 1
+        document = pool.after[document]
+    found = aim
+    while not _has_bit(sums, row, found):
+        found -= 1
+    while found > 0:
+        n_chosen -= 1
+        row -= width
+        if not _has_bit(sums, row, found):  # not without this one
+            document = chosen[n_chosen]
+            found -= (pool.lengths[document] + unit - 1) // unit
+            room -= pool.lengths[document]
+            _take_short(pool, document, number)
+    return room
+
+
+@compiled
+def _has_bit(words: np.ndarray, start: int, position: int) -> bool:
+    return (words[start + (position >> 6)] >> np.uint64(position & 63)) & _ONE != 0
+
+
+@compiled
+def _add_to_sums(sums: np.ndarray, row: int, width: int, length: int) -> None:
+    """The row after `row`: its sums, and each of them plus a length."""
+    shift = min(length >> 6, width)
+    left = np.uint64(length & 63)
+    right = np.uint64(63) - left  # and one more: a shift by 64 is none
+    old, new = sums[row : row + width], sums[row + width : row + 2 * width]
+    for word in range(shift):
+        new[word] = old[word]
+    if shift < width:
+        new[shift] = old[shift] | (old[0] << left)
+    same, low, high = old[shift + 1 :], old[: width - shift - 1], old[1 : width - shift]
+    moved = new[shift + 1 :]
+    for word in range(len(moved)):
+        moved[word] = same[word] | (high[word] << left) | (low[word] >> right >> _ONE)
+
+
+@compiled
+def _exchange(pool: _Pool, capacity: int, room: int, number: int, inside: np.ndarray, n_inside: int) -> None:
+    """Exchange long ones of a bin for longer ones that leave less room, the largest gain first."""
+    for _ in range(EXCHANGES):
+        gain = 0
+        place = -1
+        for at in range(n_inside):
+            length = pool.lengths[inside[at]]
+            longer = _longest(pool, capacity, length + room)
+            if longer - length > gain:
+                gain = longer - length
+                place = at
+        if gain == 0:
+            break
+        given = inside[place]
+        length = pool.lengths[given]
+        inside[place] = _take_long(pool, capacity, length + gain, number)
+        push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, given)
+        pool.bin_of[given] = -1
+        pool.left[0] += 1
+        pool.left[1] += length
+        pool.left[2] += 1
+        room -= gain
+        if room == 0:
+            break
