@@ -86,7 +86,8 @@ def pack(
     A window is full at `window` examples or at `window_tokens` tokens (4 bytes each), whichever comes first, those left
     over from the one before included. Documents over the context are split; those, and last pieces, of fewer than 2
     tokens are left out and counted in `counts.skipped`. Room that nothing fills is one last run of token 0 with weight
-    0, ended by `cu_seqlens` like a document but not an example. Raises ValueError on a context under 2, UserError as `loss_weights`.
+    0, ended by `cu_seqlens` like a document but not an example. Raises ValueError on a context under 2, UserError as
+    `loss_weights`.
     """
     check_objective(objective)
     if context < 2:
