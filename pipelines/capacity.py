@@ -1,6 +1,7 @@
 """What a recipe needs at the same time, so that a Ray instance of our own never leaves a stage waiting for ever.
 
-A task waits for room, but a pool of actors or training workers needs all of its room at once.
+A task waits for room, and so does an actor by which a pool grows; the first ones of a pool, and all training workers,
+need theirs at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def needed_at_once(recipe: Recipe) -> Capacity:
     """The least capacity with which every stage of the recipe can run."""
     tokenize, nothing = recipe.tokenize, Capacity()
     needs = [
-        nothing.plus(tokenize.decode, 1).plus(tokenize.encode, tokenize.encode.workers if recipe.vqgan else 0),
+        nothing.plus(tokenize.decode, 1).plus(tokenize.encode, tokenize.encode.min_workers if recipe.vqgan else 0),
         nothing.plus(recipe.pack.pool, 1),
         nothing.plus(recipe.train.resources, recipe.train.workers),
         nothing.plus(recipe.evaluate.resources, 1),

@@ -2,12 +2,14 @@
 
 A partition is one unit of retry and of resume. Its task is a pure function of its inputs: it writes its outputs
 atomically and its record `partitions/<id>.json` last, so a killed worker, node or driver leaves either nothing or the
-same bytes, and a re-run skips what has a record.
+same bytes, and a re-run skips what has a record. A partition that turns out large answers with the pieces to be made
+first, each a task of its own, and is then started again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -27,31 +29,62 @@ def committed(store: Store, partitions: Sequence[str]) -> dict[str, Any]:
     return {part: store.read_json(record_name(part)) for part in partitions if record_name(part) in present}
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """A partition's answer in place of its record: tasks of these pieces come first, and then its own once more."""
+
+    pieces: tuple[Any, ...]
+
+
 def run_partitions(
     submit: Callable[[str], ray.ObjectRef],
     partitions: Sequence[str],
     store: Store,
     in_flight: int,
     on_done: Callable[[dict[str, Any]], None],
+    submit_piece: Callable[[Any], ray.ObjectRef] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not committed, at most `in_flight` tasks at a time; the records of all partitions, in their order.
 
-    submit: starts the task of a partition, which commits the record and returns it. on_done: called with every record
-    as it arrives, those found committed first.
+    submit: starts the task of a partition, which commits the record and returns it, or returns `Pieces`. on_done:
+    called with every record as it arrives, those found committed first. submit_piece: starts the task of a piece; what
+    it makes it leaves where its partition finds it.
     """
     records = committed(store, partitions)
     for record in records.values():
         on_done(record)
-    waiting = [part for part in partitions if part not in records][::-1]
-    running: dict[ray.ObjectRef, str] = {}
+    waiting: list[tuple[str, Any]] = [(part, None) for part in partitions if part not in records][::-1]
+    running: dict[ray.ObjectRef, tuple[str, Any]] = {}
+    missing: dict[str, int] = {}  # pieces still to be made, by partition
     while waiting or running:
         while waiting and len(running) < in_flight:
-            part = waiting.pop()
-            running[submit(part)] = part
+            part, piece = waiting.pop()
+            running[_submitted(submit, submit_piece, part, piece)] = (part, piece)
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
             with own_errors():
-                record = ray.get(reference)
-            records[running.pop(reference)] = record
-            on_done(record)
+                answer = ray.get(reference)
+            part, piece = running.pop(reference)
+            if piece is not None:
+                missing[part] -= 1
+                if not missing[part]:
+                    waiting.append((part, None))
+            elif isinstance(answer, Pieces):
+                missing[part] = len(answer.pieces)
+                waiting += [(part, piece) for piece in reversed(answer.pieces)]
+            else:
+                records[part] = answer
+                on_done(answer)
     return [records[part] for part in partitions]
+
+
+def _submitted(
+    submit: Callable[[str], ray.ObjectRef],
+    submit_piece: Callable[[Any], ray.ObjectRef] | None,
+    part: str,
+    piece: Any | None,
+) -> ray.ObjectRef:
+    if piece is None:
+        return submit(part)
+    assert submit_piece is not None, part
+    return submit_piece(piece)

@@ -51,6 +51,20 @@ class Resources(Config):
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": self.custom}
 
 
+class EncoderResources(Resources):
+    """A pool of encoders that grows from `min_workers` to `workers` while frames wait, and shrinks when none come."""
+
+    min_workers: Positive = 1
+    idle_seconds: float = Field(default=60.0, gt=0)
+    """How long an encoder above `min_workers` may have nothing to do before it gives its place back."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> EncoderResources:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; raise workers")
+        return self
+
+
 class Source(Config):
     """One named source of raw objects."""
 
@@ -149,8 +163,13 @@ class Tokenize(Config):
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
     records that name media."""
+    piece_seconds: float = Field(default=300.0, gt=0)
+    """A longer video is decoded in pieces of so many seconds, by as many tasks, on as many nodes as there are."""
+    in_flight_mib: Positive = 32
+    """Frames that a decode task has under way to the encoders at most, in MiB; all decode tasks together have so many
+    times more of them in Ray's object stores."""
     decode: Resources = Resources()
-    encode: Resources = Resources()
+    encode: EncoderResources = EncoderResources()
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of objects or records ends in quarantine."""
 

@@ -105,6 +105,9 @@ def _weights(url: str | None, recipe: Recipe) -> str | None:
         return digest([dataclasses.asdict(found) for found in list_objects(f"{url.rstrip('/')}/*", options)])
 
 
+_HOW_TOKENIZE_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
+
+
 def _tokenize(recipe: Recipe, media: bool) -> Stage:
     tokenizer = list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0]
 
@@ -122,7 +125,7 @@ def _tokenize(recipe: Recipe, media: bool) -> Stage:
         settings={
             "fields": {name: source.fields for name, source in recipe.sources.items()},
             "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
-            "tokenize": recipe.tokenize.model_dump(exclude={"decode", "encode", "max_bad_fraction"}),
+            "tokenize": recipe.tokenize.model_dump(exclude=_HOW_TOKENIZE_RUNS),
             "text_tokenizer": tokenizer.etag,
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
             "seed": recipe.seed,

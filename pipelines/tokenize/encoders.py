@@ -1,14 +1,15 @@
-"""Frames to codes on a pool of encoder actors, many small media to a batch.
+"""Frames to codes by a pool of encoders, many small media to a batch.
 
-In: media, whose frames are decoded a chunk at a time. Out: their codes. At most two batches of a decode task are under
-way and one is filled, whatever the length of a video and the number of images. A frame's codes do not depend on the
-batch that it is in.
+In: media, whose frames are decoded a chunk at a time. Out: their codes. A decode task holds no more than a given number
+of bytes of frames that are under way, besides the batch that it fills, whatever the length of a video and the number of
+images. A frame's codes do not depend on the batch that it is in.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,22 +18,21 @@ import ray
 
 from pipelines.media import BadMedium, Medium, Origin
 from pipelines.progress import Meter
-from pipelines.recipe import Resources, VisualTokenizer
+from pipelines.recipe import EncoderResources, VisualTokenizer
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
+from pipelines.tokenize.pool import PoolSize, encoder_pool
 from pipelines.vqgan import load_vqgan
 from tokenization.errors import BadData
 from tokenization.video import FrameChunk
+from tokenization.vqgan.model import VQGAN
 
-_BATCHES_UNDER_WAY = 2  # per decode task: one being encoded, one waiting
 
-
-def start_encoders(recipe: VisualTokenizer, weights: Store, pool: Resources) -> list[Any]:
-    """The pool of encoder actors. A dead one is restarted by Ray and its calls are repeated."""
-    actor = _Encoder.options(  # type: ignore[attr-defined]
-        max_restarts=-1, max_task_retries=-1, **pool.ray_options
-    )
-    return [actor.remote(recipe, weights) for _ in range(pool.workers)]
+def vqgan_pool(recipe: VisualTokenizer, weights: Store, resources: EncoderResources) -> AbstractContextManager[Any]:
+    """A pool of VQGANs, each on one device, placed by what the recipe asks for."""
+    actor = _Encoder.options(**resources.ray_options)  # type: ignore[attr-defined]
+    size = PoolSize(resources.min_workers, resources.workers, resources.idle_seconds)
+    return encoder_pool(actor, (recipe, weights), size)
 
 
 @ray.remote
@@ -40,14 +40,21 @@ class _Encoder:
     """One VQGAN on one device."""
 
     def __init__(self, recipe: VisualTokenizer, weights: Store) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._vqgan = load_vqgan(weights, recipe, device="cuda" if torch.cuda.is_available() else "cpu")
+        self._recipe, self._weights = recipe, weights
+        self._vqgan: VQGAN | None = None
         self._meter = Meter("tokenize")
         self._frames = 0
 
+    def load(self) -> None:
+        """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
+        import torch
+
+        torch.set_num_threads(1)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._vqgan = load_vqgan(self._weights, self._recipe, device=device)
+
     def encode(self, frames: np.ndarray) -> np.ndarray:
+        assert self._vqgan is not None, "load() comes first"
         codes = self._vqgan.encode(frames)
         self._frames += len(frames)
         self._meter.set(frames_encoded=self._frames)
@@ -56,26 +63,36 @@ class _Encoder:
 
 @dataclass
 class Encoded:
-    """A medium's codes int32 [n, codes] and times float64 [n] of its sampled frames."""
+    """A medium's codes int32 [n, codes] and times float64 [n] of its sampled frames; n may be 0."""
 
     origin: Origin
     codes: np.ndarray
     times: np.ndarray
 
 
+def join_encoded(origin: Origin, codes: Sequence[np.ndarray], times: Sequence[np.ndarray]) -> Encoded:
+    """A medium of the codes and times of its consecutive parts, some of which may be empty, or all."""
+    some = [part for part in codes if len(part)]
+    return Encoded(
+        origin,
+        np.concatenate(some) if some else np.zeros((0, 0), np.int32),
+        np.concatenate([np.zeros(0), *times]),
+    )
+
+
 def encode_media(
     media: Iterable[tuple[SourceObject, Medium | BadMedium]],
     frames_of: Callable[[SourceObject, Medium], Iterator[FrameChunk]],
-    encoders: list[Any],
+    pool: Any,
     batch: int,
-    first: int = 0,
+    in_flight: int,
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
     """Encode media, `batch` frames at a time, whichever media they are from; the outcomes in the media's order.
 
-    Frames are held as they fill a batch and while at most two batches are under way. first: the encoder to begin with.
-    A medium whose frames raise BadData comes out as a BadMedium.
+    in_flight: bytes of frames under way at most, one batch at least. A medium whose frames raise BadData comes out as a
+    BadMedium.
     """
-    batches = _Batches(encoders, batch, first)
+    batches = _Batches(pool, batch, in_flight)
     waiting: deque[tuple[SourceObject, _Pending | BadMedium]] = deque()
     for found, medium in media:
         waiting.append((found, medium if isinstance(medium, BadMedium) else _read(found, medium, frames_of, batches)))
@@ -109,7 +126,7 @@ def _read(
             batches.add(pending, chunk.frames)
     except BadData as error:
         return BadMedium(medium.origin, str(error))
-    return pending if pending.times else BadMedium(medium.origin, "no frame in it")
+    return pending
 
 
 def _is_ready(outcome: _Pending | BadMedium) -> bool:
@@ -119,17 +136,18 @@ def _is_ready(outcome: _Pending | BadMedium) -> bool:
 def _finished(found: SourceObject, outcome: _Pending | BadMedium) -> tuple[SourceObject, Encoded | BadMedium]:
     if isinstance(outcome, BadMedium):
         return found, outcome
-    return found, Encoded(outcome.origin, np.concatenate(outcome.codes), np.concatenate(outcome.times))
+    return found, join_encoded(outcome.origin, outcome.codes, outcome.times)
 
 
 class _Batches:
     """Frames on their way to the encoders and their codes on the way back."""
 
-    def __init__(self, encoders: list[Any], size: int, first: int) -> None:
-        self._encoders, self._size, self._next = encoders, size, first
+    def __init__(self, pool: Any, size: int, in_flight: int) -> None:
+        self._pool, self._size, self._in_flight = pool, size, in_flight
         self._filling: list[tuple[_Pending, np.ndarray]] = []
         self._room = size
-        self._under_way: deque[tuple[ray.ObjectRef, list[tuple[_Pending, int]]]] = deque()
+        self._under_way: deque[_Batch] = deque()
+        self._bytes = 0
 
     def add(self, pending: _Pending, frames: np.ndarray) -> None:
         """Send frames [n, H, W, 3] on with those before them, as soon as they fill a batch."""
@@ -149,18 +167,31 @@ class _Batches:
             self._receive()
 
     def _send(self) -> None:
-        if len(self._under_way) == _BATCHES_UNDER_WAY:
-            self._receive()
         pieces = [piece for _, piece in self._filling]
         frames = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        encoder = self._encoders[self._next % len(self._encoders)]
-        self._under_way.append((encoder.encode.remote(frames), [(owner, len(piece)) for owner, piece in self._filling]))
-        self._filling, self._room, self._next = [], self._size, self._next + 1
+        owners = [(owner, len(piece)) for owner, piece in self._filling]
+        while self._under_way and self._bytes + frames.nbytes > self._in_flight:
+            self._receive()
+        kept = ray.put(frames)
+        self._under_way.append(_Batch(self._pool.encode.remote([kept]), kept, frames.nbytes, owners))
+        self._bytes += frames.nbytes
+        self._filling, self._room = [], self._size
 
     def _receive(self) -> None:
-        reference, owners = self._under_way.popleft()
-        codes = ray.get(reference)
-        for owner, count in owners:
+        batch = self._under_way.popleft()
+        codes = ray.get(batch.codes)
+        self._bytes -= batch.nbytes
+        for owner, count in batch.owners:
             owner.codes.append(codes[:count])
             owner.missing -= count
             codes = codes[count:]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Frames under way. frames: kept, for whichever encoder is to have them if one dies. owners: whose they are."""
+
+    codes: ray.ObjectRef
+    frames: ray.ObjectRef
+    nbytes: int
+    owners: list[tuple[_Pending, int]]

@@ -1,6 +1,6 @@
-"""One partition of the tokenize stage: its objects to a Parquet of documents, in one Ray task.
+"""One partition of the tokenize stage: its objects to a Parquet of documents, in one Ray task; a long video in more.
 
-In: a partition, what every partition needs to know, the encoders. Out: `documents/<partition>.parquet` and the
+In: a partition, what every partition needs to know, the pool of encoders. Out: `documents/<partition>.parquet` and the
 partition's record with its counts and quarantine. A partition that a dead worker left is simply made again.
 """
 
@@ -10,24 +10,27 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
-from pipelines.partitions import record_name
+from pipelines.partitions import Pieces, record_name
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
-from pipelines.tokenize.records import Record, Tally, TokenizeJob, media_records, text_records
+from pipelines.tokenize.pieces import Piece, cut_video, encode_piece, join_pieces, missing
+from pipelines.tokenize.records import Record, Tally, TokenizeJob, encode_objects, media_records, text_records
 from pipelines.tokenize.to_documents import to_documents
 from pipelines.urls import fetch_file
 from tokenization.document import Document
 from tokenization.documents import write_documents
-from tokenization.errors import UserError
+from tokenization.errors import BadData, UserError
 from tokenization.text import load_text_tokenizer
 
 log = logging.getLogger("ringworld")
+
+Result = TypeVar("Result")
 
 _READ_ATTEMPTS = 4
 _ALONE = ("video", "records")  # their bytes do not say how much work they are
@@ -71,24 +74,40 @@ def cut_partitions(objects: Sequence[SourceObject], partition_bytes: int) -> lis
 
 
 @ray.remote
-def tokenize_partition(part: Partition, job: TokenizeJob, encoders: list[Any], store: Store) -> dict[str, Any]:
-    """Commit a partition's documents and return its record. UserError when its objects cannot be reached."""
+def tokenize_partition(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> dict[str, Any] | Pieces:
+    """Commit a partition's documents and return its record; of a long video, first what pieces of it are to be made.
+
+    Raises UserError when its objects cannot be reached.
+    """
+    return _patiently(part.name, lambda: _tokenized(part, job, pool, store))
+
+
+@ray.remote
+def tokenize_piece(piece: Piece, job: TokenizeJob, pool: Any, store: Store) -> None:
+    """Commit a piece of a partition's video. Raises UserError when it cannot be reached."""
+    _patiently(piece.name, lambda: encode_piece(piece, job, pool, store))
+
+
+def _patiently(name: str, work: Callable[[], Result]) -> Result:
     for attempt in range(1, _READ_ATTEMPTS + 1):
         try:
-            return _tokenized(part, job, encoders, store)
+            return work()
         except OSError as error:
             # A store that does not answer says nothing of the data: quarantine would make its mood part of the output.
             if attempt == _READ_ATTEMPTS:
                 raise UserError(
-                    f"tokenize: {part.name} cannot be read after {attempt} attempts ({error}); see that the store "
-                    f"answers, and run the same command again"
+                    f"tokenize: {name} cannot be read after {attempt} attempts ({error}); see that the store answers, "
+                    f"and run the same command again"
                 ) from error
-            log.warning("tokenize: %s: %s; trying again", part.name, error)
+            log.warning("tokenize: %s: %s; trying again", name, error)
             time.sleep(2.0**attempt)
     raise AssertionError("unreachable")
 
 
-def _tokenized(part: Partition, job: TokenizeJob, encoders: list[Any], store: Store) -> dict[str, Any]:
+def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> dict[str, Any] | Pieces:
+    pieces = _pieces(part, job)
+    if len(pieces) > 1 and (ahead := missing(pieces, store)):
+        return Pieces(tuple(ahead))
     tally = Tally()
     counts = {"documents": 0, "tokens": 0, "vision_tokens": 0}
 
@@ -100,8 +119,10 @@ def _tokenized(part: Partition, job: TokenizeJob, encoders: list[Any], store: St
             yield document
 
     name = f"documents/{part.name}.parquet"
+    tokenizer = load_text_tokenizer(str(fetch_file(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
+    records = _records(part, pieces, job, pool, store, tally)
     with store.writing(name) as file:
-        write_documents(file, counted(_documents(part, job, encoders, tally)))
+        write_documents(file, counted(to_documents(records, job, tokenizer, tally)))
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     record = {
@@ -119,12 +140,26 @@ def _tokenized(part: Partition, job: TokenizeJob, encoders: list[Any], store: St
     return record
 
 
-def _documents(part: Partition, job: TokenizeJob, encoders: list[Any], tally: Tally) -> Iterator[Document]:
-    tokenizer = load_text_tokenizer(str(fetch_file(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
-    records: Iterator[Record]
+def _pieces(part: Partition, job: TokenizeJob) -> list[Piece]:
+    """Those of a partition that is one video; none of another, nor of a video that cannot be read."""
+    (first, *more) = part.objects
+    if first.kind != "video" or more:
+        return []
+    try:
+        return cut_video(part.name, first, job)
+    except BadData:  # as will be found again where it is put in quarantine
+        return []
+
+
+def _records(
+    part: Partition, pieces: list[Piece], job: TokenizeJob, pool: Any, store: Store, tally: Tally
+) -> Iterator[Record]:
+    if len(pieces) > 1:
+        yield from media_records([(part.objects[0], join_pieces(pieces, store))], job, tally)
+        return
+    samples = pieces[0].samples if pieces else None
     for is_text, objects in itertools.groupby(part.objects, lambda found: found.kind == "text"):
         if is_text:
-            records = itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
+            yield from itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
         else:
-            records = media_records(list(objects), job, encoders, tally)
-        yield from to_documents(records, job, tokenizer, tally)
+            yield from media_records(encode_objects(list(objects), job, pool, samples), job, tally)

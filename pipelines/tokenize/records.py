@@ -1,13 +1,12 @@
 """What the objects of a partition hold: records of text, and of media with their codes.
 
-In: listed objects. Out: records one by one, ready for their field spec. What cannot be used goes to the tally's
-quarantine and costs itself.
+In: listed objects, and a pool of encoders. Out: records one by one, ready for their field spec. What cannot be used
+goes to the tally's quarantine and costs itself.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from pipelines.tokenize.encoders import Encoded, encode_media
 from pipelines.urls import open_url
 from tokenization.errors import BadData
 from tokenization.records import BadRecord, read_records
-from tokenization.video import FrameChunk
+from tokenization.video import FrameChunk, Samples
 from tokenization.vocabulary import JointVocabulary
 
 
@@ -30,6 +29,10 @@ class TokenizeJob:
     recipe: Recipe
     vocabulary: JointVocabulary
     resolution: int
+
+    def max_frames(self, found: SourceObject) -> int:
+        """Frames that a medium of this object has at most."""
+        return self.recipe.sources[found.source].max_frames or self.recipe.tokenize.max_frames
 
 
 @dataclass
@@ -81,12 +84,12 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
         tally.bad(found, str(error))
 
 
-def media_records(
-    objects: Sequence[SourceObject], job: TokenizeJob, encoders: list[Any], tally: Tally
-) -> Iterator[Record]:
-    """Records of media objects, one each `frames_per_document` frames; none of a medium that is not wholly readable.
+def encode_objects(
+    objects: Sequence[SourceObject], job: TokenizeJob, pool: Any, samples: Samples | None = None
+) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
+    """The media of objects with their codes, in order; many small ones share a batch, whichever object they are from.
 
-    Many small media share a batch of the encoder, whichever objects they are from.
+    samples: of an object that is one video, what to take of it, if that has been chosen already.
     """
     settings = job.recipe.tokenize
 
@@ -96,17 +99,26 @@ def media_records(
             fps=settings.fps,
             size=job.resolution,
             chunk=settings.chunk_frames,
-            max_frames=job.recipe.sources[found.source].max_frames or settings.max_frames,
+            max_frames=job.max_frames(found),
+            samples=samples,
         )
 
     media = ((found, medium) for found in objects for medium in media_of(found, job.recipe.storage.options))
-    first = zlib.crc32(objects[0].key.encode())  # small partitions begin at different encoders
-    for found, outcome in encode_media(media, frames, encoders, settings.chunk_frames, first):
+    yield from encode_media(media, frames, pool, settings.chunk_frames, settings.in_flight_mib * 2**20)
+
+
+def media_records(
+    media: Iterable[tuple[SourceObject, Encoded | BadMedium]], job: TokenizeJob, tally: Tally
+) -> Iterator[Record]:
+    """Records of encoded media, one each `frames_per_document` frames; none of a medium that is not wholly readable."""
+    for found, outcome in media:
+        if isinstance(outcome, Encoded) and not len(outcome.codes):
+            outcome = BadMedium(outcome.origin, "no frame in it")
         if isinstance(outcome, BadMedium):
             tally.units += 1
             tally.bad(found, outcome.reason, outcome.origin.number, outcome.origin.key)
             continue
-        yield from _windows(found, outcome, settings.frames_per_document, tally)
+        yield from _windows(found, outcome, job.recipe.tokenize.frames_per_document, tally)
 
 
 def _windows(found: SourceObject, encoded: Encoded, length: int | None, tally: Tally) -> Iterator[Record]:

@@ -1,13 +1,14 @@
 """The tokenize stage: raw objects to documents in the joint vocabulary.
 
-Decode tasks on CPUs stream bounded chunks of frames to a pool of encoder actors; text goes through the byte-pair
-tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a partition,
-its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the stage, until
-more than the recipe's share of them is bad.
+Decode tasks on CPUs, many to a long video, stream bounded chunks of frames to a pool of encoders; text goes through the
+byte-pair tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a
+partition, its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the
+stage, until more than the recipe's share of them is bad.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from pipelines.progress import Bar
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
-from pipelines.tokenize.encoders import start_encoders
-from pipelines.tokenize.partition import cut_partitions, tokenize_partition
+from pipelines.tokenize.encoders import vqgan_pool
+from pipelines.tokenize.partition import cut_partitions, tokenize_partition, tokenize_piece
+from pipelines.tokenize.pieces import PIECES, Piece
 from pipelines.tokenize.records import TokenizeJob
 from pipelines.urls import fetch_file, public_url
 from tokenization.errors import UserError
@@ -44,22 +46,28 @@ def tokenize_all(
     tokenizer = _keep_tokenizer(recipe, store)
     partitions = {part.name: part for part in cut_partitions(objects, recipe.tokenize.partition_bytes)}
     job = TokenizeJob(recipe, vocabulary, recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
-    pool = recipe.tokenize.decode
-    media = any(found.kind != "text" for found in objects)
-    encoders = start_encoders(recipe.vqgan, vqgan, recipe.tokenize.encode) if recipe.vqgan and vqgan and media else []
+    decode = recipe.tokenize.decode
+    with contextlib.ExitStack() as pools:
+        pool = None
+        if recipe.vqgan and vqgan and any(found.kind != "text" for found in objects):
+            pool = pools.enter_context(vqgan_pool(recipe.vqgan, vqgan, recipe.tokenize.encode))
 
-    def submit(name: str) -> ray.ObjectRef:
-        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **pool.ray_options)
-        return task.remote(partitions[name], job, encoders, store)
+        def submit(name: str) -> ray.ObjectRef:
+            task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
+            return task.remote(partitions[name], job, pool, store)
 
-    def on_done(record: dict[str, Any]) -> None:
-        line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
-        for entry in record["quarantine"]:
-            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+        def submit_piece(piece: Piece) -> ray.ObjectRef:
+            task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
+            return task.remote(piece, job, pool, store)
 
-    records = run_partitions(submit, list(partitions), store, pool.workers, on_done)
-    for actor in encoders:
-        ray.kill(actor)
+        def on_done(record: dict[str, Any]) -> None:
+            line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
+            for entry in record["quarantine"]:
+                log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+
+        records = run_partitions(submit, list(partitions), store, decode.workers, on_done, submit_piece)
+    for name in store.names(PIECES):
+        store.delete(name)
     quarantine = [entry for record in records for entry in record["quarantine"]]
     units = sum(record["units"] for record in records)
     _check_budget(quarantine, units, recipe.tokenize.max_bad_fraction)

@@ -10,11 +10,11 @@ from pipelines.recipe_file import load_recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def test_a_training_group_and_an_encoder_pool_need_all_their_workers_at_once() -> None:
+def test_a_training_group_needs_all_its_workers_at_once_and_a_pool_its_first() -> None:
     need = needed_at_once(load_recipe(RECIPES / "lwm-vision-7b.yaml"))
     assert need.gpus == 128
     assert need.cpus == 128 * 8
-    assert need.custom == {"decode": 1, "encode": 64, "trainer": 128}
+    assert need.custom == {"decode": 1, "encode": 1, "trainer": 128}
 
 
 def test_tasks_wait_for_room_so_one_of_them_is_enough() -> None:

@@ -11,7 +11,7 @@ import ray
 
 from pipelines.media import BadMedium, Medium, Origin
 from pipelines.sources import SourceObject
-from pipelines.tokenize.encoders import Encoded, encode_media
+from pipelines.tokenize.encoders import Encoded, _Batches, _Pending, encode_media
 from tokenization.errors import BadData
 from tokenization.video import FrameChunk
 
@@ -21,13 +21,14 @@ FOUND = SourceObject("s/o", "s", "/o", 1, "e", "webdataset", False, {})
 
 
 @ray.remote
-class Encoder:
+class Pool:
     """A frame's code is its first value; it remembers how many frames it was given at a time."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def encode(self, frames: np.ndarray) -> np.ndarray:
+    def encode(self, boxed: list[ray.ObjectRef]) -> np.ndarray:
+        frames = ray.get(boxed[0])
         self.batches.append(len(frames))
         return frames[:, :1, 0, 0].astype(np.int32)
 
@@ -37,11 +38,11 @@ class Encoder:
 
 
 @pytest.fixture(scope="module")
-def encoders(local_ray: None) -> list[Any]:
-    return [Encoder.options(num_cpus=0).remote() for _ in range(3)]  # type: ignore[attr-defined]
+def pool(local_ray: None) -> Any:
+    return Pool.options(num_cpus=0).remote()  # type: ignore[attr-defined]
 
 
-def encode(lengths: list[int], batch: int, encoders: list[Any]) -> tuple[list[Any], list[list[int]]]:
+def encode(lengths: list[int], batch: int, pool: Any, in_flight: int = 1000) -> tuple[list[Any], list[int]]:
     """Media of so many frames, numbered through; of a negative length, one that breaks after so many."""
     first = np.cumsum([0, *map(abs, lengths)])
 
@@ -57,35 +58,57 @@ def encode(lengths: list[int], batch: int, encoders: list[Any]) -> tuple[list[An
         raise AssertionError("the frames come from elsewhere")
 
     media = [(FOUND, Medium(Origin(str(number)), "image", never)) for number in range(len(lengths))]
-    outcomes = [outcome for _, outcome in encode_media(media, frames, encoders, batch)]
-    return outcomes, ray.get([encoder.given.remote() for encoder in encoders])
+    outcomes = [outcome for _, outcome in encode_media(media, frames, pool, batch, in_flight)]
+    return outcomes, ray.get(pool.given.remote())
 
 
-def test_images_share_batches_and_come_out_in_order(encoders: list[Any]) -> None:
-    outcomes, given = encode([1] * 20, 8, encoders[:1])
+def test_images_share_batches_and_come_out_in_order(pool: Any) -> None:
+    outcomes, given = encode([1] * 20, 8, pool)
     assert [(one.origin.key, one.codes.tolist()) for one in outcomes] == [(str(n), [[n]]) for n in range(20)]
-    assert given == [[8, 8, 4]]
+    assert given == [8, 8, 4]
 
 
-def test_batches_go_around_the_pool(encoders: list[Any]) -> None:
-    _, given = encode([3] * 12, 6, encoders)
-    assert given == [[6, 6], [6, 6], [6, 6]]
-
-
-@pytest.mark.parametrize("batch", [1, 4, 7, 100])
+@pytest.mark.parametrize(("batch", "in_flight"), [(1, 1), (4, 1000), (7, 10_000), (100, 1)])
 @pytest.mark.parametrize("lengths", [[13, 1, 2, 30, 1], [1, -7, 2, -1, 12, 0, 3], [-40], [0], []])
 def test_each_medium_gets_all_its_codes_whatever_the_batch_and_a_broken_one_costs_itself(
-    lengths: list[int], batch: int, encoders: list[Any]
+    lengths: list[int], batch: int, in_flight: int, pool: Any
 ) -> None:
-    outcomes, given = encode(lengths, batch, encoders[:1])
+    outcomes, given = encode(lengths, batch, pool, in_flight)
     first = np.cumsum([0, *map(abs, lengths)]).tolist()
     assert len(outcomes) == len(lengths)
     for number, (length, outcome) in enumerate(zip(lengths, outcomes)):
-        if length <= 0:
-            assert outcome == BadMedium(Origin(str(number)), "broken" if length else "no frame in it")
+        if length < 0:
+            assert outcome == BadMedium(Origin(str(number)), "broken")
             continue
         assert isinstance(outcome, Encoded)
         expected = list(range(first[number], first[number + 1]))
-        assert outcome.codes[:, 0].tolist() == expected
+        assert outcome.codes.ravel().tolist() == expected
         assert outcome.times.tolist() == expected
-    assert all(size == batch for size in given[0][:-1])
+    assert all(size == batch for size in given[:-1])
+
+
+def test_frames_under_way_are_bounded_by_their_bytes(local_ray: None) -> None:
+    class Slow:
+        """Counts the calls that nobody has waited for yet."""
+
+        def __init__(self) -> None:
+            self.most = self.open = 0
+            self.encode = self
+
+        def remote(self, boxed: list[ray.ObjectRef]) -> ray.ObjectRef:
+            self.open += 1
+            self.most = max(self.most, self.open)
+            return ray.put(np.zeros((len(ray.get(boxed[0])), 1), np.int32))
+
+    def most(in_flight: int) -> int:
+        slow = Slow()
+        batches = _Batches(slow, 10, in_flight)
+        received = batches._receive
+        batches._receive = lambda: (setattr(slow, "open", slow.open - 1), received())  # type: ignore[method-assign]
+        for _ in range(30):
+            batches.add(_Pending(Origin("a")), np.zeros((7, 4, 4, 3), np.uint8))
+        batches.finish()
+        return slow.most
+
+    batch = 10 * 4 * 4 * 3
+    assert [most(batches * batch) for batches in (0, 1, 2, 5, 1000)] == [1, 1, 2, 5, 21]

@@ -1,0 +1,83 @@
+"""A long video in pieces cut by time, each encoded by a task of its own on any node, then joined to one medium.
+
+In: a video and how long a piece may be. Out: `pieces/<partition>/<samples>.safetensors` with the codes and times of a
+piece, or why it cannot be decoded; and of all of them the same `Encoded` as of the video in one go. Where a video is
+cut leaves no trace in what is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from pipelines.frames import count_frames
+from pipelines.media import BadMedium, Medium, Origin, media_of
+from pipelines.sources import SourceObject
+from pipelines.storage import Store
+from pipelines.tokenize.encoders import Encoded, join_encoded
+from pipelines.tokenize.records import TokenizeJob, encode_objects
+from tokenization.video import Samples, choose_samples
+
+PIECES = "pieces"
+_REASON = "bad"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one task encodes: some samples of a video."""
+
+    partition: str
+    video: SourceObject
+    samples: Samples
+
+    @property
+    def name(self) -> str:
+        """Where it is committed, below its stage's folder; of another cut, elsewhere."""
+        first, last = self.samples.numbers[[0, -1]]
+        return f"{PIECES}/{self.partition}/{first:09d}-{last:09d}.safetensors"
+
+
+def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Piece]:
+    """The pieces of a listed video, in order: one pass over its packets, of which none is decoded. Raises BadData."""
+    settings = job.recipe.tokenize
+    (medium,) = media_of(video, job.recipe.storage.options)
+    assert isinstance(medium, Medium)
+    samples = choose_samples(count_frames(medium, settings.fps), job.max_frames(video), medium.part)
+    pieces = samples.pieces(max(1, int(settings.piece_seconds * settings.fps)))
+    return [Piece(partition, video, piece) for piece in pieces]
+
+
+def encode_piece(piece: Piece, job: TokenizeJob, pool: Any, store: Store) -> None:
+    """Commit the codes of a piece, or why it has none."""
+    ((_, outcome),) = encode_objects([piece.video], job, pool, piece.samples)
+    if isinstance(outcome, BadMedium):
+        tensors = {_REASON: np.frombuffer(outcome.reason.encode(), np.uint8)}
+    else:
+        tensors = {"codes": outcome.codes, "times": outcome.times}
+    with store.writing(piece.name) as file:
+        file.write(save(tensors))
+
+
+def missing(pieces: Sequence[Piece], store: Store) -> list[Piece]:
+    """Those that are not committed yet."""
+    done = set(store.names(f"{PIECES}/{pieces[0].partition}"))
+    return [piece for piece in pieces if piece.name not in done]
+
+
+def join_pieces(pieces: Sequence[Piece], store: Store) -> Encoded | BadMedium:
+    """The whole video, once all its pieces are committed; bad with the reason of the first piece that is."""
+    video = pieces[0].video
+    origin = Origin(video.key, None, video.side)
+    codes, times = [], []
+    for piece in pieces:
+        with store.open(piece.name) as file:
+            tensors = load(file.read())
+        if _REASON in tensors:
+            return BadMedium(origin, tensors[_REASON].tobytes().decode())
+        codes.append(tensors["codes"])
+        times.append(tensors["times"])
+    return join_encoded(origin, codes, times)

@@ -1,0 +1,114 @@
+"""The pool of encoders grows while calls wait, shrinks when none come, and answers every call though encoders die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from pipelines.cluster import own_errors
+from pipelines.tokenize.pool import PoolSize, encoder_pool
+from tokenization.errors import UserError
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+PATIENCE = 60.0
+
+
+@ray.remote(num_cpus=0)
+class Doubler:
+    """Takes its time; leaves its process id in a folder, and on its way out of `frames` also when it began."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+
+    def load(self) -> None:
+        if (self.folder / "no-weights").exists():
+            raise UserError("no weights here; write them again")
+        (self.folder / f"{os.getpid()}.pid").touch()
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        if frames[0] < 0:
+            raise ValueError("a negative frame")
+        time.sleep(self.seconds)
+        return 2 * frames
+
+
+def pids(folder: Path) -> set[int]:
+    """Of the encoders that were started and live."""
+    found = {int(path.stem) for path in folder.glob("*.pid")}
+    return {pid for pid in found if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def call(pool: Any, *numbers: int) -> list[ray.ObjectRef]:
+    return [pool.encode.remote([ray.put(np.array([number]))]) for number in numbers]
+
+
+def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 3, idle_seconds=1.0)) as pool:
+        assert ray.get(pool.ready.remote()) == 1
+        assert len(pids(tmp_path)) == 1
+        answers = call(pool, *range(60))
+        wait_for(lambda: len(pids(tmp_path)) == 3)
+        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(60)]
+        assert len(list(tmp_path.iterdir())) == 3, "never more than the most"
+        wait_for(lambda: len(pids(tmp_path)) == 1)
+        assert int(ray.get(call(pool, 4))[0][0]) == 8
+        last = pids(tmp_path)
+    wait_for(lambda: not pids(tmp_path) & last)
+
+
+def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(2, 2)) as pool:
+        ray.get(pool.ready.remote())
+        answers = call(pool, *range(20))
+        for _ in range(3):
+            ray.wait(answers, num_returns=2)
+            victim = next(iter(pids(tmp_path)))
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda: victim not in pids(tmp_path) and len(pids(tmp_path)) == 2)  # noqa: B023
+        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(20)]
+        assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_pools_own_death_costs_a_repetition(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(1, 1)) as pool:
+        answers = call(pool, *range(6))
+        ray.get(answers[0])
+        before = pids(tmp_path)
+        ray.kill(pool, no_restart=False)
+        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(6)]
+        wait_for(lambda: not pids(tmp_path) & before)
+
+
+def test_what_encoding_raises_reaches_its_caller_alone(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.0), PoolSize(1, 1)) as pool:
+        good, bad, after = call(pool, 1, -1, 2)
+        assert [int(ray.get(answer)[0]) for answer in (good, after)] == [2, 4]
+        with pytest.raises(ValueError, match="a negative frame"):
+            ray.get(bad)
+
+
+def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "no-weights").touch()
+    with encoder_pool(Doubler, (tmp_path, 0.0), PoolSize(2, 4)) as pool:
+        for answer in call(pool, 1, 2, 3):
+            with pytest.raises(UserError, match=r"^no weights here; write them again$"), own_errors():
+                ray.get(answer)
+        with pytest.raises(UserError, match=r"^no weights here"), own_errors():
+            ray.get(call(pool, 4))
