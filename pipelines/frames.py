@@ -5,40 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.decoder.client import counted_samples, decoded_frames
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.media import BadMedium, Medium, media_of
 from pipelines.sources import SourceObject
 from tokenization.errors import BadData
-from tokenization.media import media_frames
-from tokenization.video import FrameChunk, Samples, count_samples
+from tokenization.video import FrameChunk, Samples
 
 _MEDIA_TOLD_APART = 64  # of a tar or a file of records: no medium gives more than such a share of the frames asked for
 
 
 def medium_frames(
-    medium: Medium, *, fps: float, size: int, chunk: int, max_frames: int | None = None, samples: Samples | None = None
+    medium: Medium,
+    *,
+    fps: float,
+    size: int,
+    chunk: int,
+    max_frames: int | None = None,
+    samples: Samples | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[FrameChunk]:
     """Frames uint8 [n, size, size, 3] of a medium with their times, at most `chunk` at a time.
 
     samples: of a video that `count_frames` has counted, what to take instead of `max_frames` and the medium's part.
-    Raises BadData on what cannot be decoded or is not there any more, OSError on what cannot be reached.
+    limits: of the process that decodes. Raises BadData on what cannot be decoded within them, OSError on what cannot be
+    reached.
     """
-    with medium.open() as file:
-        yield from media_frames(
-            file,
-            medium.kind,
-            fps=fps,
-            size=size,
-            chunk=chunk,
-            max_frames=max_frames,
-            part=medium.part,
-            samples=samples,
-        )
+    return decoded_frames(
+        medium.content,
+        medium.kind,
+        fps=fps,
+        size=size,
+        chunk=chunk,
+        max_frames=max_frames,
+        part=medium.part,
+        samples=samples,
+        limits=limits,
+    )
 
 
-def count_frames(medium: Medium, fps: float) -> int:
+def count_frames(medium: Medium, fps: float, limits: Limits = DEFAULT_LIMITS) -> int:
     """How many samples a whole video has at `fps`, by a pass over its packets. Raises as `medium_frames` does."""
-    with medium.open() as file:
-        return count_samples(file, fps)
+    return counted_samples(medium.content, fps, limits)
 
 
 def object_frames(
@@ -49,6 +57,7 @@ def object_frames(
     size: int,
     chunk: int,
     max_frames: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[FrameChunk]:
     """Frames of a listed object, as of a medium; times are those in its medium.
 
@@ -59,7 +68,7 @@ def object_frames(
     if found.kind in ("video", "image"):
         for medium in media:
             assert isinstance(medium, Medium)
-            yield from medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=max_frames)
+            yield from medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=max_frames, limits=limits)
         return
     count = 0
     share = None if max_frames is None else max(1, max_frames // _MEDIA_TOLD_APART)
@@ -68,7 +77,7 @@ def object_frames(
             continue
         room = None if max_frames is None or share is None else min(share, max_frames - count)
         try:
-            for frames in medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=room):
+            for frames in medium_frames(medium, fps=fps, size=size, chunk=chunk, max_frames=room, limits=limits):
                 count += len(frames)
                 yield frames
         except BadData:  # the tokenize stage puts it in quarantine

@@ -1,7 +1,7 @@
 """The videos and images that a listed object holds: itself, the samples of a tar, or what its records name.
 
 In: a listed object of any kind but text. Out: each `Medium` with its side data and where it is from, in order; one that
-cannot be used is a `BadMedium` in its place. A medium's file is read before the next one is asked for.
+cannot be used is a `BadMedium` in its place.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import fnmatch
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
+from pipelines.decoder.client import Content
 from pipelines.sources import SourceObject
 from pipelines.urls import object_info, open_url, public_url
 from tokenization.errors import BadData, UserError
@@ -44,7 +44,7 @@ class Medium:
 
     origin: Origin
     kind: MediaKind | None
-    open: Callable[[], BinaryIO]
+    content: Content
     part: tuple[float, float] = (0.0, 1.0)
 
 
@@ -64,7 +64,7 @@ def media_of(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | 
         return _named(found, options)
     origin = Origin(found.key, None, found.side)
     kind: MediaKind = "image" if found.kind == "image" else "video"
-    return iter([Medium(origin, kind, partial(open_url, found.url, options), found.part)])
+    return iter([Medium(origin, kind, Content(found.url, options), found.part)])
 
 
 def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
@@ -83,11 +83,8 @@ def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | 
                 continue
             side = {**found.side, **sample.side}
             where = {"sample": sample.key, "member": sample.member}
-            yield Medium(Origin(key, sample.number, side, where), sample.kind, partial(_itself, sample.file))
-
-
-def _itself(file: BinaryIO) -> BinaryIO:
-    return file
+            content = Content(found.url, options, (sample.offset, sample.size), sample.held)
+            yield Medium(Origin(key, sample.number, side, where), sample.kind, content)
 
 
 def _named(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
@@ -135,9 +132,7 @@ def _of_record(
         return BadMedium(Origin(key, number), f"{shown}: {error.strerror}")
     side = {**found.side, **fields}
     where = {"media": {"url": shown, "etag": etag}}
-    return Medium(
-        Origin(key, number, side, where), kind_by_name(url.partition("?")[0]), partial(open_url, url, options)
-    )
+    return Medium(Origin(key, number, side, where), kind_by_name(url.partition("?")[0]), Content(url, options))
 
 
 def _is_of_split(found: SourceObject, *names: str) -> bool:

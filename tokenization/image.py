@@ -18,6 +18,7 @@ from tokenization.errors import BadData
 # Formats that are only pixels. Pillow's others include PostScript, which it hands to an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MAX_BYTES = 1 << 28  # of the file, which is held whole; 89 million pixels without compression are as many
+_READ_BYTES = 1 << 20
 
 
 def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
@@ -31,7 +32,9 @@ def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
             return load_image(opened, size)
-    data = file.read(_MAX_BYTES + 1)
+    data = bytearray()
+    while len(data) <= _MAX_BYTES and (piece := file.read(_READ_BYTES)):
+        data += piece
     if len(data) > _MAX_BYTES:
         raise BadData(f"not an image that can be read: larger than {_MAX_BYTES} bytes")
     try:

@@ -5,8 +5,8 @@ of the file name: a video or an image, the fields of a `.json` member, and the t
 Other members are passed over. A sample that cannot be used is a `BadSample` in its place and costs itself; what follows
 damage of the tar itself is one `BadSample` without a key.
 
-Nothing is unpacked: a small medium is read into memory, a large one is read where it lies. Names of members are keys
-and nothing else, whatever they look like; links, devices and folders are not followed.
+Nothing is unpacked: a small medium is read into memory, of a large one it is told where it lies, for `Window` to read.
+Names of members are keys and nothing else, whatever they look like; links, devices and folders are not followed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample. number: from 0, all samples of the tar counted. member: the name of the medium's member. file: the
-    medium's bytes, to be read before the next sample is asked for. side: the other fields.
+    """One sample. number: from 0, all samples of the tar counted. member: the name of the medium's member. offset,
+    size: where its bytes lie in the tar. held: its bytes, where they are few. side: the other fields.
     """
 
     number: int
     key: str
     member: str
     kind: MediaKind
-    file: BinaryIO
+    offset: int
+    size: int
+    held: bytes | None
     side: dict[str, Any]
 
 
@@ -87,7 +89,7 @@ class _Group:
     number: int
     key: str
     wanted: bool
-    medium: tuple[str, MediaKind, BinaryIO] | None = None
+    medium: tuple[str, MediaKind, int, int, bytes | None] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     caption: str | None = None
     reason: str | None = None
@@ -106,7 +108,8 @@ class _Group:
         self.extensions.add(extension)
         kind = kind_by_name(member.name)
         if kind and (self.medium is None or (kind == "video" and self.medium[1] == "image")):
-            self.medium = (_name(member), kind, _content(file, member))
+            held = _read(file, member) if member.size <= HELD_BYTES else None
+            self.medium = (_name(member), kind, member.offset_data, member.size, held)
         elif extension in ("json", "txt"):
             if member.size > limit:
                 self.flaw(f"its .{extension} is larger than {limit} bytes")
@@ -199,12 +202,6 @@ def _check_end(file: BinaryIO, offset: int) -> None:
             raise BadData(f"more follows the mark of its end at byte {offset}")
 
 
-def _content(file: BinaryIO, member: tarfile.TarInfo) -> BinaryIO:
-    if member.size <= HELD_BYTES:
-        return io.BytesIO(_read(file, member))
-    return io.BufferedReader(_Window(file, member.offset_data, member.size), 1 << 16)
-
-
 def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
     content = bytearray()
@@ -215,23 +212,27 @@ def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return bytes(content)
 
 
-class _Window(io.RawIOBase):
-    """The bytes of a member as a file of their own."""
+class Window(io.RawIOBase):
+    """The bytes of a member as a file of their own, buffered by the caller."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
         self._position = 0
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Bytes from the member's beginning."""
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Move; beyond the end there is nothing to read. Raises ValueError before the beginning."""
         place = offset + (0, self._position, self._size)[whence]
         if place < 0:
             raise ValueError(f"negative seek position {place}")
@@ -239,6 +240,7 @@ class _Window(io.RawIOBase):
         return place
 
     def readinto(self, buffer: Any) -> int:
+        """Read what one read of the file gives."""
         size = max(0, min(len(buffer), self._size - self._position))
         self._file.seek(self._start + self._position)
         content = self._file.read(size)

@@ -6,10 +6,12 @@ import dataclasses
 import io
 import json
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -247,17 +249,28 @@ def test_what_is_no_file_costs_its_record(tmp_path: Path, named: str) -> None:
     assert outcome.reason
 
 
-def test_records_on_another_store_name_what_is_beside_them() -> None:
-    fs = fsspec.filesystem("memory")
-    fs.pipe({"/pairs/d/qa.jsonl": b'{"m": "../p/x", "caption": "c"}', "/pairs/p/x": IMAGES[0].read_bytes()})
+def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> None:
+    for name, content in {"d/qa.jsonl": b'{"m": "../p/x", "caption": "c"}', "p/x": IMAGES[0].read_bytes()}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
     try:
-        (found,) = listing("memory://pairs", urls=["d/*.jsonl"], media="m")
+        (found,) = listing(f"http://127.0.0.1:{server.server_port}", urls=["d/qa.jsonl"], media="m")
         (frames,) = object_frames(found, {}, fps=4, size=16, chunk=4, max_frames=9)
-        whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
-        assert (frames.frames == next(object_frames(whole, {}, fps=4, size=16, chunk=4)).frames).all()
-        assert frames.times == np.zeros(1)
     finally:
-        fs.rm("/pairs", recursive=True)
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
+    assert (frames.frames == next(object_frames(whole, {}, fps=4, size=16, chunk=4)).frames).all()
+    assert frames.times == np.zeros(1)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 @pytest.mark.parametrize(

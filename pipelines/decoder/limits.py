@@ -1,0 +1,91 @@
+"""What a decoder may use of the machine: numbers that a recipe sets, and how a process puts itself under them.
+
+The limits are the kernel's, set by the process on itself before it sees any data. They count memory and processor time,
+never wall time: a slow object store or a busy machine changes nothing about which data is bad.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_OPEN_FILES = 256
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """memory: bytes that the decoder may allocate (libraries not counted). cpu_seconds: processor time that it may take
+    without reading on in its file and without finishing a chunk of frames.
+    """
+
+    memory: int = 4 << 30
+    cpu_seconds: int = 120
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the thread that started it ends, and end it if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def confine(limits: Limits) -> None:
+    """Put this process under the limits, for good: memory, open files, no file written, no core dump."""
+    # Not the address space: that counts libraries and what is only reserved, and so varies with versions.
+    _lower(resource.RLIMIT_DATA, limits.memory)
+    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _lower(resource.RLIMIT_FSIZE, 0)  # pipes are no files
+    _lower(resource.RLIMIT_CORE, 0)
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever types ^C means the parent, which ends this process
+
+
+def _lower(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+class Stopwatch:
+    """Processor time since the last progress; past the limit the kernel ends the process with SIGXCPU."""
+
+    def __init__(self, cpu_seconds: int) -> None:
+        self._most = cpu_seconds
+        self._started = -math.inf
+
+    def progress(self) -> None:
+        """Start anew. Cheap enough for every read of a file."""
+        now = time.process_time()
+        if now - self._started >= 1:  # the kernel counts whole seconds
+            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            soft = math.ceil(now) + 1 + self._most
+            resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
+            self._started = now
+
+
+class Strain:
+    """Whether this process has come near its limit of memory: libraries tell of it in any way they like."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.memory // 2 + _status_bytes("VmSize") - _status_bytes("VmData")
+
+    def __bool__(self) -> bool:
+        return _status_bytes("VmPeak") > self._most
+
+
+def _status_bytes(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    return 0

