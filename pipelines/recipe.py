@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from model.attention import hardware
 from model.attention.plan import Route
 from model.attention.planner import LAYOUTS
+from pipelines.decoder.limits import Limits
 from pipelines.recipe_checks import check_recipe
 from tokenization.vqgan.config import VQGANConfig
 
@@ -159,7 +160,12 @@ class Tokenize(Config):
     frames_per_document: Positive | None = None
     """A video is cut in documents of so many frames; None: one document a video."""
     chunk_frames: Positive = 32
-    """Frames decoded at a time, hence the memory bound of a decoder."""
+    """Frames decoded at a time."""
+    decoder_memory_gib: float = Field(default=4.0, ge=0.5)
+    """Memory of a process that decodes; a video or image that takes more is bad. 8K video takes 1, the largest images
+    2.5."""
+    decoder_cpu_seconds: Positive = 120
+    """Processor time that decoding may take without reading on in its file; a video or image that takes more is bad."""
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
     records that name media."""
@@ -172,6 +178,11 @@ class Tokenize(Config):
     encode: EncoderResources = EncoderResources()
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of objects or records ends in quarantine."""
+
+    @property
+    def decoder_limits(self) -> Limits:
+        """The limits as the decoder's own type."""
+        return Limits(int(self.decoder_memory_gib * 2**30), self.decoder_cpu_seconds)
 
 
 class Pack(Config):

@@ -19,14 +19,23 @@ _GAP = 2
 def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:
     """uint8 [n, size, size, 3]: at most so many frames, evenly spaced over the object. Raises BadData."""
     chunks = object_frames(
-        found, recipe.storage.options, fps=recipe.tokenize.fps, size=size, chunk=most, max_frames=most
+        found,
+        recipe.storage.options,
+        fps=recipe.tokenize.fps,
+        size=size,
+        chunk=most,
+        max_frames=most,
+        limits=recipe.tokenize.decoder_limits,
     )
     return np.concatenate([chunk.frames for chunk in chunks])
 
 
 def windows(found: SourceObject, recipe: Recipe, size: int, length: int, most: int) -> list[np.ndarray]:
     """At most so many windows of successive frames, uint8 [length, size, size, 3], from the clip's start on."""
-    chunks = object_frames(found, recipe.storage.options, fps=recipe.tokenize.fps, size=size, chunk=length)
+    settings = recipe.tokenize
+    chunks = object_frames(
+        found, recipe.storage.options, fps=settings.fps, size=size, chunk=length, limits=settings.decoder_limits
+    )
     return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
 
 

@@ -46,7 +46,9 @@ def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Pie
     settings = job.recipe.tokenize
     (medium,) = media_of(video, job.recipe.storage.options)
     assert isinstance(medium, Medium)
-    samples = choose_samples(count_frames(medium, settings.fps), job.max_frames(video), medium.part)
+    samples = choose_samples(
+        count_frames(medium, settings.fps, settings.decoder_limits), job.max_frames(video), medium.part
+    )
     pieces = samples.pieces(max(1, int(settings.piece_seconds * settings.fps)))
     return [Piece(partition, video, piece) for piece in pieces]
 

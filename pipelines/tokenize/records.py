@@ -101,6 +101,7 @@ def encode_objects(
             chunk=settings.chunk_frames,
             max_frames=job.max_frames(found),
             samples=samples,
+            limits=settings.decoder_limits,
         )
 
     media = ((found, medium) for found in objects for medium in media_of(found, job.recipe.storage.options))

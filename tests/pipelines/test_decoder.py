@@ -15,12 +15,15 @@ import numpy as np
 import psutil
 import pytest
 from hostile_media import whole_png
-from miniature import environment, sample
+from miniature import environment, recipe, sample
 
 from pipelines.code_hash import code_hashes
+from pipelines.dag import Stage
 from pipelines.decoder import client
 from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
+from pipelines.recipe import Recipe, Tokenize
+from pipelines.stages import build_stages
 from tokenization.errors import BadData, UserError
 from tokenization.media import MediaKind, media_frames
 from tokenization.video import FrameChunk, Samples
@@ -206,6 +209,21 @@ def test_it_writes_no_file_leaves_no_core_and_tells_no_secret_to_the_process_lis
     assert process.rlimit(psutil.RLIMIT_FSIZE) == process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
     assert process.rlimit(psutil.RLIMIT_DATA) == (DEFAULT_LIMITS.memory,) * 2
     assert "hush" not in " ".join([*process.cmdline(), *process.environ().values()])
+
+
+def test_a_recipe_sets_the_limits_and_what_decides_what_is_bad_is_part_of_the_stage() -> None:
+    def tokenize(**changes: Any) -> Stage:
+        tree = recipe("unused", "unused", vqgan=None)
+        tree["text_tokenizer"], tree["tokenize"] = {}, {}
+        tree["sources"] = {"acts": {"urls": [str(CLIP)], "kind": "text"}}
+        tree["train"]["stages"] = tree["train"]["stages"][:1]
+        tree["tokenize"] |= changes
+        return next(stage for stage in build_stages(Recipe.model_validate(tree)) if stage.name == "tokenize")
+
+    assert Tokenize().decoder_limits == DEFAULT_LIMITS
+    assert Tokenize(decoder_memory_gib=1.5, decoder_cpu_seconds=7).decoder_limits == Limits(3 << 29, 7)
+    assert tokenize().settings != tokenize(decoder_memory_gib=5).settings
+    assert tokenize().settings != tokenize(decoder_cpu_seconds=7).settings
 
 
 def test_the_code_behind_the_pipe_is_part_of_what_stages_depend_on() -> None:
