@@ -1,12 +1,12 @@
-"""Byte-pair encoding of words, compiled: the ids that `tokenizers` gives, at twenty times its speed.
+"""Byte-pair encoding, compiled: the ids that `tokenizers` gives, at twenty times its speed.
 
-In: the merges of a sentencepiece-like vocabulary, in which words begin with their spaces. Out: the ids of a text.
+In: the merges of a sentencepiece-like vocabulary. Out: the ids of texts.
 
 A text may be cut between two characters wherever no merge has a left side that ends with the one and a right side that
-begins with the other: the first merge across that place would be such a merge. Where no merge puts a space after
-another character, every word with the spaces before it is such a part. Words repeat, so the ids of each are kept in a
-hash table by its bytes, and a word that is not there is merged on the spot, lowest rank first, the leftmost of equals.
-Words longer than that pays for are cut wherever they may be; what then is still too long goes to `tokenizers` itself.
+begins with the other: the first merge across that place would be such a merge. So every text is cut wherever it may be,
+which is before the spaces of a word, around most punctuation and between most scripts. Such parts are short and repeat,
+so the ids of each are kept in a hash table by its bytes, and a part that is not there is merged on the spot, lowest
+rank first, the leftmost of equals. A part longer than that pays for goes to `tokenizers` itself.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from tokenization.compiled import compiled
 
 SPACE = "\u2581"  # sentencepiece writes a space as this
 MERGED_BYTES = 256  # merging takes time that grows with the square of a part's length: up to here under 0.1 ms
-CACHED_WORDS = 1 << 18  # 50 MB, touched as they fill
-WORD_BYTES, WORD_IDS = 40, 11  # the longest word that is kept, and the most ids of one: 96 bytes with their counts
+CACHED_PARTS = 1 << 17  # 16 MB, touched as they fill
+PART_BYTES, PART_IDS = 32, 6  # the longest part that is kept, and the most ids of one: with its hash 64 bytes, a line
 OUT_IDS = 1 << 18
-PROBES = 16  # slots from its own that a word may lie in: a bound on what words made to collide can cost
+PROBES = 16  # slots from its own that a part may lie in: a bound on what parts made to collide can cost
 
 _NO_MERGE = np.int64(np.iinfo(np.int64).max)
 _ZERO = np.uint64(0)
+_ASCII = 128
+_KEY = np.uint64((1 << 56) - 1)
 
 
 class BytePairs:
@@ -44,44 +46,41 @@ class BytePairs:
         long_part: Callable[[str], np.ndarray],
         *,
         merged_bytes: int = MERGED_BYTES,
-        cached_words: int = CACHED_WORDS,
+        cached_parts: int = CACHED_PARTS,
     ) -> None:
-        if not suits(vocabulary, merges):
-            raise ValueError(
-                "a vocabulary whose words do not begin with their spaces, or without a piece for each byte"
-            )
+        if not suits(vocabulary):
+            raise ValueError("a vocabulary without a piece for a space and each byte")
         self._long_part = long_part
         self._lock = threading.Lock()
         single = {piece: id_ for piece, id_ in vocabulary.items() if len(piece) == 1} | {" ": vocabulary[SPACE]}
-        char_ids = np.full(max(map(ord, single)) + 1, -1, dtype=np.int32)
+        char_ids = np.full(max(_ASCII, *(ord(char) + 1 for char in single)), -1, dtype=np.int32)
         for char, id_ in single.items():
             char_ids[ord(char)] = id_
         byte_ids = np.array([vocabulary[f"<0x{byte:02X}>"] for byte in range(256)], dtype=np.int32)
         pairs = [(vocabulary[left] << 32) | vocabulary[right] for left, right in merges]
         ranked = [(rank << 32) | vocabulary[left + right] for rank, (left, right) in enumerate(merges)]
-        joined = {(left[-1], right[0]) for left, right in merges}
-        self._newline_is_alone = all((left == "\n") == (right == "\n") for left, right in joined)
-        seams = [(_codepoint(left) << 32) | _codepoint(right) for left, right in joined]
+        joined = {(_codepoint(left[-1]), _codepoint(right[0])) for left, right in merges}
+        in_ascii = np.zeros((_ASCII, _ASCII), dtype=np.bool_)
+        for left, right in joined:
+            if max(left, right) < _ASCII:
+                in_ascii[left, right] = True
+        seams = np.array([(left << 32) | right for left, right in joined], dtype=np.int64)
         self._vocabulary = (
             char_ids,
             byte_ids,
             _table(np.array(pairs, dtype=np.int64), np.array(ranked, dtype=np.int64)),
-            _table(np.array(seams, dtype=np.int64), np.zeros(len(seams), dtype=np.int64)),
+            in_ascii,
+            _table(seams, np.zeros(len(seams), dtype=np.int64)),
         )
-        self._cache = (
-            np.zeros((2 * cached_words, 1 + WORD_BYTES // 8), dtype=np.uint64),
-            np.empty((2 * cached_words, 1 + WORD_IDS), dtype=np.int32),
-            np.zeros(1, dtype=np.int64),
-            np.empty(WORD_BYTES // 8, dtype=np.uint64),
-        )
-        self._symbols = np.empty(merged_bytes, dtype=np.int64)
+        self._cache = (np.zeros((2 * cached_parts, 8), dtype=np.uint64), np.zeros(1, dtype=np.int64))
+        self._symbols = np.empty(max(merged_bytes, PART_IDS), dtype=np.int64)
         self._ranks = np.empty(merged_bytes, dtype=np.int64)
         self._out = np.empty(max(OUT_IDS, merged_bytes), dtype=np.int32)
 
     @property
     def n_cached(self) -> int:
-        """Words whose ids are kept."""
-        return int(self._cache[2][0])
+        """Parts whose ids are kept."""
+        return int(self._cache[1][0])
 
     def encode(self, text: str) -> np.ndarray:
         """Ids int32 [L] of a text as it stands: its spaces as " " or U+2581, any dummy prefix included.
@@ -91,33 +90,37 @@ class BytePairs:
         if SPACE in text:
             text = text.replace(SPACE, " ")
         content = text.encode()
+        return self.encode_utf8(content, np.array([len(content)]))[0]
+
+    def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of texts that lie end to end as UTF-8, their spaces as " ".
+
+        ends: int64 [n], where each ends in `content`. Returns the ids of all, int32 [L], and where those of each end,
+        int64 [n]. Raises whatever `long_part` raises.
+        """
         data = np.frombuffer(content, dtype=np.uint8)
-        made = []
-        position = 0
+        ends = np.ascontiguousarray(ends, dtype=np.int64)
+        id_ends = np.zeros(len(ends), dtype=np.int64)
+        made: list[np.ndarray] = []
+        position = number = n_ids = 0
         with self._lock:
-            while position < len(data):
-                position, end, n_ids = _encode(
-                    data,
-                    position,
-                    self._newline_is_alone,
-                    *self._vocabulary,
-                    *self._cache,
-                    self._symbols,
-                    self._ranks,
-                    self._out,
+            while number < len(ends):
+                position, end, number, n_new = _encode(
+                    *(data, ends, id_ends, position, number, n_ids),
+                    *(*self._vocabulary, *self._cache, self._symbols, self._ranks, self._out),
                 )
-                made.append(self._out[:n_ids].copy())
+                made.append(self._out[:n_new].copy())
+                n_ids += n_new
                 if end > position:
-                    part = content[position:end].decode().replace(" ", SPACE)
-                    made.append(self._long_part(part))
+                    made.append(self._long_part(content[position:end].decode().replace(" ", SPACE)))
+                    n_ids += len(made[-1])
                     position = end
-        return made[0] if len(made) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *made])
+        return made[0] if len(made) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *made]), id_ends
 
 
-def suits(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
-    """Whether these are exact here: words begin with their spaces, and there are pieces for a space and every byte."""
-    words_begin_with_spaces = all(right[0] != SPACE or left[-1] == SPACE for left, right in merges)
-    return words_begin_with_spaces and vocabulary.keys() >= {SPACE, *(f"<0x{byte:02X}>" for byte in range(256))}
+def suits(vocabulary: Mapping[str, int]) -> bool:
+    """Whether every text can be encoded: there are pieces for a space and every byte."""
+    return vocabulary.keys() >= {SPACE, *(f"<0x{byte:02X}>" for byte in range(256))}
 
 
 def _codepoint(char: str) -> int:
@@ -166,31 +169,34 @@ def _codepoint_at(data: np.ndarray, at: int) -> tuple[np.int64, int]:
 
 
 @compiled
-def _word_end(data: np.ndarray, start: int, longest: int, newline_is_alone: bool) -> int:
-    """Where the word ends that begins here (spaces and what follows up to the next, or newlines), if not too long."""
-    end = start
-    limit = min(len(data), start + longest + 1)
-    if newline_is_alone and data[start] == 10:
-        while end < limit and data[end] == 10:
-            end += 1
-        return end
-    while end < limit and data[end] == 32:
-        end += 1
-    while end < limit and data[end] != 32 and not (newline_is_alone and data[end] == 10):
-        end += 1
-    return end
-
-
-@compiled
-def _first_seam(data: np.ndarray, start: int, joined: np.ndarray) -> int:
-    """The first place after `start` between two characters that no merge joins, or the end."""
-    left, size = _codepoint_at(data, start)
-    at = start + size
-    while at < len(data):
-        right, size = _codepoint_at(data, at)
-        key = (left << 32) | right
-        if joined[_place_of(joined, key), 0] != key:
+def _part_end(data: np.ndarray, start: int, stop: int, in_ascii: np.ndarray, joined: np.ndarray) -> int:
+    """The first place after `start` between two characters that no merge joins, or `stop`."""
+    at = start
+    byte = data[at]
+    while byte < _ASCII:
+        at += 1
+        if at == stop:
             return at
+        following = data[at]
+        if following < _ASCII and not in_ascii[byte, following]:
+            return at
+        if following >= _ASCII:
+            break
+        byte = following
+    if byte < _ASCII:
+        left = np.int64(byte)
+    else:
+        left, size = _codepoint_at(data, at)
+        at += size
+    while at < stop:
+        right, size = _codepoint_at(data, at)
+        if left < _ASCII and right < _ASCII:
+            if not in_ascii[left, right]:
+                break
+        else:
+            key = (left << 32) | right
+            if joined[_place_of(joined, key), 0] != key:
+                break
         left = right
         at += size
     return at
@@ -252,87 +258,98 @@ def _eight_bytes(data: np.ndarray, start: int, end: int) -> np.uint64:
 @compiled
 def _encode(
     data: np.ndarray,
+    ends: np.ndarray,
+    id_ends: np.ndarray,
     position: int,
-    newline_is_alone: bool,
+    number: int,
+    n_before: int,
     char_ids: np.ndarray,
     byte_ids: np.ndarray,
     merges: np.ndarray,
+    in_ascii: np.ndarray,
     joined: np.ndarray,
-    words: np.ndarray,
-    word_ids: np.ndarray,
-    n_words: np.ndarray,
-    key: np.ndarray,
+    parts: np.ndarray,
+    n_parts: np.ndarray,
     symbols: np.ndarray,
     ranks: np.ndarray,
     out: np.ndarray,
-) -> tuple[int, int, int]:
-    """Ids of UTF-8 `data` from `position` into `out` until that is full; returns (position reached, end, ids).
+) -> tuple[int, int, int, int]:
+    """Ids of texts from `position` in text `number` into `out` until that is full or all are done.
 
-    end > position: the part between them is too long to be merged here, and the next call goes on behind it.
-    words: uint64 [n, 1 + WORD_BYTES / 8], the hash of each word kept, its lowest byte replaced by the number of the
-    word's bytes, 0 where none is kept; and those bytes. word_ids: int32 [n, 1 + WORD_IDS], the number of its ids and
-    they. n_words: [1]. key: the bytes of the word that is looked for.
+    Returns (position and text reached, in that order with `end` between them, ids). end > position: the part between
+    them is too long to be merged here, and the next call goes on behind it. n_before: ids made before, for `id_ends`.
+    parts: uint64 [n, 8], a row a part that is kept: a hash, its number of bytes in the lowest byte and of ids in the
+    highest, 0 where none is kept; its bytes; its ids by two. n_parts: [1].
     """
-    longest = len(symbols)
-    mask = len(words) - 1
+    mask = len(parts) - 1
     n_out = 0
-    word_end = position
-    is_long = False
-    while position < len(data):
-        if position >= word_end:
-            word_end = _word_end(data, position, longest, newline_is_alone)
-            is_long = word_end - position > longest
-        end = _first_seam(data, position, joined) if is_long else word_end
-        size = end - position
-        if size > longest:
-            return position, end, n_out
-        if n_out + size > len(out):
-            break
-        free = np.int64(-1)
-        n_parts = (size + 7) >> 3
-        if size <= WORD_BYTES:
-            code = np.uint64(size)
-            for part in range(n_parts):
-                key[part] = _eight_bytes(data, position + 8 * part, end)
-                code = (code ^ (code >> np.uint64(31)) ^ key[part]) * np.uint64(0x9E3779B97F4A7C15)
-            home = np.int64(code >> np.uint64(36)) & mask
-            slot = home
-            code = (code & ~np.uint64(0xFF)) | np.uint64(size)
-            found = False
-            for _ in range(PROBES):
-                if words[slot, 0] == code:
-                    found = True
-                    for part in range(n_parts):
-                        if words[slot, 1 + part] != key[part]:
-                            found = False
-                    if found:
-                        break
-                elif words[slot, 0] == 0:
-                    free = slot
-                    break
-                slot = (slot + 1) & mask
-            if found:
-                known = word_ids[slot, 0]
-                for i in range(known):
-                    out[n_out + i] = word_ids[slot, 1 + i]
-                n_out += int(known)
+    while number < len(ends):
+        stop = ends[number]
+        while position < stop:
+            end = _part_end(data, position, stop, in_ascii, joined)
+            size = end - position
+            if size > len(ranks):
+                return position, end, number, n_out
+            if n_out + max(size, PART_IDS) > len(out):
+                return position, position, number, n_out
+            if size == 1 and data[position] < _ASCII and char_ids[data[position]] >= 0:
+                out[n_out] = char_ids[data[position]]
+                n_out += 1
                 position = end
                 continue
-        n = int(_merge(data, position, end, char_ids, byte_ids, merges, symbols, ranks))
-        for i in range(n):
-            out[n_out + i] = symbols[i]
-        n_out += n
-        if free >= 0 and n <= WORD_IDS:
-            if n_words[0] >= len(words) // 2:
-                words[:] = 0
-                n_words[0] = 0
-                free = home
-            words[free, 0] = code
-            for part in range(n_parts):
-                words[free, 1 + part] = key[part]
-            word_ids[free, 0] = n
+            free = np.int64(-1)
+            home = np.int64(0)
+            code = first = second = third = fourth = _ZERO
+            if size <= PART_BYTES:
+                first = _eight_bytes(data, position, end)
+                code = (first ^ np.uint64(size)) * np.uint64(0x9E3779B97F4A7C15)
+                if size > 8:
+                    second = _eight_bytes(data, position + 8, end)
+                    code = (code ^ (code >> np.uint64(31)) ^ second) * np.uint64(0x9E3779B97F4A7C15)
+                if size > 16:
+                    third = _eight_bytes(data, position + 16, end)
+                    fourth = _eight_bytes(data, position + 24, end)
+                    code = (code ^ (code >> np.uint64(31)) ^ third) * np.uint64(0x9E3779B97F4A7C15)
+                    code = (code ^ (code >> np.uint64(31)) ^ fourth) * np.uint64(0x9E3779B97F4A7C15)
+                home = np.int64(code >> np.uint64(36)) & mask
+                code = (code >> np.uint64(16) << np.uint64(8)) | np.uint64(size)
+                slot = home
+                known = np.int64(-1)
+                for _ in range(PROBES):
+                    row = parts[slot]
+                    if row[0] & _KEY == code:
+                        if row[1] == first and row[2] == second and row[3] == third and row[4] == fourth:
+                            known = np.int64(row[0] >> np.uint64(56))
+                            for i in range(3):
+                                out[n_out + 2 * i] = np.int32(row[5 + i] & np.uint64(0xFFFFFFFF))
+                                out[n_out + 2 * i + 1] = np.int32(row[5 + i] >> np.uint64(32))
+                            break
+                    elif row[0] == 0:
+                        free = slot
+                        break
+                    slot = (slot + 1) & mask
+                if known >= 0:
+                    n_out += int(known)
+                    position = end
+                    continue
+            n = int(_merge(data, position, end, char_ids, byte_ids, merges, symbols, ranks))
             for i in range(n):
-                word_ids[free, 1 + i] = symbols[i]
-            n_words[0] += 1
-        position = end
-    return position, position, n_out
+                out[n_out + i] = symbols[i]
+            n_out += n
+            position = end
+            if free >= 0 and n <= PART_IDS:
+                if n_parts[0] >= len(parts) // 2:
+                    parts[:] = 0
+                    n_parts[0] = 0
+                    free = home
+                row = parts[free]
+                row[0] = code | (np.uint64(n) << np.uint64(56))
+                row[1], row[2], row[3], row[4] = first, second, third, fourth
+                for i in range(n, PART_IDS):
+                    symbols[i] = 0
+                for i in range(3):
+                    row[5 + i] = np.uint64(symbols[2 * i]) | (np.uint64(symbols[2 * i + 1]) << np.uint64(32))
+                n_parts[0] += 1
+        id_ends[number] = n_before + n_out
+        number += 1
+    return position, position, number, n_out

@@ -23,12 +23,12 @@ CHARS = st.sampled_from(["a", "b", "\n", "\u00e9", "\u4e00", "\U0001f600"])
 
 @st.composite
 def vocabularies(draw: st.DrawFn) -> tuple[dict[str, int], Merges]:
-    """Some single characters, and merges of what is there already, in any order of rank; words begin with spaces."""
+    """Some single characters, and merges of what is there already, in any order of rank."""
     pieces = [SPACE, *draw(st.lists(CHARS, min_size=1, max_size=6, unique=True))]
     merges: Merges = []
     for _ in range(draw(st.integers(0, 12))):
         left, right = draw(st.sampled_from(pieces)), draw(st.sampled_from(pieces))
-        if (left, right) not in merges and (right[0] != SPACE or left[-1] == SPACE) and len(left + right) < 12:
+        if (left, right) not in merges and len(left + right) < 12:
             merges.append((left, right))
             pieces += [] if left + right in pieces else [left + right]
     merges = draw(st.permutations(merges))
@@ -55,10 +55,10 @@ TEXTS = st.text(
 @given(vocabularies(), st.lists(TEXTS, max_size=6), st.sampled_from([4, 7, 256]), st.sampled_from([1, 4, 1 << 10]))
 @example(({piece: i for i, piece in enumerate([SPACE, "<unk>", *BYTES, "a"])}, []), [" a", "\x00", "\x00\x00"], 256, 4)
 def test_any_vocabulary_gives_the_ids_of_tokenizers(
-    vocabulary: tuple[dict[str, int], Merges], texts: list[str], merged_bytes: int, cached_words: int
+    vocabulary: tuple[dict[str, int], Merges], texts: list[str], merged_bytes: int, cached_parts: int
 ) -> None:
     reference = Reference(*vocabulary)
-    ours = BytePairs(*vocabulary, reference, merged_bytes=merged_bytes, cached_words=cached_words)
+    ours = BytePairs(*vocabulary, reference, merged_bytes=merged_bytes, cached_parts=cached_parts)
     for text in texts:  # by one encoder: what it remembers of one text serves the next
         ids = ours.encode(text)
         assert ids.dtype == np.int32
@@ -72,14 +72,29 @@ def test_any_character_becomes_its_bytes_where_it_has_no_piece(text: str) -> Non
     assert bytes(np.where(ids == 256, ord(" "), ids).tolist()) == text.replace(SPACE, " ").encode()
 
 
-def test_vocabularies_that_it_would_not_encode_exactly_are_told() -> None:
-    complete = {piece: i for i, piece in enumerate([*BYTES, SPACE, "a", f"a{SPACE}", f"{SPACE}a"])}
-    assert suits(complete, [(SPACE, "a")])
-    assert not suits(complete, [("a", SPACE)])
+@given(
+    vocabularies(), st.lists(TEXTS.map(lambda text: text.replace(SPACE, " ")), max_size=8), st.sampled_from([4, 256])
+)
+def test_texts_that_lie_end_to_end_have_nothing_to_do_with_each_other(
+    vocabulary: tuple[dict[str, int], Merges], texts: list[str], merged_bytes: int
+) -> None:
+    reference = Reference(*vocabulary)
+    ours = BytePairs(*vocabulary, reference, merged_bytes=merged_bytes, cached_parts=4)
+    contents = [text.encode() for text in texts]
+    ids, ends = ours.encode_utf8(b"".join(contents), np.cumsum([len(content) for content in contents], dtype=np.int64))
+    assert len(ends) == len(texts)
+    for text, start, end in zip(texts, [0, *ends], ends):
+        assert ids[start:end].tolist() == reference(text).tolist()
+
+
+def test_a_vocabulary_that_cannot_encode_every_text_is_told() -> None:
+    complete = {piece: i for i, piece in enumerate([*BYTES, SPACE, "a"])}
+    assert suits(complete)
     for absent in ("<0x41>", SPACE):
-        assert not suits({piece: i for piece, i in complete.items() if piece != absent}, [])
-    with pytest.raises(ValueError, match="words"):
-        BytePairs(complete, [("a", SPACE)], lambda part: pytest.fail(part))
+        rest = {piece: i for piece, i in complete.items() if piece != absent}
+        assert not suits(rest)
+        with pytest.raises(ValueError, match="each byte"):
+            BytePairs(rest, [], lambda part: pytest.fail(part))
 
 
 LETTERS: tuple[dict[str, int], Merges] = (
@@ -105,7 +120,7 @@ def test_an_unbroken_line_of_many_long_parts_takes_time_in_proportion() -> None:
 
 def test_memory_beyond_text_and_ids_does_not_grow_with_the_text() -> None:
     rng = random.Random(0)
-    ours = BytePairs(*LETTERS, lambda part: pytest.fail(part), cached_words=1 << 10)
+    ours = BytePairs(*LETTERS, lambda part: pytest.fail(part), cached_parts=1 << 10)
     text = " ".join("".join(rng.choices("abc", k=8)) for _ in range(1 << 17))
     expected = ours.encode(text)
     tracemalloc.start()
@@ -120,7 +135,7 @@ def test_memory_beyond_text_and_ids_does_not_grow_with_the_text() -> None:
 def test_threads_that_share_one_get_their_own_ids() -> None:
     rng = random.Random(1)
     texts = [" ".join("".join(rng.choices("abc?", k=6)) for _ in range(2000)) for _ in range(4)]
-    ours = BytePairs(*LETTERS, lambda part: pytest.fail(part), cached_words=64)
+    ours = BytePairs(*LETTERS, lambda part: pytest.fail(part), cached_parts=64)
     made: dict[int, list[np.ndarray]] = {}
     threads = [
         threading.Thread(target=lambda n=n: made.update({n: [ours.encode(texts[n]) for _ in range(5)]}))
