@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from hostile_media import whole_png
+from made_media import whole_png
 from miniature import environment, recipe, sample
 
 from pipelines.code_hash import code_hashes

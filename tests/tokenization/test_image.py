@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_media import png_bomb
+from made_media import png_bomb
 from PIL import Image
 
 from tokenization.errors import BadData

@@ -18,6 +18,7 @@ import av
 import fsspec
 import numpy as np
 import pytest
+from made_media import encoded, remuxed, sound
 from PIL import Image
 
 from tokenization.errors import BadData
@@ -39,51 +40,6 @@ WORLD = installed("gradio", "media_assets/videos/world.mp4")  # 480x270, 901 fra
 def joined(chunks: Iterable[FrameChunk]) -> FrameChunk:
     parts = list(chunks)
     return FrameChunk(np.concatenate([c.frames for c in parts]), np.concatenate([c.times for c in parts]))
-
-
-def encoded(
-    pictures: Iterable[np.ndarray],
-    *,
-    stamps: list[int] | None = None,
-    codec: str = "ffv1",
-    container: str = "matroska",
-    time_base: Fraction = Fraction(1, 1000),
-    rate: int = 25,
-    pixels: str = "gray",
-    aspect: Fraction | None = None,
-) -> bytes:
-    """A video file of these pictures, each shown from its stamp (in time_base) on."""
-    out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
-        stream: Any = None
-        for number, picture in enumerate(pictures):
-            if stream is None:
-                stream = file.add_stream(codec, rate=rate)
-                stream.height, stream.width = picture.shape[:2]
-                stream.pix_fmt = pixels
-                stream.codec_context.time_base = time_base
-                if aspect is not None:
-                    stream.codec_context.sample_aspect_ratio = aspect
-            frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
-            frame.pts = number * int(1 / (rate * time_base)) if stamps is None else stamps[number]
-            frame.time_base = time_base
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return out.getvalue()
-
-
-def remuxed(path: Path, container: str, target: Path) -> Path:
-    """The same packets in another container. ".faststart" puts an MP4's index first."""
-    options = {"movflags": "faststart"} if container == "faststart" else {}
-    container = "mp4" if container == "faststart" else container
-    with av.open(str(path)) as source, av.open(str(target), "w", format=container, options=options) as file:
-        old = source.streams.video[0]
-        new = file.add_stream_from_template(old)
-        for packet in source.demux(old):
-            if packet.dts is not None:
-                packet.stream = new
-                file.mux(packet)
-    return target
 
 
 def recoded(path: Path, target: Path, options: dict[str, str]) -> Path:
@@ -429,35 +385,14 @@ def test_a_hole_in_the_middle_is_bad_data() -> None:
         all_frames(io.BytesIO(bytes(content)))
 
 
-def sound(container: str, picture: bytes | None = None) -> bytes:
-    """The sound of a real clip, alone or with a cover."""
-    out = io.BytesIO()
-    with av.open(str(BUNNY)) as source, av.open(out, "w", format=container) as file:
-        track = source.streams.audio[0]
-        new = file.add_stream_from_template(track)
-        cover: Any = None
-        if picture is not None:
-            cover = file.add_stream("png", rate=1)
-            cover.width = cover.height = 16
-            cover.pix_fmt = "rgb24"
-            cover.disposition = av.stream.Disposition.attached_pic
-            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), dtype=np.uint8), format="rgb24")
-            file.mux(cover.encode(frame))
-        for packet in source.demux(track):
-            if packet.dts is not None:
-                packet.stream = new
-                file.mux(packet)
-    return out.getvalue()
-
-
 def test_sound_alone_is_bad_data() -> None:
     with pytest.raises(BadData, match="no video stream"):
-        all_frames(io.BytesIO(sound("mp4")))
+        all_frames(io.BytesIO(sound(BUNNY, "mp4")))
 
 
 def test_a_songs_cover_is_no_video() -> None:
     with pytest.raises(BadData, match="no video stream"):
-        all_frames(io.BytesIO(sound("mp4", picture=b"cover")))
+        all_frames(io.BytesIO(sound(BUNNY, "mp4", picture=b"cover")))
 
 
 def test_a_huge_frame_is_bad_data_before_it_is_decoded() -> None:

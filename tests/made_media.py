@@ -1,0 +1,96 @@
+"""Media made for tests: videos of given pictures and clocks, the parts of real ones, and pictures that are bombs."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+
+def encoded(
+    pictures: Iterable[np.ndarray],
+    *,
+    stamps: list[int] | None = None,
+    codec: str = "ffv1",
+    container: str = "matroska",
+    time_base: Fraction = Fraction(1, 1000),
+    rate: int = 25,
+    pixels: str = "gray",
+    aspect: Fraction | None = None,
+) -> bytes:
+    """A video file of these pictures, each shown from its stamp (in time_base) on."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream: Any = None
+        for number, picture in enumerate(pictures):
+            if stream is None:
+                stream = file.add_stream(codec, rate=rate)
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = pixels
+                stream.codec_context.time_base = time_base
+                if aspect is not None:
+                    stream.codec_context.sample_aspect_ratio = aspect
+            frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
+            frame.pts = number * int(1 / (rate * time_base)) if stamps is None else stamps[number]
+            frame.time_base = time_base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def remuxed(path: Path, container: str, target: Path) -> Path:
+    """The same packets in another container. ".faststart" puts an MP4's index first."""
+    options = {"movflags": "faststart"} if container == "faststart" else {}
+    container = "mp4" if container == "faststart" else container
+    with av.open(str(path)) as source, av.open(str(target), "w", format=container, options=options) as file:
+        old = source.streams.video[0]
+        new = file.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.dts is not None:
+                packet.stream = new
+                file.mux(packet)
+    return target
+
+
+def sound(clip: Path, container: str, picture: bytes | None = None) -> bytes:
+    """The sound of a real clip, alone or with a cover."""
+    out = io.BytesIO()
+    with av.open(str(clip)) as source, av.open(out, "w", format=container) as file:
+        track = source.streams.audio[0]
+        new = file.add_stream_from_template(track)
+        cover: Any = None
+        if picture is not None:
+            cover = file.add_stream("png", rate=1)
+            cover.width = cover.height = 16
+            cover.pix_fmt = "rgb24"
+            cover.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), dtype=np.uint8), format="rgb24")
+            file.mux(cover.encode(frame))
+        for packet in source.demux(track):
+            if packet.dts is not None:
+                packet.stream = new
+                file.mux(packet)
+    return out.getvalue()
+
+
+def whole_png(side: int) -> bytes:
+    """A PNG of side x side pixels in a file a thousandth of that."""
+    return png_bomb(side, side).getvalue()
+
+
+def png_bomb(side: int, rows: int = 1000) -> io.BytesIO:
+    """A PNG that says it is of side x side pixels and has some rows of them, in a file a thousandth of that."""
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(min(side, rows))) + packer.flush()
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        file += len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+    return io.BytesIO(file)
