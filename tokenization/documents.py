@@ -21,6 +21,8 @@ from tokenization.errors import BadData
 ROW_GROUP_TOKENS = 1 << 22  # 16 MB
 ROW_GROUP_DOCUMENTS = 1 << 14
 
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 SPAN = pa.struct([pa.field("start", pa.int64(), nullable=False), pa.field("end", pa.int64(), nullable=False)])
 SCHEMA = pa.schema(
     [
@@ -69,11 +71,12 @@ def _groups(documents: Iterable[Document], tokens: int) -> Iterator[list[Documen
     group: list[Document] = []
     held = 0
     for document in documents:
-        if group and (held + len(document) > tokens or len(group) == ROW_GROUP_DOCUMENTS):
+        length = len(document.tokens)
+        if group and (held + length > tokens or len(group) == ROW_GROUP_DOCUMENTS):
             yield group
             group, held = [], 0
         group.append(document)
-        held += len(document)
+        held += length
     if group:
         yield group
 
@@ -85,7 +88,7 @@ def _to_batch(group: list[Document]) -> pa.RecordBatch:
     columns = [
         pa.array([document.key for document in group], pa.string()),
         pa.array([document.source for document in group], pa.string()),
-        _lists([len(document) for document in group], pa.array(tokens), SCHEMA.field("tokens").type),
+        _lists([len(document.tokens) for document in group], pa.array(tokens), SCHEMA.field("tokens").type),
         _lists([len(document.loss_spans) for document in group], pairs, SCHEMA.field("loss_spans").type),
         pa.array([_json(document) for document in group], pa.string()),
     ]
@@ -98,7 +101,7 @@ def _lists(lengths: list[int], values: pa.Array, kind: pa.DataType) -> pa.ListAr
 
 
 def _json(document: Document) -> str:
-    return json.dumps(dict(document.provenance), sort_keys=True, separators=(",", ":"))
+    return _ENCODE(dict(document.provenance))
 
 
 def _from_table(table: pa.Table) -> Iterator[Document]:

@@ -18,13 +18,14 @@ vision markers; ours adds none. And the first token is never marked for loss: no
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 
+from tokenization.compiled import compiled
 from tokenization.errors import BadData, UserError
 from tokenization.text import TextTokenizer
 from tokenization.video import uniform_sample
@@ -32,6 +33,9 @@ from tokenization.vocabulary import JointVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 Spans = tuple[tuple[int, int], ...]
+Item = TypeVar("Item")
+
+BATCH_CHARS, BATCH_RECORDS = 1 << 20, 1 << 8  # of plain texts that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,20 @@ class FieldSpec:
     def __str__(self) -> str:
         return self.text
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The record's fields that the spec takes, in order."""
         return tuple(name for field in self.fields for name in field.names if name not in (BOS, EOS))
+
+    @cached_property
+    def has_vision(self) -> bool:
+        """Whether an entry is a stream of frames."""
+        return any(field.is_vision for field in self.fields)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the spec is one field of text and nothing else."""
+        return len(self.fields) == 1 and not self.has_vision and len(self.names) == 1
 
 
 def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
@@ -134,11 +148,7 @@ def build_tokens(
     prepend_text stands before the first entry if that is text. Raises BadData if the record lacks a field or holds
     something else in it.
     """
-    if tokenizer.size > vocabulary.text_size:
-        raise UserError(
-            f"{tokenizer.path or 'the default tokenizer'} has {tokenizer.size} ids, more than the vocabulary's "
-            f"{vocabulary.text_size} for text; make its text size at least that"
-        )
+    _check_sizes(tokenizer, vocabulary)
     parts: list[tuple[np.ndarray, bool]] = []
     if add_bos:
         parts.append((_ids(vocabulary.bos_id), False))
@@ -158,6 +168,87 @@ def build_tokens(
         parts.append((_ids(vocabulary.eos_id), True))
     joined = np.concatenate([tokens for tokens, _ in parts]) if parts else _ids()
     return joined, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
+
+
+def build_each(
+    records: Iterable[tuple[Item, Mapping[str, Any], FieldSpec]], tokenizer: TextTokenizer, vocabulary: JointVocabulary
+) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
+    """`build_tokens` of each record, in order, beside whatever it came with; BadData in place of what it raises.
+
+    Neighbours whose specs are one field of text are encoded together, up to `BATCH_RECORDS` or `BATCH_CHARS`, which is
+    as far as this reads ahead; the tokens of these share one array.
+    """
+    held: list[tuple[Item, Mapping[str, Any], FieldSpec]] = []
+    texts: list[str] = []
+    chars = 0
+    for item, record, spec in records:
+        text = record.get(spec.names[0]) if spec.is_plain else None
+        if not isinstance(text, str):
+            yield from _build_texts(held, texts, tokenizer, vocabulary)
+            held, texts, chars = [], [], 0
+            yield item, _built(record, spec, tokenizer, vocabulary)
+            continue
+        held.append((item, record, spec))
+        texts.append(text)
+        chars += len(text)
+        if chars >= BATCH_CHARS or len(held) == BATCH_RECORDS:
+            yield from _build_texts(held, texts, tokenizer, vocabulary)
+            held, texts, chars = [], [], 0
+    yield from _build_texts(held, texts, tokenizer, vocabulary)
+
+
+def _build_texts(
+    held: Sequence[tuple[Item, Mapping[str, Any], FieldSpec]],
+    texts: Sequence[str],
+    tokenizer: TextTokenizer,
+    vocabulary: JointVocabulary,
+) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
+    _check_sizes(tokenizer, vocabulary)
+    try:
+        ids, ends = tokenizer.encode_batch(texts)
+    except BadData:  # of one of them, which costs itself
+        yield from ((item, _built(record, spec, tokenizer, vocabulary)) for item, record, spec in held)
+        return
+    tokens = _between(ids, ends, vocabulary.bos_id, vocabulary.eos_id)
+    start = 0
+    for number, end in enumerate(ends.tolist()):
+        item, _, spec = held[number]
+        first, last = start + 2 * number, end + 2 * number + 2
+        length = last - first
+        yield item, (tokens[first:last], ((1 if spec.fields[0].loss else length - 1, length),))
+        start = end
+
+
+def _built(
+    record: Mapping[str, Any], spec: FieldSpec, tokenizer: TextTokenizer, vocabulary: JointVocabulary
+) -> tuple[np.ndarray, Spans] | BadData:
+    try:
+        return build_tokens(record, spec, tokenizer, vocabulary)
+    except BadData as error:
+        return error
+
+
+@compiled
+def _between(ids: np.ndarray, ends: np.ndarray, bos: int, eos: int) -> np.ndarray:
+    """Ids of texts that lie end to end, int32 [L], with `bos` before and `eos` after each: int32 [L + 2n]."""
+    tokens = np.empty(len(ids) + 2 * len(ends), dtype=np.int32)
+    start = 0
+    for number in range(len(ends)):
+        first = start + 2 * number
+        tokens[first] = bos
+        for at in range(start, ends[number]):
+            tokens[at + 2 * number + 1] = ids[at]
+        start = ends[number]
+        tokens[start + 2 * number + 1] = eos
+    return tokens
+
+
+def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
+    if tokenizer.size > vocabulary.text_size:
+        raise UserError(
+            f"{tokenizer.path or 'the default tokenizer'} has {tokenizer.size} ids, more than the vocabulary's "
+            f"{vocabulary.text_size} for text; make its text size at least that"
+        )
 
 
 def _ids(*ids: int) -> np.ndarray:

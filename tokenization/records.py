@@ -26,6 +26,8 @@ MAX_RECORD_BYTES = 64 << 20  # a book of several million tokens is 10 to 20 MB
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 64  # decoded at a time
 BOM = b"\xef\xbb\xbf"
+_JSON_SPACE = " \t\r\n"
+_DECODE = json.JSONDecoder().raw_decode
 EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")
 
 
@@ -86,7 +88,7 @@ def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]
         if not line.strip():
             continue
         try:
-            value = json.loads(decode_text(line))
+            value = _json(decode_text(line).strip(_JSON_SPACE))
         except BadData as error:
             yield BadRecord(index, f"{where}: {error}")
         except (ValueError, RecursionError) as error:
@@ -96,6 +98,14 @@ def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]
                 yield index, value
             else:
                 yield BadRecord(index, f"{where}: the JSON is {type(value).__name__}, not an object")
+
+
+def _json(text: str) -> Any:
+    """`json.loads` of a text without space around it, at half the cost of a short one."""
+    value, end = _DECODE(text)
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
 
 
 def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
@@ -128,11 +138,25 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
         first += parquet.metadata.row_group(group).num_rows
         try:
             for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], use_threads=False):
-                for row in range(batch.num_rows):
-                    yield _row(batch, row, index, limit)
-                    index += 1
+                yield from _rows(batch, index, limit)
+                index += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             yield BadRecord(index, f"rows {index} to {first - 1} are unreadable ({_first_line(error)})")
+
+
+def _rows(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record | BadRecord]:
+    """The rows of a batch; all at once, unless one may be too large or not text."""
+    if batch.nbytes <= limit:
+        try:
+            columns = [column.to_pylist() for column in batch.columns]
+        except ValueError:
+            pass
+        else:
+            names = batch.schema.names
+            yield from enumerate((dict(zip(names, row)) for row in zip(*columns)), first)
+            return
+    for row in range(batch.num_rows):
+        yield _row(batch, row, first + row, limit)
 
 
 def _row(batch: pa.RecordBatch, row: int, index: int, limit: int) -> Record | BadRecord:

@@ -42,9 +42,9 @@ from jobs.bench.object_store import ObjectStore, object_store
 from pipelines.urls import open_url
 from tokenization.document import Document
 from tokenization.documents import write_documents
-from tokenization.errors import UserError
-from tokenization.fields import FieldSpec, build_tokens
-from tokenization.records import BadRecord, read_records
+from tokenization.errors import BadData, UserError
+from tokenization.fields import FieldSpec, build_each
+from tokenization.records import BadRecord, Record, read_records
 from tokenization.text import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -122,12 +122,18 @@ def ringworld(url: str, options: dict[str, Any]) -> Iterator[Document]:
     vocabulary = JointVocabulary.for_codebook(text_size=tokenizer.size, codebook_size=8_192)
     spec = FieldSpec.parse("text")
     with open_url(url, options) as file:
-        for record in read_records(file, url):
-            if isinstance(record, BadRecord):
-                raise ValueError(record.reason)
-            tokens, spans = build_tokens(record[1], spec, tokenizer, vocabulary)
-            where = {"url": url, "etag": "", "record": record[0], "fields": str(spec)}
-            yield Document(f"{url}#{record[0]}", "bench", tokens, spans, where)
+        records = ((index, fields, spec) for index, fields in map(_good, read_records(file, url)))
+        for index, built in build_each(records, tokenizer, vocabulary):
+            if isinstance(built, BadData):
+                raise built
+            where = {"url": url, "etag": "", "record": index, "fields": spec.text}
+            yield Document(f"{url}#{index}", "bench", *built, where)
+
+
+def _good(record: Record | BadRecord) -> Record:
+    if isinstance(record, BadRecord):
+        raise BadData(record.reason)
+    return record
 
 
 def _ringworld() -> Run:

@@ -7,7 +7,7 @@ tally's quarantine and costs itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,35 @@ import numpy as np
 from pipelines.tokenize.records import Record, Tally, TokenizeJob
 from tokenization.document import Document
 from tokenization.errors import BadData
-from tokenization.fields import FieldSpec, build_tokens, spec_for_record
+from tokenization.fields import FieldSpec, build_each, spec_for_record
 from tokenization.text import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 
 def to_documents(
-    records: Iterator[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
+    records: Iterable[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
 ) -> Iterator[Document]:
     """Each record as a document; provenance names its object, its number in there, its field spec and its frames."""
-    for record in records:
+    chosen = (((record, spec := _spec(record, job)), record.fields, spec) for record in records)
+    for (record, spec), built in build_each(chosen, tokenizer, job.vocabulary):
         found = record.found
-        draw = int.from_bytes(hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8], "big")
-        spec: FieldSpec = spec_for_record(job.recipe.sources[found.source].fields, draw)
-        try:
-            tokens, spans = build_tokens(record.fields, spec, tokenizer, job.vocabulary)
-        except BadData as error:
-            tally.bad(found, str(error), record.number, record.unit)
+        if isinstance(built, BadData):
+            tally.bad(found, str(built), record.number, record.unit)
             continue
-        where = {"url": found.url, "etag": found.etag, "record": record.number, "fields": str(spec)}
-        where |= _streams(tokens, job.vocabulary)
-        yield Document(record.key, found.source, tokens, spans, {**where, **record.provenance})
+        tokens, spans = built
+        provenance = {"url": found.url, "etag": found.etag, "record": record.number, "fields": spec.text}
+        if spec.has_vision:
+            provenance |= _streams(tokens, job.vocabulary)
+        provenance |= record.provenance
+        yield Document(record.key, found.source, tokens, spans, provenance)
+
+
+def _spec(record: Record, job: TokenizeJob) -> FieldSpec:
+    specs = job.recipe.sources[record.found.source].fields
+    if len(specs) == 1:
+        return spec_for_record(specs[0], 0)
+    draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
+    return spec_for_record(specs, int.from_bytes(draw, "big"))
 
 
 def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:
