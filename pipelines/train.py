@@ -266,15 +266,10 @@ def _sets(job: TrainJob) -> dict[str, ShardSet]:
 
 def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, Any] | None) -> Loader:
     sets = _sets(job)
-    order = SequenceOrder(
-        seed=job.recipe.seed,
-        sizes=tuple(map(len, sets.values())),
-        weights=tuple(job.stage.mixture[source] for source in sorted(job.stage.mixture)),
-    )
     return Loader(
         _opener(job, sets),
         list(sets.values()),
-        order,
+        _order(job, sets),
         job.stage.sequences,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp,
@@ -284,6 +279,16 @@ def _loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[st
         workers=0 if job.shards.is_local else READERS,
         skip=job.skip,
         prepare=dispatcher,
+    )
+
+
+def _order(job: TrainJob, sets: Mapping[str, ShardSet]) -> SequenceOrder:
+    """The recipe's mixture is of tokens: how full the sequences of each source are decides how many are drawn."""
+    return SequenceOrder(
+        seed=job.recipe.seed,
+        sizes=tuple(map(len, sets.values())),
+        weights=tuple(job.stage.mixture[source] for source in sets),
+        tokens=tuple(shard_set.totals()["n_filled"] for shard_set in sets.values()),
     )
 
 

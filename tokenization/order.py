@@ -1,13 +1,14 @@
 """The global order of sequences: which source and which of its sequences stands at position p of training.
 
-In: a seed, an epoch, the number of sequences of each source and their weights. Out: (source, sequence) of any
+In: a seed, an epoch, the sequences and tokens that each source has, and their weights. Out: (source, sequence) of any
 positions, without end and without replaying what came before. Ranks, workers and accumulation do not enter: they only
 share the positions out, so a run may stop on four ranks and go on with one.
 
 Sources are interleaved by a period of slots in which each has exactly its share. The k-th of a source's n slots stands
 somewhere, by the seed, in the k-th n-th of the period: every stretch is in proportion to within a few sequences, yet no
-beat arises by which one data-parallel rank would always draw the same source. Every sequence of a stage is one context
-long, so shares of slots are shares of tokens. Each source runs through a permutation of its own per pass
+beat arises by which one data-parallel rank would always draw the same source. Weights are shares of the tokens of
+documents, and a source whose sequences are less full has more slots for it: its share divided by its mean of tokens a
+sequence, which a pass through the source meets exactly. Each source runs through a permutation of its own per pass
 (`permutation.permute`), and begins its next pass when it is through.
 """
 
@@ -34,14 +35,16 @@ class SequenceOrder:
     """A pure function of (seed, epoch, position).
 
     sizes: sequences of each source. weights: shares of the tokens, any positive scale; None is by size, so that a pass
-    of each ends together. 0 leaves a source out. epoch: another order of the same data, as if with a new seed.
-    Raises UserError on weights that cannot be met.
+    of each ends together. 0 leaves a source out. epoch: another order of the same data, as if with a new seed. tokens:
+    of the documents of each source, padding not counted; None where all sequences are as full. Raises UserError on
+    weights that cannot be met.
     """
 
     seed: int
     sizes: tuple[int, ...]
     weights: tuple[float, ...] | None = None
     epoch: int = 0
+    tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         weights = self.sizes if self.weights is None else self.weights
@@ -52,6 +55,8 @@ class SequenceOrder:
         for number, (size, weight) in enumerate(zip(self.sizes, weights)):
             if weight and not size:
                 raise UserError(f"source {number} of the mix holds no sequences: give it weight 0 or more data")
+            if weight and self.tokens is not None and self.tokens[number] < 1:
+                raise UserError(f"source {number} of the mix holds no tokens: give it weight 0 or more data")
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(source int64 [n], sequence within the source int64 [n]) at `positions` (int64 [n], 0 or more)."""
@@ -81,10 +86,17 @@ class SequenceOrder:
             )
         return int(state["position"])
 
+    def _shares(self) -> list[Fraction]:
+        """Of the sequences, by source; they sum to 1."""
+        parts = [Fraction(str(weight)) for weight in (self.sizes if self.weights is None else self.weights)]
+        if self.weights is not None and self.tokens is not None:
+            parts = [part and part * size / tokens for part, size, tokens in zip(parts, self.sizes, self.tokens)]
+        return [part / sum(parts) for part in parts]
+
     @functools.cached_property
     def _period(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source of each slot, how many slots of that source stand before it, slots of each source."""
-        slots = _slots(self.sizes if self.weights is None else self.weights)
+        slots = _slots(self._shares())
         source = np.repeat(np.arange(len(slots)), slots)
         nth = np.concatenate([np.arange(n) for n in slots])
         jitter = (mix64(derive_key(self.seed, self.epoch, source) ^ nth.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
@@ -92,10 +104,8 @@ class SequenceOrder:
         return source[order], nth[order], slots
 
 
-def _slots(weights: Sequence[float]) -> np.ndarray:
+def _slots(shares: Sequence[Fraction]) -> np.ndarray:
     """Whole slots of each source in a period: exact where a period that long will do, else the largest remainders."""
-    exact = [Fraction(str(weight)) for weight in weights]
-    shares = [weight / sum(exact) for weight in exact]
     period = math.lcm(*(share.denominator for share in shares))
     period = min(period * -(-SHORTEST_PERIOD // period), LONGEST_PERIOD)
     # A source with any weight gets a slot at least: a share below one in a million is rounded up rather than dropped.

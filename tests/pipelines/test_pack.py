@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_run import VOCABULARY, tiny_recipe
 
-from pipelines.pack import cut_pack_partitions, read_set
+from pipelines.pack import PackJob, PackPartition, _documents, cut_pack_partitions, read_set
 from pipelines.storage import Store
-from tokenization.document import PackedSequence
-from tokenization.documents import read_documents
+from tokenization.document import Document, PackedSequence
+from tokenization.documents import read_documents, write_documents
 from tokenization.shards import read_sequence
 
 
@@ -39,6 +40,34 @@ def test_partitions_hold_neighbouring_files_of_one_source_and_split_up_to_the_li
         ("a-heldout-00000", ("held",)),
         ("b-train-00000", ("other",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "chosen"),
+    [
+        (0, None, [2, 9, 10, 11, 19, 20, 21, 400]),
+        (10, 20, [10, 11, 19, 20]),
+        (21, None, [21, 400]),
+        (0, 9, [2, 9]),
+        (20, 20, [20]),
+        (11, 18, [11]),
+        (401, None, []),
+    ],
+)
+def test_a_length_bucket_holds_exactly_the_documents_from_its_least_to_its_most_tokens(
+    tmp_path: Path, least: int, most: int | None, chosen: list[int]
+) -> None:
+    """Whole documents count, before they are split at the context: those of 400 tokens are over it here."""
+    store = Store(str(tmp_path))
+    lengths = [2, 9, 10, 11, 19, 20, 21, 400]
+    with store.writing("documents/a.parquet") as file:
+        write_documents(file, (Document(f"d{n}", "acts", np.full(n, 5, np.int32), ((1, n),)) for n in lengths))
+    recipe = tiny_recipe(tmp_path)
+    bucket = {"min_document_tokens": least, "max_document_tokens": most}
+    job = PackJob(recipe.pack, recipe.train.stages[0].model_copy(update=bucket), VOCABULARY, recipe.seed)
+    assert job.stage.context < 400
+    part = PackPartition("acts-train-00000", "acts", "train", ("documents/a.parquet",))
+    assert [len(document) for document in _documents(part, job, store)] == chosen
 
 
 def sequences(root: Path, stage: str, source: str, split: str) -> list[PackedSequence]:

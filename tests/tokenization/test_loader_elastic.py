@@ -83,7 +83,7 @@ def mix() -> tuple[dict[str, bytes], list[ShardSet], SequenceOrder, list[str]]:
     made = [tiny_shards("a", 900, 100), tiny_shards("b", 70, 20), tiny_shards("c", 200, 70)]
     bodies = {name: body for shards, _ in made for name, body in shards.items()}
     sets = [shard_set for _, shard_set in made]
-    order = SequenceOrder(3, (900, 70, 200), (0.5, 0.2, 0.3))
+    order = SequenceOrder(3, (900, 70, 200), (0.5, 0.2, 0.3), tokens=(3600, 140, 777))
     keys = [f"{'abc'[source]}{number}" for source, number in zip(*order.at(np.arange(1600)))]
     return bodies, sets, order, keys
 

@@ -45,6 +45,35 @@ def test_proportions_of_decimal_weights_are_exact_over_a_period() -> None:
     assert np.bincount(source).tolist() == [28_700, 12_300]
 
 
+@given(st.data(), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_weights_are_shares_of_the_tokens_however_full_the_sequences_of_a_source_are(
+    data: st.DataObject, seed: int
+) -> None:
+    """Of one source a sequence may hold a hundredth of what one of another holds, and its own may differ as much."""
+    sizes = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    weights = np.array(data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes))), float)
+    rng = np.random.default_rng(seed)
+    filled = [rng.integers(low := 10 ** rng.integers(0, 4), 10 * low, size) for size in sizes]
+    order = SequenceOrder(seed, tuple(sizes), tuple(weights), tokens=tuple(int(one.sum()) for one in filled))
+    source, sequence = order.at(np.arange(100_000))
+    drawn = np.array([filled[number][sequence[source == number]].sum() for number in range(len(sizes))])
+    # One sequence or so, and of the last pass of a source at most all, is what a stretch cannot hold in proportion.
+    left = sum(one.sum() + one.max() for one in filled) / drawn.sum()
+    np.testing.assert_allclose(drawn / drawn.sum(), weights / weights.sum(), atol=2 * left + 1e-5)
+
+
+def test_equally_full_sources_are_drawn_as_without_their_tokens() -> None:
+    positions = np.arange(5000)
+    plain = SequenceOrder(3, (100, 40), (0.7, 0.3)).at(positions)
+    np.testing.assert_array_equal(SequenceOrder(3, (100, 40), (0.7, 0.3), tokens=(5000, 2000)).at(positions), plain)
+
+
+def test_a_source_half_as_full_is_drawn_twice_as_often() -> None:
+    source, _ = SequenceOrder(0, (10, 10), (0.5, 0.5), tokens=(1000, 500)).at(np.arange(3 << 12))
+    assert np.bincount(source).tolist() == [1 << 12, 2 << 12]
+
+
 def test_without_weights_a_pass_of_each_source_ends_together() -> None:
     source, sequence = SequenceOrder(5, (6, 3, 1)).at(np.arange(10_000))
     for number, size in enumerate((6, 3, 1)):
@@ -96,6 +125,13 @@ def test_a_source_of_weight_0_is_left_out() -> None:
 def test_weights_that_cannot_be_met_are_the_users_mistake(sizes: tuple, weights: tuple | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SequenceOrder(0, sizes, weights)
+
+
+def test_a_source_without_tokens_cannot_have_a_share_of_them() -> None:
+    with pytest.raises(UserError, match="source 1 of the mix holds no tokens"):
+        SequenceOrder(0, (5, 5), (1.0, 1.0), tokens=(10, 0))
+    source, _ = SequenceOrder(0, (5, 5), (1.0, 0.0), tokens=(10, 0)).at(np.arange(20))
+    assert set(source.tolist()) == {0}
 
 
 def test_a_state_is_plain_json_and_belongs_to_its_order() -> None:
