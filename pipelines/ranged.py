@@ -1,7 +1,7 @@
 """A remote object as a seekable file: each read is one ranged request for exactly those bytes, retried and resumed.
 
-In: a URL and fsspec options. Out: a binary file for reading at offsets that are known. A general file of fsspec reads
-ahead, up to 50 MiB a request, which pays for streams and costs 200 times the bytes for single sequences of a shard.
+In: a URL and fsspec options. Out: a binary file for reading at offsets that are known. A general file reads ahead,
+which pays for streams and costs many times the bytes for single sequences of a shard.
 
 A request that fails (the store answers 5xx or 429, the connection breaks or is refused) is repeated after a pause that
 doubles, and goes on at the byte where the last one stopped; a request that brought bytes starts the count anew. What
@@ -11,28 +11,21 @@ repeating does not mend (no permission, no such object) is raised at once.
 from __future__ import annotations
 
 import io
-import logging
-import time
 from typing import Any
 
-from fsspec.asyn import sync
-
+from pipelines.buckets.errors import Request, StoreError
+from pipelines.buckets.filesystem import PAUSE_SECONDS, BucketFileSystem, pause
 from pipelines.urls import filesystem
-from tokenization.errors import UserError
-
-log = logging.getLogger("ringworld")
 
 ATTEMPTS = 5
-PAUSE_SECONDS = 0.5
-_PIECE = 1 << 18
-_CLIENTS = {"aiohttp", "aiobotocore", "botocore", "http", "urllib3"}
+_CLIENTS = {"aiohttp", "http", "urllib3"}
 
 
 class RangedFile(io.RawIOBase):
     """Reads an object by ranges. Not for several threads at once.
 
     attempts: requests in a row that may bring nothing before the read fails. pause: seconds before the first repeat.
-    Reading raises FileNotFoundError where there is no such object, else UserError naming object and store.
+    Reading raises FileNotFoundError where there is no such object, else StoreError naming object and store.
     """
 
     def __init__(
@@ -70,26 +63,35 @@ class RangedFile(io.RawIOBase):
         """Fill `buffer` from here; fewer bytes only where the object ends."""
         view = memoryview(buffer).cast("B")
         got = failures = 0
+        asked = self._asked()
         while got < len(view):
-            more, error = self._request(self._position + got, view[got:])
+            more, error = self._request(asked, self._position + got, view[got:])
             got += more
             if error is None:
                 break
             failures = 0 if more else failures + 1
             if failures >= self.attempts:
-                raise self._unusable(f"in {failures} attempts", error)
-            log.info("%s: reading goes on at byte %d after: %s", self.url, self._position + got, _said(error))
-            time.sleep(self.pause * 2 ** max(0, failures - 1))
+                raise asked.failed(error.said, error.kind, failures)
+            attempt = max(1, failures)
+            if isinstance(self._fs, BucketFileSystem):
+                self._fs.client(self._path)[0].wait(asked, error, attempt, self.pause)
+            else:
+                pause(asked, error, attempt, self.pause)
         self._position += got
         return got
 
-    def _request(self, start: int, view: memoryview) -> tuple[int, Exception | None]:
+    def _asked(self) -> Request:
+        if isinstance(self._fs, BucketFileSystem):
+            return self._fs.client(self._path)[0].asked(self.url, "read")
+        return Request(self.url, "read")
+
+    def _request(self, asked: Request, start: int, view: memoryview) -> tuple[int, StoreError | None]:
         """Bytes got, and what cut them short: None where they are all, or all up to the object's end."""
         got: int
         error: Exception | None
         try:
-            if hasattr(self._fs, "get_s3"):
-                got, error = sync(self._fs.loop, _stream_s3, self._fs, self._path, start, view)
+            if isinstance(self._fs, BucketFileSystem):
+                got, error = self._fs.read_into(self._path, start, view)
             else:
                 body = self._fs.cat_file(self._path, start, start + len(view))
                 view[: len(body)] = body
@@ -100,46 +102,19 @@ class RangedFile(io.RawIOBase):
             return got, None
         if isinstance(error, FileNotFoundError) or _status(error) == 404:
             raise FileNotFoundError(self.url)
+        if isinstance(error, StoreError):
+            if not self._fs.client(self._path)[0].passes(error.kind):
+                raise error
+            return got, error
         if not _passes(error):
             if _status(error) is None and not isinstance(error, OSError):
                 raise error
-            raise self._unusable("", error)
-        return got, error
-
-    def _unusable(self, tried: str, error: Exception) -> UserError:
-        endpoint = getattr(self._fs, "endpoint_url", None) or (getattr(self._fs, "client_kwargs", None) or {}).get(
-            "endpoint_url"
-        )
-        return UserError(
-            f"{self.url}: cannot be read{f' {tried}' if tried else ''} from the store"
-            f"{f' at {endpoint}' if endpoint else ''} ({_said(error)}); check that it is up and the credentials, "
-            f"and run again to carry on"
-        )
-
-
-async def _stream_s3(fs: Any, path: str, start: int, view: memoryview) -> tuple[int, Exception | None]:
-    """One GET of S3 as it arrives, so that what came before a cut is kept."""
-    got = 0
-    try:
-        bucket, key, _ = fs.split_path(path)
-        await fs.set_session()
-        client = await fs.get_s3(bucket)
-        asked = f"bytes={start}-{start + len(view) - 1}"
-        response = await client.get_object(Bucket=bucket, Key=key, Range=asked, **fs.req_kw)
-        async with response["Body"] as body:
-            while piece := await body.read(min(_PIECE, len(view) - got)):
-                view[got : got + len(piece)] = piece
-                got += len(piece)
-    except Exception as error:  # told to the caller beside what was got
-        return got, error
-    return got, None
+            raise asked.failed(_said(error), "refused")
+        return got, asked.failed(_said(error), "passing")
 
 
 def _status(error: Exception) -> int | None:
     """The HTTP status that a client's error stands for, where it stands for one."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore's
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     status = getattr(error, "status", None)  # aiohttp's
     return status if isinstance(status, int) else None
 

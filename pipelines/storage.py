@@ -1,35 +1,47 @@
 """The output of a run: a `Store` folder on any fsspec file system, where every write is atomic.
 
 A write is visible whole or not at all: on a local disk through a temporary file in the same folder, `fsync` and rename;
-on an object store through one put, which is atomic there.
+on an object store through one put, which is atomic there. A store that a lease fences writes nothing once the lease is
+another's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipelines.buckets.errors import StoreError
+from pipelines.buckets.filesystem import BucketFileSystem, S3FileSystem
+from pipelines.buckets.uploads import end_uploads
 from pipelines.urls import CACHE, fetch_file, filesystem, open_url
 from tokenization.errors import UserError
+
+log = logging.getLogger("ringworld")
 
 TEMPORARY_PREFIX = ".tmp-"
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of any fsspec file system. Names are relative, with `/`."""
+    """A folder of any fsspec file system. Names are relative, with `/`.
+
+    fence: called before every change, and raises where this process may no longer make any.
+    """
 
     url: str
     options: dict[str, Any] = field(default_factory=dict)
+    fence: Callable[[], None] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -38,7 +50,7 @@ class Store:
 
     def at(self, *parts: str) -> Store:
         """The store of a folder below this one."""
-        return Store("/".join([self.url.rstrip("/"), *parts]), self.options)
+        return replace(self, url="/".join([self.url.rstrip("/"), *parts]))
 
     def path(self, name: str = "") -> str:
         """The URL of a name; an absolute path on a local disk."""
@@ -66,59 +78,92 @@ class Store:
     def write_json(self, name: str, value: Any) -> None:
         """Commit a JSON value by one atomic put; the bytes depend on the value alone."""
         with self.writing(name) as file:
-            file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+            file.write(_json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Commit a JSON value only if the name is free; False when it is taken (`O_EXCL`, or `If-None-Match` on S3)."""
-        data = json.dumps(value, sort_keys=True).encode()
+        """Commit a JSON value only if the name is free; False when it is taken (`O_EXCL`, or `If-None-Match` on S3).
+
+        A store without conditional puts is asked first: there, two that create at once may both be told True.
+        """
+        data = _json_bytes(value)
+        self._check_fence()
         if self.is_local:
-            target = Path(self.path(name))
-            with _on_disk(str(target)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
+            target = self.path(name)
+            with self._on_disk(), _temporary(target) as (file, temporary):
+                file.write(data)
+                file.flush()
                 try:
-                    with os.fdopen(handle, "wb") as file:
-                        file.write(data)
                     os.link(temporary, target)
                 except FileExistsError:
                     return False
-                finally:
-                    os.unlink(temporary)
             return True
         fs, path = filesystem(self.path(name), self.options)
         try:
             fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:
-            if error.errno == errno.EINVAL and self.exists(name):  # how s3fs tells of S3's 412, Precondition Failed
+        except StoreError as error:
+            if error.kind != "unsupported":
+                raise
+            if fs.exists(path):
                 return False
-            raise
+            fs.pipe_file(path, data)
+        return True
+
+    def replace_json(self, name: str, old: Any, new: Any) -> bool:
+        """Commit `new` (None: remove the name) only if the name still holds `old`; whether it did.
+
+        One of several at once is told True on a local disk, and on a store with `If-Match`, but for removing there.
+        """
+        self._check_fence()
+        if self.is_local:
+            with _locked(Path(self.path(name))) as held:
+                if held != old:
+                    return False
+                if new is None:
+                    os.unlink(self.path(name))
+                else:
+                    self.write_json(name, new)
+            return True
+        fs, path = filesystem(self.path(name), self.options)
+        try:
+            etag = fs.info(path).get("ETag")  # before the content, whose version cannot be an older one then
+        except FileNotFoundError:
+            return False
+        if self.read_json(name) != old:
+            return False
+        if new is None:
+            fs.rm_file(path)
+            return True
+        if etag and isinstance(fs, BucketFileSystem):
+            try:
+                return fs.replace(path, _json_bytes(new), etag)
+            except StoreError as error:
+                if error.kind != "unsupported":
+                    raise
+        fs.pipe_file(path, _json_bytes(new))
         return True
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BufferedRandom]:
         """A file to write that becomes visible under its name, whole, when the block ends without an exception."""
         target = self.path(name)
-        folder = os.path.dirname(target) if self.is_local else None
-        with _on_disk(target):
-            if folder:
-                os.makedirs(folder, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
-            try:
-                with os.fdopen(handle, "w+b") as file:
+        with self._on_disk():
+            if self.is_local:
+                with _temporary(target) as (file, temporary):
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
-                if self.is_local:
                     os.chmod(temporary, 0o644)
+                    self._check_fence()
                     os.replace(temporary, target)
-                else:
-                    fs, path = filesystem(target, self.options)
-                    fs.put_file(temporary, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
+                return
+            with tempfile.TemporaryFile() as unnamed:  # so that a killed writer leaves nothing
+                yield unnamed
+                unnamed.flush()
+                self._check_fence()
+                fs, path = filesystem(target, self.options)
+                fs.put_file(f"/dev/fd/{unnamed.fileno()}", path)
 
     def names(self, folder: str = "") -> list[str]:
         """Names of all committed objects below a folder, sorted."""
@@ -140,18 +185,48 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove a name if it is there."""
+        self._check_fence()
         fs, path = filesystem(self.path(name), self.options)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
 
     def sweep_temporaries(self) -> int:
-        """Remove what killed writers left behind; only while no other writer works below this folder."""
-        if not self.is_local:
+        """Remove what killed writers left below this folder: temporary files; on S3, unfinished uploads. How many.
+
+        Only while no other writer works here.
+        """
+        if self.is_local:
+            left = [file for file in Path(self.path()).rglob(f"{TEMPORARY_PREFIX}*") if file.is_file()]
+            for file in left:
+                file.unlink(missing_ok=True)
+            return len(left)
+        fs, path = filesystem(self.path(), self.options)
+        if not isinstance(fs, S3FileSystem):
             return 0
-        left = [path for path in Path(self.path()).rglob(f"{TEMPORARY_PREFIX}*") if path.is_file()]
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+        client, prefix = fs.client(path)
+        try:
+            return end_uploads(client.settings, path.partition("/")[0], f"{prefix}/")
+        except (OSError, SyntaxError) as error:  # refused, or answered by what is no XML
+            log.info("%s: unfinished uploads cannot be looked for (%s)", self.path(), error)
+            return 0
+
+    def _check_fence(self) -> None:
+        if self.fence:
+            self.fence()
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if self.is_local:
+                raise UserError(f"{self.path()}: the disk is full; free space or set storage.root elsewhere") from None
+            raise UserError(
+                f"{tempfile.gettempdir()}: the disk is full, where files are made before they are put in "
+                f"{self.path()}; free space or set TMPDIR elsewhere"
+            ) from None
 
     def hashes(self, folder: str) -> dict[str, str]:
         """sha256 hex of every object below a folder, by name."""
@@ -187,11 +262,40 @@ def fetch_url_folder(url: str, options: dict[str, Any] | None = None) -> Path:
     return Store(url, options or {}).fetch_folder()
 
 
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
 @contextlib.contextmanager
-def _on_disk(target: str) -> Iterator[None]:
+def _temporary(target: str) -> Iterator[tuple[BufferedRandom, str]]:
+    """An open file beside `target`, and its name, which is removed at the end if it is still there."""
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
     try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{target}: the disk is full; free space or set storage.root elsewhere") from None
-        raise
+        with os.fdopen(handle, "w+b") as file:
+            yield file, temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    """What a JSON file holds (None: it is not there), while no other process that locks it replaces it."""
+    while True:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            yield None
+            return
+        with file:
+            with contextlib.suppress(OSError):  # some network disks have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except FileNotFoundError:
+                current = False
+            if current:
+                yield json.loads(file.read())
+                return

@@ -19,9 +19,14 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 
+from pipelines import buckets
+from pipelines.buckets.errors import StoreError
 from tokenization.errors import UserError
+
+buckets.register()
 
 CACHE = Path(tempfile.gettempdir()) / "ringworld-cache"
 """Where libraries that read only local files find copies of remote ones."""
@@ -65,6 +70,8 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     for name, info in sorted(found.items()):
         if info.get("type") == "directory":
             continue
+        if isinstance(fs, LocalFileSystem) and not os.path.isfile(name):
+            continue  # a device or a pipe, which may never end, or a link to nowhere
         if base is not None:
             url = f"package://{_package_name(pattern)}/{Path(name).relative_to(base).as_posix()}"
         else:
@@ -103,6 +110,8 @@ def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
         if status in (408, 429) or (status or 0) >= 500:
             raise OSError(f"{public_url(url)}: the server answers {status}") from None
         raise
+    except StoreError as error:  # which says nothing of the object, unless its name is none
+        raise (ValueError if error.kind == "unnamable" else OSError)(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -113,12 +122,15 @@ def reaching(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, FileNotFoundError):
+    except FileNotFoundError:
         raise
-    except Exception as error:  # client libraries raise what they like: botocore's and aiohttp's are no OSErrors
+    except Exception as error:  # client libraries raise what they like: aiohttp's are no OSErrors
+        at_first = isinstance(error, StoreError) and error.kind in ("passing", "denied", "refused")
+        if isinstance(error, UserError) and not at_first:
+            raise
         if "://" not in url and not isinstance(error, OSError):
             raise
-        said = " ".join(str(error).split())
+        said = " ".join(str(getattr(error, "said", "") or error).split())
         raise UserError(
             f"{url}: cannot be used ({said}); check the path or bucket, the endpoint and the credentials"
         ) from None
@@ -177,6 +189,9 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
     local = CACHE / version / Path(path).name
     if not local.exists():
         local.parent.mkdir(parents=True, exist_ok=True)
+        for left in local.parent.glob("*.part"):
+            if not psutil.pid_exists(int(left.suffixes[-2][1:])):  # of a process that was killed
+                left.unlink(missing_ok=True)
         part = local.with_name(f"{local.name}.{os.getpid()}.part")
         fs.get_file(path, str(part))
         os.replace(part, local)

@@ -17,11 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import s3fs
+from typing import TYPE_CHECKING, Any
 
 from tokenization.errors import UserError
+
+if TYPE_CHECKING:
+    import s3fs
 
 KEY, SECRET = "some-access-key", "some-secret-key"
 _PATIENCE_S = 60.0
@@ -69,7 +70,7 @@ def _started(program: str, folder: Path, bucket: str, running: contextlib.ExitSt
     """The server once it answers; a port taken by another between choosing and binding is chosen anew."""
     for _ in range(_STARTS):
         server, endpoint = _start(program, folder)
-        fs = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=endpoint, skip_instance_cache=True)
+        fs = _s3fs(endpoint)
         running.callback(server.wait)
         running.callback(server.kill)
         if _answers(server, fs):
@@ -78,6 +79,15 @@ def _started(program: str, folder: Path, bucket: str, running: contextlib.ExitSt
         server.wait()
     last = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     raise UserError(f"the S3 server did not start ({' '.join(last)}); see that its ports and 1 GB of disk are free")
+
+
+def _s3fs(endpoint: str) -> s3fs.S3FileSystem:
+    """A client that shares no code with the product's."""
+    try:
+        import s3fs
+    except ImportError:
+        raise UserError("this needs s3fs, to fill the S3 server: pip install s3fs") from None
+    return s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=endpoint, skip_instance_cache=True)
 
 
 def _start(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from pipelines.buckets.errors import StoreError
 from pipelines.partitions import Pieces, record_name
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
@@ -93,6 +94,8 @@ def _patiently(name: str, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except OSError as error:
+            if isinstance(error, StoreError) and error.kind != "passing":  # it says itself what to mend
+                raise
             # A store that does not answer says nothing of the data: quarantine would make its mood part of the output.
             if attempt == _READ_ATTEMPTS:
                 raise UserError(

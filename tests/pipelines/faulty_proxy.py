@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that answers as told: an error status, or a body whose connection is cut inside."""
+"""A proxy before an S3 server that answers as told: an error, or a body whose connection is cut inside."""
 
 from __future__ import annotations
 
@@ -6,20 +6,51 @@ import re
 import socket
 import threading
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+Fault = int | str | None
+"""A status to answer with, or "STATUS:CODE" with S3's name for the error; "cut:N" cuts the connection after N bytes of
+the answer's body, "cut-request:N" after N bytes of the request's; None passes."""
+
+
+@dataclass
+class Rule:
+    """The next `times` requests whose line ("PUT /data/run/x?y") matches get the fault; others pass."""
+
+    matching: str
+    fault: Fault
+    times: int = 10**9
+    seen: int = 0
+
+    def take(self, line: str) -> Fault:
+        if self.seen >= self.times or not re.search(self.matching, line):
+            return None
+        self.seen += 1
+        return self.fault
 
 
 @dataclass
 class Faults:
-    """What to do to the next GETs of objects, in turn, and what was asked. Without a fault a request passes.
+    """What to do to requests, and what was asked. Without a fault a request passes.
 
-    faults: an int is a status to answer with; "cut:N" cuts the connection after N bytes of the body; None passes.
+    faults: of the next GETs of ranges, in turn. always: of the GETs of ranges after those. rules: of all requests.
     """
 
     upstream: tuple[str, int]
-    faults: list[int | str | None] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     always: int | None = None
+    rules: list[Rule] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     endpoint: str = ""
+
+    @classmethod
+    def before(cls, endpoint: str) -> Faults:
+        """A running proxy before the server at a URL."""
+        url = urlsplit(endpoint)
+        proxy = cls((str(url.hostname), int(url.port or 0)))
+        proxy.start()
+        return proxy
 
     def start(self) -> None:
         """Listen, in threads that end with the process."""
@@ -27,34 +58,79 @@ class Faults:
         self.endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
         threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
+    def told(self, *rules: Rule) -> Faults:
+        """From now on these rules alone, and nothing asked yet."""
+        self.faults[:], self.always, self.ranges[:], self.lines[:], self.rules[:] = [], None, [], [], rules
+        return self
+
     def _accept(self, listening: socket.socket) -> None:
         while True:
             client, _ = listening.accept()
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """One request a connection."""
+        """One request a connection. What either side closes early ends it."""
         with client:
-            head, body = _head(client)
-            found = re.search(rb"^range: bytes=(\S+)", head, re.I | re.M)
-            fault: int | str | None = None
-            if found:
-                self.ranges.append(found[1].decode())
-                fault = self.faults.pop(0) if self.faults else self.always
-            if isinstance(fault, int):
-                client.sendall(b"HTTP/1.1 %d Told So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % fault)
+            try:
+                self._pass_on(client)
+            except OSError:
                 return
-            with socket.create_connection(self.upstream) as server:
-                head = re.sub(rb"\r\nconnection:[^\r]*", b"", head, flags=re.I)
-                server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
-                answer, rest = _head(server)
-                client.sendall(answer)
-                left = int(fault.removeprefix("cut:")) if fault else None
-                while rest and left != 0:
-                    piece = rest if left is None else rest[:left]
-                    client.sendall(piece)
-                    left = None if left is None else left - len(piece)
-                    rest = server.recv(2**16)
+
+    def _fault(self, head: bytes) -> Fault:
+        line = head.partition(b" HTTP/")[0].decode()
+        self.lines.append(line)
+        fault: Fault = None
+        if found := re.search(rb"^range: bytes=(\S+)", head, re.I | re.M):
+            self.ranges.append(found[1].decode())
+            fault = self.faults.pop(0) if self.faults else self.always
+        return fault or next((told for rule in self.rules if (told := rule.take(line))), None)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        head, body = _head(client)
+        fault = self._fault(head)
+        if isinstance(fault, int) or (fault and fault[0].isdigit()):
+            _drain(client, head, body)
+            status, _, code = str(fault).partition(":")
+            said = (
+                f"<Error><Code>{code}</Code><Message>Told so</Message></Error>" if code and head[:4] != b"HEAD" else ""
+            )
+            answer = f"HTTP/1.1 {status} Told So\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n{said}"
+            client.sendall(answer.encode())
+            return
+        kind, _, count = str(fault or "").partition(":")
+        with socket.create_connection(self.upstream) as server:
+            length = _length(head) - len(body)
+            head = re.sub(rb"\r\nconnection:[^\r]*", b"", head, flags=re.I)
+            server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
+            sent = len(body)
+            while length > 0 and not (kind == "cut-request" and sent >= int(count)):
+                piece = client.recv(min(2**16, length))
+                if not piece:
+                    return
+                server.sendall(piece)
+                length, sent = length - len(piece), sent + len(piece)
+            if kind == "cut-request":
+                return
+            answer, rest = _head(server)
+            client.sendall(answer)
+            left = int(count) if kind == "cut" else None
+            while rest and left != 0:
+                piece = rest if left is None else rest[:left]
+                client.sendall(piece)
+                left = None if left is None else left - len(piece)
+                rest = server.recv(2**16)
+
+
+def _length(head: bytes) -> int:
+    found = re.search(rb"^content-length: *(\d+)", head, re.I | re.M)
+    return int(found[1]) if found else 0
+
+
+def _drain(client: socket.socket, head: bytes, body: bytes) -> None:
+    """Read the rest of a request's body, so that the client gets to read the answer."""
+    left = _length(head) - len(body)
+    while left > 0 and (piece := client.recv(min(2**16, left))):
+        left -= len(piece)
 
 
 def _head(connection: socket.socket) -> tuple[bytes, bytes]:
@@ -67,6 +143,6 @@ def _head(connection: socket.socket) -> tuple[bytes, bytes]:
         got += piece
     end = got.index(b"\r\n\r\n") + 4
     head, body = got[:end], got[end:]
-    if not body and re.search(rb"^content-length: *[1-9]", head, re.I | re.M):
+    if not body and _length(head) and not head.startswith(b"HEAD"):
         body = connection.recv(2**16)
     return head, body

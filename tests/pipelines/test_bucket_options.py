@@ -1,0 +1,179 @@
+"""Options of s3fs, gcsfs and adlfs, the environment and profiles: what becomes of each, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.buckets.credentials import Keys
+from pipelines.buckets.errors import Request
+from pipelines.buckets.filesystem import Client
+from pipelines.buckets.options import azure_settings, bucket_region, gcs_settings, s3_settings
+from tokenization.errors import UserError
+
+KEYS = {"key": "k", "secret": "s"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No credentials of this machine's user."""
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "REGION", "DEFAULT_REGION"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "keys"),
+    [
+        ({**KEYS, "token": "t"}, {}, Keys("k", "s", "t")),
+        ({"username": "k", "password": "s"}, {}, Keys("k", "s")),
+        ({"client_kwargs": {"aws_access_key_id": "k", "aws_secret_access_key": "s"}}, {}, Keys("k", "s")),
+        ({**KEYS, "anon": True}, {"skip_signature": True}, None),
+        ({**KEYS, "endpoint_url": "http://h:1/"}, {"endpoint": "http://h:1"}, Keys("k", "s")),
+        ({**KEYS, "client_kwargs": {"endpoint_url": "http://h:1"}}, {"endpoint": "http://h:1"}, Keys("k", "s")),
+        ({**KEYS, "client_kwargs": {"region_name": "us-west-2"}}, {"region": "us-west-2"}, Keys("k", "s")),
+        ({**KEYS, "requester_pays": True}, {"request_payer": True}, Keys("k", "s")),
+        (
+            {**KEYS, "endpoint_url": "http://h:1", "config_kwargs": {"s3": {"addressing_style": "virtual"}}},
+            {"endpoint": "http://bucket.h:1", "virtual_hosted_style_request": True},
+            Keys("k", "s"),
+        ),
+        (
+            {**KEYS, "s3_additional_kwargs": {"ServerSideEncryption": "AES256"}},
+            {"server_side_encryption": "AES256"},
+            Keys("k", "s"),
+        ),
+        ({**KEYS, "use_listings_cache": False, "account_name": "another store's"}, {}, Keys("k", "s")),
+    ],
+)
+def test_options_of_s3fs_mean_what_they_meant(
+    options: dict[str, Any], config: dict[str, Any], keys: Keys | None
+) -> None:
+    settings = s3_settings("bucket", options)
+    assert settings.config == {"region": "eu-west-1", **config}
+    assert settings.keys == keys
+    assert not settings.renewable or keys is None
+    Client("s3", "bucket", options)  # which obstore takes
+
+
+def test_the_environment_gives_what_options_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ek")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "es")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "et")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://h:2")
+    settings = s3_settings("bucket", {})
+    assert settings.keys == Keys("ek", "es", "et")
+    assert settings.config == {"region": "eu-west-1", "endpoint": "http://h:2"}
+    assert settings.client["allow_http"] is True
+    assert s3_settings("bucket", KEYS).keys == Keys("k", "s"), "no token of other keys"
+
+
+def test_a_profile_gives_keys_and_is_looked_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id=dk\naws_secret_access_key=ds\n[p]\naws_access_key_id=a\n")
+    (tmp_path / "config").write_text("[profile p]\nregion = us-west-1\n[profile sso]\nsso_session = x\n")
+    assert s3_settings("bucket", {}).keys == Keys("dk", "ds")
+    file.write_text(file.read_text() + "aws_secret_access_key=b\naws_session_token=c\n")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    for settings in (s3_settings("bucket", {"profile": "p"}), _by_name(monkeypatch, "p")):
+        assert settings.keys == Keys("a", "b", "c")
+        assert settings.renewable
+        assert settings.config["region"] == "us-west-1"
+    with pytest.raises(UserError, match="the AWS profile 'sso' gets its credentials by sso_session"):
+        s3_settings("bucket", {"profile": "sso"})
+    with pytest.raises(UserError, match="the AWS profile 'none' is in neither"):
+        s3_settings("bucket", {"profile": "none"})
+
+
+def _by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    monkeypatch.setenv("AWS_PROFILE", name)
+    try:
+        return s3_settings("bucket", {})
+    finally:
+        monkeypatch.delenv("AWS_PROFILE")
+
+
+def test_a_profile_may_name_a_program_that_gives_keys(tmp_path: Path) -> None:
+    said = json.dumps({"Version": 1, "AccessKeyId": "pk", "SecretAccessKey": "ps", "SessionToken": "pt"})
+    (tmp_path / "said").write_text(said)
+    config = tmp_path / "config"
+    config.write_text(f"[profile p]\ncredential_process = cat {tmp_path / 'said'}\n")
+    assert s3_settings("bucket", {"profile": "p"}).keys == Keys("pk", "ps", "pt")
+    config.write_text(f"[profile p]\ncredential_process = {sys.executable} -c 'print(1/0)'\n")
+    with pytest.raises(UserError, match="credential_process of the AWS profile gave no credentials"):
+        s3_settings("bucket", {"profile": "p"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"endpont_url": "x"},
+            "options.endpont_url: cannot be used for s3://; what can is anon, client_kwargs",
+        ),
+        ({"version_aware": True}, "version_aware: versions of objects are not read"),
+        ({"s3_additional_kwargs": {"ACL": "public-read"}}, "s3_additional_kwargs.ACL: cannot be used"),
+        ({"client_kwargs": "x"}, "storage.options.client_kwargs: this is a mapping"),
+        ({"client_kwargs": {"verify": "/none.pem"}}, "/none.pem: the certificates cannot be read"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said.replace("(", r"\(")) as caught:
+        s3_settings("bucket", {**KEYS, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_the_other_stores(tmp_path: Path) -> None:
+    (tmp_path / "account.json").write_text("{}")
+    assert gcs_settings("b", {"token": str(tmp_path / "account.json")}).config == {
+        "service_account": str(tmp_path / "account.json")
+    }
+    assert gcs_settings("b", {"token": "anon", "project": "p"}).config == {"skip_signature": True}
+    with pytest.raises(UserError, match="token: for gs:// it is the path"):
+        gcs_settings("b", {"token": "oops"})
+    assert azure_settings("c", {"account_name": "a", "sas_token": "t"}).config == {"account_name": "a", "sas_key": "t"}
+    for scheme, options in (("gs", {"anon": True}), ("az", {"account_name": "a", "account_key": "YQ=="})):
+        Client(scheme, "b", options)
+    with pytest.raises(UserError, match=r"no client of az://c can be made of them") as caught:
+        Client("az", "c", {"account_name": "a", "account_key": "not base64!"})
+    assert "base64!" not in str(caught.value)
+
+
+def test_the_region_of_a_bucket_is_asked_where_none_is_set() -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(301)
+            self.send_header("x-amz-bucket-region", f"of{self.path}".replace("/", "-"))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        assert bucket_region("mine", f"http://127.0.0.1:{server.server_address[1]}") == "of-mine"
+        server.shutdown()
+    assert bucket_region("mine", "http://127.0.0.1:9") == "us-east-1"
+
+
+def test_no_message_repeats_a_credential() -> None:
+    asked = Request("s3://b/k", "read", "http://h", ("AKIAKEY", "topsecret"))
+    raised = OSError(
+        "Error performing GET http://h/b/k in 1ms - Server returned non-2xx status code: 403 Forbidden: "
+        "<Error><Code>InvalidAccessKeyId</Code><Message>AKIAKEY is not known, topsecret</Message></Error>"
+        "\n\nDebug source:\nX"
+    )
+    assert str(asked.error(raised)) == (
+        "s3://b/k: cannot be read from the store at http://h (403 InvalidAccessKeyId: ... is not known, ...); check "
+        "the credentials and what they allow, and run again to carry on"
+    )
