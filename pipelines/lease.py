@@ -1,18 +1,24 @@
 """One driver per output folder: a lease file with a heartbeat.
 
 A second driver is refused while the first lives. A lease whose heartbeat stopped, or whose process on this host is
-gone, is taken over, so that a killed run can be started again at once.
+gone, is taken over, so that a killed run can be started again at once. A driver that was but stopped (a suspended
+process or machine, a network that was away) finds on its return that the lease is another's, and ends: its heartbeat
+replaces only the lease that it last wrote, and what it hands out to write with is fenced, so that neither it nor a task
+of its commits anything more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -24,64 +30,129 @@ from tokenization.errors import UserError
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+FENCE_SECONDS = 1.0
+"""How old an answer may be that the lease is still one's own."""
+
+_CONFIRMED: dict[str, float] = {}  # by owner: when this process last saw that it holds the lease
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Raises UserError where the lease of `store` is no longer `owner`'s. Travels to tasks."""
+
+    store: Store
+    owner: str
+
+    def __call__(self) -> None:
+        """Ask, unless the last answer is young."""
+        asked = time.monotonic()
+        if asked - _CONFIRMED.get(self.owner, -FENCE_SECONDS) < FENCE_SECONDS:
+            return
+        holder = self.store.read_json(LEASE)
+        if holder is None or holder["owner"] != self.owner:
+            raise lost(self.store, holder)
+        _CONFIRMED[self.owner] = asked
 
 
 @contextlib.contextmanager
-def lease(store: Store) -> Iterator[None]:
-    """Hold the folder for the length of the block.
+def lease(store: Store) -> Iterator[Store]:
+    """Hold the folder for the length of the block, which gets the store fenced.
 
-    Raises UserError when another living driver holds it, or when nothing can be written there.
+    Raises UserError when another living driver holds it, when nothing can be written there, or in the block, in the
+    main thread, when another driver has taken it over.
     """
-    me = {
-        "owner": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
+    held = _Held(store)
     try:
         with reaching(store.path()):
-            _acquire(store, me)
+            held.acquire()
     except FileNotFoundError as error:
         raise UserError(f"{store.path()}: no such place ({error}); create the bucket or mend storage.root") from None
-    stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, me, stop), name="lease-heartbeat", daemon=True)
+    heart = threading.Thread(target=held.beat, name="lease-heartbeat", daemon=True)
     heart.start()
     try:
-        yield
+        yield dataclasses.replace(store, fence=Fence(store, held.owner))
+    except KeyboardInterrupt:
+        if held.taken_over:
+            raise held.taken_over from None
+        raise
     finally:
-        stop.set()
+        held.ended.set()
         heart.join()
-        if (store.read_json(LEASE) or {}).get("owner") == me["owner"]:
-            store.delete(LEASE)
+        with contextlib.suppress(OSError):  # a store that is away: the lease ends by itself
+            store.replace_json(LEASE, held.written, None)
 
 
-def _acquire(store: Store, me: dict[str, Any]) -> None:
-    while True:
-        if store.create_json(LEASE, {**me, "beat": time.time()}):
-            time.sleep(0.1)  # two drivers may both have removed a dead lease: only one finds its own still here
-            if (store.read_json(LEASE) or {}).get("owner") == me["owner"]:
+class _Held:
+    """A driver's hold on a folder. written: the lease as it last wrote it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.owner = store, uuid.uuid4().hex
+        self._me = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+        }
+        self._thread = threading.current_thread()
+        self.written = self._now()
+        self.ended = threading.Event()
+        self.taken_over: UserError | None = None
+
+    def _now(self) -> dict[str, Any]:
+        return {**self._me, "beat": time.time()}
+
+    def acquire(self) -> None:
+        """Take the lease, or raise UserError that names its holder."""
+        while True:
+            self.written = self._now()
+            if self.store.create_json(LEASE, self.written):
                 return
-        holder = store.read_json(LEASE)
-        if holder is None:
-            continue
-        if not _is_dead(holder):
-            raise UserError(
-                f"{store.path()}: another driver (pid {holder['pid']} on {holder['host']}) writes here; wait for it, "
-                f"stop it, or give this run its own storage.root"
-            )
-        store.delete(LEASE)
+            holder = self.store.read_json(LEASE)
+            if holder is None:
+                continue
+            if holder["owner"] == self.owner:  # it was created, and the answer lost
+                return
+            if not _is_dead(holder):
+                raise UserError(
+                    f"{self.store.path()}: another driver (pid {holder['pid']} on {holder['host']}) writes here; wait "
+                    f"for it, stop it, or give this run its own storage.root"
+                )
+            if self.store.replace_json(LEASE, holder, self.written):
+                return
+
+    def beat(self) -> None:
+        """Renew the lease until the block ends; end the block when the lease is another's."""
+        while not self.ended.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a store that is away; whether the lease outlived that, the next tells
+                now = self._now()
+                if self.store.replace_json(LEASE, self.written, now):
+                    self.written = now
+                    continue
+                holder = self.store.read_json(LEASE)
+                if holder is not None and holder["owner"] == self.owner:  # it was replaced, and the answer lost
+                    self.written = holder
+                    continue
+                self.taken_over = lost(self.store, holder)
+                if self._thread is threading.main_thread():
+                    signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
+                return
+
+
+def lost(store: Store, holder: dict[str, Any] | None) -> UserError:
+    """What a driver says that finds another in its place."""
+    by = f"is now that of pid {holder['pid']} on {holder['host']}" if holder else "is gone: another driver has had it"
+    return UserError(
+        f"{store.path()}: this driver did not renew its lease for over {STALE_SECONDS:.0f} s, and the lease {by}; this "
+        f"one writes nothing more and ends"
+    )
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    if holder["host"] == socket.gethostname():
-        try:
-            return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) > 1.0
-        except psutil.NoSuchProcess:
-            return True
-    return bool(time.time() - holder["beat"] > STALE_SECONDS)
-
-
-def _beat(store: Store, me: dict[str, Any], stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            store.write_json(LEASE, {**me, "beat": time.time()})
+    if time.time() - holder["beat"] > STALE_SECONDS:
+        return True
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) > 1.0
+    except psutil.NoSuchProcess:
+        return True

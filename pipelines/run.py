@@ -35,9 +35,8 @@ def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest
     address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. Raises UserError
     for what the user can mend; a stage that fails for another reason raises what it raised.
     """
-    root = root_store(recipe)
-    with lease(root):
-        stages = plan_recipe(recipe)
+    with lease(root_store(recipe)) as root:
+        stages = plan(build_stages(recipe), root)
         for stage in stages:
             log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons))
         if all(stage.status == "done" for stage in stages):

@@ -1,0 +1,162 @@
+"""One driver a folder: refused, taken over, and fenced off when it comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import lease as leases
+from pipelines.lease import LEASE, STALE_SECONDS, lease
+from pipelines.storage import Store
+from tokenization.errors import UserError
+
+HOLDER = """
+import sys, time
+from pipelines import lease as leases
+from pipelines.storage import Store
+from tokenization.errors import UserError
+leases.HEARTBEAT_SECONDS = 0.05
+try:
+    with leases.lease(Store(sys.argv[1])) as store:
+        store.write_json("made", "before")
+        print("held", flush=True)
+        time.sleep(120)
+except UserError as error:
+    print(error, flush=True)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "root") if request.param == "local" else f"memory://lease-{tmp_path.name}")
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "FENCE_SECONDS", 0.0)
+
+
+def age(store: Store) -> dict[str, Any]:
+    """What a holder's lease is when it has not been renewed for long."""
+    held: dict[str, Any] = store.read_json(LEASE)
+    old = {**held, "beat": held["beat"] - STALE_SECONDS - 1}
+    assert store.replace_json(LEASE, held, old)
+    return old
+
+
+def test_a_driver_that_was_stopped_too_long_finds_its_lease_anothers_and_ends_without_a_write(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    stopped = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert stopped.stdout is not None
+        assert stopped.stdout.readline() == "held\n"
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with pytest.raises(UserError, match=rf"another driver \(pid {stopped.pid}"), lease(store):
+            pass
+        age(store)
+        with lease(store) as mine:
+            mine.write_json("made", "after")
+            os.kill(stopped.pid, signal.SIGCONT)
+            assert stopped.wait(20) == 2
+            said = stopped.stdout.read()
+            assert said.startswith(
+                f"{tmp_path}: this driver did not renew its lease for over 60 s, and the lease is now"
+            )
+            assert f"that of pid {os.getpid()} on {socket.gethostname()}; this one writes nothing more and ends" in said
+            mine.write_json("made", "in the end")
+        assert store.names() == ["made"]
+        assert store.read_json("made") == "in the end"
+    finally:
+        stopped.kill()
+        stopped.wait()
+
+
+def test_what_a_driver_hands_out_writes_nothing_once_the_lease_is_anothers(store: Store) -> None:
+    with lease(store) as fenced:
+        task = pickle.loads(pickle.dumps(fenced.at("stages")))  # as Ray sends it
+        task.write_json("one", 1)
+        held = store.read_json(LEASE)
+        store.replace_json(LEASE, held, {**held, "owner": "another", "pid": 7})
+        for change in (
+            lambda: task.write_json("two", 2),
+            lambda: task.create_json("two", 2),
+            lambda: task.delete("one"),
+            lambda: task.replace_json("one", 1, 2),
+        ):
+            with pytest.raises(UserError, match=r"the lease is now that of pid 7 .* writes nothing more and ends"):
+                change()
+        assert store.names("stages") == ["stages/one"]
+        assert store.read_json("stages/one") == 1
+        store.delete(LEASE)
+        with pytest.raises(UserError, match="the lease is gone: another driver has had it"):
+            task.write_json("two", 2)
+        store.write_json(LEASE, {**held, "owner": "another"})
+    assert store.read_json(LEASE)["owner"] == "another", "not let go by who does not hold it"
+
+
+def test_of_many_that_find_a_dead_drivers_lease_one_takes_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    dead = {"owner": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "beat": 0.0}
+    inside, most, done = [], [], threading.Event()
+
+    def drive() -> str | None:
+        try:
+            with lease(store):
+                inside.append(1)
+                most.append(len(inside))
+                done.wait(5)
+                inside.pop()
+        except UserError as error:
+            return str(error)
+        return None
+
+    store.write_json(LEASE, dead)
+    said: list[str | None] = []
+    threads = [threading.Thread(target=lambda: said.append(drive())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(said) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert sum("another driver" in (one or "") for one in said) == 7
+    assert not store.exists(LEASE)
+
+
+def test_a_heartbeat_renews_the_lease_and_outlives_a_store_that_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.02)
+    store, away = Store(str(tmp_path)), [OSError("away")] * 3
+    real = Store.replace_json
+
+    def failing(self: Store, name: str, old: Any, new: Any) -> bool:
+        if away:
+            raise away.pop()
+        return real(self, name, old, new)
+
+    monkeypatch.setattr(Store, "replace_json", failing)
+    with lease(store):
+        first = json.loads((tmp_path / LEASE).read_text())
+        deadline = time.monotonic() + 20
+        while (now := json.loads((tmp_path / LEASE).read_text())) == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert now["owner"] == first["owner"]
+        assert now["beat"] > first["beat"]
+        assert not away
+    assert os.listdir(tmp_path) == []
