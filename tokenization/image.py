@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokenization.errors import BadData
 
@@ -45,6 +45,8 @@ def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
                 # JPEG decodes at a fraction of its size for free, which a thumbnail of the centre needs no more than.
                 image.draft("RGB", (2 * size * image.width // side, 2 * size * image.height // side))
                 square = ImageOps.fit(_opaque(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC)
+    except UnidentifiedImageError as error:  # which says where in memory the file is
+        raise BadData("not an image that can be read: of no known format") from error
     except Exception as error:  # a hostile or damaged image fails in any way it likes
         raise BadData(f"not an image that can be read: {error}") from error
     return np.asarray(square)
