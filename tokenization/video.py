@@ -44,6 +44,7 @@ _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
 _WORTH_A_SEEK = 10  # seconds of decoding that a seek saves at the least
 _MISSING_TAIL = 2  # seconds that a stream may end before the length its header states
 _LONGEST_STILL = 3600  # seconds between two frames; more is a broken clock, and would be repeated for every sample
+_LONGEST = 366 * 24 * 3600  # seconds of a video; more is a broken clock, and would be cut in countless pieces
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,10 @@ def _period(stream: VideoStream) -> Fraction:
 
 def count_samples(file: BinaryIO, fps: float) -> int:
     """How many frames `decode_frames` samples from a whole video, from its timestamps alone. Raises BadData."""
-    return _Clock(Fraction(fps)).samples_before(_duration(file))
+    duration = _duration(file)
+    if duration > _LONGEST:
+        raise BadData(f"video clock of {float(duration):.0f} s")
+    return _Clock(Fraction(fps)).samples_before(duration)
 
 
 def _duration(file: BinaryIO) -> Fraction:
