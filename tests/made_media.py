@@ -90,7 +90,12 @@ def png_bomb(side: int, rows: int = 1000) -> io.BytesIO:
     packer = zlib.compressobj(9)
     row = bytes(1 + side // 8)
     pixels = b"".join(packer.compress(row) for _ in range(min(side, rows))) + packer.flush()
+    return io.BytesIO(png({b"IHDR": header, b"IDAT": pixels, b"IEND": b""}))
+
+
+def png(chunks: dict[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
     file = b"\x89PNG\r\n\x1a\n"
-    for name, body in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+    for name, body in chunks.items():
         file += len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
-    return io.BytesIO(file)
+    return file

@@ -24,6 +24,7 @@ from tokenization.records import BOM, MAX_RECORD_BYTES, decode_text
 
 HELD_BYTES = 16 << 20  # a medium up to this size is held, a larger one read where it lies
 HEADER_BYTES = 1 << 16  # of one long name or extended header
+HEADERS_BYTES = 1 << 20  # of all that stand before one member's content
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -160,12 +161,14 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     file.seek(0)
     end = 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+        headers = _Headers(file)
+        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
                 tar.members = []  # tarfile remembers every member
+                headers.taken = 0
                 if member.size < 0 or member.offset_data < end:
                     raise BadData(f"the header at byte {member.offset} does not fit what stands before it")
-                end = member.offset_data + member.size
+                end = member.offset_data + (0 if member.issparse() else member.size)  # with the holes it is longer
                 yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as error:
@@ -173,20 +176,26 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 class _Headers:
-    """The file as tarfile reads it, which is headers: none makes it read much, or seek to before the beginning."""
+    """The file as tarfile reads it, which is headers: none makes it read much, or seek to where it is not."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(0)
         self.tell = file.tell
+        self.taken = 0  # since the member before
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise BadData(f"a header of {size} bytes")
+        self.taken += size
+        if not 0 <= size <= HEADER_BYTES or self.taken > HEADERS_BYTES:
+            raise BadData(f"a header of {self.taken} bytes")
         return self._file.read(size)
 
     def seek(self, offset: int) -> int:
         if offset < 0:
             raise BadData("a header points to bytes before the beginning")
+        if offset > self._end:  # some stores cannot seek that far, which would be no damage of the tar
+            raise BadData(f"it ends at byte {self._end}, inside a member")
         return self._file.seek(offset)
 
 

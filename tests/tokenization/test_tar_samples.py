@@ -175,6 +175,11 @@ def test_what_is_no_tar_is_told_in_one_line(content: bytes) -> None:
     assert found[2].startswith("the tar is damaged from its beginning: ")
 
 
+def test_any_number_of_empty_members_is_read() -> None:
+    content = tar([link(str(number), tarfile.DIRTYPE) for number in range(3000)] + [("a.jpg", b"1")])
+    assert [one[1] for one in samples(content)] == ["a"]
+
+
 def test_an_archive_behind_the_end_mark_is_told() -> None:
     content = tar([("a.jpg", b"1")])
     found = samples(content + tar([("b.jpg", b"2")]))

