@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 from model.rank_batch import Dispatcher
 from model.step import MODALITIES, micro_batch_loss
+from pipelines.bad_shards import opener
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.pack import read_set
 from pipelines.storage import Store
@@ -63,15 +64,16 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
 
 
 def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) -> Iterator[PackedSequence]:
-    """The sequences of these ascending numbers, one shard open at a time."""
+    """The sequences of these ascending numbers, one shard open at a time; of an object store, their ranges alone."""
     opened, file = "", None
+    open_shard = opener(store)
     try:
         for number in numbers:
             shard, _, entry = shard_set.locate(int(number))
             if shard != opened:
                 if file is not None:
                     file.close()
-                opened, file = shard, store.open(shard)
+                opened, file = shard, open_shard(shard)
             assert file is not None
             yield read_sequence(file, entry)
     finally:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import fsspec
 import numpy as np
 import pytest
 import torch
 
 from model.config import llama_config
 from model.llama import build_llama
-from pipelines.evaluate.heldout import cross_entropy, entropy, score_sequences, target_counts
+from pipelines.evaluate.heldout import cross_entropy, entropy, read_sequences, score_sequences, target_counts
+from pipelines.storage import Store
 from tokenization.document import Document
 from tokenization.packing import pack
+from tokenization.shard_index import ShardSet
+from tokenization.shards import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary(50, 20, 22)
@@ -43,6 +49,29 @@ def test_scores_of_packed_documents_are_those_of_each_document_alone_within_its_
     for modality in nats:
         assert sums[f"{modality}_targets"] == targets[modality]
         assert sums[f"{modality}_nll"] == pytest.approx(nats[modality], rel=1e-5)
+
+
+def test_of_shards_in_an_object_store_only_the_chosen_sequences_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"memory://heldout-{tmp_path.name}")
+    many = [Document(f"d{n}", "s", np.full(1000, 7, np.int32), ((2, 1000),)) for n in range(20)]
+    sequences = list(pack(iter(many), 1000, VOCABULARY, "vision-text"))
+    names, stats = ("0.tar", "1.tar"), []
+    for number, name in enumerate(names):
+        with store.writing(name) as file:
+            stats.append(write_shard(file, sequences[number * 10 : number * 10 + 10], VOCABULARY))
+    shards = ShardSet(1000, VOCABULARY, "vision-text", names, tuple(stats))
+    memory, asked = type(fsspec.filesystem("memory")), []
+    whole = memory.cat_file
+    monkeypatch.setattr(
+        memory, "cat_file", lambda fs, path, start, end: asked.append(end - start) or whole(fs, path, start, end)
+    )
+    read = list(read_sequences(store, shards, [1, 4, 15]))
+    assert [one.key for one in read] == [sequences[number].key for number in (1, 4, 15)]
+    np.testing.assert_array_equal(read[2].tokens, sequences[15].tokens)
+    assert len(asked) == 3
+    assert sum(asked) < 4 * (stats[0].bytes + stats[1].bytes) / 20
 
 
 def test_targets_are_counted_by_id_only_where_they_carry_loss() -> None:
