@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from tokenization.errors import UserError
+
 HELP = "print what a stage's folder, a shard set or a checkpoint holds"
 
 
@@ -13,14 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a run's root, a stage's folder, a checkpoint or a model folder; any fsspec URL")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument("--verify", action="store_true", help="re-hash every file and compare with what was committed")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="files that --verify reads at a time (default: by cores)"
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the contents; with --verify the exit code is 1 when something is not as it was committed."""
-    from pipelines.contents import describe, verify
+    from pipelines.contents import describe
+    from pipelines.verification import THREADS, verify
 
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads {arguments.threads} is less than 1")
     contents = describe(arguments.path)
-    problems = verify(arguments.path) if arguments.verify else None
+    problems = verify(arguments.path, arguments.threads or THREADS) if arguments.verify else None
     if arguments.json:
         print(json.dumps({**contents, **({"problems": problems} if problems is not None else {})}, indent=1))
     else:

@@ -110,8 +110,12 @@ def read_sequence(fileobj: BinaryIO, entry: IndexEntry) -> PackedSequence:
 
     Raises BadData naming the key where the bytes are short, fail their CRC-32, or are not what a shard holds.
     """
+    return _sequence(_read_range(fileobj, entry, entry.json_offset + entry.json_length - entry.offset), entry)
+
+
+def _sequence(body: memoryview, entry: IndexEntry) -> PackedSequence:
+    """The sequence of a range that begins with its tensors and ends with its JSON."""
     json_start = entry.json_offset - entry.offset
-    body = _read_range(fileobj, entry, json_start + entry.json_length)
     sequence = _tensors(body[: entry.length], entry)
     try:
         description = json.loads(bytes(body[json_start:]))
@@ -173,27 +177,29 @@ def _layout(header: bytes) -> tuple[tuple[str, int, int], ...]:
 
 
 def verify_shard(fileobj: BinaryIO, stats: ShardStats) -> list[str]:
-    """Re-hash a seekable shard, walk its members against the index and recount; the problems found, none if whole."""
-    problems = []
-    if (digest := hash_file(fileobj)) != stats.sha256:
-        problems.append(f"sha256 is {digest}, the manifest says {stats.sha256}")
-    if (size := fileobj.seek(0, io.SEEK_END)) != stats.bytes:
-        problems.append(f"{size} bytes, the manifest says {stats.bytes}")
-    fileobj.seek(0)
-    try:
-        with tarfile.open(fileobj=fileobj, mode="r:") as tar:
-            found = [(member.name, member.offset_data, member.size) for member in tar]
-    except tarfile.TarError as error:
-        problems.append(f"not a whole tar: {error}")
-    else:
-        expected = list(_members(stats.index))
-        problems += [f"member {have} is {want} in the index" for have, want in zip(found, expected) if have != want]
-        if len(found) != len(expected):
-            problems.append(f"{len(found)} members, the index lists {len(expected)}")
+    """Re-hash a shard, compare its members with the index and recount; the problems found, none if whole.
+
+    The file is read once, from its beginning to its end; one sequence at a time is in memory.
+    """
+    source = _HashingSource(fileobj)
+    problems: list[str] = []
     counts = []
     for entry in stats.index:
+        start = entry.offset - BLOCK
+        if start < source.position:
+            problems.append(f"sequence {entry.key} lies before the end of another in the index")
+            continue
+        source.skip_to(start)
+        size = entry.json_offset + entry.json_length - start
+        body = source.read(size)
+        if len(body) < size:
+            problems.append(f"sequence {entry.key} is cut short: the shard ends inside it")
+            continue
+        name, json_header = member_name(entry.key), entry.json_offset - BLOCK - start
+        problems += _strange_member(body[:BLOCK], f"{name}.safetensors", entry.length)
+        problems += _strange_member(body[json_header : json_header + BLOCK], f"{name}.json", entry.json_length)
         try:
-            sequence = read_sequence(fileobj, entry)
+            sequence = _sequence(body[BLOCK:], entry)
         except BadData as error:
             problems.append(str(error))
             continue
@@ -201,10 +207,27 @@ def verify_shard(fileobj: BinaryIO, stats: ShardStats) -> list[str]:
             problems += [f"sequence {entry.key}: {problem}" for problem in unfit]
             continue
         counts.append(_count(sequence, stats.text_size))
-    for name, total in _total(counts).items():
-        if total != getattr(stats, name):
-            problems.append(f"{name} is {total}, the manifest says {getattr(stats, name)}")
+    if not problems:
+        for name, total in _total(counts).items():
+            if total != getattr(stats, name):
+                problems.append(f"{name} is {total}, the manifest says {getattr(stats, name)}")
+    source.skip_to(None)
+    if source.position != stats.bytes:
+        problems.insert(0, f"{source.position} bytes, the manifest says {stats.bytes}")
+    if (digest := source.digest.hexdigest()) != stats.sha256:
+        problems.insert(0, f"sha256 is {digest}, the manifest says {stats.sha256}")
     return problems
+
+
+def _strange_member(header: memoryview, name: str, size: int) -> list[str]:
+    """What is wrong with a member's header, if anything."""
+    try:
+        member = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        return [f"where member {name} is in the index there is none ({error})"]
+    if (member.name, member.size, member.isreg()) != (name, size, True):
+        return [f"member {member.name} of {member.size} bytes is {name} of {size} in the index"]
+    return []
 
 
 def hash_file(fileobj: BinaryIO) -> str:
@@ -214,6 +237,29 @@ def hash_file(fileobj: BinaryIO) -> str:
     while chunk := fileobj.read(_HASH_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+class _HashingSource:
+    """Reads a file from its beginning on and hashes all that it passes."""
+
+    def __init__(self, fileobj: BinaryIO) -> None:
+        fileobj.seek(0)
+        self.fileobj = fileobj
+        self.digest = hashlib.sha256()
+        self.position = 0
+
+    def read(self, size: int) -> memoryview:
+        body = _read_exactly(self.fileobj, size)
+        self.digest.update(body)
+        self.position += len(body)
+        return memoryview(body)
+
+    def skip_to(self, position: int | None) -> None:
+        """Go on to a position, or to the end."""
+        while position is None or self.position < position:
+            left = _HASH_CHUNK if position is None else min(_HASH_CHUNK, position - self.position)
+            if not self.read(left):
+                return
 
 
 class _HashingSink:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tokenization.document import Document, PackedSequence
 from tokenization.errors import BadData, UserError
 from tokenization.packing import filled, pack
+from tokenization.shard_index import BLOCK
 from tokenization.shards import ShardSet, ShardStats, member_name, read_sequence, verify_shard, write_shard
 from tokenization.vocabulary import JointVocabulary
 
@@ -212,6 +213,36 @@ def test_a_truncated_shard_is_found() -> None:
     problems = verify_shard(io.BytesIO(body[: entry.offset + 10]), stats)
     assert any("bytes, the manifest says" in problem for problem in problems)
     assert any(f"sequence {entry.key} is cut short" in problem for problem in problems)
+
+
+class OnlyForward(io.BytesIO):
+    """A file that is read once."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert (offset, whence, self.tell()) == (0, 0, 0)
+        return 0
+
+
+def test_verification_reads_a_shard_once_from_its_beginning_to_its_end() -> None:
+    body, stats = shard_of(some_sequences())
+    assert verify_shard(OnlyForward(body), stats) == []
+
+
+def test_every_damaged_member_is_named() -> None:
+    body, stats = shard_of(some_sequences())
+    damaged = bytearray(body)
+    for number, place in ((1, -BLOCK), (3, 100), (4, stats.index[4].json_offset - stats.index[4].offset - BLOCK)):
+        damaged[stats.index[number].offset + place] ^= 1
+    problems = verify_shard(io.BytesIO(damaged), stats)
+    assert len(problems) == 4
+    assert "sha256" in problems[0]
+    for number, problem in zip((1, 3, 4), problems[1:]):
+        assert stats.index[number].key in problem
+
+
+def test_bytes_after_the_last_member_are_found() -> None:
+    body, stats = shard_of(some_sequences())
+    assert len(verify_shard(io.BytesIO(body + b"more"), stats)) == 2
 
 
 def test_counts_and_index_that_do_not_match_the_shard_are_found() -> None:
