@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from pipelines.buckets.errors import StoreError
 from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent
 from pipelines.decoder.messages import receive, receive_block, send
 from pipelines.urls import open_url
@@ -139,6 +140,8 @@ def _told(error: Exception, strain: Strain) -> dict[str, Any]:
         return {"is": "bad", "reason": None, "strained": True}
     if isinstance(error, BadData):
         return {"is": "bad", "reason": str(error)[:_LONGEST_REASON], "strained": bool(strain)}
+    if isinstance(error, StoreError):
+        return {"is": "store_error", "message": str(error), "said": error.said, "kind": error.kind}
     if isinstance(error, UserError):
         return {"is": "user_error", "said": str(error)}
     if isinstance(error, OSError):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.buckets.errors import StoreError
 from pipelines.decoder import child
 from pipelines.decoder.limits import Limits
 from pipelines.decoder.messages import BrokenMessageError, receive, receive_block, send
@@ -138,6 +139,8 @@ class DecoderProcess:
                 raise StrainedError(reply["reason"])
             case "bad":
                 raise BadData(reply["reason"])
+            case "store_error":
+                raise StoreError(reply["message"], reply["said"], reply["kind"])
             case "user_error":
                 raise UserError(reply["said"])
             case "os_error":
