@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +52,9 @@ def test_only_jobs_reads_arguments_and_prints(room: str) -> None:
                 assert node.func.id != "print", f"{path.relative_to(ROOT)}:{node.lineno} prints"
             if isinstance(node, ast.Attribute) and node.attr == "argv":
                 pytest.fail(f"{path.relative_to(ROOT)}:{node.lineno} reads argv")
+
+
+@pytest.mark.parametrize("module", ["pipelines.tokenize.partition", "pipelines.decoder.child", "tokenization.loader"])
+def test_what_runs_many_times_on_a_node_holds_no_torch(module: str) -> None:
+    said = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", said], cwd=ROOT, check=False).returncode == 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.attention.hardware import AttentionShape, Hardware
-from model.attention.routes import KEPT_BACK
+from model.attention.runs import KEPT_BACK
 from model.attention.segments import Traffic, stage_of_distance
 from tokenization.compiled import compiled
 

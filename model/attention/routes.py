@@ -21,12 +21,7 @@ import torch
 from torch import Tensor
 
 from model.attention.exchange import Exchange, Transfer
-from model.attention.runs import Message, RankPlan, Run, Stage, cut_runs
-
-AHEAD = 2
-"""Stages under way while a block is computed on."""
-KEPT_BACK = 2
-"""A backward keeps one in so many of a rank's own pairs for its end, where there is one stage; fewer with more."""
+from model.attention.runs import AHEAD, KEPT_BACK, Message, RankPlan, Run, Stage, cut_runs
 
 
 class Block(NamedTuple):

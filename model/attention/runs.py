@@ -9,6 +9,11 @@ from typing import NamedTuple
 
 Range = tuple[int, int]
 
+AHEAD = 2
+"""Stages under way while a block is computed on."""
+KEPT_BACK = 2
+"""A backward keeps one in so many of a rank's own pairs for its end, where there is one stage; fewer with more."""
+
 
 class Run(NamedTuple):
     """One rectangle or triangle of attention: queries [q_start, q_end) over keys [k_start, k_end), never empty.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -22,10 +22,11 @@ from pipelines.recipe import EncoderResources, VisualTokenizer
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
 from pipelines.tokenize.pool import PoolSize, encoder_pool
-from pipelines.vqgan import load_vqgan
 from tokenization.errors import BadData
 from tokenization.video import FrameChunk
-from tokenization.vqgan.model import VQGAN
+
+if TYPE_CHECKING:
+    from tokenization.vqgan.model import VQGAN
 
 
 def vqgan_pool(recipe: VisualTokenizer, weights: Store, resources: EncoderResources) -> AbstractContextManager[Any]:
@@ -47,7 +48,9 @@ class _Encoder:
 
     def load(self) -> None:
         """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
-        import torch
+        import torch  # half a GiB that decode tasks and the pool do without
+
+        from pipelines.vqgan import load_vqgan
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,7 @@ from memory import peak_bytes
 from model.attention.plan import Route, SequencePlan
 from model.attention.planner import LAYOUTS
 from model.attention.ring import packed_ring_attention
-from model.attention.routes import AHEAD
+from model.attention.runs import AHEAD
 
 HEADS, KV_HEADS, SIZE, ITEMSIZE = 4, 2, 32, 4
 CASES: list[tuple[str, Route]] = [("zigzag", "direct"), ("zigzag", "relay"), ("shared-0.5%", "direct")]

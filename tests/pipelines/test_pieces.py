@@ -20,7 +20,8 @@ from pipelines.tokenize import tokenize_all
 from pipelines.tokenize.partition import _tokenized, cut_partitions
 from pipelines.tokenize.pieces import cut_video, encode_piece, missing
 from pipelines.tokenize.records import TokenizeJob
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -29,7 +29,8 @@ from tokenization.shards import write_shard
 from tokenization.text import load_text_tokenizer
 from tokenization.video import decode_frames
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN
 
 VQGAN_SIZES = {

@@ -1,4 +1,4 @@
-"""What a VQGAN looks like: its sizes, LWM's own, a small one for two cores, and the diffusers model they describe.
+"""What a VQGAN looks like: its sizes, LWM's own, and a small one for two cores.
 
 LWM's VQGAN (arXiv 2402.08268; the taming-transformers encoder and decoder without attention) is exactly diffusers'
 `VQModel`: GroupNorm, SiLU, a middle block without attention, down by a 3x3 convolution of stride 2 padded right and
@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from diffusers import VQModel
 
 from tokenization.errors import UserError
 
@@ -123,29 +120,4 @@ class VQGANConfig:
             embed_dim=config["vq_embed_dim"] or config["latent_channels"],
             codebook_size=config["num_vq_embeddings"],
             norm_groups=config["norm_num_groups"],
-        )
-
-
-def build_vqgan(config: VQGANConfig, seed: int | None = None) -> Any:
-    """A diffusers `VQModel` of these sizes, fp32, on the default device; under `torch.device("meta")` it costs nothing.
-
-    With a seed the weights are a pure function of it and the global generator is left as it was.
-    """
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        levels = len(config.channels)
-        return VQModel(
-            in_channels=3,
-            out_channels=3,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.channels,
-            layers_per_block=config.res_blocks,
-            latent_channels=config.latent_channels,
-            sample_size=config.resolution,
-            num_vq_embeddings=config.codebook_size,
-            norm_num_groups=config.norm_groups,
-            vq_embed_dim=config.embed_dim,
-            mid_block_add_attention=False,
         )

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN
 
 # All that numpy's own pickles name, under its module names before and after 2.0. None of these runs code from its

@@ -18,7 +18,8 @@ import torch
 from diffusers import VQModel
 
 from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 
 __all__ = ["VQGAN", "VQGANConfig", "build_vqgan", "nearest_codes", "pixels_of"]
 
@@ -148,7 +149,7 @@ class VQGAN:
             rows = slice(start, start + len(batch))
             if len(batch) < self.batch_size:
                 batch = np.concatenate([batch, np.repeat(batch[-1:], self.batch_size - len(batch), axis=0)])
-            yield rows, torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+            yield rows, torch.from_numpy(np.require(batch, requirements=("C", "W"))).to(self.device)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

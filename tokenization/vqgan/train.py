@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
 
 _LIVELY = 0.45  # standard deviation of the pixels, which span 2, of a clip in full light

@@ -8,7 +8,8 @@ import torch
 from diffusers import VQModel
 
 from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN, pixels_of
 
 SMALL = VQGANConfig(

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig, build_vqgan
+from tokenization.vqgan.architecture import build_vqgan
+from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.lwm import diffusers_name, load_lwm_vqgan, read_lwm_parameters
 from tokenization.vqgan.model import VQGAN, nearest_codes
 
