@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | loader | text | pack | drawings`: ours beside its peers, measured."""
+"""`ringworld bench plan | attention | kernels | loader | tokenize | text | pack | drawings`: ours beside peers."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--rounds", type=int, default=3, help="runs of each packer, by turns; the fastest counts")
     pack.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     pack.set_defaults(bench=_pack)
+
+    tokenize = benchmarks.add_parser("tokenize", help="from video on S3 to codes: decoding, encoding, and the stage")
+    tokenize.add_argument("--frames", type=int, default=96, help="encoded by the stage a round (default 96)")
+    tokenize.add_argument("--hour", type=int, default=3600, metavar="SECONDS", help="of the long video (default 3600)")
+    tokenize.add_argument("--rounds", type=int, default=3, help="runs of each system, by turns; the fastest counts")
+    tokenize.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    tokenize.set_defaults(bench=_tokenize)
 
     drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
     drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -186,6 +193,16 @@ def _pack(arguments: argparse.Namespace) -> int:
         raise UserError(f"--contexts {min(arguments.contexts)} is less than 1024, too short for a mix of documents")
     report = pack_report(arguments.contexts or CONTEXTS, arguments.documents, arguments.rounds, arguments.mix)
     print_pack(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _tokenize(arguments: argparse.Namespace) -> int:
+    from jobs.bench.tokenize import Settings, print_tokenize, tokenize_report
+
+    _at_least_one(arguments, "frames", "hour", "rounds")
+    report = tokenize_report(Settings(frames=arguments.frames, hour=arguments.hour, rounds=arguments.rounds))
+    print_tokenize(report)
     _write(report, arguments.json)
     return 0
 

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from pipelines.cluster import own_errors
 from pipelines.progress import Meter
 
 log = logging.getLogger("ringworld")
@@ -48,6 +49,13 @@ def encoder_pool(encoder: Any, arguments: tuple[Any, ...], size: PoolSize) -> It
         with contextlib.suppress(RayError):
             ray.get(pool.close.remote(), timeout=10)
         ray.kill(pool)
+
+
+def wait_until_ready(pool: Any) -> int:
+    """Wait until a pool has its least number of encoders, and say how many it has. Raises what their `load` raised."""
+    with own_errors():
+        count: int = ray.get(pool.ready.remote())
+    return count
 
 
 @dataclass(eq=False)

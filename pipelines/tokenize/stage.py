@@ -8,7 +8,6 @@ stage, until more than the recipe's share of them is bad.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -43,29 +42,40 @@ def tokenize_all(
     line: Bar,
 ) -> dict[str, Any]:
     """Run every partition on the cluster and return the stage's part of the manifest."""
+    if not recipe.vqgan or not vqgan or all(found.kind == "text" for found in objects):
+        return tokenize_by(None, recipe, objects, vocabulary, store, line)
+    with vqgan_pool(recipe.vqgan, vqgan, recipe.tokenize.encode) as pool:
+        return tokenize_by(pool, recipe, objects, vocabulary, store, line)
+
+
+def tokenize_by(
+    pool: Any,
+    recipe: Recipe,
+    objects: Sequence[SourceObject],
+    vocabulary: JointVocabulary,
+    store: Store,
+    line: Bar,
+) -> dict[str, Any]:
+    """The same by a pool of encoders that runs already; None where there is only text."""
     tokenizer = _keep_tokenizer(recipe, store)
     partitions = {part.name: part for part in cut_partitions(objects, recipe.tokenize.partition_bytes)}
     job = TokenizeJob(recipe, vocabulary, recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
     decode = recipe.tokenize.decode
-    with contextlib.ExitStack() as pools:
-        pool = None
-        if recipe.vqgan and vqgan and any(found.kind != "text" for found in objects):
-            pool = pools.enter_context(vqgan_pool(recipe.vqgan, vqgan, recipe.tokenize.encode))
 
-        def submit(name: str) -> ray.ObjectRef:
-            task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
-            return task.remote(partitions[name], job, pool, store)
+    def submit(name: str) -> ray.ObjectRef:
+        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
+        return task.remote(partitions[name], job, pool, store)
 
-        def submit_piece(piece: Piece) -> ray.ObjectRef:
-            task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
-            return task.remote(piece, job, pool, store)
+    def submit_piece(piece: Piece) -> ray.ObjectRef:
+        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
+        return task.remote(piece, job, pool, store)
 
-        def on_done(record: dict[str, Any]) -> None:
-            line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
-            for entry in record["quarantine"]:
-                log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+    def on_done(record: dict[str, Any]) -> None:
+        line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
+        for entry in record["quarantine"]:
+            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
 
-        records = run_partitions(submit, list(partitions), store, decode.workers, on_done, submit_piece)
+    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, submit_piece)
     for name in store.names(PIECES):
         store.delete(name)
     quarantine = [entry for record in records for entry in record["quarantine"]]

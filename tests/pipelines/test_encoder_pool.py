@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from pipelines.cluster import own_errors
-from pipelines.tokenize.pool import PoolSize, encoder_pool
+from pipelines.tokenize.pool import PoolSize, encoder_pool, wait_until_ready
 from tokenization.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -61,7 +61,7 @@ def call(pool: Any, *numbers: int) -> list[ray.ObjectRef]:
 
 def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 3, idle_seconds=1.0)) as pool:
-        assert ray.get(pool.ready.remote()) == 1
+        assert wait_until_ready(pool) == 1
         assert len(pids(tmp_path)) == 1
         answers = call(pool, *range(60))
         wait_for(lambda: len(pids(tmp_path)) == 3)
@@ -75,7 +75,7 @@ def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: 
 
 def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(2, 2)) as pool:
-        ray.get(pool.ready.remote())
+        wait_until_ready(pool)
         answers = call(pool, *range(20))
         for _ in range(3):
             ray.wait(answers, num_returns=2)

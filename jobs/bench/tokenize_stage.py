@@ -1,0 +1,183 @@
+"""The whole tokenize stage on this machine's cores, from videos on S3 to committed documents.
+
+In: a store, weights, how much video. Out: frames a second beside a bare encoder on the same cores, whose frames are in
+memory and which has nothing else to do; and what each of the stage's processes holds in memory, over short clips with
+LWM's VQGAN and over one long video with a small one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from jobs.bench.frames_alone import write_vqgan
+from jobs.bench.looped_clip import FPS, SIZE, pictures, upload_looped
+from jobs.bench.object_store import ObjectStore
+from pipelines.capacity import Capacity
+from pipelines.cluster import ray_instance
+from pipelines.progress import bar
+from pipelines.recipe import Recipe
+from pipelines.sources import list_sources
+from pipelines.stages import joint_vocabulary
+from pipelines.storage import Store
+from pipelines.tokenize.encoders import vqgan_pool
+from pipelines.tokenize.pool import wait_until_ready
+from pipelines.tokenize.stage import tokenize_by
+from pipelines.vqgan import WEIGHTS
+from tokenization.errors import UserError
+from tokenization.vqgan.config import VQGANConfig
+from tokenization.vqgan.model import VQGAN
+
+SMALL = VQGANConfig(
+    resolution=SIZE,
+    channels=(8, 8, 8, 8, 8),
+    res_blocks=1,
+    latent_channels=8,
+    embed_dim=8,
+    codebook_size=8192,
+    norm_groups=4,
+)
+"""Of the same frames and as many codes as LWM's, and next to no work."""
+
+
+def bench_cluster(store: ObjectStore) -> Any:
+    """A Ray instance of our own, whose workers find the store's credentials where a user's would."""
+    os.environ.update(store.environment, OMP_NUM_THREADS="1")
+    return ray_instance(None, Capacity(cpus=2 * _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _recipe(store: ObjectStore, urls: str, sizes: VQGANConfig, **tokenize: Any) -> Recipe:
+    stage = {"name": "none", "context": 1024, "rope_theta": 1e4, "steps": 1, "batch_tokens": 1024, "lr": 1e-3}
+    cores = _cores()
+    return Recipe.model_validate(
+        {
+            "name": "bench",
+            "storage": {"root": f"{store.url}/run", "data": store.url},
+            "sources": {"clips": {"urls": [urls], "fields": ["vision"]}},
+            "vqgan": {"config": sizes.to_dict(), "weights": "none", "precision": "bf16"},
+            "tokenize": {
+                "fps": FPS,
+                "max_frames": 10**6,
+                "decode": {"workers": cores},
+                "encode": {"workers": cores, "min_workers": cores},
+                **tokenize,
+            },
+            "train": {"stages": [{**stage, "mixture": {"clips": 1}, "objective": "vision-text"}]},
+        }
+    )
+
+
+def pipeline_figures(
+    weights: Path, sizes: VQGANConfig, store: ObjectStore, frames: int, clips: int, rounds: int
+) -> dict[str, Any]:
+    """Frames a second of the stage over `clips` videos of so many frames in all, and of the bare encoder on as many
+    cores, by turns; and the memory of the stage's processes.
+    """
+    for number in range(clips):
+        upload_looped(store, f"clips/{number}.mp4", frames // clips / FPS)
+    recipe = _recipe(store, "clips/*.mp4", sizes, chunk_frames=4)
+    rates: dict[str, list[float]] = {"ringworld": [], "bare": []}
+    memory: dict[str, Any] = {}
+    for number in range(rounds):
+        with _watched(memory):
+            made, seconds = _stage(recipe, weights, Store(f"{store.url}/stage-{number}"))
+        rates["ringworld"].append(made / seconds)
+        rates["bare"].append(_bare(weights, made))
+    best = {name: round(max(found), 3) for name, found in rates.items()}
+    return {**best, "over_bare": round(best["ringworld"] / best["bare"], 3), "memory": memory}
+
+
+def _stage(recipe: Recipe, weights: Path, output: Store) -> tuple[int, float]:
+    """Frames and seconds of the tokenize stage, from the moment that its encoders are ready to its last commit."""
+    assert recipe.vqgan is not None
+    objects, vocabulary = list_sources(recipe), joint_vocabulary(recipe)
+    with vqgan_pool(recipe.vqgan, Store(str(weights)), recipe.tokenize.encode) as pool:
+        wait_until_ready(pool)
+        started = time.perf_counter()
+        with bar("tokenize", None, "part") as line:
+            manifest = tokenize_by(pool, recipe, objects, vocabulary, output, line)
+        seconds = time.perf_counter() - started
+    return manifest["figures"]["frames"], seconds
+
+
+def _bare(weights: Path, frames: int) -> float:
+    """Frames a second of one encoder a core, each a process of one thread that has its share of the frames."""
+    cores = _cores()
+    share = pictures(frames // cores)
+    barrier = get_context("spawn").Manager().Barrier(cores)
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        spans = list(pool.map(_encode_share, *zip(*[(weights, share, barrier)] * cores)))
+    return len(share) * cores / (max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+def _encode_share(weights: Path, frames: np.ndarray, barrier: Any) -> tuple[float, float]:
+    torch.set_num_threads(1)
+    vqgan = VQGAN.load(weights / WEIGHTS, dtype=torch.bfloat16)
+    barrier.wait()
+    started = time.monotonic()
+    vqgan.encode(frames)
+    return started, time.monotonic()
+
+
+def hour_figures(folder: Path, store: ObjectStore, seconds: int) -> dict[str, Any]:
+    """Frames, seconds and memory of the stage over one video of so many seconds. folder: for the weights."""
+    upload_looped(store, "hour.mp4", seconds)
+    write_vqgan(folder, SMALL)
+    recipe = _recipe(store, "hour.mp4", SMALL)
+    memory: dict[str, Any] = {}
+    with _watched(memory):
+        frames, took = _stage(recipe, folder, Store(f"{store.url}/stage-hour"))
+    if abs(frames / FPS - seconds) > 6:
+        raise UserError(f"the long video of {seconds} s gave {frames} frames, at {FPS} a second")
+    return {"frames": frames, "seconds": round(took, 1), "memory": memory}
+
+
+@contextlib.contextmanager
+def _watched(peaks: dict[str, dict[str, float]]) -> Iterator[None]:
+    """Note the largest resident memory of Ray's workers and their children meanwhile, by what they do."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if role := _role(process):
+                        _note(peaks, role, process)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _note(peaks: dict[str, dict[str, float]], role: str, process: psutil.Process) -> None:
+    memory = process.memory_info()
+    peak = peaks.setdefault(role, {"peak_gib": 0.0, "shared_gib": 0.0})
+    if memory.rss / 2**30 > peak["peak_gib"]:
+        peaks[role] = {"peak_gib": round(memory.rss / 2**30, 3), "shared_gib": round(memory.shared / 2**30, 3)}
+
+
+def _role(process: psutil.Process) -> str | None:
+    """What a process does for the stage; None for Ray's own servers."""
+    said = " ".join(process.cmdline())
+    if said.startswith("ray::"):
+        return said.removeprefix("ray::").split("(")[0].split(".")[0].split(":")[0].strip()
+    return "decoder" if "pipelines.decoder" in said else None
