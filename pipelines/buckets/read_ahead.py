@@ -7,14 +7,13 @@ the version that was opened: an object that is replaced meanwhile is an error, n
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import obstore
-from fsspec.asyn import get_loop
 
 if TYPE_CHECKING:
     from pipelines.buckets.filesystem import BucketFileSystem
@@ -23,22 +22,31 @@ FIRST = 2**18
 LARGEST = 2**23
 _GROWTH = 4
 _HELD = 3
+_PIECE = 2**20
 _BUFFER = 2**16  # of Python's own file, for short reads and lines
 
 
 class _Block(NamedTuple):
-    start: int
-    data: memoryview
+    """Bytes of an object from `start` to `end`, in the pieces that they came in: joining them would cost a copy."""
 
-    @property
-    def end(self) -> int:
-        return self.start + len(self.data)
+    start: int
+    end: int
+    pieces: list[bytes]
+
+    def at(self, position: int) -> memoryview:
+        """From a byte of the block to the end of its piece."""
+        start = self.start
+        for piece in self.pieces:
+            if position < start + len(piece):
+                return memoryview(piece)[position - start :]
+            start += len(piece)
+        raise EOFError(f"{self.end - start} bytes fewer came than were asked for")
 
 
 class _Ahead(NamedTuple):
     start: int
     end: int
-    body: Future[Any]
+    pieces: Future[list[bytes]]
 
 
 class ReadAheadFile(io.RawIOBase):
@@ -48,9 +56,10 @@ class ReadAheadFile(io.RawIOBase):
         super().__init__()
         self._fs, self._path, self._position = fs, path, 0
         self._ahead: _Ahead | None = None
-        meta, data = fs.ask(path, "read", _first)
+        self._thread: ThreadPoolExecutor | None = None
+        meta, pieces = fs.ask(path, "read", _first)
         self.size, self._etag = int(meta["size"]), meta["e_tag"]
-        self._blocks = [_Block(0, memoryview(data))]
+        self._blocks = [_Block(0, min(FIRST, self.size), pieces)]
 
     @classmethod
     def opened(cls, fs: BucketFileSystem, path: str) -> BinaryIO:
@@ -82,8 +91,7 @@ class ReadAheadFile(io.RawIOBase):
         if self._position >= self.size:
             return 0
         view = memoryview(buffer).cast("B")
-        block = self._block_at(self._position)
-        piece = block.data[self._position - block.start :][: len(view)]
+        piece = self._block_at(self._position).at(self._position)[: len(view)]
         view[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
@@ -92,11 +100,13 @@ class ReadAheadFile(io.RawIOBase):
         """Let go of the blocks, and of the one under way."""
         if not self.closed:
             self._drop_ahead()
+            if self._thread:
+                self._thread.shutdown(wait=False)
             self._blocks = []
         super().close()
 
     def _block_at(self, position: int) -> _Block:
-        for block in self._blocks:
+        for block in reversed(self._blocks):
             if block.start <= position < block.end:
                 return block
         if self._ahead and self._ahead.start <= position < self._ahead.end:
@@ -112,40 +122,40 @@ class ReadAheadFile(io.RawIOBase):
         return block
 
     def _next_end(self, before: _Block) -> int:
-        return min(before.end + min(len(before.data) * _GROWTH, LARGEST), self.size)
+        return min(before.end + min((before.end - before.start) * _GROWTH, LARGEST), self.size)
+
+    def _pieces(self, start: int, end: int) -> Callable[[Any, str], list[bytes]]:
+        """The request for these bytes of the version that was opened."""
+        options: Any = {"range": (start, end), "if_match": self._etag}
+        return lambda store, key: list(obstore.get(store, key, options=options).stream(_PIECE))
 
     def _fetch(self, start: int, end: int) -> _Block:
-        options: Any = {"range": (start, end), "if_match": self._etag}
-        read = self._fs.ask(self._path, "read", lambda store, key: obstore.get(store, key, options=options).bytes())
-        return _Block(start, memoryview(read))
+        return _Block(start, end, self._fs.ask(self._path, "read", self._pieces(start, end)))
 
     def _start_ahead(self, start: int, end: int) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "read-ahead")  # obstore's asyncio costs more CPU
         client, key = self._fs.client(self._path)
-        options: Any = {"range": (start, end), "if_match": self._etag}
-
-        async def body() -> Any:
-            return await (await obstore.get_async(client.store, key, options=options)).bytes_async()
-
-        self._ahead = _Ahead(start, end, asyncio.run_coroutine_threadsafe(body(), get_loop()))
+        self._ahead = _Ahead(start, end, self._thread.submit(client.request, self._pieces(start, end), key))
 
     def _arrived(self, ahead: _Ahead) -> _Block:
         self._ahead = None
         with contextlib.suppress(Exception):  # asked again below, patiently, and told if that fails
-            return _Block(ahead.start, memoryview(ahead.body.result()))
+            return _Block(ahead.start, ahead.end, ahead.pieces.result())
         return self._fetch(ahead.start, ahead.end)
 
     def _drop_ahead(self) -> None:
         if self._ahead:
-            self._ahead.body.cancel()
+            self._ahead.pieces.cancel()
             self._ahead = None
 
 
-def _first(store: Any, key: str) -> tuple[Any, Any]:
+def _first(store: Any, key: str) -> tuple[Any, list[bytes]]:
     """What the object is, and its first block."""
     try:
         got = obstore.get(store, key, options={"range": (0, FIRST)})
     except obstore.exceptions.BaseError as error:
         if "416" not in str(error).partition("<")[0]:  # how S3 answers of an empty object
             raise
-        return obstore.head(store, key), b""
-    return got.meta, got.bytes()
+        return obstore.head(store, key), []
+    return got.meta, list(got.stream(_PIECE))
