@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.capacity import needed_at_once
 from pipelines.cluster import ray_instance
 from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
-from pipelines.lease import lease
+from pipelines.lease import STALE_SECONDS, lease
 from pipelines.recipe import Recipe
 from pipelines.stages import Manifest, StageRun, build_stages
 from pipelines.storage import Store
@@ -36,6 +36,7 @@ def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest
     for what the user can mend; a stage that fails for another reason raises what it raised.
     """
     with lease(root_store(recipe)) as root:
+        _sweep(root)
         stages = plan(build_stages(recipe), root)
         for stage in stages:
             log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons))
@@ -43,6 +44,16 @@ def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest
             return {stage.name: _manifest(stage) for stage in stages}
         with ray_instance(address, needed_at_once(recipe)):
             return _run_all(stages)
+
+
+def _sweep(root: Store) -> None:
+    """Remove what dead runs left, of stages that nobody asks for any more too, while the lease keeps others away.
+
+    A driver that asks for the lease just now has a young file in the root.
+    """
+    swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
+    if swept:
+        log.info("removed %d half-written files of dead runs", swept)
 
 
 def _run_all(stages: Sequence[PlannedStage]) -> dict[str, Manifest]:
@@ -58,9 +69,6 @@ def _run_all(stages: Sequence[PlannedStage]) -> dict[str, Manifest]:
 
 def _run_one(stage: PlannedStage, context: StageRun) -> None:
     started = time.monotonic()
-    swept = stage.store.sweep_temporaries()
-    if swept:
-        log.info("%s: removed %d half-written files of a dead run", stage.name, swept)
     if not stage.store.exists(STARTED):
         stage.store.write_json(STARTED, dict(stage.declaration))
     result = stage.stage.run(context)

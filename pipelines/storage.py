@@ -14,7 +14,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from io import BufferedRandom
@@ -190,18 +192,17 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
 
-    def sweep_temporaries(self) -> int:
-        """Remove what killed writers left below this folder: temporary files; on S3, unfinished uploads. How many.
+    def sweep_temporaries(self, deep: bool = True, age: float = 0.0) -> int:
+        """Remove what killed writers left in this folder: temporary files; on S3, unfinished uploads. How many.
 
-        Only while no other writer works here.
+        Only while no other writer works here. deep: and in all folders below. age: seconds that a file has been left.
         """
         if self.is_local:
-            left = [file for file in Path(self.path()).rglob(f"{TEMPORARY_PREFIX}*") if file.is_file()]
-            for file in left:
-                file.unlink(missing_ok=True)
-            return len(left)
+            folder = Path(self.path())
+            left = list((folder.rglob if deep else folder.glob)(f"{TEMPORARY_PREFIX}*"))
+            return sum(_remove_if_older(path, age) for path in left)
         fs, path = filesystem(self.path(), self.options)
-        if not isinstance(fs, S3FileSystem):
+        if not deep or not isinstance(fs, S3FileSystem):
             return 0
         client, prefix = fs.client(path)
         try:
@@ -260,6 +261,19 @@ def fetch_url_folder(url: str, options: dict[str, Any] | None = None) -> Path:
     if url.startswith("package://"):
         return Path(filesystem(url, options)[1])
     return Store(url, options or {}).fetch_folder()
+
+
+def _remove_if_older(path: Path, age: float) -> bool:
+    try:
+        if time.time() - path.stat().st_mtime < age:
+            return False
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -47,7 +47,7 @@ def _unfinished(settings: Settings, keys: Keys, bucket: str, prefix: str) -> Ite
                 upload = {part.tag.rpartition("}")[2]: part.text or "" for part in element}
                 if (key := decoded(upload["Key"])).startswith(prefix):
                     yield key, upload["UploadId"]
-        if said.get("IsTruncated") != "true":
+        if said.get("IsTruncated") != "true" or not said.get("NextKeyMarker"):
             return
         query |= {"key-marker": decoded(said["NextKeyMarker"]), "upload-id-marker": said["NextUploadIdMarker"]}
 

@@ -61,7 +61,10 @@ def test_half_written_files_of_killed_writers_are_never_listed_and_can_be_swept(
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert store.names() == []
     assert [name for name in os.listdir(tmp_path / "shards") if name.startswith(TEMPORARY_PREFIX)]
-    assert store.sweep_temporaries() == 1
+    (tmp_path / "shards" / f"{TEMPORARY_PREFIX}folder" / "part").mkdir(parents=True)
+    assert store.sweep_temporaries(deep=False) == 0
+    assert store.sweep_temporaries(age=60) == 0
+    assert store.sweep_temporaries() == 2
     assert os.listdir(tmp_path / "shards") == []
 
 
