@@ -82,18 +82,8 @@ class BytePairs:
         """Parts whose ids are kept."""
         return int(self._cache[1][0])
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids int32 [L] of a text as it stands: its spaces as " " or U+2581, any dummy prefix included.
-
-        Raises UnicodeEncodeError on a lone surrogate, and whatever `long_part` raises.
-        """
-        if SPACE in text:
-            text = text.replace(SPACE, " ")
-        content = text.encode()
-        return self.encode_utf8(content, np.array([len(content)]))[0]
-
     def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of texts that lie end to end as UTF-8, their spaces as " ".
+        """Ids of texts that lie end to end as valid UTF-8, their spaces as " ", any dummy prefix included.
 
         ends: int64 [n], where each ends in `content`. Returns the ids of all, int32 [L], and where those of each end,
         int64 [n]. Raises whatever `long_part` raises.

@@ -5,7 +5,8 @@ as a BadRecord, so that it costs itself and no other. What makes the whole objec
 joins the records of such files (captions, questions, answers) to media objects by key.
 
 Memory holds one record and a buffer, whatever the file's size: a longer line than `max_record_bytes` is read past, not
-held. Only Parquet must decode a page whole, as its writer sized it.
+held. Of Parquet a page must be decoded whole, as its writer sized it; rows that come to many times the bytes that they
+lie in, a bomb, are refused before they are decoded. A file that is mostly bad ends as one: its reason stands for them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,23 @@ from tokenization.errors import BadData, UserError
 MAX_RECORD_BYTES = 64 << 20  # a book of several million tokens is 10 to 20 MB
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 64  # decoded at a time
+BATCH_BYTES = 128 << 20  # what those come to, at most, where a dictionary lets rows be larger than what is stored
+EXPANSION = 200  # bytes that one stored byte of Parquet may come to, past a record's most; text comes to 3 or 10
+BAD_LINES = 100  # bad ones in a file of mostly bad lines before it is taken for no file of records
 BOM = b"\xef\xbb\xbf"
 _JSON_SPACE = " \t\r\n"
-_DECODE = json.JSONDecoder().raw_decode
 EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")
 
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadData(f'the key "{next(name for name in names if names.count(name) > 1)}" stands twice')
+    return record
+
+
+_DECODE = json.JSONDecoder(object_pairs_hook=_unique).raw_decode
 
 Record = tuple[int, dict[str, Any]]
 """The record's index in its file (line or row from 0, blank and bad ones counted) and its fields."""
@@ -71,37 +84,60 @@ def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
 
 
 def decode_text(content: bytes) -> str:
-    """Bytes as UTF-8. Raises BadData with the place of the first that is none."""
+    """Bytes as UTF-8. Raises BadData with the place of the first that is none, and of the first NUL: no text has one,
+    but UTF-16 is full of them.
+    """
     try:
-        return content.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadData(f"not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}") from None
+    if (place := content.find(0)) >= 0:
+        raise BadData(f"not text: a NUL byte at offset {place}")
+    return text
 
 
 def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
+    waiting: list[BadRecord] = []  # bad ones before the first good one
+    good = bad = lines = 0
     for index, line in enumerate(_lines(file, limit)):
-        where = f"line {index + 1}"
-        if line is None:
-            yield BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
+        lines += 1
+        if line is not None and not line.strip():
             continue
-        line = line.removeprefix(BOM) if index == 0 else line
-        if not line.strip():
-            continue
-        try:
-            value = _json(decode_text(line).strip(_JSON_SPACE))
-        except BadData as error:
-            yield BadRecord(index, f"{where}: {error}")
-        except (ValueError, RecursionError) as error:
-            yield BadRecord(index, f"{where}: broken JSON ({error})")
+        record = _line_record(index, line, limit)
+        if isinstance(record, BadRecord):
+            bad += 1
+            waiting.append(record)
+            if bad > max(BAD_LINES, good):
+                raise BadData(f"{bad} of its first {lines} lines are bad, the last because of {record.reason}")
         else:
-            if isinstance(value, dict):
-                yield index, value
-            else:
-                yield BadRecord(index, f"{where}: the JSON is {type(value).__name__}, not an object")
+            good += 1
+        if good:
+            yield from waiting
+            waiting.clear()
+        if not isinstance(record, BadRecord):
+            yield record
+    yield from waiting if lines else [BadRecord(0, "the file is empty")]
+
+
+def _line_record(index: int, line: bytes | None, limit: int) -> Record | BadRecord:
+    where = f"line {index + 1}"
+    if line is None:
+        return BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
+    try:
+        value = _json(decode_text(line.removeprefix(BOM) if index == 0 else line).strip(_JSON_SPACE))
+    except BadData as error:
+        return BadRecord(index, f"{where}: {error}")
+    except (ValueError, RecursionError) as error:
+        return BadRecord(index, f"{where}: broken JSON ({error})")
+    if not isinstance(value, dict):
+        return BadRecord(index, f"{where}: the JSON is {type(value).__name__}, not an object")
+    return index, value
 
 
 def _json(text: str) -> Any:
-    """`json.loads` of a text without space around it, at half the cost of a short one."""
+    """`json.loads` of a text without space around it, at less for a short one. Raises BadData where a key of an object
+    stands twice: which of the values is meant, no reader knows.
+    """
     value, end = _DECODE(text)
     if end != len(text):
         raise json.JSONDecodeError("Extra data", text, end)
@@ -132,16 +168,73 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None
+    names = parquet.schema_arrow.names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadData(f'the column "{twice[0]}" stands twice')
     first = 0
-    for group in range(parquet.num_row_groups):
-        index = first
-        first += parquet.metadata.row_group(group).num_rows
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        index, end = first, first + group.num_rows
+        first = end
         try:
-            for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], use_threads=False):
+            rows, most = _bounds(file, group, limit)
+            for batch in map(_decoded, parquet.iter_batches(rows, row_groups=[number], use_threads=False)):
+                most -= batch.nbytes
+                if most < 0:
+                    raise BadData("they come to many times the bytes that they lie in")
                 yield from _rows(batch, index, limit)
                 index += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            yield BadRecord(index, f"rows {index} to {first - 1} are unreadable ({_first_line(error)})")
+        except (pa.ArrowException, OSError, BadData) as error:
+            yield BadRecord(index, f"rows {index} to {end - 1} are unreadable ({_first_line(error)})")
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Without Arrow's dictionaries, in which a row takes four bytes whatever it comes to."""
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _bounds(file: BinaryIO, group: pq.RowGroupMetaData, limit: int) -> tuple[int, int]:
+    """How many rows of a row group are decoded at a time, and the most bytes that all may come to.
+
+    Raises BadData where what is stored comes to more, as the file itself says.
+    """
+    columns = [group.column(number) for number in range(group.num_columns)]
+    most = max(BATCH_BYTES, EXPANSION * sum(column.total_compressed_size for column in columns))
+    # A run of equal values in lists is stored as one: of those their number says what they come to.
+    size = sum(max(column.total_uncompressed_size, 4 * column.num_values) for column in columns)
+    if size > most:
+        raise BadData(f"{size} bytes are said to lie in {sum(column.total_compressed_size for column in columns)}")
+    rows = PARQUET_ROWS
+    for column in columns:
+        if column.has_dictionary_page and rows * column.total_uncompressed_size > BATCH_BYTES:
+            rows = min(rows, max(1, BATCH_BYTES // max(1, _dictionary_bytes(file, column))))
+    return rows, most
+
+
+def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
+    """Size of a column's dictionary, decompressed: no row is larger, but each may be as large.
+
+    The header of a page begins with its type and that size, two integers of Thrift's compact protocol: each a byte for
+    the field, then seven bits a byte from the lowest on, the sign in the lowest of all.
+    """
+    file.seek(column.dictionary_page_offset)
+    header = file.read(16)
+    place = 1
+    value = 0
+    for _ in range(2):
+        value = shift = 0
+        while place < len(header):
+            byte = header[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        place += 1
+    return min(value >> 1, int(column.total_uncompressed_size))
 
 
 def _rows(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record | BadRecord]:

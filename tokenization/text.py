@@ -29,6 +29,7 @@ from tokenization.errors import BadData, UserError
 
 MAX_PART_CHARS = 1 << 20  # no place to cut within this: not a text; encoding it takes about 400 bytes a character
 
+_SPACE_BYTES = SPACE.encode()
 NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of pieces and of models
 
 
@@ -233,18 +234,16 @@ class _Parts:
         self._vocabulary, self._merges = vocabulary, merges
 
     def one(self, text: str) -> np.ndarray:
-        return self._byte_pairs.encode(f" {text}" if text else "")
+        return self.batch([text])[0]
 
     def batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        joined = " ".join(["", *texts])
-        if SPACE in joined:
-            texts = [text.replace(SPACE, " ") for text in texts]
-            joined = " ".join(["", *texts])
-        sizes = map(len, texts) if joined.isascii() else (len(text.encode()) for text in texts)
-        ends = np.fromiter(sizes, np.int64, len(texts))
-        if not ends.all():  # an empty text has no prefix
-            joined = "".join(f" {text}" for text in texts if text)
-        return self._byte_pairs.encode_utf8(joined.encode(), np.cumsum(ends + (ends > 0)))
+        # Bytes, as a text with one wide character takes four a character.
+        contents = [text.encode() for text in texts]
+        if any(_SPACE_BYTES in content for content in contents):
+            contents = [content.replace(_SPACE_BYTES, b" ") for content in contents]
+        ends = np.fromiter(map(len, contents), np.int64, len(contents))
+        prefixed = b" ".join([b"", *contents]) if ends.all() else b"".join(b" " + one for one in contents if one)
+        return self._byte_pairs.encode_utf8(prefixed, np.cumsum(ends + (ends > 0)))
 
     @cached_property
     def _byte_pairs(self) -> BytePairs:

@@ -76,7 +76,7 @@ def test_a_text_file_over_the_bound_is_bad_data_before_it_is_read_whole() -> Non
 def test_json_lines_are_records_numbered_by_their_line() -> None:
     content = b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xc3\xa9"}\n{"a": [2]}'
     assert read(content, "a.jsonl") == [(0, {"a": 1}), (3, {"a": "\u00e9"}), (4, {"a": [2]})]
-    assert read(b"", "a.jsonl") == []
+    assert read(b"\n \n", "a.jsonl") == []
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,9 @@ def test_json_lines_are_records_numbered_by_their_line() -> None:
         (b"null", "line 2: the JSON is NoneType, not an object"),
         (b'{"a": "\xff"}', "line 2: not UTF-8: byte 0xff at offset 7"),
         (b'{"a": 1} {"a": 2}', "line 2: broken JSON"),
+        (b'{"a": 1, "b": 2, "a": 3}', 'line 2: the key "a" stands twice'),
+        (b'{"a": {"b" : 1, "b" : 2}}', 'line 2: the key "b" stands twice'),
+        (b'{"a": "x\0y"}', "line 2: not text: a NUL byte at offset 8"),
         (b"[" * 100_000, "line 2: broken JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "line 2: broken JSON"),
         (b'{"a": "' + b"x" * 200_000 + b'"}', "line 2: longer than 150000 bytes"),
@@ -115,6 +118,7 @@ def test_lines_are_the_same_wherever_the_reads_fall(lengths: list[int], size: in
         else BadRecord(n, f"line {n + 1}: longer than 25 bytes, the most for one record")
         for n, line in enumerate(lines)
     ]
+    expected = expected or [BadRecord(0, "the file is empty")] * (not content)
     assert list(read_records(Dribble(content), "a.jsonl", max_record_bytes=25)) == expected
 
 
