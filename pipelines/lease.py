@@ -71,14 +71,14 @@ def lease(store: Store) -> Iterator[Store]:
     heart.start()
     try:
         yield dataclasses.replace(store, fence=Fence(store, held.owner))
-    except KeyboardInterrupt:
+    except BaseException:  # SIGINT is a KeyboardInterrupt, or a SystemExit once Ray Train has seen to it
         if held.taken_over:
             raise held.taken_over from None
         raise
     finally:
         held.ended.set()
         heart.join()
-        with contextlib.suppress(OSError):  # a store that is away: the lease ends by itself
+        with contextlib.suppress(OSError, UserError):  # the store is away: the lease ends by itself
             store.replace_json(LEASE, held.written, None)
 
 
@@ -123,7 +123,9 @@ class _Held:
     def beat(self) -> None:
         """Renew the lease until the block ends; end the block when the lease is another's."""
         while not self.ended.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a store that is away; whether the lease outlived that, the next tells
+            with contextlib.suppress(
+                OSError, UserError
+            ):  # the store is away; whether the lease outlives that, it tells
                 now = self._now()
                 if self.store.replace_json(LEASE, self.written, now):
                     self.written = now
@@ -133,7 +135,7 @@ class _Held:
                     self.written = holder
                     continue
                 self.taken_over = lost(self.store, holder)
-                if self._thread is threading.main_thread():
+                if self._thread is threading.main_thread() and not self.ended.is_set():
                     signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
                 return
 
