@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,8 @@ class Client:
     """One bucket: its settings and the `obstore` client, made anew when credentials are renewed. For many threads."""
 
     def __init__(self, scheme: str, bucket: str, options: Mapping[str, Any]) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._$-]+", bucket):  # obstore's client does not survive what makes no URL
+            raise UserError(f"{scheme}://{bucket}: no bucket has this name, nor is one found by globs; mend the URL")
         self._scheme, self._bucket, self._options = scheme, bucket, options
         self._answered = False
         self.renew()

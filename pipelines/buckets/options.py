@@ -7,6 +7,7 @@ those libraries is passed over, and so is another store's: one recipe may read f
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.buckets.credentials import Keys, profile_keys, profile_settings
 from tokenization.errors import UserError
@@ -87,6 +89,7 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
         or settings.get("endpoint_url")
         or ""
     )
+    _check_url(str(endpoint))
     region = (
         client.get("region_name")
         or tuned.get("region_name")
@@ -231,6 +234,16 @@ def _branch(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise UserError(f"storage.options.{name}: this is a mapping of names to values")
     return given
+
+
+def _check_url(endpoint: str) -> None:
+    """obstore's client does not survive an endpoint that is no URL."""
+    parts = urlsplit(endpoint)
+    if endpoint and (parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", parts.netloc)):
+        raise UserError(
+            f"{endpoint.rpartition('@')[2]}: the endpoint of the object store (storage.options.endpoint_url, "
+            f"AWS_ENDPOINT_URL) is no URL; give one such as https://s3.example.com"
+        )
 
 
 def _check(scheme: str, options: Mapping[str, Any], known: set[str]) -> None:

@@ -15,6 +15,7 @@ from pipelines.buckets.credentials import Keys
 from pipelines.buckets.errors import Request
 from pipelines.buckets.filesystem import Client
 from pipelines.buckets.options import azure_settings, bucket_region, gcs_settings, s3_settings
+from pipelines.urls import list_objects
 from tokenization.errors import UserError
 
 KEYS = {"key": "k", "secret": "s"}
@@ -123,6 +124,8 @@ def test_a_profile_may_name_a_program_that_gives_keys(tmp_path: Path) -> None:
         ),
         ({"version_aware": True}, "version_aware: versions of objects are not read"),
         ({"s3_additional_kwargs": {"ACL": "public-read"}}, "s3_additional_kwargs.ACL: cannot be used"),
+        ({"endpoint_url": "host:9000"}, "^host:9000: the endpoint of the object store .* is no URL"),
+        ({"endpoint_url": "http://a b"}, "^http://a b: the endpoint of the object store .* is no URL"),
         ({"client_kwargs": "x"}, "storage.options.client_kwargs: this is a mapping"),
         ({"client_kwargs": {"verify": "/none.pem"}}, "/none.pem: the certificates cannot be read"),
     ],
@@ -131,6 +134,12 @@ def test_an_option_that_cannot_be_used_is_named(options: dict[str, Any], said: s
     with pytest.raises(UserError, match=said.replace("(", r"\(")) as caught:
         s3_settings("bucket", {**KEYS, **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", ["", "a b", "da*", "x%2Fy", "ü"])
+def test_what_can_be_no_bucket_is_named(bucket: str) -> None:
+    with pytest.raises(UserError, match="no bucket has this name, nor is one found by globs"):
+        list_objects(f"s3://{bucket}/x", KEYS)
 
 
 def test_options_of_the_other_stores(tmp_path: Path) -> None:
