@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -48,10 +49,23 @@ class Fence:
         asked = time.monotonic()
         if asked - _CONFIRMED.get(self.owner, -FENCE_SECONDS) < FENCE_SECONDS:
             return
-        holder = self.store.read_json(LEASE)
+        holder = self._holder()
         if holder is None or holder["owner"] != self.owner:
             raise lost(self.store, holder)
         _CONFIRMED[self.owner] = asked
+
+    def _holder(self) -> dict[str, Any] | None:
+        """What the lease says. A network disk may not find for a moment what a heartbeat replaces all the time."""
+        for seconds in (0.1, 0.5):
+            try:
+                holder: dict[str, Any] | None = self.store.read_json(LEASE)
+                if holder is not None:
+                    return holder
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+            time.sleep(seconds)
+        return self.store.read_json(LEASE)
 
 
 @contextlib.contextmanager

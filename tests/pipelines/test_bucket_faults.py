@@ -173,7 +173,7 @@ def test_credentials_of_a_profile_that_are_refreshed_in_time_let_it_carry_on(
         place.names()
 
 
-@pytest.mark.parametrize("fault", [507, "507:InsufficientStorage", "403:QuotaExceeded"])
+@pytest.mark.parametrize("fault", [507, "403:QuotaExceeded"])
 def test_a_full_bucket_is_one_sentence_with_nothing_half_written(
     proxy: Faults, object_store: ObjectStore, fault: int | str
 ) -> None:
