@@ -115,6 +115,11 @@ def test_a_reader_is_told_in_words(copy: Path, capsys: pytest.CaptureFixture[str
     assert f"PROBLEM shards/{shard.name}: " in capsys.readouterr().out
 
 
+def test_no_thread_at_all_is_the_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path), "--verify", "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "ringworld: --threads 0 is less than 1\n"
+
+
 def test_a_folder_of_something_else_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing of ours")
     done = ringworld("inspect", tmp_path)
