@@ -58,6 +58,19 @@ def remuxed(path: Path, container: str, target: Path) -> Path:
     return target
 
 
+def recoded(path: Path, target: Path, options: dict[str, str], codec: str = "libx264") -> Path:
+    """The same pictures, small, by an encoder with these options."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as file:
+        stream = file.add_stream(codec, rate=30, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for frame in source.decode(video=0):
+            small = frame.reformat(96, 64, "yuv420p")
+            small.pict_type = 0  # the encoder chooses anew which frames are made from which
+            file.mux(stream.encode(small))
+        file.mux(stream.encode(None))
+    return target
+
+
 def sound(clip: Path, container: str, picture: bytes | None = None) -> bytes:
     """The sound of a real clip, alone or with a cover."""
     out = io.BytesIO()

@@ -10,7 +10,8 @@ duration. So a variable frame rate, a dropped frame and a still image that stand
 A long video can be cut by time, `Samples.pieces`, and its pieces decoded anywhere, to the same frames.
 
 **Trouble.** Whatever cannot be decoded from its first to its last frame raises `BadData` with the place. Chunks
-yielded before are the caller's to discard. Errors of the file object itself (a lost connection) pass through.
+yielded before are the caller's to discard. Errors of the file object itself (a lost connection) pass through. A frame
+that is not sampled and that no other is made from is not decoded (`unseen`), and may be damaged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import errno
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,6 +36,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from tokenization import unseen
 from tokenization.errors import BadData
 
 # Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
@@ -145,17 +147,19 @@ def decode_frames(
 @dataclass(frozen=True)
 class _Clock:
     """When the samples are, in exact seconds from the first frame. first: the first to look for. end: None, or the
-    number after the last one."""
+    number after the last one. numbers: those to look for, if not all of them."""
 
     fps: Fraction
     first: int = 0
     end: int | None = None
+    numbers: np.ndarray | None = None
 
     @classmethod
     def over(cls, fps: Fraction, samples: Samples | None) -> _Clock:
         if samples is None:
             return cls(fps)
-        return cls(fps, int(samples.numbers[0]), None if samples.to_end else int(samples.numbers[-1]) + 1)
+        end = None if samples.to_end else int(samples.numbers[-1]) + 1
+        return cls(fps, int(samples.numbers[0]), end, samples.numbers)
 
     def time(self, sample: int) -> Fraction:
         return sample / self.fps
@@ -164,6 +168,14 @@ class _Clock:
         """The number of the first sample not before `moment`, or that after the last one."""
         before = max(0, math.ceil(moment * self.fps))
         return before if self.end is None else min(before, self.end)
+
+    def has_sample(self, begin: Fraction, end: Fraction) -> bool:
+        """Whether a sample that is looked for lies in [begin, end)."""
+        low, high = max(self.first, self.samples_before(begin)), self.samples_before(end)
+        if self.numbers is None or low >= high:
+            return low < high
+        place = int(np.searchsorted(self.numbers, low))
+        return place < len(self.numbers) and int(self.numbers[place]) < high
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,7 @@ def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple
     """(sample number, the frame seen at its time), in order."""
     shown: _TimedFrame | None = None
     sample = clock.first
-    for frame in _timed_frames(file, clock.time(clock.first), thread_count):
+    for frame in _timed_frames(file, clock, thread_count):
         if shown is not None:
             if frame.at - shown.at > _LONGEST_STILL:
                 raise BadData(f"video clock jumps by {float(frame.at - shown.at):.0f} s at {float(shown.at):.2f} s")
@@ -197,36 +209,44 @@ def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple
             yield last, shown
 
 
-def _timed_frames(file: BinaryIO, start: Fraction, thread_count: int) -> Iterator[_TimedFrame]:
-    """The frames of the video, or those from some keyframe at or before `start`."""
+def _timed_frames(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[_TimedFrame]:
+    """The frames of the video, or those from some keyframe at or before its first sample; some unseen are missing."""
+    start = clock.time(clock.first)
     if start >= _WORTH_A_SEEK:
         try:
-            yield from _decode(file, thread_count, start)
+            yield from _decode(file, clock, thread_count, start)
             return
         except _SeekMissedError:  # nothing has been yielded then
             pass
-    yield from _decode(file, thread_count, Fraction(0))
+    yield from _decode(file, clock, thread_count, Fraction(0))
 
 
 class _SeekMissedError(Exception):
     """The container did not bring us to a keyframe at or before the place asked for."""
 
 
-def _decode(file: BinaryIO, thread_count: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
+def _decode(file: BinaryIO, clock: _Clock, thread_count: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
     at = until = Fraction(0)
+    origin: int | None = None
+
+    def is_seen(appears: int, goes: int) -> bool:
+        if origin is None:
+            return True
+        return clock.has_sample((appears - origin) * tick - tick / 2, (goes - origin) * tick - tick / 2)
+
     with _opened(file) as (container, stream):
         stream.codec_context.thread_count = thread_count
         stream.codec_context.thread_type = "AUTO" if thread_count > 1 else "NONE"
         tick = Fraction(stream.time_base or 0)
         try:
-            frames = _whole_frames(container, stream)
+            frames = _whole_frames(container, stream, is_seen)
             first = next(frames, None)
             if first is None:
                 raise BadData("video without a single frame")
             origin = first.pts or 0
             if seek_to and tick:
                 container.seek(origin + int(seek_to / tick), stream=stream)
-                frames = _whole_frames(container, stream)
+                frames = _whole_frames(container, stream, is_seen)
                 first = next(frames, None)
                 if first is None or first.pts is None or (first.pts - origin) * tick > seek_to:
                     raise _SeekMissedError
@@ -248,8 +268,14 @@ class _DamagedError(Exception):
     """FFmpeg marked a packet or a frame as damaged."""
 
 
-def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    for packet in container.demux(stream):
+def _whole_frames(
+    container: InputContainer, stream: VideoStream, is_seen: Callable[[int, int], bool]
+) -> Iterator[VideoFrame]:
+    packets = container.demux(stream)
+    decoder = stream.codec_context
+    if decoder.name in unseen.CODECS and decoder.has_b_frames:
+        packets = unseen.pass_over_unseen(packets, decoder, is_seen)
+    for packet in packets:
         if packet.is_corrupt:
             raise _DamagedError("a packet is incomplete")
         for frame in packet.decode():

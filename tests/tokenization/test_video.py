@@ -18,7 +18,7 @@ import av
 import fsspec
 import numpy as np
 import pytest
-from made_media import encoded, remuxed, sound
+from made_media import encoded, recoded, remuxed, sound
 from PIL import Image
 
 from tokenization.errors import BadData
@@ -40,17 +40,6 @@ WORLD = installed("gradio", "media_assets/videos/world.mp4")  # 480x270, 901 fra
 def joined(chunks: Iterable[FrameChunk]) -> FrameChunk:
     parts = list(chunks)
     return FrameChunk(np.concatenate([c.frames for c in parts]), np.concatenate([c.times for c in parts]))
-
-
-def recoded(path: Path, target: Path, options: dict[str, str]) -> Path:
-    """The same pictures, small, by x264 with these options."""
-    with av.open(str(path)) as source, av.open(str(target), "w") as file:
-        stream = file.add_stream("libx264", rate=30, options=options)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for frame in source.decode(video=0):
-            file.mux(stream.encode(frame.reformat(96, 64, "yuv420p")))
-        file.mux(stream.encode(None))
-    return target
 
 
 def all_frames(file: BinaryIO | Path, **settings: Any) -> int:
