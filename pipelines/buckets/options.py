@@ -79,7 +79,8 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
         "secret": options.get("secret") or options.get("password") or named.get("secret"),
         "token": options.get("token") or named.get("token"),
     }
-    keys, renewable = _s3_keys(named, options.get("profile"))
+    anon = bool(options.get("anon")) or tuned.get("signature_version") == "unsigned"
+    keys, renewable = (None, False) if anon else _s3_keys(named, options.get("profile"))
     settings = profile_settings(options.get("profile"))
     endpoint = (
         options.get("endpoint_url")
@@ -99,9 +100,8 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
         or ("us-east-1" if endpoint else bucket_region(bucket))
     )
     config: dict[str, Any] = {"region": region, **_s3_additional(options)}
-    if options.get("anon") or tuned.get("signature_version") == "unsigned":
+    if anon:
         config["skip_signature"] = True
-        keys = None
     if options.get("requester_pays"):
         config["request_payer"] = True
     if endpoint:

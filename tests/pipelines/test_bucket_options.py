@@ -92,6 +92,7 @@ def test_a_profile_gives_keys_and_is_looked_up_again(tmp_path: Path, monkeypatch
         assert settings.config["region"] == "us-west-1"
     with pytest.raises(UserError, match="the AWS profile 'sso' gets its credentials by sso_session"):
         s3_settings("bucket", {"profile": "sso"})
+    assert s3_settings("bucket", {"profile": "sso", "anon": True}).keys is None
     with pytest.raises(UserError, match="the AWS profile 'none' is in neither"):
         s3_settings("bucket", {"profile": "none"})
 
