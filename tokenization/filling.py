@@ -27,8 +27,7 @@ LONG = 16  # a length over one part in so many of the capacity is a long one
 CLOSING = 6  # the last room of a bin is that of so many short ones of mean length: enough that their sums are dense
 NEAR = 2048  # a gap below one part in so many of the capacity is hardly any room
 UNITS = 12  # sums are told apart in 2^UNITS units at most: exact for rooms below that, else rounded up
-SUM_WORDS = 640  # words of sums worked out for a bin at most: bounds the time that it takes
-FEWEST = 8  # lengths to make sums of, whatever the room
+SUM_WORDS = 640  # words of sums worked out for a bin at most, ten rows or more: bounds the time that it takes
 PASSED = 64  # short ones passed over in a bin because they do not fit
 EXCHANGES = 3
 
@@ -81,8 +80,8 @@ def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, kee
         np.zeros(3, dtype=np.int64),
     )
     reserve = _sort_in(pool, capacity, shortest_long)
-    sums = np.empty(SUM_WORDS + (FEWEST + 1) * ((1 << UNITS) // 64), dtype=np.uint64)
-    chosen = np.empty(max(SUM_WORDS, FEWEST), dtype=np.int32)
+    sums = np.empty(SUM_WORDS, dtype=np.uint64)
+    chosen = np.empty(SUM_WORDS, dtype=np.int32)
     inside = np.empty(LONG, dtype=np.int32)
     n_bins = 0
     while pool.left[0] > 0 and (pool.left[0] > keep or pool.left[1] > keep_tokens):
@@ -207,7 +206,7 @@ def _place_sum(pool: _Pool, room: int, number: int, sums: np.ndarray, chosen: np
     unit = (room >> UNITS) + 1
     aim = room // unit
     width = (aim >> 6) + 1
-    most = max(SUM_WORDS // width, FEWEST) - 1
+    most = SUM_WORDS // width - 1
     sums[:width] = 0
     sums[0] = 1
     end = len(pool.lengths)
