@@ -13,8 +13,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from pipelines.buckets.client import PAUSE_SECONDS, pause
 from pipelines.buckets.errors import Request, StoreError
-from pipelines.buckets.filesystem import PAUSE_SECONDS, BucketFileSystem, pause
+from pipelines.buckets.filesystem import BucketFileSystem
 from pipelines.urls import filesystem
 
 ATTEMPTS = 5

@@ -35,6 +35,11 @@ _PASSING = {"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable",
 _METADATA_SERVICE = "http://169.254.169.254"
 
 
+def past_end(raised: Exception) -> bool:
+    """Whether it is S3's answer to a range that begins at or after the end of the object."""
+    return "status code: 416" in str(raised)
+
+
 class StoreError(UserError, OSError):
     """A request to an object store that failed: an OSError to whoever tries again, a UserError to whoever gives up."""
 

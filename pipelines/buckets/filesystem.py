@@ -1,111 +1,28 @@
-"""fsspec file systems over `obstore`: what s3fs, gcsfs and adlfs are to fsspec, at a quarter of the CPU a byte.
+"""fsspec file systems over `obstore`: what s3fs, gcsfs and adlfs are to fsspec, at less than half the CPU a byte.
 
 In: URLs and the options that those libraries take. Out: listings, files that read ahead, whole objects put at once.
-A name is `bucket/key`. Every request that may succeed in a moment is repeated, with pauses that double, which is said
-in the log once; what does not pass is a `StoreError` in one sentence. (`obstore.fsspec` exists: it overwrites where it
-was asked to create, calls an unanswered question "absent", and raises errors that are no OSErrors.)
+A name is `bucket/key`. (`obstore.fsspec` exists: it overwrites where it was asked to create, calls an unanswered
+question "absent", and raises errors that are no OSErrors.)
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import logging
 import os
-import random
-import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import obstore
 from fsspec.spec import AbstractFileSystem
-from obstore.store import AzureStore, GCSStore, S3Store
 
-from pipelines.buckets.errors import Kind, Request, StoreError
-from pipelines.buckets.options import Settings, azure_settings, gcs_settings, s3_settings
+from pipelines.buckets.client import Client
+from pipelines.buckets.errors import StoreError, past_end
 from pipelines.buckets.read_ahead import ReadAheadFile
-from tokenization.errors import UserError
 
-log = logging.getLogger("ringworld")
-
-PAUSE_SECONDS = 0.5
-FIRST_ATTEMPTS = 3
-"""At a store that has not answered yet, and may not be there."""
 _PART_BYTES = 16 * 2**20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9000  # S3 takes 10,000
-_LOG_EVERY_SECONDS = 60.0
 
 T = TypeVar("T")
-
-
-class Client:
-    """One bucket: its settings and the `obstore` client, made anew when credentials are renewed. For many threads."""
-
-    def __init__(self, scheme: str, bucket: str, options: Mapping[str, Any]) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._$-]+", bucket):  # obstore's client does not survive what makes no URL
-            raise UserError(f"{scheme}://{bucket}: no bucket has this name, nor is one found by globs; mend the URL")
-        self._scheme, self._bucket, self._options = scheme, bucket, options
-        self._answered = False
-        self.renew()
-
-    def renew(self) -> None:
-        """Look the settings and credentials up again."""
-        self.settings, self.store = _connect(self._scheme, self._bucket, self._options)
-
-    def asked(self, url: str, doing: str) -> Request:
-        """For the errors of a request."""
-        return Request(url, doing, self.settings.endpoint, self.settings.secrets)
-
-    @property
-    def attempts(self) -> int:
-        """Of a request: half a minute of them, if the store is known to be there."""
-        return self.settings.attempts if self._answered else min(FIRST_ATTEMPTS, self.settings.attempts)
-
-    def request(self, make: Callable[[Any, str], T], key: str) -> T:
-        """Make a request once."""
-        made = make(self.store, key)
-        self._answered = True
-        return made
-
-    def passes(self, kind: Kind) -> bool:
-        """Whether to ask again after an error of this kind."""
-        return kind == "passing" or (kind == "expired" and self.settings.renewable)
-
-    def wait(self, asked: Request, error: StoreError, attempt: int, first: float | None = None) -> None:
-        """Pause before the next attempt, which is made with credentials looked up anew where those have expired."""
-        pause(asked, error, attempt, first)
-        if error.kind == "expired":
-            self.renew()
-
-
-def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Settings, Any]:
-    look_up = {"s3": s3_settings, "gs": gcs_settings, "az": azure_settings}[scheme]
-    store_class: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
-    settings = look_up(bucket, options)
-    more: dict[str, Any] = {}
-    if keys := settings.keys:  # not as config, which would take a token from the environment with them
-        signed = {"access_key_id": keys.key, "secret_access_key": keys.secret, "token": keys.token, "expires_at": None}
-        more["credential_provider"] = lambda: signed
-    try:
-        store = store_class(
-            bucket,
-            config=settings.config,
-            client_options=settings.client,
-            retry_config={"max_retries": settings.retries},
-            **more,
-        )
-    except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
-        said = " ".join(str(error).partition("Debug source:")[0].split())
-        raise UserError(f"storage.options: no client of {scheme}://{bucket} can be made of them ({said})") from None
-    return settings, store
-
-
-_CLIENTS: dict[tuple[int, str, str, str], Client] = {}
-_MAKING = threading.Lock()
-_SAID: dict[str, float] = {}
 
 
 class BucketFileSystem(AbstractFileSystem):
@@ -119,13 +36,9 @@ class BucketFileSystem(AbstractFileSystem):
         self.options = options
 
     def client(self, path: str) -> tuple[Client, str]:
-        """The client of a path's bucket, one for all threads of the process, and the key in it."""
+        """The client of a path's bucket, and the key in it."""
         bucket, _, key = self._strip_protocol(path).partition("/")
-        wanted = (os.getpid(), self.scheme, bucket, json.dumps(self.options, sort_keys=True, default=repr))
-        with _MAKING:
-            if wanted not in _CLIENTS:
-                _CLIENTS[wanted] = Client(self.scheme, bucket, self.options)
-            return _CLIENTS[wanted], key
+        return Client.of(self.scheme, bucket, self.options), key
 
     def url(self, path: str) -> str:
         """With its scheme."""
@@ -137,20 +50,7 @@ class BucketFileSystem(AbstractFileSystem):
         Raises FileNotFoundError where there is no such object or bucket, else StoreError; AlreadyExistsError passes.
         """
         client, key = self.client(path)
-        asked = client.asked(self.url(path), doing)
-        for attempt in itertools.count(1):
-            try:
-                return client.request(request, key)
-            except obstore.exceptions.AlreadyExistsError:
-                raise
-            except (OSError, ValueError, obstore.exceptions.BaseError) as raised:
-                error = asked.error(raised)
-                if not isinstance(error, StoreError) or not client.passes(error.kind):
-                    raise error from None
-                if attempt >= client.attempts:
-                    raise asked.failed(error.said, error.kind, attempt) from None
-                client.wait(asked, error, attempt)
-        raise AssertionError("unreachable")
+        return client.ask(client.asked(self.url(path), doing), request, key)
 
     def read_into(self, path: str, start: int, view: memoryview) -> tuple[int, Exception | None]:
         """Fill `view` from byte `start` by one request: bytes got, and what cut them short (None: the object's end)."""
@@ -163,7 +63,7 @@ class BucketFileSystem(AbstractFileSystem):
                 view[got : got + len(piece)] = memoryview(piece)
                 got += len(piece)
         except (OSError, ValueError, obstore.exceptions.BaseError) as raised:
-            if "416" in str(raised).partition("<")[0]:  # it begins at or after the end
+            if past_end(raised):
                 return got, None
             return got, client.asked(self.url(path), "read").error(raised)
         return got, None
@@ -355,15 +255,6 @@ def _parents(name: str, top: str) -> Iterable[str]:
     """The folders of a name below `top`."""
     parts = name.split("/")[:-1]
     return ("/".join(parts[:length]) for length in range(top.count("/") + 2, len(parts) + 1))
-
-
-def pause(asked: Request, error: StoreError, attempt: int, first: float | None = None) -> None:
-    """Wait before the next attempt, twice as long each time, and say why in the log: once a minute and store."""
-    now = time.monotonic()
-    if now - _SAID.get(asked.endpoint, -_LOG_EVERY_SECONDS) >= _LOG_EVERY_SECONDS:
-        _SAID[asked.endpoint] = now
-        log.warning("%s: cannot be %s just now (%s); trying again for a while", asked.url, asked.doing, error.said)
-    time.sleep((PAUSE_SECONDS if first is None else first) * 2 ** (attempt - 1) * random.uniform(0.8, 1.2))
 
 
 class S3FileSystem(BucketFileSystem):

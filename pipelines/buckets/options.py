@@ -41,7 +41,6 @@ _AZURE = {
     *("account_name", "account_key", "sas_token", "credential", "anon", "tenant_id", "client_id", "client_secret"),
     *("account_host", "connection_string"),
 }
-_CLIENT = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_session_token": "token"}
 
 
 @dataclass(frozen=True)
@@ -73,39 +72,18 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     if options.get("version_aware"):
         raise UserError("storage.options.version_aware: versions of objects are not read; remove the option")
     client, tuned = _branch(options, "client_kwargs"), _branch(options, "config_kwargs")
-    named = {ours: client[theirs] for theirs, ours in _CLIENT.items() if client.get(theirs)}
-    named |= {
-        "key": options.get("key") or options.get("username") or named.get("key"),
-        "secret": options.get("secret") or options.get("password") or named.get("secret"),
-        "token": options.get("token") or named.get("token"),
-    }
     anon = bool(options.get("anon")) or tuned.get("signature_version") == "unsigned"
-    keys, renewable = (None, False) if anon else _s3_keys(named, options.get("profile"))
-    settings = profile_settings(options.get("profile"))
-    endpoint = (
-        options.get("endpoint_url")
-        or client.get("endpoint_url")
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or settings.get("endpoint_url")
-        or ""
-    )
-    _check_url(str(endpoint))
-    region = (
-        client.get("region_name")
-        or tuned.get("region_name")
-        or os.environ.get("AWS_REGION")
-        or os.environ.get("AWS_DEFAULT_REGION")
-        or settings.get("region")
-        or ("us-east-1" if endpoint else bucket_region(bucket))
-    )
+    keys, renewable = (None, False) if anon else _s3_keys(options)
+    profile = profile_settings(options.get("profile"))
+    endpoint = _endpoint(options, profile)
+    region = _region(options, profile) or ("us-east-1" if endpoint else bucket_region(bucket))
     config: dict[str, Any] = {"region": region, **_s3_additional(options)}
     if anon:
         config["skip_signature"] = True
     if options.get("requester_pays"):
         config["request_payer"] = True
     if endpoint:
-        config["endpoint"] = str(endpoint).rstrip("/")
+        config["endpoint"] = endpoint
     if tuned.get("s3", {}).get("addressing_style") == "virtual":
         config["virtual_hosted_style_request"] = True
         if endpoint:
@@ -114,9 +92,9 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     attempts = _attempts(tuned)
     return Settings(
         config=config,
-        client=_client(str(endpoint), client, tuned),
+        client=_client(endpoint, client, tuned),
         keys=keys,
-        endpoint=str(endpoint) or f"https://s3.{region}.amazonaws.com",
+        endpoint=endpoint or f"https://s3.{region}.amazonaws.com",
         renewable=renewable,
         attempts=ATTEMPTS if attempts is None else max(1, attempts),
         retries=_QUICK_RETRIES if attempts is None else attempts,
@@ -173,10 +151,13 @@ def bucket_region(bucket: str, host: str = "https://s3.amazonaws.com") -> str:
     return str(headers.get("x-amz-bucket-region") or "us-east-1")
 
 
-def _s3_keys(named: Mapping[str, Any], profile: str | None) -> tuple[Keys | None, bool]:
+def _s3_keys(options: Mapping[str, Any]) -> tuple[Keys | None, bool]:
     """The keys that are given, and whether looking again may give others."""
-    if named["key"] and named["secret"]:
-        return Keys(named["key"], named["secret"], named["token"]), False
+    client, profile = _branch(options, "client_kwargs"), options.get("profile")
+    key = options.get("key") or options.get("username") or client.get("aws_access_key_id")
+    secret = options.get("secret") or options.get("password") or client.get("aws_secret_access_key")
+    if key and secret:
+        return Keys(key, secret, options.get("token") or client.get("aws_session_token")), False
     if profile:
         return profile_keys(profile), True
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
@@ -186,6 +167,21 @@ def _s3_keys(named: Mapping[str, Any], profile: str | None) -> tuple[Keys | None
     if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return None, True
     return profile_keys(None), True
+
+
+def _endpoint(options: Mapping[str, Any], profile: Mapping[str, str]) -> str:
+    """Of a store that is not AWS's, else empty."""
+    given = options.get("endpoint_url") or _branch(options, "client_kwargs").get("endpoint_url")
+    given = given or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = str(given or profile.get("endpoint_url") or "").rstrip("/")
+    _check_url(endpoint)
+    return endpoint
+
+
+def _region(options: Mapping[str, Any], profile: Mapping[str, str]) -> str | None:
+    given = _branch(options, "client_kwargs").get("region_name") or _branch(options, "config_kwargs").get("region_name")
+    given = given or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return given or profile.get("region")
 
 
 def _s3_additional(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import obstore
 
+from pipelines.buckets.errors import past_end
+
 if TYPE_CHECKING:
     from pipelines.buckets.filesystem import BucketFileSystem
 
@@ -155,7 +157,7 @@ def _first(store: Any, key: str) -> tuple[Any, list[bytes]]:
     try:
         got = obstore.get(store, key, options={"range": (0, FIRST)})
     except obstore.exceptions.BaseError as error:
-        if "416" not in str(error).partition("<")[0]:  # how S3 answers of an empty object
+        if not past_end(error):  # of an empty object
             raise
         return obstore.head(store, key), []
     return got.meta, list(got.stream(_PIECE))

@@ -12,8 +12,9 @@ import pytest
 from faulty_proxy import Faults, Rule
 
 from jobs.bench.object_store import KEY, SECRET, ObjectStore
-from pipelines.buckets import filesystem
+from pipelines.buckets import client
 from pipelines.buckets.errors import StoreError
+from pipelines.ranged import RangedFile
 from pipelines.storage import Store
 from pipelines.urls import list_objects, object_info, open_url
 
@@ -26,8 +27,8 @@ NO_HELP = {"config_kwargs": {"retries": {"max_attempts": 0}}}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(filesystem, "_SAID", {})
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_SAID", {})
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,16 @@ def test_failing_without_end_is_one_sentence_and_never_an_answer(proxy: Faults) 
     assert place.names() == ["a", "b", "large"]
 
 
+def test_an_error_is_no_end_of_an_object_whatever_the_name(proxy: Faults, object_store: ObjectStore) -> None:
+    object_store.fs.pipe_file("data/faults/416", b"x" * 10)
+    proxy.told(Rule("GET", "503:SlowDown"))
+    with pytest.raises(StoreError, match="503"):
+        store(proxy, "", **NO_HELP).open("416")
+    file = RangedFile("s3://data/faults/416", store(proxy, "", **NO_HELP).options, attempts=1)
+    with pytest.raises(StoreError, match="503"):
+        file.read(5)
+
+
 def test_no_folder_is_left_out_of_a_listing_because_it_was_not_answered(proxy: Faults) -> None:
     options = store(proxy, "", **ONCE).options
     proxy.told(Rule("prefix=faults%2Fin", 503))
@@ -165,7 +176,7 @@ def test_credentials_of_a_profile_that_are_refreshed_in_time_let_it_carry_on(
         if len(pauses) == 3:
             file.write_text(profile.format(KEY, SECRET))
 
-    monkeypatch.setattr(filesystem.time, "sleep", refreshed)
+    monkeypatch.setattr(client.time, "sleep", refreshed)
     assert place.names() == ["a", "b", "large"]
     assert len(pauses) == 3
     proxy.told(Rule(".", "403:ExpiredToken"))

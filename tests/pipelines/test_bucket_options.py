@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.buckets.client import Client
 from pipelines.buckets.credentials import Keys
 from pipelines.buckets.errors import Request
-from pipelines.buckets.filesystem import Client
 from pipelines.buckets.options import azure_settings, bucket_region, gcs_settings, s3_settings
 from pipelines.urls import list_objects
 from tokenization.errors import UserError
