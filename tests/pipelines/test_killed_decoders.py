@@ -1,0 +1,55 @@
+"""Decoders that are killed while a stage runs leave no trace in what it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from miniature import recipe
+
+from pipelines.recipe import Recipe
+from pipelines.run import _run_all, plan_recipe
+from pipelines.storage import Store
+
+_KILLS = 12
+
+
+def kill_decoders(killed: set[int], stop: threading.Event) -> None:
+    """Kill decoders of this process's Ray as they come, whatever they are at: starting, decoding, waiting."""
+    while not stop.is_set() and len(killed) < _KILLS:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "pipelines.decoder.child" in process.cmdline() and process.pid not in killed:
+                    time.sleep(0.15 * (len(killed) % 4))
+                    process.kill()
+                    killed.add(process.pid)
+        time.sleep(0.01)
+
+
+def tokenized(root: Path) -> Store:
+    (folder,) = (root / "stages/tokenize").iterdir()
+    return Store(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_stage_whose_decoders_are_killed_makes_the_same_bytes(
+    undisturbed: Path, sources: Path, tmp_path: Path
+) -> None:
+    killed: set[int] = set()
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_decoders, args=(killed, stop))
+    killer.start()
+    try:
+        _run_all(plan_recipe(Recipe.model_validate(recipe(sources, tmp_path / "run")))[:3])
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) >= 4
+    ours, theirs = tokenized(tmp_path / "run"), tokenized(undisturbed)
+    assert ours.hashes("documents") == theirs.hashes("documents")
+    assert ours.hashes("partitions") == theirs.hashes("partitions")
