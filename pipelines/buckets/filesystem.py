@@ -18,7 +18,7 @@ from pipelines.buckets.client import Client
 from pipelines.buckets.errors import StoreError, past_end
 from pipelines.buckets.read_ahead import ReadAheadFile
 
-_PART_BYTES = 16 * 2**20
+_PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9000  # S3 takes 10,000
 

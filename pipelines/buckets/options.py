@@ -24,7 +24,7 @@ from tokenization.errors import UserError
 ATTEMPTS = 7
 _QUICK_RETRIES = 4
 """Repeats within a second or two by the client itself, which cost neither a log line nor a whole upload."""
-_READ_TIMEOUT = 60.0
+_READ_TIMEOUT = 120.0  # also of a part that is being sent: four at once pass at half a megabyte a second
 _CONNECT_TIMEOUT = 10.0
 
 _TUNING = {
