@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | loader | tokenize | text | pack | drawings`: ours beside peers."""
+"""`ringworld bench plan | attention | kernels | loader | store | tokenize | text | pack | drawings`, beside peers."""
 
 from __future__ import annotations
 
@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loader.add_argument("--rounds", type=int, default=5, help="passes of each system, by turns; the fastest counts")
     loader.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     loader.set_defaults(bench=_loader)
+
+    store = benchmarks.add_parser("store", help="reading and writing an object on S3, beside s3fs")
+    store.add_argument("--megabytes", type=int, default=200, help="of the object (default 200)")
+    store.add_argument("--rounds", type=int, default=5, help="runs of each system, by turns; the best counts")
+    store.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    store.set_defaults(bench=_store)
 
     text = benchmarks.add_parser("text", help="from text on S3 to token documents, beside other tokenizers")
     text.add_argument("--corpora", nargs="+", default=["plays", "lines", "code"], metavar="NAME", help="default: all")
@@ -171,6 +177,16 @@ def _loader(arguments: argparse.Namespace) -> int:
     settings = Settings(arguments.context, arguments.sequences, batch=arguments.batch, rounds=arguments.rounds)
     report = loader_report(settings)
     print_loader(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _store(arguments: argparse.Namespace) -> int:
+    from jobs.bench.store import print_store, store_report
+
+    _at_least_one(arguments, "megabytes", "rounds")
+    report = store_report(arguments.megabytes, arguments.rounds)
+    print_store(report)
     _write(report, arguments.json)
     return 0
 
