@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from tokenization.video import Samples, count_samples
 
 _REREADS = 8  # of a whole file; more is a reader that goes in circles
 _LONGEST_REASON = 1000
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another every time, where a reason must be the same
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "http", "urllib3"}  # what these raise is the store's
 _HOSTILE = (ValueError, ArithmeticError, LookupError, RuntimeError, EOFError)  # what broken data makes a reader raise
 
@@ -139,7 +141,7 @@ def _told(error: Exception, strain: Strain) -> dict[str, Any]:
     if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
         return {"is": "bad", "reason": None, "strained": True}
     if isinstance(error, BadData):
-        return {"is": "bad", "reason": str(error)[:_LONGEST_REASON], "strained": bool(strain)}
+        return {"is": "bad", "reason": _reason(error), "strained": bool(strain)}
     if isinstance(error, StoreError):
         return {"is": "store_error", "message": str(error), "said": error.said, "kind": error.kind}
     if isinstance(error, UserError):
@@ -151,9 +153,13 @@ def _told(error: Exception, strain: Strain) -> dict[str, Any]:
     if type(error).__module__.partition(".")[0] in _CLIENTS:
         return {"is": "os_error", "kind": "OSError", "args": [str(error) or type(error).__name__]}
     if isinstance(error, _HOSTILE):
-        reason = f"it makes its decoder fail: {type(error).__name__}: {error}"
-        return {"is": "bad", "reason": reason[:_LONGEST_REASON], "strained": bool(strain)}
+        reason = f"it makes its decoder fail: {type(error).__name__}: {_reason(error)}"
+        return {"is": "bad", "reason": reason, "strained": bool(strain)}
     return {"is": "failure", "said": "".join(traceback.format_exception(error))[-100_000:]}
+
+
+def _reason(error: Exception) -> str:
+    return _ADDRESS.sub("", str(error))[:_LONGEST_REASON]
 
 
 if __name__ == "__main__":

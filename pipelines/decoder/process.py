@@ -129,25 +129,14 @@ class DecoderProcess:
     def _receive(self) -> dict[str, Any]:
         try:
             reply = receive(self._from)
-        except BrokenMessageError:
+            error = None if reply is None else _error(reply)
+        except (BrokenMessageError, KeyError, TypeError):
             reply = None
         if reply is None:
             raise self._death() from None
-        self.idle = reply.get("is") != "frames"
-        match reply.get("is"):
-            case "bad" if reply["strained"]:
-                raise StrainedError(reply["reason"])
-            case "bad":
-                raise BadData(reply["reason"])
-            case "store_error":
-                raise StoreError(reply["message"], reply["said"], reply["kind"])
-            case "user_error":
-                raise UserError(reply["said"])
-            case "os_error":
-                kind = getattr(builtins, str(reply["kind"]), OSError)
-                raise (kind if issubclass(kind, OSError) else OSError)(*reply["args"])
-            case "failure":
-                raise RuntimeError(f"in the decoder process: {reply['said']}")
+        self.idle = reply["is"] != "frames"
+        if error is not None:
+            raise error
         return reply
 
     def _fill(self, array: np.ndarray) -> None:
@@ -164,3 +153,22 @@ class DecoderProcess:
             code = None
         self.close()
         return DecoderDiedError(code)
+
+
+def _error(reply: dict[str, Any]) -> Exception | None:
+    """What a reply that is no answer stands for. Raises KeyError or TypeError on one that child.py does not send."""
+    match reply["is"]:
+        case "bad" if reply["strained"]:
+            return StrainedError(reply["reason"])
+        case "bad":
+            return BadData(reply["reason"])
+        case "store_error":
+            return StoreError(reply["message"], reply["said"], reply["kind"])
+        case "user_error":
+            return UserError(reply["said"])
+        case "os_error":
+            kind = getattr(builtins, reply["kind"])
+            return kind(*reply["args"]) if issubclass(kind, OSError) else None
+        case "failure":
+            return RuntimeError(f"in the decoder process: {reply['said']}")
+    return None

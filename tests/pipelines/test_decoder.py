@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from miniature import environment, recipe, sample
 from pipelines.buckets.errors import StoreError
 from pipelines.code_hash import code_hashes
 from pipelines.dag import Stage
-from pipelines.decoder import client
+from pipelines.decoder import client, process
 from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.recipe import Recipe, Tokenize
@@ -177,6 +179,34 @@ def test_a_process_that_is_killed_each_time_says_nothing_of_the_data(monkeypatch
     assert_same(decoded(CLIP), here(CLIP))
 
 
+NONSENSE = """
+import os
+from pipelines.decoder.messages import receive, send
+receive(0)
+send(1, {{"is": "ready"}})
+receive(0)
+os.write(1, {said!r})
+"""
+SAYINGS = [
+    b'{"is": "bad"}',
+    b'{"is": "frames", "count": 1000000000}',
+    b'{"is": "os_error", "kind": 1, "args": {}}',
+    b"[]",
+    b"x",
+]
+
+
+@pytest.mark.parametrize("said", [*(struct.pack("<I", len(one)) + one for one in SAYINGS), b"\xff" * 9, b"\0", b""])
+def test_a_process_that_talks_nonsense_is_a_crash(said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nonsense_decoder.py").write_text(NONSENSE.format(said=said))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(process, "child", SimpleNamespace(__name__="nonsense_decoder"))
+    close_idle()
+    with pytest.raises(BadData, match="makes the decoder crash"):
+        decoded(CLIP)
+    assert not decoders()
+
+
 @pytest.mark.parametrize("busy", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_ends_with_its_parent_whatever_it_is_doing(busy: bool) -> None:
     script = (
@@ -226,10 +256,10 @@ def test_it_writes_no_file_leaves_no_core_and_tells_no_secret_to_the_process_lis
     with pytest.raises(UserError):
         decoded(Content("none://x", {"key": "k", "secret": "hush-hush"}))
     (pid,) = decoders()
-    process = psutil.Process(pid)
-    assert process.rlimit(psutil.RLIMIT_FSIZE) == process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
-    assert process.rlimit(psutil.RLIMIT_DATA) == (DEFAULT_LIMITS.memory,) * 2
-    assert "hush" not in " ".join([*process.cmdline(), *process.environ().values()])
+    one = psutil.Process(pid)
+    assert one.rlimit(psutil.RLIMIT_FSIZE) == one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert one.rlimit(psutil.RLIMIT_DATA) == (DEFAULT_LIMITS.memory,) * 2
+    assert "hush" not in " ".join([*one.cmdline(), *one.environ().values()])
 
 
 def test_a_recipe_sets_the_limits_and_what_decides_what_is_bad_is_part_of_the_stage() -> None:
