@@ -25,8 +25,9 @@ from pipelines.buckets.errors import StoreError
 from pipelines.code_hash import code_hashes
 from pipelines.dag import Stage
 from pipelines.decoder import client, process
+from pipelines.decoder.child import _told
 from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
-from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits, Strain
 from pipelines.recipe import Recipe, Tokenize
 from pipelines.stages import build_stages
 from tokenization.errors import BadData, UserError
@@ -123,6 +124,15 @@ class _Forbidding(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         pass
+
+
+@pytest.mark.parametrize("error", [BadData, ValueError, OverflowError])
+def test_a_reason_is_the_same_every_time(error: type[Exception]) -> None:
+    held = [object(), object()]
+    one, other = (_told(error(f"no picture: {thing}"), Strain(DEFAULT_LIMITS)) for thing in held)
+    assert one == other
+    assert one["is"] == "bad"
+    assert one["reason"].endswith("no picture: <object object>")
 
 
 def test_frames_that_nobody_takes_end_their_process_and_two_can_be_taken_at_once() -> None:
