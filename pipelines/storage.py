@@ -42,7 +42,7 @@ class Store:
     """
 
     url: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold credentials
     fence: Callable[[], None] | None = None
 
     @property

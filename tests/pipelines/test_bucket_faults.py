@@ -125,6 +125,23 @@ def test_failing_without_end_is_one_sentence_and_never_an_answer(proxy: Faults) 
     assert place.names() == ["a", "b", "large"]
 
 
+def test_a_store_without_conditional_puts_is_asked_first(proxy: Faults) -> None:
+    place = store(proxy, "unconditional", **NO_HELP)
+
+    def refusing_one() -> None:
+        proxy.told(Rule("PUT", "501:NotImplemented", 1))
+
+    refusing_one()
+    assert place.create_json("lock", 1)
+    refusing_one()
+    assert not place.create_json("lock", 2)
+    refusing_one()
+    assert place.replace_json("lock", 1, 3)
+    assert [rule.seen for rule in proxy.rules] == [1]
+    assert not place.replace_json("lock", 1, 4)
+    assert place.read_json("lock") == 3
+
+
 def test_an_error_is_no_end_of_an_object_whatever_the_name(proxy: Faults, object_store: ObjectStore) -> None:
     object_store.fs.pipe_file("data/faults/416", b"x" * 10)
     proxy.told(Rule("GET", "503:SlowDown"))

@@ -45,6 +45,12 @@ def test_names_and_folders_are_relative_and_sorted(store: Store) -> None:
         assert file.read() == b"x/1/a"
 
 
+def test_a_store_shows_no_option_of_its_own() -> None:
+    store = Store("s3://bucket", {"secret": "hush"}).at("folder")
+    assert "s3://bucket/folder" in repr(store)
+    assert "hush" not in repr(store)
+
+
 def test_creating_is_refused_when_the_name_is_taken(store: Store) -> None:
     assert store.create_json("lock", 1)
     assert not store.create_json("lock", 2)
