@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from pipelines.buckets.errors import StoreError
-from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent
+from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent, outside
 from pipelines.decoder.messages import receive, receive_block, send
 from pipelines.urls import open_url
 from tokenization.errors import BadData, UserError
@@ -112,7 +112,9 @@ def _opened(request: _Request) -> Iterator[BinaryIO]:
     if request.held is not None:
         yield io.BytesIO(request.held)
         return
-    with open_url(request.fields["url"], request.fields["options"]) as file:
+    with outside():
+        file = open_url(request.fields["url"], request.fields["options"])
+    with file:
         window = request.fields["window"]
         yield file if window is None else io.BufferedReader(Window(file, *window), 1 << 16)
 
@@ -129,7 +131,8 @@ class _Watched:
             file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        content = self._file.read(size)
+        with outside():
+            content = self._file.read(size)
         self._left -= len(content)
         if content and self._left > 0:
             self._stopwatch.progress()

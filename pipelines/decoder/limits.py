@@ -13,6 +13,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +43,12 @@ def end_with_parent(parent: int) -> None:
 
 
 def confine(limits: Limits) -> None:
-    """Put this process under the limits, for good: memory, open files, no file written, no core dump."""
+    """Put this process under the limits: memory, open files, no core dump, and no file written except in `outside`."""
     # Not the address space: that counts libraries and what is only reserved, and so varies with versions.
     _lower(resource.RLIMIT_DATA, limits.memory)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    _lower(resource.RLIMIT_FSIZE, 0)  # pipes are no files
     _lower(resource.RLIMIT_CORE, 0)
+    _write_files(False)
     sys.dont_write_bytecode = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever types ^C means the parent, which ends this process
 
@@ -55,6 +57,21 @@ def _lower(kind: int, most: int) -> None:
     hard = resource.getrlimit(kind)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """While this process reaches for a file, and not for what is in it: programs that fetch credentials write files."""
+    _write_files(True)
+    try:
+        yield
+    finally:
+        _write_files(False)
+
+
+def _write_files(may: bool) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if may else 0, hard))  # pipes are no files
 
 
 class Stopwatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import signal
 import struct
@@ -104,12 +106,8 @@ def test_trouble_is_raised_as_itself_and_costs_no_process(tmp_path: Path) -> Non
         counted_samples(Content(str(tmp_path)), 4.0)
     with pytest.raises(UserError, match="the scheme 'none' cannot be used"):
         decoded(Content("none://x"))
-    with HTTPServer(("127.0.0.1", 0), _Forbidding) as store:
-        threading.Thread(target=store.serve_forever, daemon=True).start()
-        options = {"endpoint_url": f"http://127.0.0.1:{store.server_port}", "key": "k", "secret": "hush"}
-        with pytest.raises(StoreError, match="check the credentials") as denied:
-            decoded(Content("s3://bucket/film.mp4", options))
-        store.shutdown()
+    with forbidding() as store, pytest.raises(StoreError, match="check the credentials") as denied:
+        decoded(Content("s3://bucket/film.mp4", {"endpoint_url": store, "key": "k", "secret": "hush"}))
     assert (denied.value.kind, denied.value.said) == ("denied", "403")
     assert_same(decoded(PICTURE, "image"), here(PICTURE, "image"))
     assert decoders() == [pid]
@@ -124,6 +122,34 @@ class _Forbidding(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         pass
+
+
+@contextlib.contextmanager
+def forbidding() -> Iterator[str]:
+    """The address of a store that answers 403 to everything."""
+    with HTTPServer(("127.0.0.1", 0), _Forbidding) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
+
+
+def test_a_program_that_fetches_credentials_may_write_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = json.dumps({"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "s"})
+    program = f"import pathlib; pathlib.Path({str(tmp_path / 'cache')!r}).write_text('token'); print({keys!r})"
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {tmp_path}/program.py\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    close_idle()
+    with forbidding() as store, pytest.raises(StoreError) as denied:
+        decoded(Content("s3://bucket/film.mp4", {"endpoint_url": store}))
+    assert denied.value.kind == "denied"
+    assert (tmp_path / "cache").read_text() == "token"
+    close_idle()
 
 
 @pytest.mark.parametrize("error", [BadData, ValueError, OverflowError])
@@ -267,7 +293,8 @@ def test_it_writes_no_file_leaves_no_core_and_tells_no_secret_to_the_process_lis
         decoded(Content("none://x", {"key": "k", "secret": "hush-hush"}))
     (pid,) = decoders()
     one = psutil.Process(pid)
-    assert one.rlimit(psutil.RLIMIT_FSIZE) == one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert one.rlimit(psutil.RLIMIT_FSIZE)[0] == 0
+    assert one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
     assert one.rlimit(psutil.RLIMIT_DATA) == (DEFAULT_LIMITS.memory,) * 2
     assert "hush" not in " ".join([*one.cmdline(), *one.environ().values()])
 
