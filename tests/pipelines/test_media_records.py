@@ -24,6 +24,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, read_objects, write_objects
 from pipelines.storage import Store
 from pipelines.urls import public_url
+from tokenization import tar_samples
 from tokenization.errors import BadData, UserError
 
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
@@ -124,6 +125,25 @@ def test_the_frames_of_a_tar_are_those_of_many_of_its_media(tmp_path: Path) -> N
     write_tar(tmp_path / "a.tar", {"bad.jpg": b"?"})
     with pytest.raises(BadData, match="no video or image in it can be decoded"):
         count(3)
+
+
+def test_a_large_member_is_read_where_it_lies_to_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", {"0.jpg": IMAGES[0].read_bytes(), "1.mp4": VIDEO.read_bytes()})
+    (found,) = listing(tmp_path, urls=["*.tar"])
+
+    def frames() -> list[np.ndarray]:
+        return [chunk.frames for chunk in object_frames(found, {}, fps=4, size=16, chunk=64)]
+
+    held = frames()
+    monkeypatch.setattr(tar_samples, "HELD_BYTES", 1000)
+    (first, second) = media_of(found, {})
+    assert isinstance(first, Medium)
+    assert isinstance(second, Medium)
+    assert first.content.held is second.content.held is None
+    for ours, theirs in zip(frames(), held, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 ROWS: list[dict[str, Any]] = [
