@@ -189,8 +189,9 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
     local = CACHE / version / Path(path).name
     if not local.exists():
         local.parent.mkdir(parents=True, exist_ok=True)
-        for left in local.parent.glob("*.part"):
-            if not psutil.pid_exists(int(left.suffixes[-2][1:])):  # of a process that was killed
+        for left in local.parent.iterdir():
+            writer = re.fullmatch(r"\.(\d+)\.part", left.name.removeprefix(local.name))
+            if writer and not psutil.pid_exists(int(writer[1])):  # of a process that was killed
                 left.unlink(missing_ok=True)
         part = local.with_name(f"{local.name}.{os.getpid()}.part")
         fs.get_file(path, str(part))
