@@ -72,6 +72,7 @@ def _run_one(stage: PlannedStage, context: StageRun) -> None:
     if not stage.store.exists(STARTED):
         stage.store.write_json(STARTED, dict(stage.declaration))
     result = stage.stage.run(context)
+    stage.store.sweep_temporaries()  # of workers that were killed meanwhile
     seconds = time.monotonic() - started
     manifest: dict[str, Any] = {
         **stage.declaration,

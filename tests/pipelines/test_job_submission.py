@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from miniature import ROOT, environment, text_recipe, write_recipe
+from miniature import ROOT, text_recipe, write_recipe
+from ray_nodes import BIN, RayNodes
 
 from jobs.bench.object_store import free_ports
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 
-
-@dataclass
-class Cluster:
+@dataclass(kw_only=True)
+class Cluster(RayNodes):
     """A head without, and a node with, the resource `decode`; their own ports and folders."""
 
     dashboard: str
     metrics: tuple[str, ...]
-    token: str = field(default_factory=lambda: uuid.uuid4().hex * 2)
-    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-
-    def environment(self) -> dict[str, str]:
-        return environment(
-            PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.token
-        )
-
-    def start(self, *arguments: str) -> None:
-        # Ray keeps sockets there, whose paths must be short: pytest's own folders are too deep.
-        self.folders.append(tempfile.mkdtemp(prefix="rw-", dir="/tmp"))
-        command = ["ray", "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folders[-1]}", *arguments]
-        command[0] = str(BIN / "ray")
-        log = open(f"{self.folders[-1]}/start.log", "wb")  # noqa: SIM115 - the node's own until it ends
-        self.nodes.append(subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log))
-
-    def stop(self) -> None:
-        started = [psutil.Process(node.pid) for node in self.nodes]
-        started += [process for node in started for process in node.children(recursive=True)]
-        for node in reversed(self.nodes):
-            node.terminate()
-        _, left = psutil.wait_procs(started, timeout=8)
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left, timeout=8)
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def get(self, path: str) -> str:
         request = urllib.request.Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {self.token}"})
@@ -72,7 +37,8 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     ports = free_ports(5)
     gcs, dashboard, client, *metrics = ports
-    made = Cluster(f"http://127.0.0.1:{dashboard}", tuple(f"http://127.0.0.1:{port}/metrics" for port in metrics))
+    metrics_at = tuple(f"http://127.0.0.1:{port}/metrics" for port in metrics)
+    made = Cluster(dashboard=f"http://127.0.0.1:{dashboard}", metrics=metrics_at)
     try:
         made.start(
             "--head",
