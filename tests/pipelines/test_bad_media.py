@@ -176,7 +176,7 @@ CASES = [
     Case("8k.mp4", lambda: large_video(4320, 7680), 1, slow=True),
     Case("larger.mkv", lambda: encoded(grey(1, 8208, 8208)), "video of 8208x8208 pixels, over the limit", slow=True),
     Case("tiny-frames.mp4", lambda: tiny_frames(2000), 20),
-    Case("100000-tiny-frames.mp4", lambda: tiny_frames(100_000), 20, slow=True),
+    Case("50000-tiny-frames.mp4", lambda: tiny_frames(50_000), 20, slow=True),
     # Bombs
     Case("bomb.gif", lambda: gif(65535, 65535), "video damaged after 0.00 s: Invalid argument"),
     Case("canvas.gif", lambda: gif(65535, 1), "video damaged after 0.00 s: Invalid argument"),
@@ -392,7 +392,7 @@ def test_the_tokenize_stage_puts_each_in_quarantine_with_its_reason_and_keeps_th
     port, calls = visited
     data = tmp_path / "data"
     (data / "loose").mkdir(parents=True)
-    cases = {case.file: case for case in CASES if not case.slow}
+    cases = {case.file: case for case in CASES if not case.slow and (case.outcome is not None or "-0" in case.file)}
     for case in cases.values():
         written(case, data / "loose", port)
     for name in TARS:
