@@ -73,7 +73,7 @@ def _recipe(store: ObjectStore, urls: str, sizes: VQGANConfig, **tokenize: Any) 
             "tokenize": {
                 "fps": FPS,
                 "max_frames": 10**6,
-                "decode": {"workers": cores},
+                "decode": {"workers": 2 * cores, "cpus": 0.5},  # most of them wait for codes
                 "encode": {"workers": cores, "min_workers": cores},
                 **tokenize,
             },
@@ -90,7 +90,7 @@ def pipeline_figures(
     """
     for number in range(clips):
         upload_looped(store, f"clips/{number}.mp4", frames // clips / FPS)
-    recipe = _recipe(store, "clips/*.mp4", sizes, chunk_frames=4)
+    recipe = _recipe(store, "clips/*.mp4", sizes, chunk_frames=2)
     rates: dict[str, list[float]] = {"ringworld": [], "bare": []}
     memory: dict[str, Any] = {}
     for number in range(rounds):
