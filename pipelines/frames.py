@@ -10,7 +10,8 @@ from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.media import BadMedium, Medium, media_of
 from pipelines.sources import SourceObject
 from tokenization.errors import BadData
-from tokenization.video import FrameChunk, Samples
+from tokenization.samples import Samples
+from tokenization.video import FrameChunk
 
 _MEDIA_TOLD_APART = 64  # of a tar or a file of records: no medium gives more than such a share of the frames asked for
 

@@ -27,8 +27,8 @@ import numpy as np
 
 from tokenization.compiled import compiled
 from tokenization.errors import BadData, UserError
+from tokenization.samples import uniform_sample
 from tokenization.text import TextTokenizer
-from tokenization.video import uniform_sample
 from tokenization.vocabulary import JointVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"

@@ -13,7 +13,8 @@ import numpy as np
 
 from tokenization.errors import BadData
 from tokenization.image import load_image
-from tokenization.video import FrameChunk, Samples, choose_samples, count_samples, decode_frames
+from tokenization.samples import Samples, choose_samples
+from tokenization.video import FrameChunk, count_samples, decode_frames
 
 MediaKind = Literal["video", "image"]
 

@@ -31,13 +31,14 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.filter import Graph
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tokenization import unseen
 from tokenization.errors import BadData
+from tokenization.samples import Samples
+from tokenization.squares import SquareConverter
 
 # Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
 # whatever the file is called; an input must not make the reader open anything else.
@@ -60,45 +61,6 @@ class FrameChunk:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-
-def uniform_sample(n: int, maximum: int) -> np.ndarray:
-    """Which of n samples to keep, int64, at most `maximum`: all, or `linspace(0, n - 1, maximum)` truncated, as LWM
-    does.
-    """
-    return np.arange(n) if n <= maximum else np.linspace(0, n - 1, maximum).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Which samples of a video to take, by number: sample k is what is seen k / fps seconds from the first frame.
-
-    numbers: int64 [n], ascending. to_end: the last of them is the video's last; then all behind the first is
-    decoded, and the video checked to be whole at its end.
-    """
-
-    numbers: np.ndarray
-    to_end: bool
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def pieces(self, span: int) -> list[Samples]:
-        """The same samples cut by time, each piece of those within `span` numbers; any of them decodes by itself."""
-        if not len(self):
-            return [self]
-        number_of_piece = (self.numbers - self.numbers[0]) // span
-        cuts = np.split(self.numbers, np.flatnonzero(np.diff(number_of_piece)) + 1)
-        return [Samples(cut, self.to_end and cut is cuts[-1]) for cut in cuts]
-
-
-def choose_samples(total: int, max_frames: int | None = None, part: tuple[float, float] = (0.0, 1.0)) -> Samples:
-    """Of `total` samples those in a share of the video, cut at whole samples, so that its parts share it out exactly,
-    and of these `max_frames` at most, by `uniform_sample`.
-    """
-    start, end = int(total * part[0]), int(total * part[1])
-    kept = uniform_sample(end - start, end - start if max_frames is None else max_frames)
-    return Samples(start + kept, to_end=end == total)
 
 
 def decode_frames(
@@ -129,13 +91,13 @@ def decode_frames(
         return
     clock = _Clock.over(Fraction(fps), samples)
     wanted = None if samples is None else frozenset(samples.numbers.tolist())
-    convert = _Converter(size)
+    convert = SquareConverter(size)
     frames: list[np.ndarray] = []
     times: list[float] = []
     for sample, frame in _samples(file, clock, thread_count):
         if wanted is not None and sample not in wanted:
             continue
-        frames.append(convert(frame))
+        frames.append(convert(frame.picture, frame.aspect))
         times.append(float(clock.time(sample)))
         if len(frames) == chunk:
             yield FrameChunk(np.stack(frames), np.array(times))
@@ -364,61 +326,3 @@ def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise BadData(f"video of {stream.codec_context.width}x{stream.codec_context.height} pixels, over the limit")
         stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
         yield container, stream
-
-
-class _Converter:
-    """Decoded frame -> uint8 [size, size, 3]: centre square, resize, rotate; one filter graph for each kind of
-    frame.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._kind: tuple[object, ...] | None = None
-        self._graph: Graph | None = None
-
-    def __call__(self, timed: _TimedFrame) -> np.ndarray:
-        frame, aspect = timed.picture, timed.aspect
-        kind = (frame.width, frame.height, frame.format.name, aspect, frame.rotation)
-        try:
-            if self._graph is None or kind != self._kind:
-                self._graph, self._kind = self._build(frame, aspect), kind
-            frame.pts = None  # the graph is asked one frame at a time and need not know when
-            self._graph.vpush(frame)
-            return self._graph.vpull().to_ndarray()
-        except FFmpegError as error:
-            raise BadData(f"video frame of {frame.width}x{frame.height} cannot be resized: {error.strerror}") from error
-
-    def _build(self, frame: VideoFrame, aspect: Fraction) -> Graph:
-        # A pixel is `aspect` times as wide as high: the square on the screen is no square of pixels.
-        width = max(1, min(frame.width, round(frame.height / aspect)))
-        height = max(1, min(frame.height, round(frame.width * aspect)))
-        graph = Graph()
-        last = graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=Fraction(1, 1000),
-        )
-        steps = [
-            ("crop", f"w={width}:h={height}:exact=1"),
-            # bitexact: the same bytes on every kind of CPU.
-            ("scale", f"w={self._size}:h={self._size}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"),
-            ("format", "pix_fmts=rgb24"),
-            *_ROTATIONS[round(frame.rotation / 90) % 4],
-            ("buffersink", ""),
-        ]
-        for name, arguments in steps:
-            step = graph.add(name, arguments) if arguments else graph.add(name)
-            last.link_to(step)
-            last = step
-        graph.configure()
-        return graph
-
-
-# By quarter turns counter-clockwise that the display matrix asks for.
-_ROTATIONS = {
-    0: [],
-    1: [("transpose", "cclock")],
-    2: [("hflip", ""), ("vflip", "")],
-    3: [("transpose", "clock")],
-}

@@ -26,8 +26,9 @@ from pipelines.decoder.messages import receive, receive_block, send
 from pipelines.urls import open_url
 from tokenization.errors import BadData, UserError
 from tokenization.media import media_frames
+from tokenization.samples import Samples
 from tokenization.tar_samples import Window
-from tokenization.video import Samples, count_samples
+from tokenization.video import count_samples
 
 _REREADS = 8  # of a whole file; more is a reader that goes in circles
 _LONGEST_REASON = 1000

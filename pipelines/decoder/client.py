@@ -22,7 +22,8 @@ from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.decoder.process import DecoderDiedError, DecoderProcess, StrainedError
 from tokenization.errors import BadData
 from tokenization.media import MediaKind
-from tokenization.video import FrameChunk, Samples
+from tokenization.samples import Samples
+from tokenization.video import FrameChunk
 
 _KILLS = 4  # of processes in a row, without an answer between them
 

@@ -26,9 +26,9 @@ from pipelines.pack import read_set
 from pipelines.storage import Store
 from tokenization.document import PackedSequence
 from tokenization.loader import join_sequences
+from tokenization.samples import uniform_sample
 from tokenization.shard_index import ShardSet
 from tokenization.shards import read_sequence
-from tokenization.video import uniform_sample
 from tokenization.vocabulary import JointVocabulary
 
 COUNTED_TOKENS = 2**24

@@ -20,7 +20,7 @@ from pipelines.sources import SourceObject
 from pipelines.storage import Store
 from pipelines.tokenize.encoders import Encoded, join_encoded
 from pipelines.tokenize.records import TokenizeJob, encode_objects
-from tokenization.video import Samples, choose_samples
+from tokenization.samples import Samples, choose_samples
 
 PIECES = "pieces"
 _REASON = "bad"

@@ -18,7 +18,8 @@ from pipelines.tokenize.encoders import Encoded, encode_media
 from pipelines.urls import open_url
 from tokenization.errors import BadData
 from tokenization.records import BadRecord, read_records
-from tokenization.video import FrameChunk, Samples
+from tokenization.samples import Samples
+from tokenization.video import FrameChunk
 from tokenization.vocabulary import JointVocabulary
 
 

