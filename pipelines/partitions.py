@@ -36,19 +36,28 @@ class Pieces:
     pieces: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class PieceTasks:
+    """submit: starts the task of a piece; what it makes it leaves where its partition finds it. on_done: called with
+    how many pieces are still to be made, whenever one is.
+    """
+
+    submit: Callable[[Any], ray.ObjectRef]
+    on_done: Callable[[int], None]
+
+
 def run_partitions(
     submit: Callable[[str], ray.ObjectRef],
     partitions: Sequence[str],
     store: Store,
     in_flight: int,
     on_done: Callable[[dict[str, Any]], None],
-    submit_piece: Callable[[Any], ray.ObjectRef] | None = None,
+    pieces: PieceTasks | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not committed, at most `in_flight` tasks at a time; the records of all partitions, in their order.
 
-    submit: starts the task of a partition, which commits the record and returns it, or returns `Pieces`. on_done:
-    called with every record as it arrives, those found committed first. submit_piece: starts the task of a piece; what
-    it makes it leaves where its partition finds it.
+    submit: starts the task of a partition, which commits the record and returns it or, where there are PieceTasks,
+    may return `Pieces`. on_done: called with every record as it arrives, those found committed first.
     """
     records = committed(store, partitions)
     for record in records.values():
@@ -59,7 +68,8 @@ def run_partitions(
     while waiting or running:
         while waiting and len(running) < in_flight:
             part, piece = waiting.pop()
-            running[_submitted(submit, submit_piece, part, piece)] = (part, piece)
+            task = submit(part) if piece is None else _of(pieces).submit(piece)
+            running[task] = (part, piece)
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
             with own_errors():
@@ -69,22 +79,16 @@ def run_partitions(
                 missing[part] -= 1
                 if not missing[part]:
                     waiting.append((part, None))
+                _of(pieces).on_done(sum(missing.values()))
             elif isinstance(answer, Pieces):
                 missing[part] = len(answer.pieces)
-                waiting += [(part, piece) for piece in reversed(answer.pieces)]
+                waiting += [(part, one) for one in reversed(answer.pieces)]
             else:
                 records[part] = answer
                 on_done(answer)
     return [records[part] for part in partitions]
 
 
-def _submitted(
-    submit: Callable[[str], ray.ObjectRef],
-    submit_piece: Callable[[Any], ray.ObjectRef] | None,
-    part: str,
-    piece: Any | None,
-) -> ray.ObjectRef:
-    if piece is None:
-        return submit(part)
-    assert submit_piece is not None, part
-    return submit_piece(piece)
+def _of(pieces: PieceTasks | None) -> PieceTasks:
+    assert pieces is not None, "a partition wants pieces, and there is no task that makes them"
+    return pieces

@@ -118,7 +118,13 @@ def _tokenize(recipe: Recipe, media: bool) -> Stage:
         vqgan = stage.inputs["vqgan"][0] if media else None
         total = len(cut_partitions(objects, recipe.tokenize.partition_bytes))
         with bar("tokenize", total, "part") as line:
-            return tokenize_all(recipe, objects, joint_vocabulary(recipe), vqgan, stage.store, line)
+            made = tokenize_all(recipe, objects, joint_vocabulary(recipe), vqgan, stage.store, line)
+        made["outputs"]["made_of"] = {
+            "sources": stage.inputs["sources"][1]["figures"],
+            "text_tokenizer": made["outputs"]["text_tokenizer"]["fingerprint"],
+            "vqgan": stage.inputs["vqgan"][1]["outputs"]["fingerprint"] if media else None,
+        }
+        return made
 
     return Stage(
         name="tokenize",
@@ -145,7 +151,9 @@ def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
         job = PackJob(recipe.pack, stage, joint_vocabulary(recipe), recipe.seed)
         total = len(cut_pack_partitions(parts, list(stage.mixture), recipe.pack.partition_tokens))
         with bar(f"pack-{stage.name}", total, "part") as line:
-            return pack_all(job, parts, documents, this.store, line)
+            packed = pack_all(job, parts, documents, this.store, line)
+        packed["outputs"]["made_of"] = tokenized["outputs"]["made_of"]
+        return packed
 
     return Stage(
         name=f"pack-{stage.name}",

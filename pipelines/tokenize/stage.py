@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pipelines.partitions import run_partitions
+from pipelines.partitions import PieceTasks, run_partitions
 from pipelines.progress import Bar
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject
@@ -75,7 +75,8 @@ def tokenize_by(
         for entry in record["quarantine"]:
             log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
 
-    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, submit_piece)
+    pieces = PieceTasks(submit_piece, lambda left: line.advance(0, pieces_left=left))
+    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, pieces)
     for name in store.names(PIECES):
         store.delete(name)
     quarantine = [entry for record in records for entry in record["quarantine"]]

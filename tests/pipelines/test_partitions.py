@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.partitions import committed, record_name, run_partitions
+from pipelines.partitions import Pieces, PieceTasks, committed, record_name, run_partitions
 from pipelines.storage import Store
 from tokenization.errors import UserError
 
@@ -84,3 +84,26 @@ def test_a_users_mistake_in_a_task_surfaces_as_itself(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^part-3: mend it$"):
         run_partitions(task(store, fails="part-3"), NAMES, store, 1, lambda record: None)
     assert sorted(committed(store, NAMES)) == NAMES[:3]
+
+
+def test_a_partition_is_made_once_its_pieces_are_and_others_meanwhile(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    @ray.remote
+    def work(name: str) -> dict[str, Any] | Pieces:
+        ahead = [f"{name}.{piece}" for piece in range(3) if not store.exists(f"{name}.{piece}")]
+        if name == "part-1" and ahead:
+            return Pieces(tuple(ahead))
+        record = {"partition": name}
+        store.write_json(record_name(name), record)
+        return record
+
+    @ray.remote
+    def make(piece: str) -> None:
+        store.write_json(piece, True)
+
+    left: list[int] = []
+    records = run_partitions(work.remote, NAMES, store, 2, lambda record: None, PieceTasks(make.remote, left.append))
+    assert [record["partition"] for record in records] == NAMES
+    assert left == [2, 1, 0]
+    assert all(store.exists(f"part-1.{piece}") for piece in range(3))

@@ -124,3 +124,13 @@ def test_a_clip_becomes_documents_of_three_frames_in_order_with_lwms_markup(
         captions += said == "</vision>a man talks in a car"
         assert said in ("</vision>", "</vision>a man talks in a car")
     assert 0 < captions < len(made), "both field specs are drawn"
+
+
+@pytest.mark.slow
+def test_the_manifest_of_shards_says_what_they_are_made_of(undisturbed: Path, sources: Path) -> None:
+    (manifest,) = (undisturbed / "stages" / "pack-video").glob("*/manifest.json")
+    made_of = json.loads(manifest.read_text())["outputs"]["made_of"]
+    assert made_of["text_tokenizer"] == load_text_tokenizer(str(sources / "tokenizer.json")).fingerprint
+    assert made_of["vqgan"] == VQGAN.load(sources / "vqgan").fingerprint
+    assert {name: source["objects"] for name, source in made_of["sources"].items()} == {"acts": 9, "clips": 2}
+    assert all(len(source["digest"]) == 64 for source in made_of["sources"].values())
