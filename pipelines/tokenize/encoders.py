@@ -54,7 +54,7 @@ class _Encoder:
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._vqgan = load_vqgan(self._weights, self._recipe, device=device)
+        self._vqgan = load_vqgan(self._weights, self._recipe, device=device, encoder_only=True)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         assert self._vqgan is not None, "load() comes first"

@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import VQModel
+from safetensors.torch import load_file
 
 from tokenization.errors import UserError
 from tokenization.vqgan.architecture import build_vqgan
 from tokenization.vqgan.config import VQGANConfig
 
 __all__ = ["VQGAN", "VQGANConfig", "build_vqgan", "nearest_codes", "pixels_of"]
+
+
+_DECODING = ("decoder.", "post_quant_conv.")
 
 
 class VQGAN:
@@ -113,21 +116,35 @@ class VQGAN:
         self.model.to(memory_format=torch.channels_last)
 
     @classmethod
-    def load(cls, folder: str | Path, expected: VQGANConfig | None = None, **compute: Any) -> VQGAN:
-        """Read weights in diffusers' format; `compute` as in the constructor.
+    def load(
+        cls, folder: str | Path, expected: VQGANConfig | None = None, *, encoder_only: bool = False, **compute: Any
+    ) -> VQGAN:
+        """Read weights in diffusers' format, safetensors only; `compute` as in the constructor.
 
-        Raises UserError if they are missing or unreadable, or if their sizes are not `expected`, the recipe's.
+        encoder_only: leave out the decoder, two thirds of the memory; such a VQGAN encodes and nothing else. Raises
+        UserError if they are missing or unreadable, or if their sizes are not `expected`, the recipe's.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"vqgan weights {folder}: no config.json there; name a folder in diffusers' format")
         try:
-            model = VQModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+            sizes = VQGANConfig.from_diffusers(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            with torch.device("meta"):
+                model = build_vqgan(sizes)
+            state = load_file(folder / "diffusion_pytorch_model.safetensors")
+            if encoder_only:
+                del model.decoder, model.post_quant_conv
+                state = {name: value for name, value in state.items() if not name.startswith(_DECODING)}
+            # The file's own pages become the weights: nothing is initialised and thrown away.
+            model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        except UserError:
+            raise
         except (
             Exception
         ) as error:  # damaged JSON, damaged safetensors, missing keys: each library has its own exception
             reason = str(error).split("\n")[0]
             raise UserError(f"vqgan weights {folder}: unreadable ({reason}); write them again") from error
+        del state
         vqgan = cls(model, **compute)
         if expected is not None:
             vqgan.require(expected, str(folder))

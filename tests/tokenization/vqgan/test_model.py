@@ -110,6 +110,14 @@ def test_saved_weights_are_diffusers_and_come_back_equal(model: VQModel, frames:
     assert VQGAN(plain).fingerprint == vqgan.fingerprint
 
 
+def test_an_encoder_alone_gives_the_same_codes(model: VQModel, frames: np.ndarray, tmp_path: Path) -> None:
+    vqgan = VQGAN(model)
+    vqgan.save(tmp_path)
+    encoder = VQGAN.load(tmp_path, SMALL, encoder_only=True)
+    np.testing.assert_array_equal(encoder.encode(frames), vqgan.encode(frames))
+    assert sum(p.numel() for p in encoder.model.parameters()) < sum(p.numel() for p in model.parameters()) / 2
+
+
 def test_fingerprint_follows_sizes_and_every_weight(model: VQModel) -> None:
     assert VQGAN(build_vqgan(SMALL, seed=1)).fingerprint == VQGAN(build_vqgan(SMALL, seed=1)).fingerprint
     assert VQGAN(build_vqgan(SMALL, seed=2)).fingerprint != VQGAN(build_vqgan(SMALL, seed=1)).fingerprint
