@@ -136,7 +136,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT), **more}
 
 
-def ringworld(*arguments: str | Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def ringworld(*arguments: str | Path, timeout: float = 480, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end and keep what it said."""
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
