@@ -31,6 +31,8 @@ from tokenization.errors import UserError
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+INTERRUPT_SECONDS = 15.0
+"""Between two attempts to end a driver that has lost its lease; what it has to close takes less."""
 FENCE_SECONDS = 1.0
 """How old an answer may be that the lease is still one's own."""
 
@@ -149,9 +151,15 @@ class _Held:
                     self.written = holder
                     continue
                 self.taken_over = lost(self.store, holder)
-                if self._thread is threading.main_thread() and not self.ended.is_set():
-                    signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
+                self._interrupt()
                 return
+
+    def _interrupt(self) -> None:
+        """End the block, if it runs in the main thread, which alone can be interrupted."""
+        while self._thread is threading.main_thread() and not self.ended.is_set():
+            signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
+            # A signal that comes just as the thread begins to wait is seen only when the wait is over.
+            self.ended.wait(INTERRUPT_SECONDS)
 
 
 def lost(store: Store, holder: dict[str, Any] | None) -> UserError:
