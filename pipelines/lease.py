@@ -31,6 +31,8 @@ from tokenization.errors import UserError
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+INTERRUPT_SIGNAL = signal.SIGUSR1
+"""Not SIGINT, which a script's background jobs ignore and Ray Train handles in its own way."""
 INTERRUPT_SECONDS = 15.0
 """Between two attempts to end a driver that has lost its lease; what it has to close takes less."""
 FENCE_SECONDS = 1.0
@@ -83,17 +85,21 @@ def lease(store: Store) -> Iterator[Store]:
             held.acquire()
     except FileNotFoundError as error:
         raise UserError(f"{store.path()}: no such place ({error}); create the bucket or mend storage.root") from None
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(INTERRUPT_SIGNAL, signal.default_int_handler) if in_main else None
     heart = threading.Thread(target=held.beat, name="lease-heartbeat", daemon=True)
     heart.start()
     try:
         yield dataclasses.replace(store, fence=Fence(store, held.owner))
-    except BaseException:  # SIGINT is a KeyboardInterrupt, or a SystemExit once Ray Train has seen to it
+    except BaseException:  # the signal is a KeyboardInterrupt
         if held.taken_over:
             raise held.taken_over from None
         raise
     finally:
         held.ended.set()
         heart.join()
+        if in_main:
+            signal.signal(INTERRUPT_SIGNAL, handler)
         with contextlib.suppress(OSError, UserError):  # the store is away: the lease ends by itself
             store.replace_json(LEASE, held.written, None)
 
@@ -157,7 +163,7 @@ class _Held:
     def _interrupt(self) -> None:
         """End the block, if it runs in the main thread, which alone can be interrupted."""
         while self._thread is threading.main_thread() and not self.ended.is_set():
-            signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
+            signal.pthread_kill(self._thread.ident or 0, INTERRUPT_SIGNAL)
             # A signal that comes just as the thread begins to wait is seen only when the wait is over.
             self.ended.wait(INTERRUPT_SECONDS)
 

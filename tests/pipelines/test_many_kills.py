@@ -98,8 +98,8 @@ class Battered:
             time.sleep(random.random() * LULL)
             kind = random.choice(list(there))
             victim = random.choice(there[kind])
-            node = victim.ppid() if kind == "node" else 0
             try:
+                node = victim.ppid() if kind == "node" else 0
                 victim.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
