@@ -10,19 +10,19 @@ repeating does not mend (no permission, no such object) is raised at once.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from pipelines.buckets.client import PAUSE_SECONDS, pause
 from pipelines.buckets.errors import Request, StoreError
 from pipelines.buckets.filesystem import BucketFileSystem
 from pipelines.urls import filesystem
+from tokenization.seekable import SeekableReader
 
 ATTEMPTS = 5
 _CLIENTS = {"aiohttp", "http", "urllib3"}
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(SeekableReader):
     """Reads an object by ranges. Not for several threads at once.
 
     attempts: requests in a row that may bring nothing before the read fails. pause: seconds before the first repeat.
@@ -40,25 +40,9 @@ class RangedFile(io.RawIOBase):
         super().__init__()
         self.url, self.attempts, self.pause = url, attempts, pause
         self._fs, self._path = filesystem(url, options)
-        self._position = 0
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always; seeking asks the store nothing, unless it is from the end."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes from the beginning."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; beyond the end there is nothing to read."""
-        origin = (0, self._position, 0)[whence] if whence != io.SEEK_END else int(self._fs.size(self._path))
-        self._position = origin + offset
-        return self._position
+    def _end(self) -> int:
+        return int(self._fs.size(self._path))
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from here; fewer bytes only where the object ends."""

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from tokenization.errors import BadData
 from tokenization.media import MediaKind, kind_by_name
 from tokenization.records import BOM, MAX_RECORD_BYTES, decode_text
+from tokenization.seekable import SeekableReader
 
 HELD_BYTES = 16 << 20  # a medium up to this size is held, a larger one read where it lies
 HEADER_BYTES = 1 << 16  # of one long name or extended header
@@ -221,32 +222,14 @@ def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return bytes(content)
 
 
-class Window(io.RawIOBase):
+class Window(SeekableReader):
     """The bytes of a member as a file of their own, buffered by the caller."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
-        self._position = 0
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes from the member's beginning."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move; beyond the end there is nothing to read. Raises ValueError before the beginning."""
-        place = offset + (0, self._position, self._size)[whence]
-        if place < 0:
-            raise ValueError(f"negative seek position {place}")
-        self._position = place
-        return place
+    def _end(self) -> int:
+        return self._size
 
     def readinto(self, buffer: Any) -> int:
         """Read what one read of the file gives."""

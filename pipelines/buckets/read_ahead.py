@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import obstore
 
 from pipelines.buckets.errors import past_end
+from tokenization.seekable import SeekableReader
 
 if TYPE_CHECKING:
     from pipelines.buckets.filesystem import BucketFileSystem
@@ -51,12 +52,12 @@ class _Ahead(NamedTuple):
     pieces: Future[list[bytes]]
 
 
-class ReadAheadFile(io.RawIOBase):
+class ReadAheadFile(SeekableReader):
     """Not for several threads at once; wrapped by `opened`, it is."""
 
     def __init__(self, fs: BucketFileSystem, path: str) -> None:
         super().__init__()
-        self._fs, self._path, self._position = fs, path, 0
+        self._fs, self._path = fs, path
         self._ahead: _Ahead | None = None
         self._thread: ThreadPoolExecutor | None = None
         meta, pieces = fs.ask(path, "read", _first)
@@ -68,25 +69,8 @@ class ReadAheadFile(io.RawIOBase):
         """The file, with what every file of Python has. Raises FileNotFoundError, StoreError; so does reading."""
         return cast(BinaryIO, io.BufferedReader(cls(fs, path), _BUFFER))
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always; seeking asks the store nothing."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes from the beginning."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; beyond the end there is nothing to read."""
-        position = (0, self._position, self.size)[whence] + offset
-        if position < 0:
-            raise ValueError(f"{self._fs.url(self._path)}: no byte {position}")
-        self._position = position
-        return position
+    def _end(self) -> int:
+        return self.size
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from here as far as a block goes; 0 at the end."""
