@@ -7,6 +7,7 @@ question "absent", and raises errors that are no OSErrors.)
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, TypeVar
@@ -220,7 +221,7 @@ class BucketFileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         if mode != "rb":
-            raise NotImplementedError("objects are put whole: put_file or pipe_file")
+            raise io.UnsupportedOperation("objects are put whole: put_file or pipe_file")
         return ReadAheadFile.opened(self, self._strip_protocol(path))
 
     @staticmethod

@@ -59,7 +59,9 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """fields: as the client's `Wanted` and `Content`. held: the bytes of the file, where they come with it."""
+    """fields: which bytes to read and what to make of them, as the client sends them. held: the bytes of the file,
+    where they come with it.
+    """
 
     fields: dict[str, Any]
     held: bytearray | None
