@@ -3,17 +3,18 @@ next.
 
 In: how to make an encoder, how many there are at least and at most. Out: one actor with `encode`, for any number of
 callers. Encoders are added while calls wait longer than they should and taken away when they have had nothing to do.
-One that dies is replaced and its calls are made again by others, so a call fails only if encoding itself fails.
+One that dies is replaced and its calls are made again by others, so a call fails only if encoding itself fails, or if
+no encoder can be had at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -27,7 +28,8 @@ log = logging.getLogger("ringworld")
 _CALLS_UNDER_WAY = 2  # of an encoder: one runs, and the frames of the next are on their way to it
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 1.0  # a call that waits longer wants one more encoder
-_FAILED_STARTS = 5  # in a row, before the pool gives up
+_FAILED_STARTS = 5  # deaths in a row of encoders that were starting, after which a pool without any gives up
+_LONGEST_PAUSE_SECONDS = 30.0  # after a start that failed
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,22 @@ def wait_until_ready(pool: Any) -> int:
     return count
 
 
-@dataclass(eq=False)
+@dataclass(order=True)
 class _Call:
-    frames: ray.ObjectRef
     since: float
-    codes: asyncio.Future[Any]
+    number: int
+    frames: ray.ObjectRef = field(compare=False)
+    codes: asyncio.Future[Any] = field(compare=False)
+
+
+class _Line(asyncio.PriorityQueue[_Call]):
+    """Calls that no encoder has; the oldest is next, also when it has been with one that died."""
+
+    _queue: list[_Call]
+
+    @property
+    def oldest(self) -> _Call | None:
+        return self._queue[0] if self._queue else None
 
 
 @dataclass(eq=False)
@@ -74,29 +87,6 @@ class _Encoder:
     calls: int = 0
     started: bool = False
     task: asyncio.Task[None] | None = None
-
-
-class _Line:
-    """Calls that no encoder has yet, the oldest first."""
-
-    def __init__(self) -> None:
-        self._calls: deque[_Call] = deque()
-        self._count = asyncio.Semaphore(0)
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @property
-    def oldest(self) -> _Call | None:
-        return self._calls[0] if self._calls else None
-
-    def join(self, call: _Call, *, first: bool = False) -> None:
-        (self._calls.appendleft if first else self._calls.append)(call)
-        self._count.release()
-
-    async def next(self) -> _Call:
-        await self._count.acquire()
-        return self._calls.popleft()
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -111,6 +101,7 @@ class _EncoderPool:
         self._make = lambda: encoder.remote(*arguments)
         self._size = size
         self._line = _Line()
+        self._numbers = itertools.count()
         self._encoders: list[_Encoder] = []
         self._failed_starts = 0
         self._broken: Exception | None = None
@@ -121,8 +112,8 @@ class _EncoderPool:
         """What an encoder returns for the frames behind the one reference in the list; raises what it raises."""
         self._start()
         loop = asyncio.get_running_loop()
-        call = _Call(frames[0], loop.time(), loop.create_future())
-        self._line.join(call)
+        call = _Call(loop.time(), next(self._numbers), frames[0], loop.create_future())
+        self._line.put_nowait(call)
         return await call.codes
 
     async def ready(self) -> int:
@@ -153,7 +144,7 @@ class _EncoderPool:
         while self._broken is None:
             await asyncio.sleep(_LOOK_SECONDS)
             now, starting = loop.time(), sum(not one.started for one in self._encoders)
-            self._meter.set(encoders=len(self._encoders) - starting, encoder_queue=len(self._line))
+            self._meter.set(encoders=len(self._encoders) - starting, encoder_queue=self._line.qsize())
             self._add(self._size.least - len(self._encoders))
             oldest = self._line.oldest
             if oldest and now - oldest.since > _PATIENCE_SECONDS and not starting:
@@ -187,23 +178,34 @@ class _EncoderPool:
         except* RayActorError as errors:
             said = str(errors.exceptions[0]).split("\n")[0]
             log.warning("tokenize: an encoder died (%s); another takes its place", said)
-            self._failed_starts += not one.started
-            if self._failed_starts >= _FAILED_STARTS:
-                self._break(errors.exceptions[0])
+            if not one.started:
+                await self._not_started(errors.exceptions[0], _FAILED_STARTS)
         except* Exception as errors:  # raised by load(): there are no weights, or not those of the recipe
-            self._break(errors.exceptions[0])
+            await self._not_started(errors.exceptions[0], 1)
         if one in self._encoders:
             one.task = None
             self._end(one)
 
+    async def _not_started(self, error: BaseException, attempts: int) -> None:
+        """Pause before the next encoder is added; after so many attempts in a row, fail all calls if there is none."""
+        self._failed_starts += 1
+        if self._failed_starts < attempts or any(one.started for one in self._encoders):
+            log.warning("tokenize: an encoder cannot be started (%s)", str(error).strip().split("\n")[-1])
+            await asyncio.sleep(min(_LONGEST_PAUSE_SECONDS, 2.0**self._failed_starts))
+            return
+        assert isinstance(error, Exception)
+        self._broken = error
+        while not self._line.empty():
+            self._line.get_nowait().codes.set_exception(error)
+
     async def _taking(self, one: _Encoder) -> None:
         while True:
-            call = await self._line.next()
+            call = await self._line.get()
             one.calls += 1
             try:
                 codes = await one.actor.encode.remote(call.frames)
             except (RayActorError, asyncio.CancelledError):
-                self._line.join(call, first=True)
+                self._line.put_nowait(call)
                 raise
             except Exception as error:  # of encoding; or the caller died, and its frames with it
                 call.codes.set_exception(error)
@@ -212,10 +214,3 @@ class _EncoderPool:
             finally:
                 one.calls -= 1
                 one.last = asyncio.get_running_loop().time()
-
-    def _break(self, error: BaseException) -> None:
-        """Fail all calls, and those to come: no encoder can be had."""
-        assert isinstance(error, Exception)
-        self._broken = error
-        while self._line.oldest is not None:
-            self._line._calls.popleft().codes.set_exception(error)

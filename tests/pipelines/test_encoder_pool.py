@@ -112,3 +112,11 @@ def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_p
                 ray.get(answer)
         with pytest.raises(UserError, match=r"^no weights here"), own_errors():
             ray.get(call(pool, 4))
+
+
+def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 2)) as pool:
+        wait_until_ready(pool)
+        (tmp_path / "no-weights").touch()
+        answers = call(pool, *range(40))  # long enough that the pool tries to grow
+        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(40)]
