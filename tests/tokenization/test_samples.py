@@ -1,0 +1,33 @@
+"""Which samples of a video are taken, by number alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenization.samples import Samples, choose_samples, uniform_sample
+
+
+def test_uniform_sample_is_linspace_truncated() -> None:
+    assert uniform_sample(10, 4).tolist() == [0, 3, 6, 9]
+    assert uniform_sample(9, 4).tolist() == [0, 2, 5, 8]  # 0, 2.67, 5.33, 8
+    assert uniform_sample(3, 8).tolist() == [0, 1, 2]
+    assert uniform_sample(0, 8).tolist() == []
+
+
+def test_pieces_share_samples_out_by_time() -> None:
+    cut = Samples(np.array([4, 8, 12, 16, 20]), True).pieces(8)
+    assert [(piece.numbers.tolist(), piece.to_end) for piece in cut] == [
+        ([4, 8], False),
+        ([12, 16], False),
+        ([20], True),
+    ]
+    assert [piece.numbers.tolist() for piece in Samples(np.arange(3), False).pieces(100)] == [[0, 1, 2]]
+    assert [len(piece) for piece in Samples(np.arange(0), True).pieces(100)] == [0]
+
+
+def test_parts_share_a_video_out_exactly() -> None:
+    for total in (0, 1, 7, 100):
+        first, last = (choose_samples(total, None, part) for part in ((0.0, 0.8), (0.8, 1.0)))
+        assert np.concatenate([first.numbers, last.numbers]).tolist() == list(range(total))
+        assert last.to_end
+    assert choose_samples(100, 4, (0.5, 0.9)).numbers.tolist() == [50, 63, 76, 89]
