@@ -34,6 +34,6 @@ def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Parallel workers share no fixtures: a file stays on one of them, and so do all files that use the one run."""
+    sharing = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
     for item in items:
-        shared = {"sources", "undisturbed"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("miniature" if shared else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("undisturbed" if item.path in sharing else str(item.path)))
