@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.set_defaults(bench=_pack)
 
     tokenize = benchmarks.add_parser("tokenize", help="from video on S3 to codes: decoding, encoding, and the stage")
-    tokenize.add_argument("--frames", type=int, default=96, help="encoded by the stage a round (default 96)")
+    tokenize.add_argument("--frames", type=int, default=264, help="encoded by the stage a round (default 264)")
     tokenize.add_argument("--hour", type=int, default=3600, metavar="SECONDS", help="of the long video (default 3600)")
     tokenize.add_argument("--rounds", type=int, default=3, help="runs of each system, by turns; the fastest counts")
     tokenize.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
