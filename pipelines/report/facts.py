@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.recipe import Recipe
 from pipelines.report.verdicts import verdicts
 from pipelines.storage import Store
-from pipelines.train import read_metrics
+from pipelines.train.metrics import read_metrics
 
 Inputs = Mapping[str, tuple[Store, Mapping[str, Any]]]
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)

@@ -16,7 +16,10 @@ from pipelines.bad_shards import RECORD, bad_shards
 from pipelines.progress import bar
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
-from pipelines.train import TrainJob, _bad_data_told, _loader, read_metrics, train_stage
+from pipelines.train.data import batch_loader
+from pipelines.train.job import TrainJob
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import bad_data_told, train_stage
 from tokenization.document import Document
 from tokenization.errors import UserError
 from tokenization.packing import pack
@@ -67,8 +70,8 @@ def test_a_corrupt_shard_ends_the_stage_and_is_named_with_its_hash_and_the_remed
         r"^train-text: shard shards/2\.tar: sequence .* is corrupt: .*the shard's sha256 is [0-9a-f]{64}, the manifest "
         r"says [0-9a-f]{64}.*set train\.max_bad_shards and run again$"
     )
-    with pytest.raises(UserError, match=said), _bad_data_told("train-text"):
-        list(islice(_loader(job, Mesh(dp=1, sp=1, rank=0, sp_group=None), Dispatcher(), None), STEPS))
+    with pytest.raises(UserError, match=said), bad_data_told("train-text"):
+        list(islice(batch_loader(job, Mesh(dp=1, sp=1, rank=0, sp_group=None), Dispatcher(), None), STEPS))
 
 
 @pytest.mark.slow

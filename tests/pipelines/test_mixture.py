@@ -9,7 +9,8 @@ import pytest
 from tiny_run import VOCABULARY, tiny_recipe
 
 from pipelines.storage import Store
-from pipelines.train import TrainJob, _order, _sets
+from pipelines.train.data import sequence_order, shard_sets
+from pipelines.train.job import TrainJob
 from tokenization.document import Document
 from tokenization.packing import pack
 from tokenization.shard_index import ShardSet
@@ -37,8 +38,8 @@ def test_the_loader_draws_shares_of_tokens(tmp_path: Path) -> None:
     stage = recipe.train.stages[0].model_copy(update={"mixture": mixture})
     manifest = {"outputs": {"sets": {name: {"train": {"file": f"sets/{name}.json"}} for name in mixture}}}
     job = TrainJob(recipe, stage, VOCABULARY, store, manifest, None, store)
-    sets = _sets(job)
-    source, _ = _order(job, sets).at(np.arange(100_000))
+    sets = shard_sets(job)
+    source, _ = sequence_order(job, sets).at(np.arange(100_000))
     held = {"full": 64, "sparse": 33, "whole": 64}
     drawn = {name: held[name] * np.count_nonzero(source == number) for number, name in enumerate(sets)}
     assert {name: tokens / sum(drawn.values()) for name, tokens in drawn.items()} == pytest.approx(mixture, abs=1e-3)

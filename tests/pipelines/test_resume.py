@@ -21,7 +21,7 @@ import pytest
 from miniature import environment, recipe, ringworld, write_recipe
 
 from pipelines.storage import TEMPORARY_PREFIX, Store
-from pipelines.train import read_metrics
+from pipelines.train.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

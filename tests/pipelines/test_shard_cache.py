@@ -15,7 +15,7 @@ import pytest
 from tiny_run import VOCABULARY
 
 from pipelines.shard_cache import ShardCache
-from pipelines.train import _opener
+from pipelines.train.data import shard_opener
 from tokenization.document import PackedSequence
 from tokenization.errors import BadData
 from tokenization.shard_index import ShardSet, ShardStats
@@ -119,14 +119,14 @@ def test_training_caches_shards_of_object_stores_where_the_recipe_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_local: bool, gib: float, cached: bool
 ) -> None:
     remote = Remote(1)
-    monkeypatch.setattr("pipelines.train.CACHE", tmp_path)
-    monkeypatch.setattr("pipelines.train.opener", lambda store: remote)
+    monkeypatch.setattr("pipelines.train.data.CACHE", tmp_path)
+    monkeypatch.setattr("pipelines.train.data.opener", lambda store: remote)
     job = SimpleNamespace(
         shards=SimpleNamespace(is_local=is_local),
         recipe=SimpleNamespace(train=SimpleNamespace(shard_cache_gib=gib)),
     )
     shards = ShardSet(4, VOCABULARY, "text", tuple(remote.stats), tuple(remote.stats.values()))
-    opened = _opener(job, {"a": shards})  # type: ignore[arg-type]
+    opened = shard_opener(job, {"a": shards})  # type: ignore[arg-type]
     for _ in range(2):
         with opened("0.tar") as file:
             assert file.read() == remote.bodies["0.tar"]

@@ -13,7 +13,8 @@ from model.config import llama_config
 from model.mesh import Mesh
 from pipelines.recipe import Attention, Hardware
 from pipelines.storage import Store
-from pipelines.train import TrainJob, _describe, _dispatcher
+from pipelines.train.data import describe, stage_dispatcher
+from pipelines.train.job import TrainJob
 from tokenization.errors import UserError
 from tokenization.loader import MicroBatch
 
@@ -31,7 +32,7 @@ def job_of(tmp_path, **train: object) -> TrainJob:
 
 def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None:
     job = job_of(tmp_path, precision="bf16", hardware=Hardware(across=1e9), attention=Attention(layout="zigzag"))
-    dispatcher = _dispatcher(job, MESH, CONFIG)
+    dispatcher = stage_dispatcher(job, MESH, CONFIG)
     assert (dispatcher.sp, dispatcher.sp_rank) == (4, 3)
     assert dispatcher.shape == AttentionShape(heads=8, kv_heads=2, head_size=8, itemsize=2)
     assert dispatcher.hardware is not None
@@ -42,18 +43,18 @@ def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None
 def test_a_stages_own_choices_come_first(tmp_path) -> None:
     job = job_of(tmp_path, attention=Attention(layout="zigzag"))
     job = dataclasses.replace(job, stage=job.stage.model_copy(update={"attention": Attention(route="relay")}))
-    dispatcher = _dispatcher(job, MESH, CONFIG)
+    dispatcher = stage_dispatcher(job, MESH, CONFIG)
     assert (dispatcher.layout, dispatcher.route) == (None, "relay")
 
 
 def test_a_checkpoints_kv_heads_are_looked_at_before_training(tmp_path) -> None:
     with pytest.raises(UserError, match=r"train-text: attention\.ulysses 4 does not divide the model's 2 kv heads"):
-        _dispatcher(job_of(tmp_path, attention=Attention(ulysses=4)), MESH, CONFIG)
+        stage_dispatcher(job_of(tmp_path, attention=Attention(ulysses=4)), MESH, CONFIG)
 
 
 def test_the_first_plan_is_one_line(tmp_path) -> None:
     job = job_of(tmp_path, attention=Attention(layout="contiguous", ulysses=2, route="direct"))
     arrays = [np.zeros(128, dtype) for dtype in (np.int32, np.int32, np.float32)]
     batch = MicroBatch(*arrays, cu_seqlens=np.array([0, 100, 128], dtype=np.int32), keys=("a",))
-    line = _describe(_dispatcher(job, MESH, CONFIG)(batch))
+    line = describe(stage_dispatcher(job, MESH, CONFIG)(batch))
     assert line == "2 documents of 128 tokens over 4 rank(s): layout contiguous, Ulysses degree 2, route direct"

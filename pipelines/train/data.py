@@ -1,0 +1,87 @@
+"""A stage's batches: its shards by source, their order, and each rank's loader, which plans its micro-batches ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import LlamaConfig
+
+from model.mesh import Mesh
+from model.rank_batch import Dispatcher, RankBatch, attention_shape
+from pipelines.bad_shards import opener
+from pipelines.pack import read_set
+from pipelines.shard_cache import ShardCache
+from pipelines.train.job import TrainJob
+from pipelines.urls import CACHE
+from tokenization.errors import UserError
+from tokenization.loader import Loader
+from tokenization.order import SequenceOrder
+from tokenization.shard_index import ShardSet
+from tokenization.shard_reader import Opener
+
+READERS = 4
+"""Threads by which a worker's loader reads from an object store, where each read waits for an answer."""
+
+
+def shard_sets(job: TrainJob) -> dict[str, ShardSet]:
+    """The stage's shards by source, in the order in which sources are numbered; at least one is there for each."""
+    sets = {source: read_set(job.shards, job.manifest, source, "train") for source in sorted(job.stage.mixture)}
+    return {source: shard_set for source, shard_set in sets.items() if shard_set is not None}
+
+
+def sequence_order(job: TrainJob, sets: Mapping[str, ShardSet]) -> SequenceOrder:
+    """The recipe's mixture is of tokens: how full the sequences of each source are decides how many are drawn."""
+    return SequenceOrder(
+        seed=job.recipe.seed,
+        sizes=tuple(map(len, sets.values())),
+        weights=tuple(job.stage.mixture[source] for source in sets),
+        tokens=tuple(shard_set.totals()["n_filled"] for shard_set in sets.values()),
+    )
+
+
+def batch_loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, Any] | None) -> Loader:
+    """This rank's batches from `state` on, None: from the first; they are `RankBatch`es by `dispatcher`."""
+    sets = shard_sets(job)
+    return Loader(
+        shard_opener(job, sets),
+        list(sets.values()),
+        sequence_order(job, sets),
+        job.stage.sequences,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp,
+        grad_accum=job.stage.sequences // (mesh.dp * job.stage.rows),
+        rows=job.stage.rows,
+        state=state,
+        workers=0 if job.shards.is_local else READERS,
+        skip=job.skip,
+        prepare=dispatcher,
+    )
+
+
+def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
+    """Opens the stage's shards, those of an object store through the node's cache, if the recipe gives it room."""
+    remote, limit = opener(job.shards), int(job.recipe.train.shard_cache_gib * 2**30)
+    if job.shards.is_local or not limit:
+        return remote
+    cache = ShardCache(CACHE / "shards", limit)
+    stats = {name: stats for one in sets.values() for name, stats in zip(one.names, one.stats)}
+    return lambda name: cache.open(remote, name, stats[name])
+
+
+def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatcher:
+    """What makes this rank's share of a micro-batch, in the loader's thread."""
+    train = job.recipe.train
+    shape, attention = attention_shape(config, train.precision), train.attention_of(job.stage)
+    if wrong := attention.unfit_for(shape.kv_heads):
+        raise UserError(f"train-{job.stage.name}: attention.{wrong}")
+    return Dispatcher(mesh.sp, mesh.sp_rank, shape, train.hardware.speeds(), **attention.model_dump())
+
+
+def describe(batch: RankBatch) -> str:
+    """How a micro-batch is shared, in one line."""
+    plan = batch.plan
+    return (
+        f"{len(plan.cu_seqlens) - 1} documents of {plan.n_tokens} tokens over {plan.sp} rank(s): layout {plan.layout}, "
+        f"Ulysses degree {plan.ulysses}, route {plan.route}"
+    )

@@ -1,0 +1,28 @@
+"""What every worker of a train stage needs to know, and the folders that a stage makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.recipe import Recipe, TrainStage
+from pipelines.storage import Store
+from tokenization.vocabulary import JointVocabulary
+
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker needs to know. skip: names of bad shards, which all workers skip."""
+
+    recipe: Recipe
+    stage: TrainStage
+    vocabulary: JointVocabulary
+    shards: Store
+    manifest: dict[str, Any]
+    before: Store | None
+    store: Store
+    skip: tuple[str, ...] = ()

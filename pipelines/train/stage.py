@@ -1,0 +1,109 @@
+"""The train stage: one stage of the curriculum on Ray Train workers.
+
+In: packed shards and the weights of the stage before. Out: `model/` (a plain Hugging Face Llama), `checkpoints/`, and
+`metrics/`, one JSON line a step. A checkpoint commits engine, loader position and the metrics up to it together, so
+a run that is killed anywhere carries on from the last one with the exact next sequence, and no step is listed twice.
+Each worker's loader plans its micro-batches and takes out the worker's share of them ahead of the steps. Shards that
+are not what was written end the stage, or, as many as `train.max_bad_shards`, are skipped and what is lost is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.bad_shards import bad_shards
+from pipelines.cluster import own_errors
+from pipelines.progress import Bar, following
+from pipelines.recipe import Recipe, TrainStage
+from pipelines.storage import Store
+from pipelines.train.data import shard_sets
+from pipelines.train.job import MODEL, TrainJob
+from pipelines.train.metrics import read_metrics, total_lost
+from pipelines.train.worker import train_worker
+from tokenization.errors import BadData, UserError
+from tokenization.vocabulary import JointVocabulary
+
+log = logging.getLogger("ringworld")
+
+
+def train_stage(
+    recipe: Recipe,
+    stage: TrainStage,
+    vocabulary: JointVocabulary,
+    packed: tuple[Store, dict[str, Any]],
+    before: Store | None,
+    store: Store,
+    line: Bar,
+) -> dict[str, Any]:
+    """Run the stage on the cluster and return its part of the manifest."""
+    label = f"train-{stage.name}"
+    job = TrainJob(recipe, stage, vocabulary, *packed, before, store)
+    with own_errors():
+        bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.train.max_bad_shards, store, label)
+    job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))
+    pool = recipe.train.resources
+    with following(line) as reports, tempfile.TemporaryDirectory() as scratch, bad_data_told(label), own_errors():
+        TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "reports": reports},
+            torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=recipe.train.workers,
+                use_gpu=pool.gpus > 0,
+                resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
+            ),
+            # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
+            run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
+                name=label,
+                storage_path=scratch,
+                logging_config=LoggingConfig(log_level="WARNING"),
+                failure_config=FailureConfig(max_failures=recipe.train.max_restarts),
+            ),
+        ).fit()
+    steps = list(read_metrics(store))
+    tokens = sum(step["tokens"] for step in steps)
+    seconds = sum(step["seconds"] for step in steps)
+    if stage.export:
+        _export(store, Store(stage.export, recipe.storage.options))
+    return {
+        "outputs": {
+            "model": MODEL,
+            "files": store.hashes(MODEL),
+            "context": stage.context,
+            "rope_theta": stage.rope_theta,
+        },
+        "figures": {
+            "steps": len(steps),
+            "tokens": tokens,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+            **({"bad_shards": list(job.skip), **total_lost(steps)} if job.skip else {}),
+        },
+    }
+
+
+@contextlib.contextmanager
+def bad_data_told(label: str) -> Iterator[None]:
+    """A shard that is not what was written is the user's to mend, or to put up with."""
+    try:
+        yield
+    except BadData as error:
+        raise UserError(
+            f"{label}: {error}; to go on without such shards, set train.max_bad_shards and run again"
+        ) from error
+
+
+def _export(store: Store, target: Store) -> None:
+    for name in store.names(MODEL):
+        with store.open(name) as source, target.writing(name.removeprefix(f"{MODEL}/")) as file:
+            while piece := source.read(2**24):
+                file.write(piece)
