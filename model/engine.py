@@ -24,7 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from model.lean_layer import make_lean
 from model.loss import CHUNK
+from model.memory import MemorySettings
 from model.mesh import Mesh
 from model.rank_batch import RankBatch
 from model.schedule import Schedule
@@ -50,10 +52,10 @@ class EngineSettings:
     """On all parameters, norms and embeddings too, as LWM does."""
     loss_chunk: int = CHUNK
     """Targets whose logits exist at once."""
-    activation_checkpointing: bool = False
-    """Keep only each layer's input and compute the rest again in the backward."""
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    """What is computed again, tiled or kept on the host; it changes no gradient."""
     zero_options: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of DeepSpeed's `zero_optimization` section, e.g. bucket sizes or offloading."""
+    """Further keys of DeepSpeed's `zero_optimization` section, e.g. bucket sizes."""
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -64,6 +66,8 @@ class EngineSettings:
             raise ValueError("zero_stage 0 trains in fp32 only: choose zero_stage 1 for bf16 with replicated weights")
         if self.grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more, not {self.grad_accum}")
+        if wrong := self.memory.unfit_for(self.zero_stage):
+            raise ValueError(wrong)
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,7 @@ class TrainingEngine:
         self.settings = settings
         self.schedule = schedule
         self.step = 0
-        if settings.activation_checkpointing:
-            model.activation_checkpointing_enable()
+        make_lean(model, settings.memory)
         self.deepspeed = _initialize(MicroBatchLoss(model), settings)
 
     @property
@@ -218,7 +221,12 @@ def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
         module.parameters(), lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
     n_parameters = sum(p.numel() for p in module.parameters())
-    zero = {"stage": settings.zero_stage, "reduce_bucket_size": min(500_000_000, n_parameters), **settings.zero_options}
+    zero = {
+        "stage": settings.zero_stage,
+        "reduce_bucket_size": min(500_000_000, n_parameters),
+        **settings.memory.zero_options(torch.cuda.is_available()),
+        **settings.zero_options,
+    }
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.grad_accum,

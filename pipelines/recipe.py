@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from model.attention import hardware
 from model.attention.plan import Route
 from model.attention.planner import LAYOUTS
+from model.memory import Activations, MemorySettings
 from pipelines.decoder.limits import Limits
 from pipelines.recipe_checks import check_recipe
 from tokenization.vqgan.config import VQGANConfig
@@ -257,6 +258,32 @@ class Attention(Config):
         return f"ulysses {self.ulysses} does not divide the model's {kv_heads} kv heads; choose a divisor"
 
 
+class Memory(Config):
+    """What training saves of memory, at a cost in time; no choice changes a gradient. `ringworld plan --memory` tells
+    what each takes and which fit."""
+
+    activations: Activations = "keep"
+    """What is kept of a layer for its backward. keep: everything. mlp: norms and MLP are run again. all-but-attention:
+    the layer's input and the attention's result, which is never run twice. full: the layer's input alone."""
+    offload_activations: bool = False
+    """What all-but-attention or full keep waits in host memory."""
+    mlp_tile: Positive | None = None
+    """Tokens that the MLP takes at once; None: all that a rank holds."""
+    offload_optimizer: bool = False
+    """fp32 weights and moments live on the host (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """The weights live on the host too (ZeRO 3)."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Memory:
+        self.settings()
+        return self
+
+    def settings(self) -> MemorySettings:
+        """The same as the engine's own type."""
+        return MemorySettings(**self.model_dump())
+
+
 class TrainStage(Config):
     """One stage of the curriculum; it starts from the weights of the stage before."""
 
@@ -281,6 +308,8 @@ class TrainStage(Config):
     """Sequences that one forward pass concatenates (short contexts leave a device idle)."""
     zero: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage of this stage; None: train.zero."""
+    memory: Memory | None = None
+    """What this stage saves of memory; None: train.memory."""
     min_document_tokens: int = 0
     max_document_tokens: int | None = None
     """Only documents of these lengths (LWM: longer books in later stages)."""
@@ -306,7 +335,7 @@ class Train(Config):
     clip_norm: float = 1.0
     loss_chunk: Positive = 1024
     """Tokens whose logits exist at once."""
-    activation_checkpointing: bool = False
+    memory: Memory = Memory()
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
     max_restarts: int = 3
@@ -323,6 +352,14 @@ class Train(Config):
     def attention_of(self, stage: TrainStage) -> Attention:
         """The choices that hold in a stage: its own, else those for all stages."""
         return self.attention if stage.attention is None else stage.attention
+
+    def memory_of(self, stage: TrainStage) -> Memory:
+        """The choices that hold in a stage: its own, else those for all stages."""
+        return self.memory if stage.memory is None else stage.memory
+
+    def zero_of(self, stage: TrainStage) -> int:
+        """The ZeRO stage that holds in a stage: its own, else that for all stages."""
+        return self.zero if stage.zero is None else stage.zero
 
 
 class Needle(Config):

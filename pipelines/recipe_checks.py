@@ -59,6 +59,7 @@ def _check_stage(recipe: Recipe, key: str, stage: TrainStage) -> None:
             f"equally many tokens; change one of them"
         )
     _check_attention(recipe, key, stage)
+    _check_memory(recipe, key, stage)
     per_step = recipe.train.workers // stage.sp * stage.rows
     if stage.sequences % per_step:
         raise ValueError(
@@ -86,3 +87,10 @@ def _check_attention(recipe: Recipe, key: str, stage: TrainStage) -> None:
         config = llama_config(recipe.model.size, 1, stage.context, stage.rope_theta)
         if wrong := attention.unfit_for(attention_shape(config, recipe.train.precision).kv_heads):
             raise ValueError(f"{named}.{wrong}")
+
+
+def _check_memory(recipe: Recipe, key: str, stage: TrainStage) -> None:
+    wrong = recipe.train.memory_of(stage).settings().unfit_for(recipe.train.zero_of(stage))
+    if wrong:
+        named = "train.memory" if stage.memory is None else f"{key}.memory"
+        raise ValueError(f"{named}.{wrong} in {key}")

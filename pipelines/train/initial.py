@@ -48,7 +48,7 @@ def engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
     """How the engine trains: the recipe's settings, with the accumulation that makes the global batch on this mesh."""
     train, stage = job.recipe.train, job.stage
     return EngineSettings(
-        zero_stage=train.zero if stage.zero is None else stage.zero,
+        zero_stage=train.zero_of(stage),
         precision=train.precision,
         grad_accum=stage.sequences // (mesh.dp * stage.rows),
         clip_norm=train.clip_norm,
@@ -56,7 +56,7 @@ def engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
         eps=train.eps,
         weight_decay=train.weight_decay,
         loss_chunk=train.loss_chunk,
-        activation_checkpointing=train.activation_checkpointing,
+        memory=train.memory_of(stage).settings(),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.attention.hardware import Hardware
+from model.memory import MemorySettings
 from pipelines.recipe_file import load_recipe
 from tokenization.errors import UserError
 
@@ -59,6 +60,10 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("vqgan.weights=/nowhere", ["vqgan.weights or vqgan.train"]),
         ("vqgan.config.resolutionn=3", ["resolutionn"]),
         ("seed", ["key.path=value"]),
+        ("train.memory.activations=some", ["train.memory.activations", "all-but-attention"]),
+        ("train.memory.offload_activations=true", ["train.memory", "choose all-but-attention or full"]),
+        ("train.memory.offload_parameters=true", ["train.memory.offload_parameters needs ZeRO stage 3", "zero: 3"]),
+        ("train.stages.1.memory={offload_parameters: true}", ["train.stages.1.memory.offload_parameters needs"]),
     ],
 )
 def test_a_mistake_is_one_sentence_naming_file_key_and_remedy(override: str, said: list[str]) -> None:
@@ -90,6 +95,17 @@ def test_a_stage_may_share_its_sequences_in_its_own_way() -> None:
     choices = [train.attention_of(stage).model_dump() for stage in train.stages]
     assert choices[0] == choices[2] == {"layout": "zigzag", "ulysses": None, "route": None}
     assert choices[1] == {"layout": None, "ulysses": None, "route": "relay"}
+
+
+def test_a_stage_may_save_memory_in_its_own_way() -> None:
+    overrides = ["train.memory.activations=full", "train.stages.1.memory={mlp_tile: 512}", "train.stages.1.zero=3"]
+    train = load_recipe(QUICKSTART, overrides).train
+    assert [train.memory_of(stage).settings() for stage in train.stages] == [
+        MemorySettings("full"),
+        MemorySettings(mlp_tile=512),
+        MemorySettings("full"),
+    ]
+    assert [train.zero_of(stage) for stage in train.stages] == [train.zero, 3, train.zero]
 
 
 def test_the_hardware_is_the_planners_by_default() -> None:

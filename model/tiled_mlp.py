@@ -1,0 +1,96 @@
+"""The SwiGLU MLP over a tile of tokens at a time: rows as wide as `intermediate_size` never exist for all tokens.
+
+In: hidden states and the three weights. Out: the same as `LlamaMLP`'s forward, to the last rounding of its weight
+gradients, which are summed over tiles in fp32 at least. Backward computes the gate and the up projection of a tile
+again. DeepSpeed's `TiledMLP` does the same by an autograd graph a tile, but sums over tiles in the weights' own dtype,
+gathers the weights anew for every tile under ZeRO-3, and costs a checkpointed layer a third forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+_only_saving: ContextVar[bool] = ContextVar("only_saving", default=False)
+
+
+@contextmanager
+def only_saving() -> Iterator[None]:
+    """Within it an MLP's output is of no use, only what it saves for its backward: a forward repeated in a backward."""
+    token = _only_saving.set(True)
+    try:
+        yield
+    finally:
+        _only_saving.reset(token)
+
+
+class TiledLlamaMLP(LlamaMLP):
+    """A Llama's MLP that works in tiles of `tile` tokens. ZeRO-3 has to gather it whole: see `model.lean_layer`."""
+
+    tile: int
+
+    @classmethod
+    def adopt(cls, mlp: LlamaMLP, tile: int) -> None:
+        """Make `mlp` one, with its weights and their names as they are. Raises ValueError unless it is SwiGLU's."""
+        if mlp.config.hidden_act != "silu" or mlp.config.mlp_bias:
+            raise ValueError(
+                f"mlp_tile is for an MLP of silu without biases, not {mlp.config.hidden_act} with "
+                f"mlp_bias {mlp.config.mlp_bias}; drop mlp_tile"
+            )
+        mlp.__class__ = cls
+        cast(TiledLlamaMLP, mlp).tile = tile
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states [..., D] in, [..., D] out."""
+        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        out: Tensor = _TiledMLP.apply(x.flatten(0, -2), *weights, self.tile)
+        return out.view(x.shape)
+
+
+class _TiledMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, tile: int) -> Tensor:
+        ctx.save_for_backward(x, gate, up, down)
+        ctx.tile = tile
+        if _only_saving.get():
+            return x.new_zeros(()).expand_as(x)
+        out = torch.empty_like(x)
+        for rows, result in zip(x.split(tile), out.split(tile)):
+            torch.mm(F.silu(F.linear(rows, gate)).mul_(F.linear(rows, up)), down.t(), out=result)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, up, down = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        d_gate, d_up, d_down = (torch.zeros_like(weight, dtype=exact) for weight in (gate, up, down))
+        for rows, grad, result in zip(x.split(ctx.tile), grad_out.split(ctx.tile), grad_x.split(ctx.tile)):
+            gated, upped = F.linear(rows, gate), F.linear(rows, up)
+            active = F.silu(gated)
+            _add_product_(d_down, grad, active * upped)
+            grad_inner = grad @ down
+            grad_gated = torch.ops.aten.silu_backward(upped.mul_(grad_inner), gated)
+            grad_upped = active.mul_(grad_inner)
+            torch.mm(grad_gated, gate, out=result)
+            result.addmm_(grad_upped, up)
+            _add_product_(d_gate, grad_gated, rows)
+            _add_product_(d_up, grad_upped, rows)
+        return grad_x, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None
+
+
+def _add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:
+    """total += grad^T rows, in total's dtype."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.t(), rows)
+    else:
+        total += grad.t() @ rows

@@ -1,0 +1,60 @@
+"""The law holds whatever is computed again, tiled or kept on the host: those choices change no gradient and no weight.
+
+Each way to keep less at each ZeRO stage, alone and with all else that saves memory, on 1, 2 and 4 real gloo processes
+against `PaddedReference`; and with keys in a ring whose ranks are Ulysses pairs.
+"""
+
+from __future__ import annotations
+
+import pytest
+from attention_groups import run_in_processes
+from play_batch import N_SEQUENCES, PaddedReference, relative_difference
+from test_gradient_law import STEPS, TOLERANCE, Case, Sharing, assert_padded_training, share, train
+
+from model.memory import MemorySettings
+
+EVERYTHING = MemorySettings("all-but-attention", True, 50, True, True)  # no length is a multiple of 50
+CASES = {
+    (1, 1): [
+        Case(1, 1, memory=MemorySettings("mlp", mlp_tile=50)),
+        Case(2, 2, memory=MemorySettings("full", mlp_tile=50, offload_optimizer=True)),
+        Case(3, 2, memory=EVERYTHING),
+    ],
+    (1, 2): [
+        Case(1, 1, memory=MemorySettings("mlp")),
+        Case(2, 2, memory=MemorySettings("all-but-attention")),
+        Case(3, 1, memory=MemorySettings("full")),
+        Case(3, 2, memory=MemorySettings("keep", mlp_tile=50)),
+        Case(1, 2, memory=MemorySettings("full", True, offload_optimizer=True)),
+        Case(2, 1, memory=MemorySettings("all-but-attention", True, 50, offload_optimizer=True)),
+        Case(3, 1, memory=MemorySettings("mlp", offload_optimizer=True, offload_parameters=True)),
+        Case(3, 2, memory=EVERYTHING),
+    ],
+    (2, 2): [Case(2, 1, memory=MemorySettings("all-but-attention", True, 50, True)), Case(3, 1, memory=EVERYTHING)],
+}
+SHARINGS = [Sharing("zigzag", 2, "direct"), Sharing("shared-0.5%", 2, "relay"), Sharing("contiguous", 1, "relay")]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, tuple]:
+    return {"vision-text": PaddedReference("vision-text").train(STEPS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dp", "sp"), CASES)
+def test_training_that_saves_memory_equals_padded_training(dp, sp, reference):
+    per_rank = run_in_processes(train, dp * sp, sp, CASES[dp, sp])
+    assert_padded_training(per_rank, reference, f"dp{dp}sp{sp}")
+
+
+@pytest.mark.slow
+def test_training_that_saves_memory_equals_padded_training_over_ulysses_and_ring(reference):
+    expected, _, _ = reference["vision-text"]
+    for gradients in run_in_processes(share_lean, 4):
+        assert len(gradients) == len(SHARINGS)
+        for sharing, gradient in gradients.items():
+            assert relative_difference(gradient, expected) < TOLERANCE, sharing
+
+
+def share_lean(group: object) -> dict:
+    return share(group, 4, SHARINGS, zero_stage=3, grad_accum=N_SEQUENCES, memory=EVERYTHING)
