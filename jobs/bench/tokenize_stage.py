@@ -91,30 +91,37 @@ def pipeline_figures(
     for number in range(clips):
         upload_looped(store, f"clips/{number}.mp4", frames // clips / FPS)
     recipe = _recipe(store, "clips/*.mp4", sizes, chunk_frames=2)
-    # Once, for workers that are started and have their imports done, as the bare encoders do.
-    _stage(recipe, weights, Store(f"{store.url}/stage-first"), limit=recipe.tokenize.decode.workers)
     rates: dict[str, list[float]] = {"ringworld": [], "bare": []}
     memory: dict[str, float] = {}
     for number in range(rounds):
-        with _watched(memory):
-            made, seconds = _stage(recipe, weights, Store(f"{store.url}/stage-{number}"))
+        with _encoders(recipe, weights) as pool:
+            # Once, for workers that are started and have their imports done, as the bare encoders do. With the same
+            # encoders: new ones would take the idle workers, and others had to be started for decoding.
+            _stage(pool, recipe, Store(f"{store.url}/first-{number}"), limit=recipe.tokenize.decode.workers)
+            with _watched(memory):
+                made, seconds = _stage(pool, recipe, Store(f"{store.url}/stage-{number}"))
         rates["ringworld"].append(made / seconds)
         rates["bare"].append(_bare(weights, made))
     best = {name: round(max(found), 3) for name, found in rates.items()}
     return {**best, "over_bare": round(best["ringworld"] / best["bare"], 3), "memory": memory}
 
 
-def _stage(recipe: Recipe, weights: Path, output: Store, limit: int | None = None) -> tuple[int, float]:
-    """Frames and seconds of the tokenize stage, from the moment that its encoders are ready to its last commit."""
+@contextlib.contextmanager
+def _encoders(recipe: Recipe, weights: Path) -> Iterator[Any]:
+    """The recipe's pool of encoders, started and ready."""
     assert recipe.vqgan is not None
-    objects, vocabulary = list_sources(recipe)[:limit], joint_vocabulary(recipe)
     with vqgan_pool(recipe.vqgan, Store(str(weights)), recipe.tokenize.encode) as pool:
         wait_until_ready(pool)
-        started = time.perf_counter()
-        with bar("tokenize", None, "part") as line:
-            manifest = tokenize_by(pool, recipe, objects, vocabulary, output, line)
-        seconds = time.perf_counter() - started
-    return manifest["figures"]["frames"], seconds
+        yield pool
+
+
+def _stage(pool: Any, recipe: Recipe, output: Store, limit: int | None = None) -> tuple[int, float]:
+    """Frames and seconds of the tokenize stage by encoders that are ready, to its last commit; limit: of objects."""
+    objects, vocabulary = list_sources(recipe)[:limit], joint_vocabulary(recipe)
+    started = time.perf_counter()
+    with bar("tokenize", None, "part") as line:
+        manifest = tokenize_by(pool, recipe, objects, vocabulary, output, line)
+    return manifest["figures"]["frames"], time.perf_counter() - started
 
 
 def _bare(weights: Path, frames: int) -> float:
@@ -142,8 +149,8 @@ def hour_figures(folder: Path, store: ObjectStore, seconds: int) -> dict[str, An
     write_vqgan(folder, SMALL)
     recipe = _recipe(store, "hour.mp4", SMALL)
     memory: dict[str, float] = {}
-    with _watched(memory):
-        frames, took = _stage(recipe, folder, Store(f"{store.url}/stage-hour"))
+    with _encoders(recipe, folder) as pool, _watched(memory):
+        frames, took = _stage(pool, recipe, Store(f"{store.url}/stage-hour"))
     if abs(frames / FPS - seconds) > 6:
         raise UserError(f"the long video of {seconds} s gave {frames} frames, at {FPS} a second")
     return {"frames": frames, "seconds": round(took, 1), "memory": memory}
@@ -153,13 +160,15 @@ def hour_figures(folder: Path, store: ObjectStore, seconds: int) -> dict[str, An
 def _watched(peaks: dict[str, float]) -> Iterator[None]:
     """Note the most GiB that any of Ray's workers and their children ever had resident, by what they do.
 
-    The kernel keeps the mark, so that a look a second misses nothing of a process that lives on, and costs next to
+    The kernel keeps the mark, so that a look now and then misses nothing of a process that lives on, and costs next to
     nothing of the cores that are measured.
     """
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(1.0):
+        last_look = False
+        while not last_look:
+            last_look = stop.wait(5.0)
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error, OSError):
                     if role := _role(process):
