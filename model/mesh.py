@@ -66,6 +66,12 @@ class Mesh:
                 raise raised
         return [outcome for outcome, _ in outcomes]
 
+    def agreed(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns on rank 0, on every rank; only rank 0 asks. Collective."""
+        answer: list[Any] = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
 
 def build_mesh(sp: int = 1) -> Mesh:
     """Lay the world out as (world / sp) x sp. Collective: every rank calls it.

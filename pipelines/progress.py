@@ -96,9 +96,12 @@ class _Reports:
 
 
 @contextlib.contextmanager
-def following(line: Bar) -> Iterator[Any]:
-    """Yields an actor handle; what remote work tells it by `report.remote(step, figures)` moves the bar."""
-    actor = _Reports.remote()  # type: ignore[attr-defined]
+def following(line: Bar, reports: Any = None) -> Iterator[Any]:
+    """Yields an actor handle; what remote work tells it by `report.remote(step, figures)` moves the bar.
+
+    reports: an actor that has `report` and `last`, ended with the block; None makes one.
+    """
+    actor = _Reports.remote() if reports is None else reports  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def follow() -> None:

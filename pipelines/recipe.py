@@ -291,6 +291,8 @@ class TrainStage(Config):
     context: Positive
     rope_theta: float = Field(gt=0)
     steps: Positive
+    tokens: Positive | None = None
+    """In place of `steps`: at least so many tokens, in whole batches."""
     batch_tokens: Positive
     """Tokens of the global batch, over all data-parallel ranks and accumulation steps."""
     mixture: dict[str, float] = Field(min_length=1)
@@ -316,6 +318,22 @@ class TrainStage(Config):
     export: str | None = None
     """URL that the finished stage's Hugging Face checkpoint is copied to."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_steps(cls, values: Any) -> Any:
+        """`tokens` is another way to say `steps`."""
+        if not isinstance(values, dict) or values.get("tokens") is None:
+            return values
+        tokens, batch = values["tokens"], values.get("batch_tokens")
+        if not isinstance(tokens, int) or not isinstance(batch, int) or batch <= 0:
+            return {"steps": 1, **values}  # whichever is no number is told by its own key
+        steps = -(-tokens // batch)
+        if values.get("steps", steps) != steps:
+            raise ValueError(
+                f"tokens {tokens} are {steps} steps of batch_tokens {batch}, not {values['steps']}; give one"
+            )
+        return {**values, "steps": steps}
+
     @property
     def sequences(self) -> int:
         """Packed sequences in the global batch."""
@@ -326,6 +344,9 @@ class Train(Config):
     """The training engine, common to all stages."""
 
     workers: Positive = 1
+    min_workers: Positive | None = None
+    """With it a stage trains on as many workers, from so many to `workers`, as the cluster has room for, and goes on
+    with more or fewer as nodes come and go; None: always on `workers`."""
     resources: Resources = Resources()
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -338,7 +359,11 @@ class Train(Config):
     memory: Memory = Memory()
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
-    max_restarts: int = 3
+    max_restarts: int = Field(default=3, ge=0)
+    """Failures of a worker, a node or the network without a checkpoint between them that a stage survives."""
+    hang_seconds: float = Field(default=1800.0, gt=0)
+    """A worker that has not been heard of, or that all others have waited for within a step, for so long is ended, and
+    the stage goes on from its last checkpoint. A step must take less."""
     max_bad_shards: int = Field(default=0, ge=0)
     """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
     stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""
@@ -348,6 +373,12 @@ class Train(Config):
     hardware: Hardware = Hardware()
     attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Train:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; raise workers")
+        return self
 
     def attention_of(self, stage: TrainStage) -> Attention:
         """The choices that hold in a stage: its own, else those for all stages."""

@@ -12,12 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Iterator
 from typing import Any
-
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.bad_shards import bad_shards
 from pipelines.cluster import own_errors
@@ -25,9 +21,10 @@ from pipelines.progress import Bar, following
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.storage import Store
 from pipelines.train.data import shard_sets
+from pipelines.train.groups import train_in_groups
 from pipelines.train.job import MODEL, TrainJob
 from pipelines.train.metrics import read_metrics, total_lost
-from pipelines.train.worker import train_worker
+from pipelines.train.pulse import start_watch
 from tokenization.errors import BadData, UserError
 from tokenization.vocabulary import JointVocabulary
 
@@ -49,25 +46,9 @@ def train_stage(
     with own_errors():
         bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.train.max_bad_shards, store, label)
     job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))
-    pool = recipe.train.resources
-    with following(line) as reports, tempfile.TemporaryDirectory() as scratch, bad_data_told(label), own_errors():
-        TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job, "reports": reports},
-            torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=recipe.train.workers,
-                use_gpu=pool.gpus > 0,
-                resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
-            ),
-            # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
-            run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
-                name=label,
-                storage_path=scratch,
-                logging_config=LoggingConfig(log_level="WARNING"),
-                failure_config=FailureConfig(max_failures=recipe.train.max_restarts),
-            ),
-        ).fit()
+    watch = start_watch()
+    with following(line, watch), bad_data_told(label):
+        interruptions = train_in_groups(job, watch)
     steps = list(read_metrics(store))
     tokens = sum(step["tokens"] for step in steps)
     seconds = sum(step["seconds"] for step in steps)
@@ -86,6 +67,7 @@ def train_stage(
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
+            **({"interruptions": [one.to_json() for one in interruptions]} if interruptions else {}),
             **({"bad_shards": list(job.skip), **total_lost(steps)} if job.skip else {}),
         },
     }

@@ -1,0 +1,76 @@
+"""How many workers a train stage gets: as many as there is room for, of those among which its batch can be shared.
+
+The global batch and the order of its sequences are the same with any number: fewer workers accumulate more
+micro-batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from pipelines.recipe import Resources, Train, TrainStage
+
+log = logging.getLogger("ringworld")
+
+_LOOK = 1.0  # seconds between two looks at the cluster
+_REMIND = 60.0
+
+
+def group_sizes(train: Train, stage: TrainStage) -> list[int]:
+    """The numbers of workers within the recipe's range that can share the stage's batch, the largest first."""
+    least = train.workers if train.min_workers is None else train.min_workers
+    return [size for size in range(train.workers, least - 1, -1) if shares_evenly(stage, size)]
+
+
+def shares_evenly(stage: TrainStage, workers: int) -> bool:
+    """Whether so many workers can be laid out as dp x sp and each dp rank have as many rows of the batch."""
+    return workers % stage.sp == 0 and stage.sequences % (workers // stage.sp * stage.rows) == 0
+
+
+def room_for(pool: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many workers of a pool fit on nodes of these resources."""
+    asked = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.custom}
+    asked = {name: amount for name, amount in asked.items() if amount > 0}
+    if not asked:
+        return 2**31
+    return sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
+
+
+def largest_with_room(train: Train, stage: TrainStage) -> int | None:
+    """The largest size for which the cluster's living nodes have room; None where there is none for the least."""
+    room = room_for(train.resources, (node["Resources"] for node in ray.nodes() if node["Alive"]))
+    return next((size for size in group_sizes(train, stage) if size <= room), None)
+
+
+def wait_for_room(train: Train, stage: TrainStage) -> int:
+    """The size of the next group. A range is settled by what the cluster has, twice the same a look apart, for a node
+    that has just ended may still be listed; a single number is asked for, and Ray waits for it.
+    """
+    if train.min_workers is None:
+        return train.workers
+    seen, told = None, 0.0
+    while True:
+        size = largest_with_room(train, stage)
+        if size is not None and size == seen:
+            return size
+        if size is None and time.monotonic() - told > _REMIND:
+            told = time.monotonic()
+            log.warning(
+                "train-%s: the cluster has no room for %d workers of %s; waiting for more nodes",
+                *(stage.name, group_sizes(train, stage)[-1], train.resources.ray_options),
+            )
+        seen = size
+        time.sleep(_LOOK)
+
+
+def ask_autoscaler(train: Train, workers: int) -> None:
+    """Have the cluster's autoscaler, if it has one, keep room for so many workers; 0: no longer."""
+    pool = train.resources
+    bundle: dict[str, Any] = {"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom}
+    request_resources(bundles=[bundle] * workers)

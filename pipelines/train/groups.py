@@ -1,0 +1,146 @@
+"""A train stage by one group of workers after another, until its model is there.
+
+Each group is a Ray Train run of a fixed size. It ends with the stage, or because it is asked to for the sake of another
+size, or because a worker, a node or the network fails; the next one carries on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from model import checkpoint
+from pipelines.cluster import own_errors
+from pipelines.train.group import ask_autoscaler, wait_for_room
+from pipelines.train.job import CHECKPOINTS, TrainJob
+from pipelines.train.oversight import Oversight
+from pipelines.train.worker import train_worker
+
+log = logging.getLogger("ringworld")
+
+_COLLECTIVE_SECONDS = 1800  # of torch's own time-out, behind ours
+
+
+@dataclass
+class Interruption:
+    """A failure and what became of it. step: the one gone on from. workers, seconds: of the group that went on, and
+    from the failure to its first step; None where it made none.
+    """
+
+    reason: str
+    step: int
+    failed_at: float
+    workers: int | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"reason": self.reason, "step": self.step, "workers": self.workers, "seconds": self.seconds}
+
+
+def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
+    """Train to the end of the stage. Returns the failures on the way.
+
+    Raises what the last group raised after `train.max_restarts` failures without a checkpoint between them, and at
+    once what a restart would not mend (UserError, BadData).
+    """
+    label, failures, attempt, committed = f"train-{job.stage.name}", 0, 0, _committed(job)
+    interruptions: list[Interruption] = []
+    with _room_asked(job):
+        while True:
+            attempt += 1
+            size = wait_for_room(job.recipe.train, job.stage)
+            ray.get(watch.begin.remote(attempt))
+            log.info("%s: %d workers start at step %d", label, size, committed)
+            failed, failed_at = None, 0.0
+            with Oversight(job, watch, size) as oversight:
+                try:
+                    _fit(job, watch, attempt, size)
+                except TrainingFailedError as error:
+                    failed, failed_at = error, oversight.since or time.time()
+            first_step_at = ray.get(watch.first_report.remote())
+            if interruptions and interruptions[-1].seconds is None and first_step_at is not None:
+                last = interruptions[-1]
+                last.workers, last.seconds = size, round(first_step_at - last.failed_at, 1)
+                log.info("%s: had recovered %.1f s after the failure", label, last.seconds)
+            before, committed = committed, _committed(job)
+            if failed is None:
+                if ray.get(watch.finished.remote()):
+                    return interruptions
+                continue
+            failures = 1 if committed > before else failures + 1
+            reason = oversight.hang or _reason(failed)
+            if failures > job.recipe.train.max_restarts:
+                log.warning("%s: %s; giving up after %d failures without a checkpoint between", label, reason, failures)
+                raise failed
+            log.warning("%s: %s; going on from step %d", label, reason, committed)
+            interruptions.append(Interruption(reason, committed, failed_at))
+
+
+def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
+    pool, train = job.recipe.train.resources, job.recipe.train
+    with tempfile.TemporaryDirectory() as scratch, own_errors():
+        TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "watch": watch, "attempt": attempt},
+            torch_config=TorchConfig(
+                backend="nccl" if pool.gpus else "gloo",
+                timeout_s=int(max(_COLLECTIVE_SECONDS, 2 * train.hang_seconds)),
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=size,
+                use_gpu=pool.gpus > 0,
+                resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
+            ),
+            # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
+            run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
+                name=f"train-{job.stage.name}",
+                storage_path=scratch,
+                logging_config=LoggingConfig(log_level="WARNING"),
+                # What failed is for `train_in_groups` to judge; but a fixed number of workers waits for its nodes.
+                failure_config=FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=-1 if train.min_workers is None else 0
+                ),
+            ),
+        ).fit()
+
+
+@contextlib.contextmanager
+def _room_asked(job: TrainJob) -> Iterator[None]:
+    """While a range of workers is trained by, the autoscaler is to bring back nodes that were lost."""
+    if job.recipe.train.min_workers is None:
+        yield
+        return
+    ask_autoscaler(job.recipe.train, job.recipe.train.workers)
+    try:
+        yield
+    finally:
+        ask_autoscaler(job.recipe.train, 0)
+
+
+def _committed(job: TrainJob) -> int:
+    folder = job.store.at(CHECKPOINTS)
+    return checkpoint.latest_committed(folder.path(), options=folder.options) or 0
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """The first line of each rank's failure; of ranks that fail alike, one stands for all."""
+    by_reason: dict[str, list[int]] = {}
+    for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
+        by_reason.setdefault(_first_line(failure), []).append(rank)
+    said = [f"rank {', '.join(map(str, ranks))}: {why}" for why, ranks in by_reason.items()]
+    return "; ".join(said) or _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,82 @@
+"""What the driver does while a group of workers trains: end whoever hangs, and make room for more where there is some.
+
+A worker that hangs is killed where it runs; Ray Train then sees it dead and ends the group, whose stage starts again
+from its last checkpoint. A group that could be larger is asked to end at its next checkpoint: nothing is repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from pipelines.train.group import largest_with_room
+from pipelines.train.job import TrainJob
+from pipelines.train.pulse import Beat, end_worker, find_hang
+
+log = logging.getLogger("ringworld")
+
+_LOOK = 1.0  # seconds between two looks at the workers
+_ROOM = 5.0  # and at the cluster
+_KILL = 60.0  # for a kill; a node that does not answer as long is left to Ray's own health checks
+
+
+class Oversight:
+    """Watches one group in a thread of its own, for the length of a `with` block."""
+
+    def __init__(self, job: TrainJob, watch: Any, size: int) -> None:
+        self.hang: str | None = None
+        """Who hung and was killed, if anyone."""
+        self.since: float | None = None
+        """When that was known, in seconds since the epoch."""
+        self._job, self._watch, self._size = job, watch, size
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="oversight", daemon=True)
+
+    def __enter__(self) -> Oversight:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        grown, looked = False, time.monotonic()
+        while not self._ended.wait(_LOOK):
+            if self.hang is None:
+                self._look_for_a_hang()
+            if not grown and self._job.recipe.train.min_workers is not None and time.monotonic() - looked > _ROOM:
+                looked = time.monotonic()
+                grown = self._grow()
+
+    def _look_for_a_hang(self) -> None:
+        standings = ray.get(self._watch.standings.remote())
+        hang = find_hang(standings, self._job.recipe.train.hang_seconds)
+        if hang is None:
+            return
+        self.hang, self.since = hang.reason, time.time()
+        log.warning("train-%s: %s; ending it, to go on from the last checkpoint", self._job.stage.name, hang.reason)
+        for worker in hang.workers:
+            self._end(worker)
+
+    def _end(self, worker: Beat) -> None:
+        try:
+            ray.get(end_worker(worker), timeout=_KILL)
+        except (GetTimeoutError, RayError) as error:
+            log.warning("train-%s: rank %d could not be ended: %s", self._job.stage.name, worker.rank, error)
+
+    def _grow(self) -> bool:
+        size = largest_with_room(self._job.recipe.train, self._job.stage)
+        if size is None or size <= self._size:
+            return False
+        log.info(
+            "train-%s: the cluster has room for %d workers; going on with them at the next checkpoint",
+            *(self._job.stage.name, size),
+        )
+        ray.get(self._watch.ask_to_stop.remote())
+        return True

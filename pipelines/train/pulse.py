@@ -1,0 +1,197 @@
+"""What each training worker is at, seen in one place, so that one that hangs is found, named and ended.
+
+A thread of every worker tells a `Watch`, an actor beside the driver, once a second at which step and in which part of
+it the worker's main thread is. Whoever is silent has stopped or lost its network; where all are well but nothing moves,
+the worker that is furthest behind is the one that the others wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+INTERVAL = 1.0
+"""Seconds between two beats of a worker."""
+PARTS = ("start", "load", "train", "save", "export")
+"""What a worker is at, in the order in which it comes to it within a step."""
+_BOUNDED = frozenset({"load", "train"})  # the others take as long as storage and the model's size make them
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker says of itself. attempt: of how many groups before it. born: of the process, for `end_worker`."""
+
+    attempt: int
+    rank: int
+    pid: int
+    born: float
+    node: str
+    step: int = 0
+    part: str = "start"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A worker's last beat, the seconds since it came, and since its step or part changed."""
+
+    beat: Beat
+    silent: float
+    still: float
+
+
+@dataclass(frozen=True)
+class Hang:
+    """The workers that the others wait for, and how that is seen."""
+
+    workers: tuple[Beat, ...]
+    reason: str
+
+
+def find_hang(standings: Sequence[Standing], limit: float) -> Hang | None:
+    """Who hangs, if anyone: not heard of for `limit` seconds, or furthest behind where all stand still for as long."""
+    silent = [standing for standing in standings if standing.silent > limit]
+    if silent:
+        workers = tuple(standing.beat for standing in silent)
+        longest = max(standing.silent for standing in silent)
+        return Hang(workers, f"{_named(workers)} not answered for {longest:.0f} s, amid {_place(workers[0])}")
+    moving = [one for one in standings if one.still <= limit or one.beat.part not in _BOUNDED]
+    if moving or not standings:
+        return None
+    last = min(_progress(standing.beat) for standing in standings)
+    workers = tuple(standing.beat for standing in standings if _progress(standing.beat) == last)
+    still = min(standing.still for standing in standings)
+    return Hang(workers, f"{_named(workers)} not got on for {still:.0f} s, amid {_place(workers[0])}")
+
+
+def _progress(beat: Beat) -> tuple[int, int]:
+    return beat.step, PARTS.index(beat.part)
+
+
+def _named(workers: Sequence[Beat]) -> str:
+    names = ", ".join(f"rank {beat.rank} (process {beat.pid} on node {beat.node[:8]})" for beat in workers)
+    return f"{names} {'have' if len(workers) > 1 else 'has'}"
+
+
+def _place(beat: Beat) -> str:
+    return f"step {beat.step}: {beat.part}"
+
+
+class Pulse:
+    """A worker's side: `at` says what its main thread begins. A context manager, which beats meanwhile."""
+
+    def __init__(self, watch: Any, attempt: int, rank: int) -> None:
+        process = psutil.Process()
+        node = ray.get_runtime_context().get_node_id()
+        self._watch = watch
+        self._beat = Beat(attempt, rank, process.pid, process.create_time(), node)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def at(self, step: int, part: str) -> None:
+        """The main thread is at this part, one of PARTS, of this step."""
+        self._beat = replace(self._beat, step=step, part=part)
+
+    def _run(self) -> None:
+        while True:
+            self._watch.beat.remote(self._beat)
+            if self._ended.wait(INTERVAL):
+                return
+
+
+class Watch:
+    """The driver's side, as an actor: the last beat of every worker, what rank 0 reports, and what is asked of it."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+        self._beats: dict[int, tuple[Beat, float, float]] = {}
+        self._last: tuple[int, dict[str, float]] = (0, {})
+        self._first_report: float | None = None
+        self._finished = False
+        self._must_stop = False
+
+    def begin(self, attempt: int) -> None:
+        """A new group: forget the one before, whose late beats no longer count."""
+        self._attempt, self._beats = attempt, {}
+        self._first_report, self._must_stop = None, False
+
+    def beat(self, beat: Beat) -> None:
+        """Take a worker's beat."""
+        if beat.attempt != self._attempt:
+            return
+        now = time.monotonic()
+        before = self._beats.get(beat.rank)
+        same = before is not None and (before[0].step, before[0].part) == (beat.step, beat.part)
+        self._beats[beat.rank] = (beat, now, before[2] if before is not None and same else now)
+
+    def standings(self) -> list[Standing]:
+        """All workers of the group that have been heard of."""
+        now = time.monotonic()
+        return [Standing(beat, now - heard, now - moved) for beat, heard, moved in self._beats.values()]
+
+    def report(self, step: int, figures: dict[str, float]) -> None:
+        """Rank 0 has made so many steps."""
+        self._last = (step, figures)
+        if self._first_report is None:
+            self._first_report = time.time()
+
+    def last(self) -> tuple[int, dict[str, float]]:
+        """What was reported last."""
+        return self._last
+
+    def first_report(self) -> float | None:
+        """When the group's first step was reported, in seconds since the epoch."""
+        return self._first_report
+
+    def ask_to_stop(self) -> None:
+        """The group shall end at its next checkpoint, for one of another size."""
+        self._must_stop = True
+
+    def must_stop(self) -> bool:
+        """Whether it shall."""
+        return self._must_stop
+
+    def finish(self) -> None:
+        """The stage's model is exported."""
+        self._finished = True
+
+    def finished(self) -> bool:
+        """Whether it is."""
+        return self._finished
+
+
+def start_watch() -> Any:
+    """A `Watch` on the driver's own node, so that no other node's end takes it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
+
+
+def end_worker(beat: Beat) -> Any:
+    """Kill a worker's process where it runs; a stopped one heeds nothing else. Returns the reference to wait on."""
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    return _kill.options(scheduling_strategy=there).remote(beat.pid, beat.born)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _kill(pid: int, born: float) -> None:
+    """End the process, if it is still the one that was meant."""
+    try:
+        if pid != os.getpid() and psutil.Process(pid).create_time() == born:
+            psutil.Process(pid).kill()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,171 @@
+"""Training goes on: through a killed worker, a stopped one, a lost node, and from 4 workers to 2 to 3, on real nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray_nodes import RayNodes
+from test_many_kills import wait_for_port
+from training_driver import CHECKPOINT_STEPS, STEPS
+
+from jobs.bench.object_store import free_ports
+from pipelines.storage import Store
+from pipelines.train.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+PATIENCE = 240.0
+HANG_SECONDS = 8.0
+
+
+@dataclass
+class Training:
+    """A driver on a cluster whose nodes and workers come and go."""
+
+    folder: Path
+    address: str
+    nodes: RayNodes
+    driver: subprocess.Popen[str]
+
+    def start(self, name: str, **train: Any) -> None:
+        """Have the driver train a stage; `train` are keys of the recipe's branch of that name."""
+        assert self.driver.stdin is not None
+        self.driver.stdin.write(json.dumps({"name": name, **train}) + "\n")
+        self.driver.stdin.flush()
+
+    def finish(self, name: str) -> dict[str, Any]:
+        """Wait for the stage's end; its part of the manifest."""
+        self.until((self.folder / f"{name}.json").exists)
+        return json.loads((self.folder / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+    def checkpoints(self, name: str) -> int:
+        """The step of the last checkpoint that is committed."""
+        return max((int(p.parent.name[5:]) for p in (self.folder / name).glob("checkpoints/*/COMMIT")), default=0)
+
+    def trained_until(self, name: str, step: int) -> None:
+        self.until(lambda: self.checkpoints(name) >= step)
+        assert self.checkpoints(name) < STEPS, "the stage was over before it could be disturbed"
+
+    def until(self, when: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            assert self.driver.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def said(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def add_node(self, trainers: int) -> subprocess.Popen[bytes]:
+        self.nodes.start(
+            f"--address={self.address}",
+            f"--num-cpus={trainers}",
+            f'--resources={{"trainer": {trainers}}}',
+            "--dashboard-agent-listen-port=0",
+            "--object-store-memory=100000000",
+        )
+        return self.nodes.nodes[-1]
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers that live, the oldest first."""
+        found = []
+        for node in self.nodes.nodes:
+            for process in self.nodes.processes(node):
+                try:
+                    if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                        found.append((process.create_time(), process))
+                except psutil.Error:
+                    continue
+        return [process for _, process in sorted(found, key=lambda one: one[0])]
+
+    def kill_node(self, node: subprocess.Popen[bytes]) -> None:
+        """All of a node at once, as when a machine loses its power."""
+        for process in self.nodes.processes(node):
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def weights(self, name: str) -> bytes:
+        return (self.folder / name / "model" / "model.safetensors").read_bytes()
+
+    def steps(self, name: str) -> list[dict[str, Any]]:
+        return list(read_metrics(Store(str(self.folder / name))))
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+    folder, nodes = tmp_path_factory.mktemp("training"), RayNodes()
+    gcs, dashboard, client = free_ports(3)
+    driver = None
+    try:
+        nodes.start(
+            "--head",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            "--dashboard-agent-listen-port=0",
+            "--num-cpus=1",
+            "--object-store-memory=100000000",
+        )
+        wait_for_port(gcs)
+        address = f"127.0.0.1:{gcs}"
+        path = os.pathsep.join([str(HERE), str(HERE.parent), nodes.environment()["PYTHONPATH"]])
+        with (folder / "log").open("wb") as log:
+            driver = subprocess.Popen(
+                [sys.executable, str(HERE / "training_driver.py"), str(folder)],
+                env=nodes.environment(RAY_ADDRESS=address) | {"PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        run = Training(folder, address, nodes, driver)
+        run.add_node(2)
+        run.start("undisturbed", workers=2)
+        run.finish("undisturbed")
+        yield run
+    finally:
+        if driver is not None:
+            driver.kill()
+            driver.wait()
+        nodes.stop()
+
+
+def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(training: Training) -> None:
+    training.start("disturbed", workers=2, hang_seconds=HANG_SECONDS)
+    training.trained_until("disturbed", 1)
+    training.workers()[0].send_signal(signal.SIGKILL)
+    training.trained_until("disturbed", 12)
+    training.workers()[-1].send_signal(signal.SIGSTOP)
+    training.trained_until("disturbed", 24)
+    training.add_node(2)  # elsewhere
+    training.kill_node(training.nodes.nodes[1])
+    figures = training.finish("disturbed")["figures"]
+
+    assert training.weights("disturbed") == training.weights("undisturbed")
+    by_step = [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("disturbed")]
+    assert by_step == [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("undisturbed")]
+    killed, stopped, lost = figures["interruptions"]
+    assert "rank" in killed["reason"]
+    assert "rank 1 (process" in stopped["reason"] or "rank 0 (process" in stopped["reason"]
+    assert "has not answered for" in stopped["reason"]
+    assert lost["step"] >= 24
+    for interruption in (killed, stopped, lost):
+        assert interruption["step"] % CHECKPOINT_STEPS == 0
+        assert interruption["workers"] == 2
+        assert interruption["seconds"] > 0
+    print(json.dumps(figures["interruptions"], indent=1))

@@ -1,0 +1,60 @@
+"""A driver that trains stages one after another on a cluster, for tests that disturb it: `training_driver.py FOLDER`.
+
+Each line read is a JSON object: the name of the run and the keys of `train` that it changes. Its stage is trained over
+the shards in FOLDER, and `FOLDER/<name>.json` holds its part of the manifest when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import ray
+from test_bad_shards import CONTEXT, packed
+from tiny_run import VOCABULARY, tiny_recipe
+
+from jobs.cli import set_up_logging
+from pipelines.progress import bar
+from pipelines.recipe import Recipe
+from pipelines.storage import Store
+from pipelines.train import train_stage
+
+BATCH, STEPS, CHECKPOINT_STEPS = 12, 36, 4
+"""Sequences of a batch, which 4, 3 and 2 workers can share."""
+
+
+def recipe_of(folder: Path, **train: object) -> Recipe:
+    tree = tiny_recipe(folder).model_dump(mode="json")
+    stage = {**tree["train"]["stages"][0], "context": CONTEXT, "steps": STEPS, "batch_tokens": BATCH * CONTEXT}
+    tree["train"] |= {"checkpoint_steps": CHECKPOINT_STEPS, "keep_checkpoints": 100, "eps": 1e-5, **train}
+    tree["train"] |= {"resources": {"cpus": 1, "custom": {"trainer": 1}}, "stages": [stage]}
+    tree["evaluate"] |= {"needle": None, "generation": None}
+    return Recipe.model_validate(tree)
+
+
+def main() -> None:
+    set_up_logging()
+    folder = Path(sys.argv[1])
+    shards = Store(str(folder / "pack"))
+    manifest, _ = packed(shards)
+    ray.init(logging_level="warning")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        name = asked.pop("name")
+        recipe = recipe_of(folder, **asked)
+        with bar(name, STEPS, "step") as progress:
+            done = train_stage(
+                recipe,
+                recipe.train.stages[0],
+                VOCABULARY,
+                (shards, manifest),
+                None,
+                Store(str(folder / name)),
+                progress,
+            )
+        Store(str(folder)).write_json(f"{name}.json", done)
+
+
+if __name__ == "__main__":
+    main()
