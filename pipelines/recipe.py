@@ -328,7 +328,7 @@ class TrainStage(Config):
         if not isinstance(tokens, int) or not isinstance(batch, int) or batch <= 0:
             return {"steps": 1, **values}  # whichever is no number is told by its own key
         steps = -(-tokens // batch)
-        if values.get("steps", steps) != steps:
+        if values.get("steps") not in (None, steps):
             raise ValueError(
                 f"tokens {tokens} are {steps} steps of batch_tokens {batch}, not {values['steps']}; give one"
             )

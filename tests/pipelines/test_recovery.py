@@ -1,8 +1,9 @@
-"""Training goes on: through a killed worker, a stopped one, a lost node, and from 4 workers to 2 to 3, on real nodes."""
+"""Training goes on through a killed worker, a stopped one and a lost node, and from 4 workers to 2 to 3: real nodes."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from pipelines.storage import Store
 from pipelines.train.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
+
+log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 PATIENCE = 240.0
@@ -168,4 +171,4 @@ def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(trai
         assert interruption["step"] % CHECKPOINT_STEPS == 0
         assert interruption["workers"] == 2
         assert interruption["seconds"] > 0
-    print(json.dumps(figures["interruptions"], indent=1))
+    log.info("interruptions\n%s", json.dumps(figures["interruptions"], indent=1))
