@@ -49,7 +49,8 @@ class EngineSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    """On all parameters, norms and embeddings too, as LWM does."""
+    decay: Literal["all", "matrices"] = "all"
+    """Which parameters the decay is on: all, norms and embeddings too, as LWM does, or only those of two dimensions."""
     loss_chunk: int = CHUNK
     """Targets whose logits exist at once."""
     memory: MemorySettings = field(default_factory=MemorySettings)
@@ -64,6 +65,8 @@ class EngineSettings:
             raise ValueError(f'precision must be "fp32" or "bf16", not {self.precision!r}')
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError("zero_stage 0 trains in fp32 only: choose zero_stage 1 for bf16 with replicated weights")
+        if self.decay not in ("all", "matrices"):
+            raise ValueError(f'decay must be "all" or "matrices", not {self.decay!r}')
         if self.grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more, not {self.grad_accum}")
         if wrong := self.memory.unfit_for(self.zero_stage):
@@ -209,8 +212,19 @@ class TrainingEngine:
         }
 
 
+def parameter_groups(module: nn.Module, settings: EngineSettings) -> list[dict[str, Any]]:
+    """The optimizer's groups: one, or, with `decay` "matrices", a second of the vectors, which do not decay."""
+    parameters = list(module.parameters())
+    if settings.decay == "all":
+        return [{"params": parameters}]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
 def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
-    """The DeepSpeed engine around `module`, with torch's AdamW on all parameters."""
+    """The DeepSpeed engine around `module`, with torch's AdamW."""
     import deepspeed  # seconds to import: only those who train pay
     import deepspeed.ops
 
@@ -218,7 +232,11 @@ def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+        parameter_groups(module, settings),
+        lr=0.0,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
     n_parameters = sum(p.numel() for p in module.parameters())
     zero = {

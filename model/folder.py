@@ -6,10 +6,11 @@ On a local disk a file is written beside its place and renamed into it; on an ob
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,50 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
 
-    def get(self, name: str, path: Path) -> None:
-        """Copy `name` to a local file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fs.get_file(self._path(name), str(path))
+    def write(self, name: str, pieces: Iterable[Any]) -> None:
+        """Publish a file of these bytes-like pieces, whole. Raises UserError where the disk is full."""
+        try:
+            if self.local is not None:
+                self._write_beside(self.local, name, pieces)
+                return
+            with tempfile.TemporaryFile() as unnamed:  # so that a killed writer leaves nothing
+                unnamed.writelines(pieces)
+                unnamed.flush()
+                self._fs.put_file(f"/dev/fd/{unnamed.fileno()}", self._path(name))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = self.local or tempfile.gettempdir()
+            raise UserError(f"{place}: the disk is full; free space or write elsewhere") from error
+
+    @staticmethod
+    def _write_beside(local: Path, name: str, pieces: Iterable[Any]) -> None:
+        target = local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=local)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        """A local path with the content of `name`: the file itself, or a copy that nothing outlives.
+
+        Raises FileNotFoundError when absent.
+        """
+        if self.local is not None:
+            yield self.local / name
+            return
+        with tempfile.TemporaryFile() as unnamed:
+            path = f"/dev/fd/{unnamed.fileno()}"
+            self._fs.get_file(self._path(name), path)
+            yield Path(path)
 
     def open(self, name: str) -> Any:
         """A binary file to read. Raises FileNotFoundError when absent."""
@@ -88,10 +129,13 @@ class Folder:
             self._fs.rm(self._path(name), recursive=True)
 
     def sweep(self) -> None:
-        """Remove the workspaces that killed writers left; only while no other writer works here."""
+        """Remove the workspaces and files that killed writers left; only while no other writer works here."""
         if self.local is not None:
             for path in self.local.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

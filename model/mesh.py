@@ -45,10 +45,11 @@ class Mesh:
         """Which share of each sequence this rank holds, 0 <= sp_rank < sp."""
         return self.rank % self.sp
 
-    def together(self, action: Callable[[], T]) -> list[T]:
+    def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
         """Run `action` on every rank and gather its results by rank; where one rank fails, every rank raises its error.
 
-        So nobody waits for a rank that has given up. A full disk becomes a UserError. Collective.
+        So nobody waits for a rank that has given up. A full disk becomes a UserError. Collective, over `group`: one of
+        all ranks, None for the training's own.
         """
         result: T | None = None
         failure: Exception | None = None
@@ -60,7 +61,7 @@ class Mesh:
         except Exception as error:
             failure = error
         outcomes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(outcomes, (result, failure))
+        dist.all_gather_object(outcomes, (result, failure), group=group)
         for _, raised in outcomes:
             if raised is not None:
                 raise raised

@@ -86,7 +86,7 @@ def test_an_intact_folder_verifies(undisturbed: Path, inspect: Inspect, pattern:
         "pack-text/*/sets/*.json",
         "tokenize/*/documents/*.parquet",
         "train-text/*/model/*.safetensors",
-        "train-text/*/checkpoints/*/*optim_states.pt",
+        "train-text/*/checkpoints/*/rank-00001-0000.safetensors",
         "vqgan/*/weights/*.safetensors",
         "sources/*/objects.jsonl",
     ],

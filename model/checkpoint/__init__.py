@@ -1,0 +1,40 @@
+"""Checkpoints that are whole or do not count: a training engine's state to any fsspec URL and back, on any mesh.
+
+`<url>/step-00000012/` holds what each rank had of the fp32 master weights and of Adam's moments, as safetensors by
+Hugging Face name and place in the flattened parameter; each rank's random state; and `COMMIT`, a JSON that names every
+file with its size, sha256 and contents, and carries the caller's own state (the loader's position). Ranks publish their
+own files; `COMMIT` comes last, by one atomic write. A folder without it is torn: it never counts.
+
+The format knows no mesh and no ZeRO stage: whoever loads reads the ranges that its own partition needs. Nothing in it
+is a pickle.
+"""
+
+from model.checkpoint.load import load, load_latest
+from model.checkpoint.manifest import (
+    COMMIT,
+    DamagedError,
+    FileEntry,
+    Manifest,
+    Range,
+    latest_committed,
+    read_manifest,
+    verify,
+)
+from model.checkpoint.write import Lost, Writer, Written, save
+
+__all__ = [
+    "COMMIT",
+    "DamagedError",
+    "FileEntry",
+    "Lost",
+    "Manifest",
+    "Range",
+    "Writer",
+    "Written",
+    "latest_committed",
+    "load",
+    "load_latest",
+    "read_manifest",
+    "save",
+    "verify",
+]

@@ -1,0 +1,25 @@
+"""Which checkpoints stay: the newest committed ones up to now. All others are in the way of a resume, or of space."""
+
+from __future__ import annotations
+
+from model.checkpoint.manifest import COMMIT, committed_steps, step_name, steps
+from model.folder import Folder
+
+
+def retain(root: Folder, step: int, keep: int | None) -> None:
+    """Of a folder in which `step` has just been committed, and nothing else is being written.
+
+    keep: how many committed checkpoints to leave, the newest; None leaves all. Those of later steps go in any case: the
+    run has gone back behind them, as they were damaged or have led astray. So do torn ones.
+    """
+    committed = [one for one in committed_steps(root) if one <= step]
+    kept = committed if keep is None else committed[-max(1, keep) :]
+    for one in steps(root):
+        if one not in kept:
+            forget(root, one)
+
+
+def forget(root: Folder, step: int) -> None:
+    """Delete a checkpoint. Its `COMMIT` goes first, so that a half-deleted one does not count."""
+    root.delete(f"{step_name(step)}/{COMMIT}")
+    root.delete(step_name(step))

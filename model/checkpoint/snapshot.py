@@ -1,0 +1,112 @@
+"""A rank's fragments copied to host memory, already in the bytes of the safetensors files that they will be.
+
+So what follows - hashing, writing, sending - runs in a thread that neither touches the engine nor holds Python's lock
+for long, and no second copy is made. One snapshot's memory is kept and used again from save to save: 12 bytes for each
+element that the rank holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.manifest import Range
+from model.checkpoint.state import PARTS, Fragment
+
+FILE_BYTES = 2**29
+"""About the size at which a next file begins; whoever needs any of a file has to read and hash all of it."""
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A safetensors file to be: what it holds, its header, and its bytes in all."""
+
+    fragments: tuple[Fragment, ...]
+    header: bytes
+    size: int
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """What it holds of the parameters."""
+        return tuple(fragment.range for fragment in self.fragments)
+
+
+def tensor_key(part: str, fragment: Range) -> str:
+    """The name of a tensor in a file: which of `PARTS` it is, of which parameter, from which element on."""
+    return f"{part}/{fragment.name}@{fragment.start}"
+
+
+class Snapshot:
+    """Host memory for what a rank saves."""
+
+    def __init__(self) -> None:
+        self._files: list[PlannedFile] = []
+        self._buffers: list[Tensor] = []
+
+    @property
+    def n_bytes(self) -> int:
+        """Of host memory."""
+        return sum(buffer.numel() for buffer in self._buffers)
+
+    def take(self, fragments: Sequence[Fragment]) -> None:
+        """Copy these, in the place of what was copied before."""
+        self._files = plan_files(fragments)
+        if [buffer.numel() for buffer in self._buffers] != [file.size for file in self._files]:
+            self._buffers = []  # first, so that the two are never held at once
+            self._buffers = [torch.empty(file.size, dtype=torch.uint8) for file in self._files]
+        for file, buffer in zip(self._files, self._buffers, strict=True):
+            place = len(file.header)
+            buffer[:place] = torch.frombuffer(bytearray(file.header), dtype=torch.uint8)
+            data = buffer[place:].view(torch.float32)
+            place = 0
+            for tensor in _tensors(file.fragments):
+                data[place : place + tensor.numel()].copy_(tensor)
+                place += tensor.numel()
+
+    def files(self) -> Iterator[tuple[memoryview, tuple[Range, ...]]]:
+        """The bytes of each file and what it holds."""
+        for file, buffer in zip(self._files, self._buffers, strict=True):
+            yield buffer.numpy().data, file.ranges
+
+
+def plan_files(fragments: Sequence[Fragment], file_bytes: int = FILE_BYTES) -> list[PlannedFile]:
+    """Deal the fragments out, in order, to files of about so many bytes."""
+    files: list[PlannedFile] = []
+    taken: list[Fragment] = []
+    size = 0
+    for fragment in fragments:
+        n_bytes = 4 * len(PARTS) * fragment.range.numel
+        if taken and size + n_bytes > file_bytes:
+            files.append(_file_of(taken))
+            taken, size = [], 0
+        taken.append(fragment)
+        size += n_bytes
+    return [*files, _file_of(taken)] if taken else files
+
+
+def _tensors(fragments: Sequence[Fragment]) -> Iterator[Tensor]:
+    for fragment in fragments:
+        for part in PARTS:
+            yield fragment.parts[part]
+
+
+def _file_of(fragments: Sequence[Fragment]) -> PlannedFile:
+    """The header is as safetensors' format describes it: a length, JSON, and spaces up to a multiple of 8 bytes."""
+    entries, place = {}, 0
+    for fragment in fragments:
+        for part in PARTS:
+            stop = place + 4 * fragment.range.numel
+            entries[tensor_key(part, fragment.range)] = {
+                "dtype": "F32",
+                "shape": [fragment.range.numel],
+                "data_offsets": [place, stop],
+            }
+            place = stop
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return PlannedFile(tuple(fragments), header, len(header) + place)

@@ -1,0 +1,172 @@
+"""What a rank holds of the optimizer's state, whatever the ZeRO stage: flat views of it by parameter and place in it.
+
+In: a training engine. Out: fp32 master weights and Adam's two moments as views of the engine's own memory, to read or
+to write; the counters of Adam's steps; and, after writing, the model's own weights made from the masters again.
+
+This is the one place that knows where DeepSpeed keeps them: stage 0 in the parameters and torch's optimizer; stages 1
+and 2 in one flat partition a group, of which `param._hp_mapping` says what is whose; stage 3 in flat sub-groups of each
+parameter's own partition (`grad_position`). The same with the optimizer's or the parameters' memory on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint.manifest import Range
+from model.engine import TrainingEngine
+from tokenization.errors import UserError
+
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+PARTS = (WEIGHT, *MOMENTS)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A range of a parameter and, for each of `PARTS`, its elements: fp32 [numel], a view of the engine's memory."""
+
+    range: Range
+    parts: Mapping[str, Tensor]
+
+    def share(self, number: int, of: int) -> Fragment:
+        """One of so many almost equal pieces of it."""
+        first, last = self.range.numel * number // of, self.range.numel * (number + 1) // of
+        return Fragment(
+            Range(self.range.name, self.range.start + first, last - first),
+            {part: tensor.narrow(0, first, last - first) for part, tensor in self.parts.items()},
+        )
+
+
+def held(engine: TrainingEngine) -> list[Fragment]:
+    """What this rank holds, in the order of the parameters; with stage 0 every rank holds all.
+
+    Adam's state is made, of zeros, where it had taken no step yet. Raises UserError where it lies on NVMe.
+    """
+    _check_in_memory(engine)
+    adam = _adam(engine)
+    for group, flat in _flats(engine):
+        _ensure_moments(adam, group, flat)
+    fragments = []
+    for name, parameter in engine.model.named_parameters():
+        found = _place(engine, parameter)
+        if found is None:
+            continue
+        flat, offset, start, numel = found
+        whole = {WEIGHT: flat, **{moment: adam.state[flat][moment] for moment in MOMENTS}}
+        parts = {part: tensor.detach().view(-1).narrow(0, offset, numel) for part, tensor in whole.items()}
+        fragments.append(Fragment(Range(name, start, numel), parts))
+    return fragments
+
+
+def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and optimizer group of every parameter."""
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    if stage == 0:
+        members = [(number, group["params"]) for number, group in enumerate(optimizer.param_groups)]
+    elif stage < 3:
+        members = list(enumerate(_sharded(optimizer)[0]))
+    else:
+        members = [(optimizer.sub_group_to_group_id[i], group) for i, group in enumerate(optimizer.fp16_groups)]
+    groups = {id(parameter): number for number, group in members for parameter in group}
+    return {
+        name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), groups[id(parameter)])
+        for name, parameter in engine.model.named_parameters()
+    }
+
+
+def adam_steps(engine: TrainingEngine) -> tuple[int, ...]:
+    """Updates that Adam has made, by group. Call after `held`."""
+    adam = _adam(engine)
+    steps = {group: int(adam.state[flat]["step"]) for group, flat in _flats(engine)}
+    return tuple(steps[group] for group in sorted(steps))
+
+
+def set_adam_steps(engine: TrainingEngine, steps: Mapping[int, int]) -> None:
+    """Count from here, by group. Each flat tensor has a counter of its own: a shared one would count several times."""
+    adam = _adam(engine)
+    for group, flat in _flats(engine):
+        adam.state[flat]["step"].fill_(steps[group])
+
+
+def refresh(engine: TrainingEngine) -> None:
+    """Make the model's weights from the master weights, on every rank. Collective."""
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        optimizer.checkpoint_event_prologue()
+        for number in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        optimizer.checkpoint_event_epilogue()
+
+
+def _adam(engine: TrainingEngine) -> torch.optim.Optimizer:
+    optimizer = engine.deepspeed.optimizer
+    adam: torch.optim.Optimizer = optimizer.optimizer if engine.settings.zero_stage else optimizer
+    return adam
+
+
+def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Tensor]]:
+    """The tensors that torch's optimizer steps, each with its group."""
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    if stage == 0:
+        for number, group in enumerate(optimizer.param_groups):
+            yield from ((number, parameter) for parameter in group["params"])
+    elif stage < 3:
+        yield from enumerate(_sharded(optimizer)[1])
+    else:
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            yield optimizer.sub_group_to_group_id[number], flat
+
+
+def _sharded(optimizer: Any) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
+    """Of stages 1 and 2, by group: the parameters, and this rank's partition of the masters. bf16 stage 1 has names of
+    its own for both."""
+    if hasattr(optimizer, "bf16_groups"):
+        return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+    return optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+
+
+def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
+    """The flat tensor that holds part of a parameter, its place there, and the part; None: other ranks hold it all."""
+    optimizer: Any = engine.deepspeed.optimizer
+    whole: Any = parameter
+    if engine.settings.zero_stage == 0:
+        return parameter, 0, 0, parameter.numel()
+    if engine.settings.zero_stage < 3:
+        mapping = whole._hp_mapping
+        if mapping is None:
+            return None
+        flat = _sharded(optimizer)[1][mapping.param_group_index]
+        address = mapping.lp_fragment_address
+        return flat, mapping.hp_fragment_address.start, address.start, address.numel
+    sub_group, offset, partition = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = engine.mesh.rank * partition
+    numel = min(partition, whole.ds_numel - start)  # the last partitions are padded, or padding alone
+    return (optimizer.fp32_partitioned_groups_flat[sub_group], offset, start, numel) if numel > 0 else None
+
+
+def _ensure_moments(adam: torch.optim.Optimizer, group: int, flat: Tensor) -> None:
+    state = adam.state[flat]
+    if state:
+        return
+    settings = adam.param_groups[group]
+    on_device = settings.get("fused") or settings.get("capturable")
+    state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
+    for moment in MOMENTS:
+        state[moment] = torch.zeros_like(flat, memory_format=torch.preserve_format)
+
+
+def _check_in_memory(engine: TrainingEngine) -> None:
+    optimizer = engine.deepspeed.optimizer
+    if getattr(optimizer, "swap_optimizer", False) or getattr(optimizer, "params_in_nvme_and_cpu", False):
+        raise UserError("checkpoints need the optimizer's state in memory: offload it to cpu, not to nvme")
+    if getattr(optimizer, "offload_optimizer", False) and getattr(optimizer, "partial_offload", 1.0) != 1.0:
+        raise UserError("checkpoints need all of the optimizer's state in one place: leave out offload_optimizer.ratio")
+    if getattr(optimizer, "round_robin_gradients", False):
+        raise UserError("checkpoints need parameters in their own order: leave out round_robin_gradients")

@@ -1,0 +1,207 @@
+"""Checkpoints written beside the training: a copy to host memory, then files, hashes and the commit in a thread.
+
+The training thread loses the time of the copy, and waits where the save before is still under way. Ranks tell each
+other of their files, and of their failures, over a gloo group of the writer's own: the training's collectives run
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, step_name
+from model.checkpoint.random_state import random_state
+from model.checkpoint.retain import forget, retain
+from model.checkpoint.snapshot import Snapshot
+from model.checkpoint.state import adam_steps, held, parameters
+from model.engine import TrainingEngine
+from model.folder import Folder
+
+_TIMEOUT = timedelta(hours=2)  # of a rank whose store is slow; a dead one is noticed at once
+_PIECE = 2**26  # bytes hashed and written at a time
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a save cost the training thread: seconds waiting for the one before and copying, and the copy's bytes."""
+
+    waiting: float
+    copying: float
+    n_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return self.waiting + self.copying
+
+
+@dataclass(frozen=True)
+class Written:
+    """A save that is committed: the seconds its writing took in the background, and the bytes of all ranks."""
+
+    step: int
+    seconds: float
+    n_bytes: int
+
+
+class Writer:
+    """Saves an engine below `url`, one checkpoint at a time. Every method is collective.
+
+    keep: how many committed checkpoints to leave, the newest ones; None leaves all. options: fsspec's for the URL.
+    As a context manager it closes at the end; an error within leaves the save under way to itself.
+    """
+
+    def __init__(
+        self, engine: TrainingEngine, url: str, keep: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.url, self.keep = url, keep
+        self.lost: Lost | None = None
+        """Of the last save."""
+        self.written: Written | None = None
+        """The last save that was committed."""
+        self._engine = engine
+        self._root = Folder(url, options)
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, client_state: Mapping[str, Any], before_commit: Callable[[], None] | None = None) -> Lost:
+        """Begin to write the checkpoint of the engine's current step.
+
+        client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, when all files are
+        there and before they count. Raises, on every rank, what failed on any in the save before: UserError where a
+        disk is full.
+        """
+        started = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter()
+        manifest = self._take(client_state)
+        random = random_state()
+        copied = time.perf_counter()
+        self.lost = Lost(waited - started, copied - waited, self._snapshot.n_bytes)
+        arguments = (manifest, random, before_commit)
+        # A daemon: a worker that has failed elsewhere is to end at once, and the checkpoint is then torn.
+        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
+        self._thread.start()
+        return self.lost
+
+    def wait(self) -> Written | None:
+        """Wait until the save under way is committed, and return the last one. Raises as `save` does."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return self.written
+
+    def close(self) -> None:
+        """Wait, and let go of the memory and the process group."""
+        self.wait()
+        self._snapshot = Snapshot()
+        dist.destroy_process_group(self._group)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def _take(self, client_state: Mapping[str, Any]) -> Manifest:
+        engine, mesh = self._engine, self._engine.mesh
+        fragments = held(engine)
+        if engine.settings.zero_stage == 0:  # all ranks hold the same: each writes a share
+            fragments = [fragment.share(mesh.rank, mesh.world_size) for fragment in fragments]
+        self._snapshot.take([fragment for fragment in fragments if fragment.range.numel])
+        return Manifest(
+            step=engine.step,
+            world_size=mesh.world_size,
+            dp=mesh.dp,
+            sp=mesh.sp,
+            zero_stage=engine.settings.zero_stage,
+            precision=engine.settings.precision,
+            parameters=parameters(engine),
+            adam_steps=adam_steps(engine),
+            client_state=client_state,
+        )
+
+    def _run(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> None:
+        started = time.perf_counter()
+        try:
+            n_bytes = self._write(manifest, random, before_commit)
+        except BaseException as error:  # raised where the training thread next looks
+            self._failure = error
+            return
+        self.written = Written(manifest.step, time.perf_counter() - started, n_bytes)
+        log.info("checkpoint of step %d committed at %s/%s", manifest.step, self.url, step_name(manifest.step))
+
+    def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
+        together, rank = self._engine.mesh.together, self._engine.mesh.rank
+        together(lambda: self._make_room(manifest.step) if rank == 0 else None, self._group)
+        of_ranks = together(lambda: self._put_files(manifest.step, random), self._group)
+        whole = manifest.with_files({name: entry for entries in of_ranks for name, entry in entries.items()})
+
+        def commit() -> None:
+            if before_commit is not None:
+                before_commit()
+            self._root.write(f"{step_name(whole.step)}/{COMMIT}", [whole.to_bytes()])
+            retain(self._root, whole.step, self.keep)
+
+        together(lambda: commit() if rank == 0 else None, self._group)
+        return sum(entry.size for entry in whole.files.values())
+
+    def _make_room(self, step: int) -> None:
+        self._root.sweep()
+        forget(self._root, step)  # a re-made step counts again only when it is whole again
+
+    def _put_files(self, step: int, random: bytes) -> dict[str, FileEntry]:
+        rank = self._engine.mesh.rank
+        named = [(f"rank-{rank:05d}-{n:04d}.safetensors", *file) for n, file in enumerate(self._snapshot.files())]
+        named.append((random_name(rank), memoryview(random), ()))
+        return {name: self._put(f"{step_name(step)}/{name}", data, ranges) for name, data, ranges in named}
+
+    def _put(self, name: str, data: memoryview, ranges: tuple[Range, ...]) -> FileEntry:
+        """Publish a file. The hash is of the memory, so that what a disk makes of it is held against that."""
+        digest = hashlib.sha256()
+
+        def pieces() -> Iterator[memoryview]:
+            for start in range(0, len(data), _PIECE):
+                piece = data[start : start + _PIECE]
+                digest.update(piece)
+                yield piece
+
+        self._root.write(name, pieces())
+        return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges)
+
+
+def random_name(rank: int) -> str:
+    """The file of a rank's random state."""
+    return f"rank-{rank:05d}-random.safetensors"
+
+
+def save(
+    engine: TrainingEngine,
+    url: str,
+    client_state: Mapping[str, Any],
+    keep: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write and commit the checkpoint of the engine's current step, and return then. Collective; as `Writer.save`."""
+    with Writer(engine, url, keep, options) as writer:
+        writer.save(client_state)

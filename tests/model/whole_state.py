@@ -1,0 +1,42 @@
+"""All that an engine's optimizer holds, put together from all ranks by DeepSpeed's own means: for tests to compare."""
+
+from __future__ import annotations
+
+import torch
+
+from model.engine import TrainingEngine
+from model.export import whole_weights
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_state(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    """Master weights by name, and both moments of each by "name moment", on rank 0; nothing on other ranks."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    tensors, optimizer = dict(whole_weights(engine) or {}), engine.deepspeed.optimizer
+    if engine.settings.zero_stage in (1, 2):  # DeepSpeed links before the second group has taken its first step
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in engine.model.named_parameters():
+        for moment in MOMENTS:
+            if engine.settings.zero_stage:
+                state = safe_get_full_optimizer_state(parameter, moment)
+            else:
+                state = optimizer.state[parameter][moment]
+            if engine.mesh.rank == 0:
+                tensors[f"{name} {moment}"] = state.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone()
+    return tensors
+
+
+def adam_counters(engine: TrainingEngine) -> set[int]:
+    """The values of all of Adam's step counters on this rank."""
+    optimizer = engine.deepspeed.optimizer
+    adam = optimizer.optimizer if engine.settings.zero_stage else optimizer
+    return {int(state["step"]) for state in adam.state.values()}
+
+
+def differing(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    """Names of what is not equal to the bit."""
+    assert ours.keys() == theirs.keys()
+    return [name for name, x in theirs.items() if not torch.equal(ours[name], x)]
