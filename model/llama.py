@@ -48,14 +48,14 @@ def load_llama(
 ) -> LlamaForCausalLM:
     """The Llama at `path`, a folder with config.json and safetensors; None keeps what the checkpoint says.
 
-    context, rope_theta: a training stage's own, which raise those of the stage before. Raises UserError where there is
-    no such folder or it holds another architecture.
+    A Mistral without a sliding window is a Llama by another name. Tied embeddings are parted, for text and vision rows
+    of table and head are trained apart. context, rope_theta: a training stage's own, which raise those of the stage
+    before and take the place of any scaling of positions. Raises UserError where there is no such folder or it holds
+    another architecture.
     """
     if not (Path(path) / "config.json").is_file():
         raise UserError(f"{path}: no config.json there; name the folder of a Hugging Face Llama checkpoint")
-    config = AutoConfig.from_pretrained(path)
-    if config.model_type != "llama":
-        raise UserError(f"{path}/config.json: model_type {config.model_type!r} is not 'llama'; name a Llama checkpoint")
+    config = _llama_config_at(path)
     if context is not None:
         config.max_position_embeddings = context
     if rope_theta is not None:
@@ -63,7 +63,26 @@ def load_llama(
     model = LlamaForCausalLM.from_pretrained(
         path, config=config, attn_implementation=attention, dtype=dtype or "auto", local_files_only=True
     )
+    if config.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
     return _made_ready(model)
+
+
+def _llama_config_at(path: str | Path) -> LlamaConfig:
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type == "mistral":
+        if config.sliding_window is not None:
+            raise UserError(
+                f"{path}/config.json: sliding_window {config.sliding_window} is not what a Llama does; name a "
+                f"checkpoint that attends to all of its context"
+            )
+        values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "sliding_window")}
+        config = LlamaConfig(**values)
+    if config.model_type != "llama":
+        raise UserError(f"{path}/config.json: model_type {config.model_type!r} is not 'llama'; name a Llama checkpoint")
+    return config
 
 
 def save_llama(model: LlamaForCausalLM, path: str | Path) -> None:
@@ -71,18 +90,33 @@ def save_llama(model: LlamaForCausalLM, path: str | Path) -> None:
     model.save_pretrained(path, max_shard_size=MAX_SHARD_BYTES)
 
 
-def extend_vocabulary(model: LlamaForCausalLM, vocab_size: int, seed: int) -> LlamaForCausalLM:
-    """Add rows for vision ids to a text model's table and head, drawn like fresh weights; text rows stay as they are.
+def join_vision(model: LlamaForCausalLM, text_size: int, vocab_size: int, seed: int) -> LlamaForCausalLM:
+    """Give a text model's table and head the rows of vision ids, drawn like fresh weights, behind its text rows.
 
-    vocab_size: the joint vocabulary's. The model is changed in place and returned. Raises ValueError unless it grows.
+    text_size, vocab_size: of the joint vocabulary. Rows of a text model beyond `text_size`, by which tables are padded
+    to a round number, are let go. A model that has its vision rows is left alone. The model is changed in place and
+    returned. Raises UserError where it knows other text or vision ids.
     """
-    text = text_vocab_size(model.config)
-    if vocab_size < model.config.vocab_size:
-        raise ValueError(f"the model has {model.config.vocab_size} ids already, more than {vocab_size}")
+    config = model.config
+    known = text_vocab_size(config)
+    of_text_alone = known == config.vocab_size
+    if known < text_size or (known > text_size and not of_text_alone):
+        raise UserError(
+            f"the checkpoint has {known} text ids, the text tokenizer {text_size}: set text_tokenizer.path to the "
+            f"checkpoint's own"
+        )
+    if not of_text_alone:
+        if config.vocab_size != vocab_size:
+            raise UserError(
+                f"the checkpoint has {config.vocab_size - known} vision ids, the recipe {vocab_size - text_size}: "
+                f"name the VQGAN that the checkpoint was trained with"
+            )
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        model.resize_token_embeddings(text_size, mean_resizing=False)
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    model.config.text_vocab_size = text
+    config.text_vocab_size = text_size
     return _made_ready(model)
 
 

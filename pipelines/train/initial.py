@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from transformers import LlamaForCausalLM
 
 from model.config import llama_config
 from model.engine import EngineSettings
-from model.llama import build_llama, extend_vocabulary, load_llama
+from model.llama import build_llama, join_vision, load_llama
 from model.mesh import Mesh
 from model.schedule import Schedule
 from pipelines.recipe import TrainStage
-from pipelines.storage import fetch_url_folder
+from pipelines.storage import Store, fetch_url_folder
 from pipelines.train.job import MODEL, TrainJob
+from tokenization.errors import UserError
 
 
 def initial_model(job: TrainJob) -> LlamaForCausalLM:
     """The model of the stage before, the recipe's checkpoint, or random weights by the seed; alike on every rank.
 
-    A model that knows fewer ids than the vocabulary is extended by the missing ones.
+    A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. A text model is given
+    the rows of vision ids.
     """
     recipe, stage = job.recipe, job.stage
     seed = recipe.seed
@@ -37,11 +42,19 @@ def initial_model(job: TrainJob) -> LlamaForCausalLM:
         folder = job.before.fetch_folder(MODEL)
     else:
         assert recipe.model.init is not None
-        folder = fetch_url_folder(recipe.model.init, recipe.storage.options)
+        folder = _fetch_checkpoint(recipe.model.init, recipe.storage.options)
     model = load_llama(folder, dtype=torch.float32, context=stage.context, rope_theta=stage.rope_theta)
-    if model.config.vocab_size < job.vocabulary.size:
-        extend_vocabulary(model, job.vocabulary.size, seed)
-    return model
+    try:
+        return join_vision(model, job.vocabulary.text_size, job.vocabulary.size, seed)
+    except UserError as error:
+        raise UserError(f"model.init {recipe.model.init}: {error}") from None
+
+
+def _fetch_checkpoint(url: str, options: dict[str, Any]) -> Path:
+    """A local copy of the checkpoint at a URL, or of the model in the train stage's folder there."""
+    if "package://" not in url and Store(url, options).exists(f"{MODEL}/config.json"):
+        return Store(url, options).fetch_folder(MODEL)
+    return fetch_url_folder(url, options)
 
 
 def engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
