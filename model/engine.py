@@ -15,7 +15,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,13 +122,17 @@ class TrainingEngine:
         """The model inside; under ZeRO-3 its weights are whole only while the engine runs."""
         return self.deepspeed.module.model
 
-    def train_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> StepMetrics:
+    def train_step(
+        self, micro_batches: Sequence[RankBatch], n_examples: int, is_spike: Callable[[float], bool] | None = None
+    ) -> StepMetrics:
         """One optimizer step on this rank's shares of its dp rank's `grad_accum` micro-batches.
 
-        n_examples: N, the examples of the whole global batch. The figures of a step are of the weights before it.
+        n_examples: N, the examples of the whole global batch. is_spike: asked about the step's loss, the same on every
+        rank; where it is one the weights are left alone, and the norm is NaN. The figures of a step are of the weights
+        before it.
         """
         started = time.perf_counter()
-        figures = self.accumulate(micro_batches, n_examples)
+        figures = self.accumulate(micro_batches, n_examples, is_spike)
         step, (lr, grad_norm) = self.step, self.update()
         return StepMetrics(**self._reduce(figures, n_examples, started), step=step, lr=lr, grad_norm=grad_norm)
 
@@ -141,8 +145,13 @@ class TrainingEngine:
         self.deepspeed.train()
         return LossMetrics(**self._reduce(figures, n_examples, started))
 
-    def accumulate(self, micro_batches: Sequence[RankBatch], n_examples: int) -> list[Tensor]:
+    def accumulate(
+        self, micro_batches: Sequence[RankBatch], n_examples: int, is_spike: Callable[[float], bool] | None = None
+    ) -> list[Tensor]:
         """Forward and backward of one step's micro-batches, leaving the global batch's gradient for `update`.
+
+        The loss of the global batch is known before the last backward: that of a spike is handed on as NaN, at which
+        DeepSpeed drops the step at every ZeRO stage, and `update` at stage 0.
 
         Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them.
         """
@@ -156,8 +165,11 @@ class TrainingEngine:
             if number:
                 self.deepspeed.step()  # only counts the micro-batch before this one; `update` takes the real step
             local_sum, sums = self._forward(batch)
-            self.deepspeed.backward(local_sum * scale)
             figures.append(sums)
+            is_last = number == len(micro_batches) - 1
+            if is_last and is_spike is not None and is_spike(self._loss(figures, n_examples)):
+                local_sum = local_sum * math.nan
+            self.deepspeed.backward(local_sum * scale)
         return figures
 
     def update(self) -> tuple[float, float]:
@@ -193,6 +205,13 @@ class TrainingEngine:
             batch.to(self.deepspeed.device), group=self.mesh.sp_group, chunk=self.settings.loss_chunk
         )
         return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(batch.tokens))])
+
+    def _loss(self, figures: Sequence[Tensor], n_examples: int) -> float:
+        """The global batch's loss, on every rank."""
+        total = torch.stack(list(figures)).sum(0)
+        dist.all_reduce(total)
+        named = dict(zip(_SUMS, total.tolist(), strict=False))
+        return float(named["text_weighted"] + named["vision_weighted"]) / n_examples
 
     def _reduce(self, figures: Sequence[Tensor], n_examples: int, started: float) -> dict[str, Any]:
         """Add up the figures of all micro-batches and ranks: the engine's only communication of its own in a step."""

@@ -340,6 +340,19 @@ class TrainStage(Config):
         return self.batch_tokens // self.context
 
 
+class BadSteps(Config):
+    """What to do about a step whose gradient is not finite or whose loss spikes; its update is never made."""
+
+    action: Literal["skip", "rollback", "fail"] = "skip"
+    """`skip` goes on with the next batch, `rollback` too, but from the last checkpoint, so that what led there is
+    undone; `fail` ends the stage."""
+    spike_sigmas: float | None = Field(default=None, gt=0)
+    """A loss so many standard deviations above the mean of the last `window` is a spike; None: no loss is."""
+    window: Positive = 100
+    at_most: int = Field(default=20, ge=0)
+    """Bad steps that a stage puts up with."""
+
+
 class Train(Config):
     """The training engine, common to all stages."""
 
@@ -357,6 +370,7 @@ class Train(Config):
     loss_chunk: Positive = 1024
     """Tokens whose logits exist at once."""
     memory: Memory = Memory()
+    bad_steps: BadSteps = BadSteps()
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
     max_restarts: int = Field(default=3, ge=0)

@@ -171,6 +171,13 @@ def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
     )
 
 
+WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", "clip_norm", "bad_steps"}
+"""Keys of `train` that a model depends on. The gradient is the same on any mesh, at any ZeRO stage and by any saving of
+memory, and a checkpoint fits them all: a run goes on when they change, and no stage is trained again."""
+HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "memory", "tokens"}
+"""Keys of a stage that its model does not depend on; `tokens` is another way to say `steps`."""
+
+
 def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
     def run(this: StageRun) -> Manifest:
         from pipelines.train import train_stage
@@ -185,15 +192,8 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
     return Stage(
         name=f"train-{stage.name}",
         settings={
-            "stage": stage.model_dump(exclude={"export"}),
-            # The mesh is part of what a run computes, to the last bit; how its workers are placed is not, nor what it
-            # would put up with. What it did put up with is in its manifest.
-            "train": recipe.train.model_dump(
-                exclude={
-                    *("stages", "resources", "checkpoint_steps", "keep_checkpoints", "max_restarts", "max_bad_shards"),
-                    "shard_cache_gib",
-                }
-            ),
+            "stage": stage.model_dump(exclude=HOW_A_STAGE_RUNS),
+            "train": recipe.train.model_dump(include=WHAT_TRAINING_COMPUTES),
             "seed": recipe.seed,
             **first,
         },

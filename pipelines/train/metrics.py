@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +28,12 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
             file.write((json.dumps(step) + "\n").encode())
 
 
+def step_record(metrics: StepMetrics) -> dict[str, Any]:
+    """A step's line; of a step that was dropped the gradient's norm is null."""
+    record = dataclasses.asdict(metrics)
+    return record if math.isfinite(metrics.grad_norm) else {**record, "grad_norm": None}
+
+
 def step_figures(metrics: StepMetrics) -> dict[str, float]:
     """What is shown of a step beside its bar and in Ray's metrics."""
     figures = {
@@ -44,6 +52,13 @@ def step_figures(metrics: StepMetrics) -> dict[str, float]:
 def lost_to_bad_shards(batch: Batch, context: int) -> dict[str, int]:
     """Of a step, over all ranks; nothing where nothing is lost."""
     return {"lost_sequences": len(batch.lost), "lost_tokens": len(batch.lost) * context} if batch.lost else {}
+
+
+def bad_step_figures(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many steps were dropped, and which ones a stage went back from; nothing where there were none."""
+    dropped = sum("dropped" in step for step in steps)
+    rolled_back = [step["rolled_back"] for step in steps if "rolled_back" in step]
+    return {**({"dropped_steps": dropped} if dropped else {}), **({"rolled_back": rolled_back} if rolled_back else {})}
 
 
 def total_lost(steps: list[dict[str, Any]]) -> dict[str, int]:

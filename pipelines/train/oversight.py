@@ -21,7 +21,7 @@ from pipelines.train.pulse import Beat, end_worker, find_hang
 log = logging.getLogger("ringworld")
 
 _LOOK = 1.0  # seconds between two looks at the workers
-_ROOM = 5.0  # and at the cluster
+_ROOM = 2.0  # and at the cluster
 _KILL = 60.0  # for a kill; a node that does not answer as long is left to Ray's own health checks
 
 

@@ -23,7 +23,7 @@ from pipelines.storage import Store
 from pipelines.train.data import shard_sets
 from pipelines.train.groups import train_in_groups
 from pipelines.train.job import MODEL, TrainJob
-from pipelines.train.metrics import read_metrics, total_lost
+from pipelines.train.metrics import bad_step_figures, read_metrics, total_lost
 from pipelines.train.pulse import start_watch
 from tokenization.errors import BadData, UserError
 from tokenization.vocabulary import JointVocabulary
@@ -68,6 +68,7 @@ def train_stage(
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             **({"interruptions": [one.to_json() for one in interruptions]} if interruptions else {}),
+            **bad_step_figures(steps),
             **({"bad_shards": list(job.skip), **total_lost(steps)} if job.skip else {}),
         },
     }

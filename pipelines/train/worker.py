@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping
@@ -14,15 +13,17 @@ import torch
 import transformers
 
 from model import checkpoint
-from model.engine import TrainingEngine
+from model.engine import StepMetrics, TrainingEngine
 from model.export import export_hf
 from model.mesh import Mesh, build_mesh
 from pipelines.progress import Meter
+from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
 from pipelines.train.initial import engine_settings, initial_model, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
-from pipelines.train.metrics import lost_to_bad_shards, step_figures, write_metrics
+from pipelines.train.metrics import lost_to_bad_shards, step_figures, step_record, write_metrics
 from pipelines.train.pulse import Pulse
+from tokenization.loader import Batch
 
 log = logging.getLogger("ringworld")
 
@@ -35,61 +36,109 @@ def train_worker(config: Mapping[str, Any]) -> None:
     mesh = build_mesh(job.stage.sp)
     watch = config["watch"]
     with Pulse(watch, config["attempt"], mesh.rank) as pulse:
-        _train(job, mesh, watch, pulse)
+        _Rank(job, mesh, watch, pulse).run()
 
 
-def _train(job: TrainJob, mesh: Mesh, watch: Any, pulse: Pulse) -> None:
-    recipe, stage, store = job.recipe, job.stage, job.store
-    engine = TrainingEngine(initial_model(job), mesh, engine_settings(job, mesh), schedule(stage))
-    checkpoints = store.at(CHECKPOINTS)
-    last = checkpoint.latest_committed(checkpoints.path(), options=checkpoints.options)
-    state = None
-    if last is not None:
-        state = checkpoint.load(engine, checkpoints.path(), last, checkpoints.options)["loader"]
-        log.info("train-%s: rank %d carries on at step %d", stage.name, mesh.rank, engine.step)
-    meter = Meter(f"train-{stage.name}")
-    pending: list[dict[str, Any]] = []
-    batches = iter(batch_loader(job, mesh, stage_dispatcher(job, mesh, engine.model.config), state))
-    first = engine.step
-    while engine.step < stage.steps:
-        pulse.at(engine.step, "load")
-        batch, state = next(batches)
-        if mesh.rank == 0 and engine.step == first:
-            log.info("train-%s: first batch: %s", stage.name, describe(batch.micro_batches[0]))
-        pulse.at(engine.step, "train")
-        metrics = engine.train_step(batch.micro_batches, batch.n_examples)
-        lost = lost_to_bad_shards(batch, stage.context)
-        pending.append({**dataclasses.asdict(metrics), **lost})
+class _Rank:
+    """The training loop of one rank; what it counts and decides is the same on all of them."""
+
+    def __init__(self, job: TrainJob, mesh: Mesh, watch: Any, pulse: Pulse) -> None:
+        self.job, self.mesh, self.watch, self.pulse = job, mesh, watch, pulse
+        self.label = f"train-{job.stage.name}"
+        self.engine = TrainingEngine(initial_model(job), mesh, engine_settings(job, mesh), schedule(job.stage))
+        self.checkpoints = job.store.at(CHECKPOINTS)
+        self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
+        self.meter = Meter(self.label)
+        self.pending: list[dict[str, Any]] = []  # records of the steps since the last checkpoint
+        self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
+        self.state: Mapping[str, Any] | None = None  # of the loader, after the last batch
+        if restored := self._restore():
+            self.state = restored["loader"]
+            log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
+
+    def run(self) -> None:
+        """To the end of the stage and its exported model, or until a group of another size is to go on."""
+        engine, stage, mesh = self.engine, self.job.stage, self.mesh
+        dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
+        batches = iter(batch_loader(self.job, mesh, dispatcher, self.state))
+        is_first = True
+        while engine.step < stage.steps:
+            self.pulse.at(engine.step, "load")
+            batch, self.state = next(batches)
+            if is_first and mesh.rank == 0:
+                log.info("%s: first batch: %s", self.label, describe(batch.micro_batches[0]))
+            is_first = False
+            if not self._step(batch):
+                continue
+            if engine.step % self.job.recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
+                self._save()
+                ray.train.report({"step": engine.step})
+                if engine.step < stage.steps and mesh.agreed(lambda: ray.get(self.watch.must_stop.remote())):
+                    log.info("%s: rank %d stops at step %d for a larger group", self.label, mesh.rank, engine.step)
+                    return
+        self.pulse.at(engine.step, "export")
+        export_hf(engine, self.job.store.path(MODEL), options=self.job.store.options)
         if mesh.rank == 0:
-            figures = {**step_figures(metrics), **lost}
-            meter.set(**figures)
-            if lost:
-                log.warning(
-                    "train-%s: step %d: %d sequences, %d tokens lost to bad shards",
-                    *(stage.name, engine.step, lost["lost_sequences"], lost["lost_tokens"]),
-                )
-            watch.report.remote(engine.step, {key: figures[key] for key in ("loss", "tokens_per_second")})
-        if engine.step % recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
-            pulse.at(engine.step, "save")
-            if mesh.rank == 0:
-                write_metrics(store, pending)
-            pending = []
-            checkpoint.save(
-                engine,
-                checkpoints.path(),
-                # Storage options may hold credentials, which belong in no file of the run.
-                {"loader": state, "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}})},
-                keep=recipe.train.keep_checkpoints,
-                options=checkpoints.options,
+            ray.get(self.watch.finish.remote())
+
+    def _step(self, batch: Batch) -> bool:
+        """Train on a batch. False where that made the stage go back to its last checkpoint."""
+        self.pulse.at(self.engine.step, "train")
+        metrics = self.engine.train_step(batch.micro_batches, batch.n_examples, self.bad_steps.is_spike)
+        verdict, why = self.bad_steps.judge(metrics)
+        if verdict != "good" and self.mesh.rank == 0:
+            log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)
+        if verdict == "rollback" and self._restore():
+            log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
+            self.pending, self.rolled_back = [], {"rolled_back": [metrics.step, why]}
+            self._save()  # at once, with where the loader is now: a killed run does not meet the same batch again
+            return False
+        lost = lost_to_bad_shards(batch, self.job.stage.context)
+        dropped = {} if verdict == "good" else {"dropped": why}
+        self.pending.append({**step_record(metrics), **lost, **dropped, **self.rolled_back})
+        self.rolled_back = {}
+        if self.mesh.rank == 0:
+            self._report(metrics, lost)
+        return True
+
+    def _report(self, metrics: StepMetrics, lost: Mapping[str, int]) -> None:
+        figures = {**step_figures(metrics), **lost}
+        self.meter.set(**figures)
+        if lost:
+            log.warning(
+                "%s: step %d: %d sequences, %d tokens lost to bad shards",
+                *(self.label, self.engine.step, lost["lost_sequences"], lost["lost_tokens"]),
             )
-            ray.train.report({"step": engine.step, "loss": metrics.loss})
-            if engine.step < stage.steps and mesh.agreed(lambda: ray.get(watch.must_stop.remote())):
-                log.info("train-%s: rank %d stops at step %d for a larger group", stage.name, mesh.rank, engine.step)
-                return
-    pulse.at(engine.step, "export")
-    export_hf(engine, store.path(MODEL), options=store.options)
-    if mesh.rank == 0:
-        ray.get(watch.finish.remote())
+        shown = {key: figures[key] for key in ("loss", "tokens_per_second")}
+        self.watch.report.remote(self.engine.step, shown)
+
+    def _restore(self) -> Mapping[str, Any] | None:
+        """Have the engine, and what was seen of bad steps, as in the last whole checkpoint; what else it holds."""
+        restored = checkpoint.load_latest(self.engine, self.checkpoints.path(), self.checkpoints.options)
+        if restored is not None:
+            self.bad_steps.restore(restored["bad_steps"])
+        return restored
+
+    def _save(self) -> None:
+        """Commit engine, loader, what was seen of bad steps, and the records of the steps since the last time."""
+        self.pulse.at(self.engine.step, "save")
+        if self.mesh.rank == 0 and self.pending:
+            write_metrics(self.job.store, self.pending)
+        self.pending = []
+        recipe = self.job.recipe
+        client_state = {
+            "loader": self.state,
+            "bad_steps": self.bad_steps.state,
+            # Storage options may hold credentials, which belong in no file of the run.
+            "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}}),
+        }
+        checkpoint.save(
+            self.engine,
+            self.checkpoints.path(),
+            client_state,
+            keep=recipe.train.keep_checkpoints,
+            options=self.checkpoints.options,
+        )
 
 
 def _quiet() -> None:

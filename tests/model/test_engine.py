@@ -14,7 +14,7 @@ from play_batch import PaddedReference, global_batch, rank_batches, tiny_engine
 
 from model.engine import EngineSettings, TrainingEngine
 from model.export import whole_weights
-from model.mesh import build_mesh
+from model.mesh import Mesh, build_mesh
 from model.schedule import Schedule
 from tokenization.errors import UserError
 
@@ -47,6 +47,7 @@ def observe(group: Any) -> dict[str, Any]:
 
     for zero_stage in (0, 1, 2, 3):
         seen["broken", zero_stage] = broken_step(tiny_engine(mesh, zero_stage=zero_stage), batch, n_examples)
+        seen["spike", zero_stage] = spiking_step(mesh, zero_stage)
     for zero_stage in (1, 2, 3):
         engine = tiny_engine(mesh, zero_stage=zero_stage, precision="bf16", eps=1e-8)
         seen["bf16", zero_stage] = [engine.train_step(batch, n_examples) for _ in range(8)]
@@ -68,6 +69,24 @@ def broken_step(engine: TrainingEngine, batch: list, n_examples: int) -> tuple[b
     loss = engine.train_step(batch, n_examples).loss
     engine.close()
     return same, norm, loss
+
+
+def spiking_step(mesh: Mesh, zero_stage: int) -> tuple[bool, float, list[float], list[float]]:
+    """Whether a step that is called a spike left the weights alone, its norm, the losses asked about and reported."""
+    batch, n_examples = rank_batches(mesh, grad_accum=2)
+    engine, asked = tiny_engine(mesh, zero_stage=zero_stage, grad_accum=2), []
+
+    def is_spike(loss: float) -> bool:
+        asked.append(loss)
+        return len(asked) == 1
+
+    before = whole_weights(engine)
+    spike = engine.train_step(batch, n_examples, is_spike)
+    after = whole_weights(engine)
+    same = before is None or all(torch.equal(after[name], before[name]) for name in before)
+    others = [engine.train_step(batch, n_examples, is_spike) for _ in range(2)]
+    engine.close()
+    return same, spike.grad_norm, asked, [step.loss for step in (spike, *others)]
 
 
 def fail_on_rank(rank: int, error: Exception) -> None:
@@ -133,6 +152,17 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(ranks, zero_stage):
     assert same
     assert not math.isfinite(norm)
     assert loss == pytest.approx(ranks[0]["first"].loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_spike_leaves_the_weights_and_is_judged_by_the_global_loss(ranks, zero_stage):
+    for seen in ranks:
+        same, norm, asked, losses = seen["spike", zero_stage]
+        assert same
+        assert math.isnan(norm)
+        assert asked == losses, "on every rank the loss that is reported"
+        assert losses[1] == losses[0], "nothing was learnt"
+        assert losses[2] < losses[1]
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
