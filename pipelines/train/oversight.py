@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from pipelines.pulse import Beat, end_worker, find_hang
 from pipelines.train.group import largest_with_room
 from pipelines.train.job import TrainJob
-from pipelines.train.pulse import Beat, end_worker, find_hang
 
 log = logging.getLogger("ringworld")
 

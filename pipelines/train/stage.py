@@ -18,13 +18,13 @@ from typing import Any
 from pipelines.bad_shards import bad_shards
 from pipelines.cluster import own_errors
 from pipelines.progress import Bar, following
+from pipelines.pulse import start_watch
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.storage import Store
 from pipelines.train.data import shard_sets
 from pipelines.train.groups import train_in_groups
 from pipelines.train.job import MODEL, TrainJob
 from pipelines.train.metrics import bad_step_figures, read_metrics, total_lost
-from pipelines.train.pulse import start_watch
 from tokenization.errors import BadData, UserError
 from tokenization.vocabulary import JointVocabulary
 

@@ -17,12 +17,12 @@ from model.engine import StepMetrics, TrainingEngine
 from model.export import export_hf
 from model.mesh import Mesh, build_mesh
 from pipelines.progress import Meter
+from pipelines.pulse import Pulse
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
 from pipelines.train.initial import engine_settings, initial_model, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics import lost_to_bad_shards, step_figures, step_record, write_metrics
-from pipelines.train.pulse import Pulse
 from tokenization.loader import Batch
 
 log = logging.getLogger("ringworld")

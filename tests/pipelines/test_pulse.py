@@ -1,10 +1,10 @@
-"""pipelines/train/pulse.py: who hangs, from what each worker last said."""
+"""pipelines/pulse.py: who hangs, from what each worker last said."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipelines.train.pulse import Beat, Standing, Watch, find_hang
+from pipelines.pulse import Beat, Standing, Watch, find_hang
 
 LIMIT = 10.0
 
@@ -49,7 +49,7 @@ def test_a_hang_is_told_by_rank_process_node_and_place() -> None:
 
 def test_a_watch_counts_from_the_last_change_and_forgets_groups_before(monkeypatch: Any) -> None:
     now = [100.0]
-    monkeypatch.setattr("pipelines.train.pulse.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipelines.pulse.time.monotonic", lambda: now[0])
     watch = Watch()
     watch.begin(1)
     watch.beat(standing(0).beat)

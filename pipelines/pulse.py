@@ -2,7 +2,8 @@
 
 A thread of every worker tells a `Watch`, an actor beside the driver, once a second at which step and in which part of
 it the worker's main thread is. Whoever is silent has stopped or lost its network; where all are well but nothing moves,
-the worker that is furthest behind is the one that the others wait for.
+the worker that is furthest behind is the one that the others wait for. Nothing heavy is imported here: the actor is a
+process of its own.
 """
 
 from __future__ import annotations
