@@ -1,4 +1,4 @@
-"""`ringworld plan RECIPE`: print the DAG, what is done, what will run, and why."""
+"""`ringworld plan RECIPE`: print the DAG, what is done, what will run, and why; with --memory, what training takes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from jobs.plan_memory import print_memory
 from jobs.run import add_arguments as add_recipe_arguments
+from tokenization.errors import UserError
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
     from pipelines.dag import PlannedStage
 
-HELP = "print a recipe's stages: which are done, which will run, and which input, setting or code changed"
+HELP = "print a recipe's stages: which are done, which will run and why; --memory: what training takes of a device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's arguments, and --json."""
     add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    parser.add_argument(
+        "--memory", action="store_true", help="instead: what each train stage takes of a device, by part"
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="with --memory: of a device; says which stages do not fit and the cheapest settings that do",
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -25,7 +36,13 @@ def call(arguments: argparse.Namespace) -> int:
     from pipelines.recipe_file import load_recipe
     from pipelines.run import plan_recipe
 
-    stages = plan_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.gpu_memory is not None and not (arguments.memory and arguments.gpu_memory > 0):
+        raise UserError("--gpu-memory is a positive number of GiB and goes with --memory")
+    if arguments.memory:
+        print_memory(recipe, arguments.gpu_memory, arguments.json)
+        return 0
+    stages = plan_recipe(recipe)
     if arguments.json:
         print(json.dumps([_row(stage) for stage in stages], indent=1))
         return 0

@@ -31,6 +31,7 @@ from model.mesh import Mesh
 from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from model.step import MicroBatchLoss
+from model.zero_memory import reduce_bucket
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
 
@@ -260,7 +261,7 @@ def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
     n_parameters = sum(p.numel() for p in module.parameters())
     zero = {
         "stage": settings.zero_stage,
-        "reduce_bucket_size": min(500_000_000, n_parameters),
+        "reduce_bucket_size": reduce_bucket(n_parameters),
         **settings.memory.zero_options(torch.cuda.is_available()),
         **settings.zero_options,
     }

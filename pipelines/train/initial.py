@@ -11,9 +11,8 @@ from transformers import LlamaForCausalLM
 from model.config import llama_config
 from model.engine import EngineSettings
 from model.llama import build_llama, join_vision, load_llama
-from model.mesh import Mesh
 from model.schedule import Schedule
-from pipelines.recipe import TrainStage
+from pipelines.recipe import Train, TrainStage
 from pipelines.storage import Store, fetch_url_folder
 from pipelines.train.job import MODEL, TrainJob
 from tokenization.errors import UserError
@@ -57,13 +56,12 @@ def _fetch_checkpoint(url: str, options: dict[str, Any]) -> Path:
     return fetch_url_folder(url, options)
 
 
-def engine_settings(job: TrainJob, mesh: Mesh) -> EngineSettings:
-    """How the engine trains: the recipe's settings, with the accumulation that makes the global batch on this mesh."""
-    train, stage = job.recipe.train, job.stage
+def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:
+    """How the engine trains: the recipe's settings, with the accumulation that makes the global batch on dp ranks."""
     return EngineSettings(
         zero_stage=train.zero_of(stage),
         precision=train.precision,
-        grad_accum=stage.sequences // (mesh.dp * stage.rows),
+        grad_accum=stage.sequences // (dp * stage.rows),
         clip_norm=train.clip_norm,
         betas=train.betas,
         eps=train.eps,

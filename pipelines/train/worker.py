@@ -45,7 +45,9 @@ class _Rank:
     def __init__(self, job: TrainJob, mesh: Mesh, watch: Any, pulse: Pulse) -> None:
         self.job, self.mesh, self.watch, self.pulse = job, mesh, watch, pulse
         self.label = f"train-{job.stage.name}"
-        self.engine = TrainingEngine(initial_model(job), mesh, engine_settings(job, mesh), schedule(job.stage))
+        self.engine = TrainingEngine(
+            initial_model(job), mesh, engine_settings(job.recipe.train, job.stage, mesh.dp), schedule(job.stage)
+        )
         self.checkpoints = job.store.at(CHECKPOINTS)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)

@@ -1,0 +1,64 @@
+"""`ringworld plan --memory RECIPE`: what each train stage takes of a device, by part, and which settings fit it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line starts without what the pipelines import
+    from pipelines.memory import StageMemory
+    from pipelines.recipe import Recipe
+
+GIB = 2**30
+
+
+def print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> None:
+    """Print the memory of a recipe's train stages; gpu_memory: GiB of a device, None for no verdict."""
+    from pipelines.memory import recipe_memory
+
+    stages = recipe_memory(recipe, None if gpu_memory is None else int(gpu_memory * GIB))
+    if as_json:
+        print(json.dumps([_row(stage) for stage in stages], indent=1))
+        return
+    for stage in stages:
+        verdict = "" if gpu_memory is None else f"; {'fits' if stage.fits else 'more than'} {gpu_memory:g} GiB"
+        print(
+            f"{stage.name}: {_gib(stage.memory.peak)} a device on {stage.workers} worker(s), "
+            f"most at: {stage.memory.moment}{verdict}"
+        )
+        _print_parts(stage.memory.device, "")
+        _print_parts(stage.memory.host, " of host memory")
+        if stage.advice is not None:
+            changes, memory = stage.advice
+            host = f" and {_gib(sum(memory.host.values()))} of host memory a worker" if memory.host else ""
+            print(f"  cheapest that fits: {json.dumps(changes)}, {_gib(memory.peak)} a device{host}")
+        elif stage.fits is False:
+            print("  no settings fit: take more workers, a larger device or a shorter context")
+
+
+def _print_parts(parts: Mapping[str, int], where: str) -> None:
+    for part, size in sorted(parts.items(), key=lambda item: -item[1]):
+        if size:
+            print(f"  {_gib(size):>12}  {part}{where}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _row(stage: StageMemory) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": stage.name,
+        "workers": stage.workers,
+        "peak": stage.memory.peak,
+        "moment": stage.memory.moment,
+        "device": dict(stage.memory.device),
+        "moments": dict(stage.memory.moments),
+        "host": dict(stage.memory.host),
+        "fits": stage.fits,
+    }
+    if stage.advice is not None:
+        changes, memory = stage.advice
+        row["advice"] = {"settings": changes, "peak": memory.peak, "host": dict(memory.host)}
+    return row

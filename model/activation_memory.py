@@ -1,0 +1,114 @@
+"""What a step's activations take on one rank, in bytes: kept for the backward, at work in one layer, loss, exchange.
+
+In: a Llama's sizes, the plan of a packed sequence, and what is kept of a layer. Out: `ActivationBytes`. Counted from
+what autograd saves in transformers' Llama, our attention, MLP and loss, tensor by tensor, in the order of a layer's
+forward; the backward's temporaries beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import LlamaConfig
+
+from model.attention.plan import SequencePlan
+from model.attention.runs import RankPlan
+from model.config import text_vocab_size
+from model.memory import MemorySettings
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class ActivationBytes:
+    """Bytes on the rank that holds most.
+
+    kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead. mlp,
+    attention: at work at once in the MLP's and in the attention's part of one layer's backward, what is made again
+    included. exchange: keys and gradients of other ranks in the attention. final: from the last layer to the loss.
+    loss: a chunk's logits and the head's gradient. batch: ids, positions, labels, weights and RoPE's tables.
+    """
+
+    kept_layer: int
+    kept_host: int
+    mlp: int
+    attention: int
+    exchange: int
+    final: int
+    loss: int
+    batch: int
+
+
+def activation_bytes(
+    config: LlamaConfig, itemsize: int, plan: SequencePlan, memory: MemorySettings, loss_chunk: int, on_cuda: bool
+) -> ActivationBytes:
+    """See `ActivationBytes`. itemsize: of activations, 4 or 2. plan: of what one forward pass takes."""
+    tokens = plan.tokens_per_rank
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    hidden, q, kv = config.hidden_size, config.num_attention_heads * head, kv_heads * head
+    row = hidden * itemsize
+    norm = 2 * row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, the result, fp32 rows before
+    result = q * itemsize + config.num_attention_heads * FP32
+    attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
+    wide = config.intermediate_size * itemsize
+    mlp = 0 if memory.mlp_tile else 4 * wide
+    first, second = row + norm + attention, row + norm + mlp  # the layer's halves
+    # What is kept of a layer; what its backward makes again before the MLP's; what of both is left for the attention's.
+    kept, again, left = {
+        "keep": (first + second, 0, -second),
+        "mlp": (row + row + attention + row, norm + mlp, norm - 2 * row),
+        "all-but-attention": (row + result, first + second - row - result, first - row - result),
+        "full": (row, first + second - row, first - row),
+    }[memory.activations]
+    in_mlp = (again + 2 * row) * tokens
+    if memory.mlp_tile:
+        weights = 3 * hidden * config.intermediate_size
+        in_mlp += min(memory.mlp_tile, tokens) * 6 * wide + weights * _exact(itemsize)
+    else:
+        in_mlp += 2 * wide * tokens
+    longest = max(run.q_end - run.q_start for rank in _some(plan) for run in plan.rank(rank).local)
+    of_runs = (q + 2 * kv) * (itemsize if on_cuda else FP32)
+    if not on_cuda and itemsize < FP32:  # the CPU's kernel takes copies in fp32
+        of_runs += (3 * q + 2 * kv) * FP32
+    in_attention = (left + 2 * row + (q + 2 * kv) * (itemsize + FP32)) * tokens + of_runs * longest // plan.ulysses
+    offloaded = memory.offload_activations and on_cuda  # of a CPU the device is the host
+    if offloaded:  # at work, it is back
+        in_mlp, in_attention = in_mlp + kept * tokens, in_attention + kept * tokens
+    text = text_vocab_size(config)
+    widest = max(text, config.vocab_size - text)
+    head_gradient = config.vocab_size * hidden * _exact(itemsize)
+    chunk = min(loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
+    return ActivationBytes(
+        kept_layer=0 if offloaded else kept * tokens,
+        kept_host=kept * tokens if offloaded else 0,
+        mlp=in_mlp,
+        attention=in_attention,
+        exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
+        final=(2 * row + norm + 12) * tokens,
+        loss=row * tokens + head_gradient + chunk,
+        batch=tokens * (3 * 8 + 4 + 2 * head * FP32),
+    )
+
+
+def _some(plan: SequencePlan) -> range:
+    """Ranks enough to find the fullest: of large rings every so many-th."""
+    return range(0, plan.sp, max(1, plan.sp // 16))
+
+
+def _exact(itemsize: int) -> int:
+    """Bytes of a gradient that is summed in fp32 and then rounded to the weights' dtype."""
+    return FP32 if itemsize == FP32 else FP32 + itemsize
+
+
+def _exchange(plan: RankPlan, kv: int, itemsize: int) -> int:
+    """The most that a backward holds of other ranks' keys, of their gradients, and of own gradients coming home."""
+    stages = plan.stages
+    most = 0
+    for i in range(len(stages)):
+        under_way = sum(s.n_keys for s in stages[i : i + 3])
+        sent = sum(message.n_keys for s in stages[max(0, i - 1) : i + 1] for message in s.sends)
+        gradients = sum(s.n_keys for s in stages[max(0, i - 1) : i + 1])
+        copies = sum(m.n_keys for s in stages[i : i + 3] for m in s.sends if len(m.ranges) > 1)
+        most = max(most, 2 * kv * (itemsize * (under_way + copies) + FP32 * (gradients + sent)))
+    return most

@@ -1,0 +1,107 @@
+"""The peak of training's memory on one rank, predicted by part, without allocating anything.
+
+In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: what is held at
+the moment when most is, in bytes on the device, and what waits on the host. The moments looked at are the loss, the
+last layer's backward (all activations are still there), the first reduction of gradients, the first layer's backward
+(all gradients are there), and the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import LlamaConfig
+
+from model.activation_memory import ActivationBytes, activation_bytes
+from model.attention.plan import SequencePlan
+from model.engine import EngineSettings
+from model.zero_memory import ZeroBytes, zero_bytes
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """device: bytes by part at the peak; moment: when that is; moments: the total at each; host: bytes by part."""
+
+    device: Mapping[str, int]
+    moment: str
+    moments: Mapping[str, int]
+    host: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at the peak."""
+        return sum(self.device.values())
+
+
+def plan_memory(
+    config: LlamaConfig, settings: EngineSettings, plan: SequencePlan, world: int, on_cuda: bool
+) -> MemoryPlan:
+    """The peak of one rank's step over `world` ranks. plan: of the tokens of one forward pass, by its sp ranks."""
+    itemsize = 2 if settings.precision == "bf16" else 4
+    acts = activation_bytes(config, itemsize, plan, settings.memory, settings.loss_chunk, on_cuda)
+    n_parameters, n_layer = parameter_counts(config)
+    layers = config.num_hidden_layers
+    kept_share = {"keep": 1.0, "mlp": 0.4}.get(settings.memory.activations, 0.0) * layers * n_layer / n_parameters
+    zero = zero_bytes(n_parameters, n_layer, settings.zero_stage, itemsize, world, settings.grad_accum, kept_share)
+    host: dict[str, int] = {}
+    weights, masters = zero.weights, zero.masters
+    gradients, update = zero.gradients, zero.update
+    if settings.memory.offload_optimizer:
+        host |= {"masters and moments": masters, "gradients": 4 * -(-n_parameters // world)}
+        masters, update, gradients = 0, 0, gradients - 4 * -(-n_parameters // world)
+    if settings.memory.offload_parameters:
+        host["weights"] = weights
+        weights = 0
+    if acts.kept_host:
+        host["activations"] = acts.kept_host * layers
+    fixed = {"weights": weights, "masters and moments": masters, "batch": acts.batch}
+    moments = _moments(acts, zero, fixed, max(0, gradients), update, layers)
+    totals = {name: sum(parts.values()) for name, parts in moments.items()}
+    moment = max(totals, key=lambda name: totals[name])
+    return MemoryPlan(moments[moment], moment, totals, host)
+
+
+def _moments(
+    acts: ActivationBytes, zero: ZeroBytes, fixed: Mapping[str, int], gradients: int, update: int, layers: int
+) -> dict[str, dict[str, int]]:
+    work = {"mlp": {"one layer at work": acts.mlp}}
+    work["attention"] = {"one layer at work": acts.attention, "attention's exchange": acts.exchange}
+    halves = {half: sum(parts.values()) for half, parts in work.items()}
+    layer = work[max(halves, key=lambda half: halves[half])]
+    # The attention's backward may need less than the layer's second half has given back by then.
+    freed = min(0, layer["one layer at work"])
+    layer = layer | {"one layer at work": max(0, layer["one layer at work"])}
+    kept, buffers = acts.kept_layer * layers, {"ZeRO buffers": zero.buffers}
+    # A bucket as large as the model is reduced once, after the last layer's work is done.
+    at_once = zero.reduced >= 1
+    at_work = {} if at_once else layer
+    reduction = {"ZeRO buffers": zero.buffers + zero.reduction}
+    return {
+        "loss": {**fixed, **buffers, "activations kept": kept, "loss": acts.final + acts.loss},
+        "last layer": {**fixed, **buffers, "activations kept": kept + freed, **layer},
+        "first reduction": {
+            **fixed,
+            **reduction,
+            "activations kept": int(kept * max(0.0, 1 - zero.reduced)),
+            **at_work,
+            "gradients": int(gradients * min(1.0, zero.reduced)),
+        },
+        "first layer": {
+            **fixed,
+            **(buffers if at_once else reduction),
+            "activations kept": acts.kept_layer + freed,
+            **layer,
+            "gradients": 0 if at_once and zero.buffers else gradients,
+        },
+        "update": {**fixed, "gradients and the optimizer's step": update},
+    }
+
+
+def parameter_counts(config: LlamaConfig) -> tuple[int, int]:
+    """Parameters of the model, and of one decoder layer."""
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    q, kv, hidden = config.num_attention_heads * head, kv_heads * head, config.hidden_size
+    layer = 2 * hidden * q + 2 * hidden * kv + 3 * hidden * config.intermediate_size + 2 * hidden
+    return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer

@@ -1,0 +1,139 @@
+"""What each train stage of a recipe will take of its workers' memory, and the cheapest settings that fit a device.
+
+In: a recipe, and what a device has, if it is to fit. Out: one `StageMemory` a train stage. Nothing is allocated or run:
+the numbers are `model.memory_plan`'s, for the engine settings that the stage would train with, on the fewest workers
+that it may get, with each sequence one document, which is what takes most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from transformers import LlamaConfig
+
+from model.attention.plan import SequencePlan
+from model.attention.planner import plan_sequence
+from model.config import llama_config
+from model.memory_plan import MemoryPlan, plan_memory
+from model.rank_batch import attention_shape
+from pipelines.recipe import Memory, Recipe, Train, TrainStage
+from pipelines.stages import joint_vocabulary
+from pipelines.train.group import group_sizes, shares_evenly
+from pipelines.train.initial import engine_settings
+
+log = logging.getLogger("ringworld")
+
+GIB = 2**30
+LLAMA2_TEXT = 32_000
+MLP_TILE = 4096
+_LADDER = ("keep", "mlp", "all-but-attention", "full")
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """A stage's memory on each of `workers`.
+
+    fits: None where no device was named. advice: changed settings that fit, by recipe key, and what they take; None
+    where all is well or nothing fits.
+    """
+
+    name: str
+    workers: int
+    memory: MemoryPlan
+    fits: bool | None = None
+    advice: tuple[dict[str, Any], MemoryPlan] | None = None
+
+
+def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[StageMemory]:
+    """The memory of every train stage; with device_bytes also whether it fits, and the cheapest settings that do."""
+    text, size = _vocabulary(recipe)
+    return [_stage_memory(recipe, stage, text, size, device_bytes) for stage in recipe.train.stages]
+
+
+def _stage_memory(recipe: Recipe, stage: TrainStage, text: int, size: int, device_bytes: int | None) -> StageMemory:
+    train, workers = recipe.train, group_sizes(recipe.train, stage)[-1]
+    config = llama_config(recipe.model.size, size, stage.context, stage.rope_theta, text)
+    plans = cache(lambda sp: _sequence_plan(train, stage, config, sp))
+    memory = _predicted(train, stage, config, plans(stage.sp), workers)
+    if device_bytes is None or memory.peak <= device_bytes:
+        return StageMemory(f"train-{stage.name}", workers, memory, None if device_bytes is None else True)
+    for changed in _by_cost(train, stage, workers):
+        other = _predicted(train, changed, config, plans(changed.sp), workers)
+        if other.peak <= device_bytes:
+            advice = (_changes(train, stage, changed), other)
+            return StageMemory(f"train-{stage.name}", workers, memory, False, advice)
+    return StageMemory(f"train-{stage.name}", workers, memory, False)
+
+
+def _sequence_plan(train: Train, stage: TrainStage, config: LlamaConfig, sp: int) -> SequencePlan:
+    bounds = np.arange(stage.rows + 1) * stage.context
+    shape, choices = attention_shape(config, train.precision), train.attention_of(stage)
+    return plan_sequence(bounds, sp, shape=shape, hardware=train.hardware.speeds(), **choices.model_dump())
+
+
+def _predicted(train: Train, stage: TrainStage, config: LlamaConfig, plan: SequencePlan, workers: int) -> MemoryPlan:
+    settings = engine_settings(train, stage, workers // stage.sp)
+    return plan_memory(config, settings, plan, workers, on_cuda=train.resources.gpus > 0)
+
+
+def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainStage]:
+    """The stage with more saved, the least cost in time first.
+
+    Each saving counts more than all that are cheaper together: a higher ZeRO stage, norms and MLP run again, a tiled
+    MLP, all but the attention run again, the attention too, activations to the host, the optimizer's state, the
+    weights, and twice the ranks to a sequence.
+    """
+    now, zero = train.memory_of(stage), train.zero_of(stage)
+    variants = []
+    for stage_up, rung, tiled, acts, optimizer, weights, doublings in product(
+        range(max(zero, 1), 4), range(_LADDER.index(now.activations), 4), *[(False, True)] * 4, range(4)
+    ):
+        if (weights and stage_up < 3) or (weights and not optimizer) or (acts and rung < 2):
+            continue
+        memory = {
+            "activations": _LADDER[rung],
+            "mlp_tile": now.mlp_tile or (MLP_TILE if tiled else None),
+            "offload_activations": acts or now.offload_activations,
+            "offload_optimizer": optimizer or now.offload_optimizer,
+            "offload_parameters": weights or now.offload_parameters,
+        }
+        changed = stage.model_copy(
+            update={"zero": stage_up, "sp": stage.sp << doublings, "memory": Memory.model_validate(memory)}
+        )
+        if shares_evenly(changed, workers) and stage.context * stage.rows % changed.sp == 0:
+            rungs = (0, 4, 16, 32)[rung]
+            cost = stage_up - zero + rungs + 8 * tiled + 64 * acts + 128 * optimizer + 256 * weights + 512 * doublings
+            variants.append((cost, changed))
+    for _, changed in sorted(variants, key=lambda variant: variant[0]):
+        yield changed
+
+
+def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, Any]:
+    """The keys of a stage that differ, as a recipe writes them."""
+    changes: dict[str, Any] = {}
+    if train.zero_of(stage) != changed.zero:
+        changes["zero"] = changed.zero
+    if stage.sp != changed.sp:
+        changes["sp"] = changed.sp
+    assert changed.memory is not None
+    if changed.memory != train.memory_of(stage):
+        changes["memory"] = changed.memory.model_dump(exclude_defaults=True)
+    return changes
+
+
+def _vocabulary(recipe: Recipe) -> tuple[int, int]:
+    """Text ids and all ids. Where the tokenizer cannot be read, as many text ids as LLaMA-2's."""
+    try:
+        vocabulary = joint_vocabulary(recipe)
+    except Exception as error:  # a bucket that is not at hand, in any of the ways that stores have to say so
+        vision = 0 if recipe.vqgan is None else recipe.vqgan.sizes.codebook_size + 256
+        path, reason = recipe.text_tokenizer.path, type(error).__name__
+        log.info("text_tokenizer %s cannot be read (%s): reckoning with %d ids", path, reason, LLAMA2_TEXT)
+        return LLAMA2_TEXT, LLAMA2_TEXT + vision
+    return vocabulary.text_size, vocabulary.size

@@ -1,0 +1,105 @@
+"""pipelines/memory.py: what a recipe's train stages take, which fit a device, and the cheapest settings that do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from model.memory import MemorySettings
+from pipelines.memory import GIB, StageMemory, recipe_memory
+from pipelines.recipe_file import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SPENDTHRIFT = ["text_tokenizer.path=/nowhere", "train.zero=1", "train.memory={}"]
+
+
+def million(device: float | None = None, *overrides: str) -> StageMemory:
+    """The 7B's stage of a million tokens over 128 workers, 64 of which share a sequence."""
+    recipe = load_recipe(RECIPES / "lwm-text-7b.yaml", ["text_tokenizer.path=/nowhere", *overrides])
+    return recipe_memory(recipe, None if device is None else int(device * GIB))[-1]
+
+
+def test_the_parts_make_the_peak_and_none_is_negative() -> None:
+    for overrides in ((), SPENDTHRIFT, ["train.memory={activations: full, offload_activations: true}"]):
+        memory = million(None, *overrides).memory
+        assert memory.peak == max(memory.moments.values()) == sum(memory.device.values())
+        assert min(memory.device.values()) >= 0
+        assert min(memory.host.values(), default=0) >= 0
+
+
+def test_fp32_weights_and_moments_are_twelve_bytes_a_parameter_over_all_ranks() -> None:
+    n_parameters = 2 * 32_000 * 4096 + 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    parts = million().memory.device
+    assert parts["masters and moments"] == 12 * -(-n_parameters // 128)
+    assert parts["weights"] == 2 * -(-n_parameters // 128)
+    assert million(None, "train.zero=2").memory.device["weights"] == 2 * n_parameters
+
+
+def test_each_choice_takes_less_than_the_one_before() -> None:
+    peaks = [
+        million(None, f"train.memory={{{choice}}}").memory.peak
+        for choice in (
+            "",
+            "activations: mlp",
+            "activations: all-but-attention",
+            "activations: all-but-attention, mlp_tile: 4096",
+            "activations: full, mlp_tile: 4096",
+            "activations: full, mlp_tile: 4096, offload_activations: true",
+            "activations: full, mlp_tile: 4096, offload_activations: true, offload_optimizer: true",
+        )
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) >= 6  # a tiled MLP changes nothing where the attention's part of a layer takes more
+
+
+def test_what_is_offloaded_waits_on_the_host() -> None:
+    chosen = "activations: full, offload_activations: true, offload_optimizer: true"
+    memory = million(None, f"train.memory={{{chosen}}}").memory
+    tokens = 2**20 // 64
+    assert memory.host["activations"] == 32 * tokens * 4096 * 2
+    assert memory.host["masters and moments"] == million().memory.device["masters and moments"]
+    assert "activations" not in million().memory.host
+
+
+def test_a_device_that_is_large_enough_needs_no_advice() -> None:
+    stage = million(80)
+    assert stage.fits is True
+    assert stage.advice is None
+    assert million().fits is None
+
+
+@pytest.mark.parametrize("device", [60, 30, 12])
+def test_advice_fits_and_nothing_cheaper_is_named(device: float) -> None:
+    stage = million(device, *SPENDTHRIFT)
+    assert stage.fits is False
+    assert stage.advice is not None
+    changes, memory = stage.advice
+    assert memory.peak <= device * GIB
+    overrides = [f"train.stages.4.{key}={json.dumps(value)}" for key, value in changes.items()]
+    assert million(device, *SPENDTHRIFT, *overrides).memory == memory
+    MemorySettings(**changes.get("memory", {}))
+
+
+def test_the_cheapest_advice_comes_first() -> None:
+    roomy, tight = million(100, *SPENDTHRIFT).advice, million(20, *SPENDTHRIFT).advice
+    assert roomy is not None
+    assert tight is not None
+    assert roomy[0] == {"memory": {"activations": "mlp"}}
+    assert tight[0]["memory"]["activations"] == "all-but-attention"
+    assert million(0.1).advice is None
+
+
+def test_the_command_prints_every_stage_and_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--memory", str(RECIPES / "lwm-text-7b.yaml"), "--set", "text_tokenizer.path=/nowhere"]
+    assert main([*arguments, "--gpu-memory", "10"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("a device on 128 worker(s)") == 5
+    assert "cheapest that fits: {" in out
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["peak"] for row in rows] == [sum(row["device"].values()) for row in rows]
+    assert main(["plan", str(RECIPES / "lwm-text-7b.yaml"), "--gpu-memory", "10"]) == 2
+    assert "--memory" in capsys.readouterr().err
