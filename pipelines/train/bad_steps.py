@@ -54,8 +54,8 @@ class BadStepWatch:
         if self._settings.action == "fail" or self._count > self._settings.at_most:
             counted = f", bad step number {self._count}" if self._count > 1 else ""
             raise UserError(
-                f"{self._label}: step {metrics.step}{counted}: {why}; look at its batch (ringworld trace), lower lr, or "
-                f"see train.bad_steps"
+                f"{self._label}: step {metrics.step}{counted}: {why}; look at its batch (ringworld trace), lower lr, "
+                f"or see train.bad_steps"
             )
         return self._settings.action, why
 

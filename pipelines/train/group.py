@@ -6,13 +6,17 @@ micro-batches.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.recipe import Resources, Train, TrainStage
 
@@ -20,6 +24,7 @@ log = logging.getLogger("ringworld")
 
 _LOOK = 1.0  # seconds between two looks at the cluster
 _REMIND = 60.0
+_ANSWER = 10.0  # seconds that a node has to start a task
 
 
 def group_sizes(train: Train, stage: TrainStage) -> list[int]:
@@ -43,29 +48,53 @@ def room_for(pool: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
 
 
 def largest_with_room(train: Train, stage: TrainStage) -> int | None:
-    """The largest size for which the cluster's living nodes have room; None where there is none for the least."""
-    room = room_for(train.resources, (node["Resources"] for node in ray.nodes() if node["Alive"]))
+    """The largest size for which the cluster's nodes have room; None where there is none for the least."""
+    return _largest(train, stage, [node for node in ray.nodes() if node["Alive"]])
+
+
+def _largest(train: Train, stage: TrainStage, nodes: Iterable[Mapping[str, Any]]) -> int | None:
+    room = room_for(train.resources, (node["Resources"] for node in nodes))
     return next((size for size in group_sizes(train, stage) if size <= room), None)
 
 
+def answering_nodes() -> list[Mapping[str, Any]]:
+    """The nodes on which a task runs at once: one that has just ended is still listed for up to half a minute."""
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    answers = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        answers[_answer.options(scheduling_strategy=there).remote()] = node
+    answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER)
+    found = []
+    for answer in answered:
+        with contextlib.suppress(RayError):  # of a node that was found out meanwhile
+            ray.get(answer)
+            found.append(nodes[answers[answer]])
+    return found
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _answer() -> None:
+    """Any task at all."""
+
+
 def wait_for_room(train: Train, stage: TrainStage) -> int:
-    """The size of the next group. A range is settled by what the cluster has, twice the same a look apart, for a node
-    that has just ended may still be listed; a single number is asked for, and Ray waits for it.
+    """The size of the next group: of a range, the largest for which there is room on nodes that answer. A single number
+    is asked for, and Ray waits for it.
     """
     if train.min_workers is None:
         return train.workers
-    seen, told = None, 0.0
+    told = -math.inf
     while True:
-        size = largest_with_room(train, stage)
-        if size is not None and size == seen:
+        size = _largest(train, stage, answering_nodes())
+        if size is not None:
             return size
-        if size is None and time.monotonic() - told > _REMIND:
+        if time.monotonic() - told > _REMIND:
             told = time.monotonic()
             log.warning(
                 "train-%s: the cluster has no room for %d workers of %s; waiting for more nodes",
                 *(stage.name, group_sizes(train, stage)[-1], train.resources.ray_options),
             )
-        seen = size
         time.sleep(_LOOK)
 
 
