@@ -364,6 +364,8 @@ class Train(Config):
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     weight_decay: float = 0.1
+    decay: Literal["all", "matrices"] = "all"
+    """What the weight decay is on: all parameters, as LWM has it, or none of the vectors (the norms' weights)."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     clip_norm: float = 1.0
@@ -373,6 +375,7 @@ class Train(Config):
     bad_steps: BadSteps = BadSteps()
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
+    """The newest ones stay. With 1, a damaged one has none before it to go back to."""
     max_restarts: int = Field(default=3, ge=0)
     """Failures of a worker, a node or the network without a checkpoint between them that a stage survives."""
     hang_seconds: float = Field(default=1800.0, gt=0)

@@ -34,7 +34,6 @@ from model.checkpoint.manifest import (
 from model.checkpoint.random_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.state import Fragment, held, parameters, refresh, set_adam_steps
-from model.checkpoint.write import random_name
 from model.engine import TrainingEngine
 from model.folder import Folder
 from tokenization.errors import UserError
@@ -166,10 +165,10 @@ def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str) 
             _fill(fragments, path, of_file)
     mesh = engine.mesh
     if manifest.world_size == mesh.world_size:
-        with _checked(root, manifest, random_name(mesh.rank), place) as path:
+        with _checked(root, manifest, manifest.random[mesh.rank], place) as path:
             set_random_state(path)
     else:
-        derive_random_state(manifest.files[random_name(0)].sha256, mesh.rank, mesh.world_size)
+        derive_random_state(manifest.files[manifest.random[0]].sha256, mesh.rank, mesh.world_size)
 
 
 def _fill(fragments: Sequence[Fragment], path: Path, plan: Sequence[Copy]) -> None:

@@ -62,7 +62,8 @@ class Manifest:
     """What `COMMIT` says.
 
     parameters: shape and optimizer group of each, by name. adam_steps: updates that Adam has made, by group.
-    client_state: the caller's plain JSON. files: by name inside the step's folder.
+    client_state: the caller's plain JSON. files: by name inside the step's folder. random: the one of each rank's
+    random state.
     """
 
     step: int
@@ -75,10 +76,11 @@ class Manifest:
     adam_steps: tuple[int, ...]
     client_state: Mapping[str, Any]
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+    random: tuple[str, ...] = ()
 
-    def with_files(self, files: Mapping[str, FileEntry]) -> Manifest:
+    def with_files(self, files: Mapping[str, FileEntry], random: tuple[str, ...]) -> Manifest:
         """The same of these files."""
-        return replace(self, files=files)
+        return replace(self, files=files, random=random)
 
     def to_bytes(self) -> bytes:
         """As JSON that carries its own hash: it is small, but a flipped digit in it would be a wrong position."""
@@ -101,8 +103,8 @@ class Manifest:
                 for name, entry in values.pop("files").items()
             }
             parameters = {name: (tuple(shape), group) for name, (shape, group) in values.pop("parameters").items()}
-            adam_steps = tuple(values.pop("adam_steps"))
-            return cls(**values, parameters=parameters, adam_steps=adam_steps, files=files)
+            tuples = {name: tuple(values[name]) for name in ("adam_steps", "random")}
+            return cls(**{**values, **tuples, "parameters": parameters, "files": files})
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"its {COMMIT} cannot be read") from error
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from model.checkpoint.manifest import COMMIT, committed_steps, step_name, steps
 from model.folder import Folder
 
 
-def retain(root: Folder, step: int, keep: int | None) -> None:
-    """Of a folder in which `step` has just been committed, and nothing else is being written.
+def retain(root: Folder, step: int, keep: int | None, files: Collection[str]) -> None:
+    """Of a folder in which `step` has just been committed with these files, and nothing else is being written.
 
     keep: how many committed checkpoints to leave, the newest; None leaves all. Those of later steps go in any case: the
     run has gone back behind them, as they were damaged or have led astray. So do torn ones.
@@ -17,6 +19,9 @@ def retain(root: Folder, step: int, keep: int | None) -> None:
     for one in steps(root):
         if one not in kept:
             forget(root, one)
+    for name in root.sizes(step_name(step)):
+        if name != COMMIT and name not in files:  # of a commit of the same step before
+            root.delete(f"{step_name(step)}/{name}")
 
 
 def forget(root: Folder, step: int) -> None:

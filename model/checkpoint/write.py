@@ -8,6 +8,8 @@ meanwhile.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import logging
 import threading
 import time
@@ -138,7 +140,7 @@ class Writer:
             precision=engine.settings.precision,
             parameters=parameters(engine),
             adam_steps=adam_steps(engine),
-            client_state=client_state,
+            client_state=json.loads(json.dumps(client_state)),  # as it is now, whatever its owner does meanwhile
         )
 
     def _run(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> None:
@@ -153,27 +155,36 @@ class Writer:
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
         together, rank = self._engine.mesh.together, self._engine.mesh.rank
-        together(lambda: self._make_room(manifest.step) if rank == 0 else None, self._group)
-        of_ranks = together(lambda: self._put_files(manifest.step, random), self._group)
-        whole = manifest.with_files({name: entry for entries in of_ranks for name, entry in entries.items()})
+        suffix = together(lambda: self._make_room(manifest.step) if rank == 0 else "", self._group)[0]
+        of_ranks = together(lambda: self._put_files(manifest.step, random, suffix), self._group)
+        files = {name: entry for entries in of_ranks for name, entry in entries.items()}
+        whole = manifest.with_files(files, tuple(random_name(one, suffix) for one in range(manifest.world_size)))
 
         def commit() -> None:
             if before_commit is not None:
                 before_commit()
             self._root.write(f"{step_name(whole.step)}/{COMMIT}", [whole.to_bytes()])
-            retain(self._root, whole.step, self.keep)
+            retain(self._root, whole.step, self.keep, whole.files)
 
         together(lambda: commit() if rank == 0 else None, self._group)
         return sum(entry.size for entry in whole.files.values())
 
-    def _make_room(self, step: int) -> None:
+    def _make_room(self, step: int) -> str:
+        """Remove what is left of killed writers; returns what this step's file names end in. Where the step is already
+        committed they are new ones: until the new `COMMIT` takes its place the old one counts, and all its files stay.
+        """
         self._root.sweep()
-        forget(self._root, step)  # a re-made step counts again only when it is whole again
+        names = self._root.sizes(step_name(step))
+        if COMMIT not in names:
+            forget(self._root, step)
+            return ".safetensors"
+        suffixes = (f".{take}.safetensors" for take in itertools.count(1))
+        return next(suffix for suffix in suffixes if not any(name.endswith(suffix) for name in names))
 
-    def _put_files(self, step: int, random: bytes) -> dict[str, FileEntry]:
+    def _put_files(self, step: int, random: bytes, suffix: str) -> dict[str, FileEntry]:
         rank = self._engine.mesh.rank
-        named = [(f"rank-{rank:05d}-{n:04d}.safetensors", *file) for n, file in enumerate(self._snapshot.files())]
-        named.append((random_name(rank), memoryview(random), ()))
+        named = [(f"rank-{rank:05d}-{n:04d}{suffix}", *file) for n, file in enumerate(self._snapshot.files())]
+        named.append((random_name(rank, suffix), memoryview(random), ()))
         return {name: self._put(f"{step_name(step)}/{name}", data, ranges) for name, data, ranges in named}
 
     def _put(self, name: str, data: memoryview, ranges: tuple[Range, ...]) -> FileEntry:
@@ -190,9 +201,9 @@ class Writer:
         return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges)
 
 
-def random_name(rank: int) -> str:
+def random_name(rank: int, suffix: str) -> str:
     """The file of a rank's random state."""
-    return f"rank-{rank:05d}-random.safetensors"
+    return f"rank-{rank:05d}-random{suffix}"
 
 
 def save(

@@ -66,6 +66,7 @@ def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:
         betas=train.betas,
         eps=train.eps,
         weight_decay=train.weight_decay,
+        decay=train.decay,
         loss_chunk=train.loss_chunk,
         memory=train.memory_of(stage).settings(),
     )

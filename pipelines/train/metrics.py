@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
+from model.checkpoint import Lost, Written
 from model.engine import StepMetrics
 from pipelines.storage import Store
 from pipelines.train.job import METRICS
@@ -26,6 +28,21 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
     with store.writing(f"{METRICS}/{steps[-1]['step'] + 1:08d}.jsonl") as file:
         for step in steps:
             file.write((json.dumps(step) + "\n").encode())
+
+
+def drop_metrics_after(store: Store, step: int) -> None:
+    """Remove steps from this one on: they were to be committed with a checkpoint that is not there, or not whole."""
+    for name in store.names(METRICS):
+        if int(PurePosixPath(name).stem) > step:
+            store.delete(name)
+
+
+def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
+    """What a save cost the steps, and what the last one did in the background, for Ray's metrics."""
+    figures = {"checkpoint_stall_seconds": cost.seconds, "checkpoint_snapshot_bytes": float(cost.n_bytes)}
+    if written is not None:
+        figures |= {"checkpoint_write_seconds": written.seconds, "checkpoint_bytes": float(written.n_bytes)}
+    return figures
 
 
 def step_record(metrics: StepMetrics) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,7 +23,14 @@ from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
 from pipelines.train.initial import engine_settings, initial_model, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
-from pipelines.train.metrics import lost_to_bad_shards, step_figures, step_record, write_metrics
+from pipelines.train.metrics import (
+    checkpoint_figures,
+    drop_metrics_after,
+    lost_to_bad_shards,
+    step_figures,
+    step_record,
+    write_metrics,
+)
 from tokenization.loader import Batch
 
 log = logging.getLogger("ringworld")
@@ -49,6 +57,8 @@ class _Rank:
             initial_model(job), mesh, engine_settings(job.recipe.train, job.stage, mesh.dp), schedule(job.stage)
         )
         self.checkpoints = job.store.at(CHECKPOINTS)
+        keep = job.recipe.train.keep_checkpoints
+        self.writer = checkpoint.Writer(self.engine, self.checkpoints.path(), keep, self.checkpoints.options)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)
         self.pending: list[dict[str, Any]] = []  # records of the steps since the last checkpoint
@@ -76,8 +86,10 @@ class _Rank:
                 self._save()
                 ray.train.report({"step": engine.step})
                 if engine.step < stage.steps and mesh.agreed(lambda: ray.get(self.watch.must_stop.remote())):
+                    self.writer.close()
                     log.info("%s: rank %d stops at step %d for a larger group", self.label, mesh.rank, engine.step)
                     return
+        self.writer.close()
         self.pulse.at(engine.step, "export")
         export_hf(engine, self.job.store.path(MODEL), options=self.job.store.options)
         if mesh.rank == 0:
@@ -94,6 +106,7 @@ class _Rank:
             log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
             self.pending, self.rolled_back = [], {"rolled_back": [metrics.step, why]}
             self._save()  # at once, with where the loader is now: a killed run does not meet the same batch again
+            self.writer.wait()
             return False
         lost = lost_to_bad_shards(batch, self.job.stage.context)
         dropped = {} if verdict == "good" else {"dropped": why}
@@ -116,17 +129,17 @@ class _Rank:
 
     def _restore(self) -> Mapping[str, Any] | None:
         """Have the engine, and what was seen of bad steps, as in the last whole checkpoint; what else it holds."""
+        self.writer.wait()
         restored = checkpoint.load_latest(self.engine, self.checkpoints.path(), self.checkpoints.options)
         if restored is not None:
             self.bad_steps.restore(restored["bad_steps"])
+        if self.mesh.rank == 0:
+            drop_metrics_after(self.job.store, self.engine.step)
         return restored
 
     def _save(self) -> None:
-        """Commit engine, loader, what was seen of bad steps, and the records of the steps since the last time."""
+        """Begin to commit engine, loader, what was seen of bad steps, and the records of steps since the last time."""
         self.pulse.at(self.engine.step, "save")
-        if self.mesh.rank == 0 and self.pending:
-            write_metrics(self.job.store, self.pending)
-        self.pending = []
         recipe = self.job.recipe
         client_state = {
             "loader": self.state,
@@ -134,13 +147,16 @@ class _Rank:
             # Storage options may hold credentials, which belong in no file of the run.
             "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}}),
         }
-        checkpoint.save(
-            self.engine,
-            self.checkpoints.path(),
-            client_state,
-            keep=recipe.train.keep_checkpoints,
-            options=self.checkpoints.options,
-        )
+        cost = self.writer.save(client_state, partial(self._commit_records, self.pending) if self.pending else None)
+        self.pending = []
+        if self.mesh.rank == 0:
+            self.meter.set(**checkpoint_figures(cost, self.writer.written))
+
+    def _commit_records(self, records: list[dict[str, Any]]) -> None:
+        """Those of a checkpoint, just before it counts; the last of them says what the save cost the steps."""
+        assert self.writer.lost is not None
+        cost = {"checkpoint_seconds": round(self.writer.lost.seconds, 4)}
+        write_metrics(self.job.store, [*records[:-1], {**records[-1], **cost}])
 
 
 def _quiet() -> None:

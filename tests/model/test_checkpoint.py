@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import pytest
 import torch
 from attention_groups import run_in_processes
@@ -19,6 +20,7 @@ from whole_state import differing, whole_state
 from model import checkpoint
 from model.engine import TrainingEngine
 from model.export import export_hf, whole_weights
+from model.folder import Folder
 from model.mesh import Mesh, build_mesh
 from tokenization.errors import UserError
 
@@ -180,6 +182,9 @@ def alone(group: Any, url: str) -> dict[str, Any]:
     batch, n_examples = rank_batches(mesh)
     engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
     engine.train_step(batch, n_examples)
+    fsspec.filesystem("memory").pipe_file(
+        "/bucket/run/step-00000009/rank-00000-0000.safetensors", b"of a killed writer"
+    )
     for keep in (None, 1):
         checkpoint.save(engine, store, {"position": 1}, keep=keep)
         engine.step += 1
@@ -189,6 +194,7 @@ def alone(group: Any, url: str) -> dict[str, Any]:
     after = whole_weights(other)
     seen: dict[str, Any] = {
         "steps": (checkpoint.latest_committed(store, hashes=True), other.step, position),
+        "folders": Folder(store).folders(),
         "one_left": checkpoint.verify(store, 1),
         "equal": all(torch.equal(after[name], before[name]) for name in before),
         "two_ranks": checkpoint.load(other, url, 3)["loader"],
@@ -204,6 +210,7 @@ def test_an_object_store_keeps_checkpoints_too(saved):
     seen = run_in_processes(alone, 1, str(saved[0] / "0"))[0]
     assert seen["steps"] == (2, 2, {"position": 1})
     assert seen["equal"]
+    assert seen["folders"] == ["step-00000002"]
     assert seen["one_left"] == "it has no COMMIT"
     assert seen["two_ranks"] == {"epoch": 0, "position": 3}
     assert "nowhere://x: this URL cannot be used" in seen["no_scheme"]
