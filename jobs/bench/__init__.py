@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | loader | store | tokenize | text | pack | drawings`, beside peers."""
+"""`ringworld bench plan | attention | kernels | loader | store | tokenize | text | pack | memory | drawings`."""
 
 from __future__ import annotations
 
@@ -95,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenize.add_argument("--rounds", type=int, default=3, help="runs of each system, by turns; the fastest counts")
     tokenize.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     tokenize.set_defaults(bench=_tokenize)
+
+    memory = benchmarks.add_parser("memory", help="the peak of a training step, measured beside what is predicted")
+    memory.add_argument("--contexts", type=int, nargs="+", default=[8192, 16384, 32768], metavar="S")
+    memory.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="P", help="that share a sequence")
+    memory.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    memory.set_defaults(bench=_memory)
 
     drawings = benchmarks.add_parser("drawings", help="make the drawings of docs/ring-attention.md")
     drawings.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
@@ -219,6 +225,19 @@ def _tokenize(arguments: argparse.Namespace) -> int:
     _at_least_one(arguments, "frames", "hour", "rounds")
     report = tokenize_report(Settings(frames=arguments.frames, hour=arguments.hour, rounds=arguments.rounds))
     print_tokenize(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    from jobs.bench.memory import memory_report, print_memory
+
+    if min(arguments.ranks) < 1 or len(set(arguments.contexts)) < 3:
+        raise UserError("--contexts needs three different contexts, for a line through them, and --ranks 1 or more")
+    if bad := [s for s in arguments.contexts if s < 1024 or any(s % p for p in arguments.ranks)]:
+        raise UserError(f"--contexts {bad[0]} is less than 1024 or no multiple of every --ranks")
+    report = memory_report(arguments.contexts, arguments.ranks)
+    print_memory(report)
     _write(report, arguments.json)
     return 0
 

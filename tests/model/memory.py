@@ -1,25 +1,15 @@
-"""What a computation allocates, by torch's own profiler of memory."""
+"""What a computation makes: how much is allocated, and how wide its tensors are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.bench.allocations import peak_bytes
 
-def peak_bytes(compute: Callable[[], Any]) -> int:
-    """The most that is allocated at once while `compute` runs, beyond what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        compute()
-    changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for change in sorted(changes, key=lambda e: e.start_ns()):
-        held += change.nbytes()
-        most = max(most, held)
-    return most
+__all__ = ["Widths", "peak_bytes"]
 
 
 class Widths(TorchDispatchMode):

@@ -13,12 +13,13 @@ from pipelines.memory import GIB, StageMemory, recipe_memory
 from pipelines.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SPENDTHRIFT = ["text_tokenizer.path=/nowhere", "train.zero=1", "train.memory={}"]
+FIXED = ["text_tokenizer.path=/nowhere", "train.min_workers=128"]
+SPENDTHRIFT = ["train.zero=1", "train.memory={}"]
 
 
 def million(device: float | None = None, *overrides: str) -> StageMemory:
     """The 7B's stage of a million tokens over 128 workers, 64 of which share a sequence."""
-    recipe = load_recipe(RECIPES / "lwm-text-7b.yaml", ["text_tokenizer.path=/nowhere", *overrides])
+    recipe = load_recipe(RECIPES / "lwm-text-7b.yaml", [*FIXED, *overrides])
     return recipe_memory(recipe, None if device is None else int(device * GIB))[-1]
 
 
@@ -64,6 +65,11 @@ def test_what_is_offloaded_waits_on_the_host() -> None:
     assert "activations" not in million().memory.host
 
 
+def test_the_fewest_workers_that_a_stage_may_get_are_reckoned_with() -> None:
+    assert million(None, "train.min_workers=64").workers == 64
+    assert million(None, "train.min_workers=64").memory.peak > million().memory.peak
+
+
 def test_a_device_that_is_large_enough_needs_no_advice() -> None:
     stage = million(80)
     assert stage.fits is True
@@ -93,7 +99,8 @@ def test_the_cheapest_advice_comes_first() -> None:
 
 
 def test_the_command_prints_every_stage_and_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "--memory", str(RECIPES / "lwm-text-7b.yaml"), "--set", "text_tokenizer.path=/nowhere"]
+    fixed = [argument for override in FIXED for argument in ("--set", override)]
+    arguments = ["plan", "--memory", str(RECIPES / "lwm-text-7b.yaml"), *fixed]
     assert main([*arguments, "--gpu-memory", "10"]) == 0
     out = capsys.readouterr().out
     assert out.count("a device on 128 worker(s)") == 5
