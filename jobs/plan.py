@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from jobs.plan_memory import print_memory
-from jobs.run import add_arguments as add_recipe_arguments
+from jobs.run import add_recipe
 from tokenization.errors import UserError
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
@@ -18,7 +18,7 @@ HELP = "print a recipe's stages: which are done, which will run and why; --memor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's arguments, and --json."""
-    add_recipe_arguments(parser)
+    add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument(
         "--memory", action="store_true", help="instead: what each train stage takes of a device, by part"

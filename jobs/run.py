@@ -10,7 +10,19 @@ HELP = "run a recipe to the end; what is done is passed over, what was interrupt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of this command; `plan` takes the same."""
+    """The arguments of this command."""
+    add_recipe(parser)
+    parser.add_argument(
+        "--profile",
+        metavar="STEPS",
+        help="write a torch profiler's trace of steps A:B of each train stage, or of so many after its first, into "
+        "the stage's folder; changes nothing else",
+    )
+    parser.add_argument("--profile-all-ranks", action="store_true", help="of every worker instead of the first")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The recipe and what to change of it."""
     parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
     parser.add_argument(
         "--set",
@@ -24,11 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the recipe on the cluster that RAY_ADDRESS names, or on a Ray instance of its own."""
+    from pipelines.profiled_steps import ProfiledSteps
     from pipelines.recipe_file import load_recipe
     from pipelines.run import root_store, run_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    run_recipe(recipe, os.environ.get("RAY_ADDRESS"))
+    profile = arguments.profile and ProfiledSteps.parse(arguments.profile, arguments.profile_all_ranks)
+    run_recipe(recipe, os.environ.get("RAY_ADDRESS"), profile)
     print(f"report: {root_store(recipe).path('report.html')}")
     return 0
 

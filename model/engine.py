@@ -24,6 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from model.attention.exchange import Exchange, GroupExchange
+from model.attention.timed import TimedExchange
+from model.clock import StepClock
 from model.lean_layer import make_lean
 from model.loss import CHUNK
 from model.memory import MemorySettings
@@ -34,6 +37,7 @@ from model.step import MicroBatchLoss
 from model.zero_memory import reduce_bucket
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
+_SOURCE_SUMS = ("source_weighted", "source_nll", "source_targets")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class LossMetrics:
     loss = text_loss + vision_loss: the weighted losses that training minimises (with both modalities, each is half of
     what LWM calls its text and vision loss). text_nats, vision_nats: plain sums of the token losses over the
     text_targets and vision_targets tokens that carry loss; their ratio is nats per token. tokens: all tokens read.
+    useful_tokens: those of documents, not padding; useful_pairs: of a query and a key of one document, per head. By
+    number of the source in the mixture: source_loss, which sums to loss, source_nats and source_targets.
     """
 
     loss: float
@@ -92,9 +98,14 @@ class LossMetrics:
     vision_targets: int
     tokens: int
     seconds: float
+    useful_tokens: int = 0
+    useful_pairs: int = 0
+    source_loss: tuple[float, ...] = ()
+    source_nats: tuple[float, ...] = ()
+    source_targets: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics(LossMetrics):
     """A training step: its number from 0, the learning rate it used, and the gradient's norm before clipping."""
 
@@ -107,7 +118,8 @@ class TrainingEngine:
     """Trains one Llama over a mesh. Every method is collective: all ranks call it, in the same order.
 
     model: from `build_llama` or `load_llama`, alike on every rank (rank 0's weights are broadcast); the engine owns it
-    from here on. `step` counts the updates made.
+    from here on. `step` counts the updates made; `clock` has this rank's seconds by part of the step: forward, backward
+    and update, and of the first two those spent waiting for other ranks' keys (communication).
     """
 
     def __init__(self, model: LlamaForCausalLM, mesh: Mesh, settings: EngineSettings, schedule: Schedule) -> None:
@@ -117,6 +129,10 @@ class TrainingEngine:
         self.step = 0
         make_lean(model, settings.memory)
         self.deepspeed = _initialize(MicroBatchLoss(model), settings)
+        self.clock = StepClock(self.deepspeed.device)
+        self._exchange: Exchange | None = None
+        if mesh.sp_group is not None:
+            self._exchange = TimedExchange(GroupExchange(mesh.sp_group), self.clock)
 
     @property
     def model(self) -> LlamaForCausalLM:
@@ -134,7 +150,9 @@ class TrainingEngine:
         """
         started = time.perf_counter()
         figures = self.accumulate(micro_batches, n_examples, is_spike)
-        step, (lr, grad_norm) = self.step, self.update()
+        step = self.step
+        with self.clock.part("update"):
+            lr, grad_norm = self.update()
         return StepMetrics(**self._reduce(figures, n_examples, started), step=step, lr=lr, grad_norm=grad_norm)
 
     def eval_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> LossMetrics:
@@ -165,12 +183,14 @@ class TrainingEngine:
         for number, batch in enumerate(micro_batches):
             if number:
                 self.deepspeed.step()  # only counts the micro-batch before this one; `update` takes the real step
-            local_sum, sums = self._forward(batch)
+            with self.clock.part("forward"):
+                local_sum, sums = self._forward(batch)
             figures.append(sums)
             is_last = number == len(micro_batches) - 1
             if is_last and is_spike is not None and is_spike(self._loss(figures, n_examples)):
                 local_sum = local_sum * math.nan
-            self.deepspeed.backward(local_sum * scale)
+            with self.clock.part("backward"):
+                self.deepspeed.backward(local_sum * scale)
         return figures
 
     def update(self) -> tuple[float, float]:
@@ -197,15 +217,18 @@ class TrainingEngine:
         self.deepspeed.destroy()
 
     def _forward(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
-        """This rank's weighted sum of token losses, and its figures: fp64, one for each of `_SUMS`, then its tokens.
+        """This rank's weighted sum of token losses, and its figures: fp64, in the order in which `_reduce` takes them.
 
         A rank whose part holds no target runs the same forward and backward, with a sum of 0: the ring and ZeRO-3 need
         every rank in every collective.
         """
         local_sum, sums = self.deepspeed(
-            batch.to(self.deepspeed.device), group=self.mesh.sp_group, chunk=self.settings.loss_chunk
+            batch.to(self.deepspeed.device), group=self._exchange, chunk=self.settings.loss_chunk
         )
-        return local_sum, torch.stack([sums[name] for name in _SUMS] + [sums[_SUMS[0]].new_tensor(len(batch.tokens))])
+        counts = torch.tensor([len(batch.tokens), batch.useful_tokens, batch.useful_pairs], dtype=torch.float64)
+        scalars = torch.stack([sums[name] for name in _SUMS])
+        by_source = [sums[name] for name in _SOURCE_SUMS]
+        return local_sum, torch.cat([scalars, counts.to(scalars.device, non_blocking=True), *by_source])
 
     def _loss(self, figures: Sequence[Tensor], n_examples: int) -> float:
         """The global batch's loss, on every rank."""
@@ -218,7 +241,9 @@ class TrainingEngine:
         """Add up the figures of all micro-batches and ranks: the engine's only communication of its own in a step."""
         total = torch.stack(list(figures)).sum(0)
         dist.all_reduce(total)
-        text_weighted, text_nats, text_targets, vision_weighted, vision_nats, vision_targets, tokens = total.tolist()
+        text_weighted, text_nats, text_targets, vision_weighted, vision_nats, vision_targets, *rest = total.tolist()
+        tokens, useful_tokens, useful_pairs, *by_source = rest
+        n = len(by_source) // len(_SOURCE_SUMS)
         return {
             "loss": (text_weighted + vision_weighted) / n_examples,
             "text_loss": text_weighted / n_examples,
@@ -229,6 +254,11 @@ class TrainingEngine:
             "vision_targets": round(vision_targets),
             "tokens": round(tokens),
             "seconds": time.perf_counter() - started,
+            "useful_tokens": round(useful_tokens),
+            "useful_pairs": round(useful_pairs),
+            "source_loss": tuple(weighted / n_examples for weighted in by_source[:n]),
+            "source_nats": tuple(by_source[n : 2 * n]),
+            "source_targets": tuple(map(round, by_source[2 * n :])),
         }
 
 

@@ -8,7 +8,7 @@ gradient is a sum over tokens, wherever they are held.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,6 +44,13 @@ class Mesh:
     def sp_rank(self) -> int:
         """Which share of each sequence this rank holds, 0 <= sp_rank < sp."""
         return self.rank % self.sp
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Of each value the largest over all ranks, by one small collective."""
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
 
     def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
         """Run `action` on every rank and gather its results by rank; where one rank fails, every rank raises its error.

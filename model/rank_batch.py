@@ -7,7 +7,7 @@ ahead of the training, so that a step only copies to the device and computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,8 @@ class MicroBatch(Protocol):
     """S tokens of packed documents, the same on all ranks of one sp group.
 
     tokens, labels: int32 [S]; labels[i] is what position i predicts. loss_weight: float32 [S], the weight of labels[i]
-    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S.
+    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S. source: int16
+    [S], which source of the mixture each token is of, -1 in padding; None: all are of source 0.
     """
 
     @property
@@ -35,6 +36,8 @@ class MicroBatch(Protocol):
     def loss_weight(self) -> np.ndarray: ...  # noqa: D102
     @property
     def cu_seqlens(self) -> np.ndarray: ...  # noqa: D102
+    @property
+    def source(self) -> np.ndarray | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,9 @@ class RankBatch:
     """One rank's share of a micro-batch, in the order of `plan.indices(rank)`.
 
     tokens, positions, labels: int64 [T], positions restarting in each document, labels the joint ids to predict.
-    loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence.
+    loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence. source: int16 [T],
+    the source of each token out of `n_sources`, -1 in padding. useful_tokens: how many are not padding. useful_pairs:
+    this rank's part, 1 / sp, of the pairs of a query and a key that the sequence's documents ask for, padding left out.
     """
 
     tokens: Tensor
@@ -50,6 +55,10 @@ class RankBatch:
     labels: Tensor
     loss_weight: Tensor
     plan: SequencePlan
+    source: Tensor
+    n_sources: int
+    useful_tokens: int
+    useful_pairs: float
 
     def to(self, device: torch.device | str) -> RankBatch:
         """The same with its tensors on `device`; to a GPU they travel from pinned memory, beside what it computes."""
@@ -58,15 +67,23 @@ class RankBatch:
         def moved(x: Tensor) -> Tensor:
             return x.pin_memory().to(device, non_blocking=True) if on_gpu else x.to(device)
 
-        return RankBatch(
-            moved(self.tokens), moved(self.positions), moved(self.labels), moved(self.loss_weight), self.plan
+        return replace(
+            self,
+            tokens=moved(self.tokens),
+            positions=moved(self.positions),
+            labels=moved(self.labels),
+            loss_weight=moved(self.loss_weight),
+            source=moved(self.source),
         )
 
 
-def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0) -> RankBatch:
+def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: int = 1) -> RankBatch:
     """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory."""
     mine = plan.indices(rank)
     plan.rank(rank)  # remembered by the plan: derived here rather than in the first layer
+
+    source = np.zeros(len(batch.tokens), np.int16) if batch.source is None else batch.source
+    lengths = np.diff(plan.cu_seqlens)[source[plan.cu_seqlens[:-1]] >= 0]
 
     def share(values: np.ndarray, dtype: type) -> Tensor:
         return torch.from_numpy(values[mine].astype(dtype, copy=False))
@@ -77,6 +94,10 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0) -> RankBatc
         share(batch.labels, np.int64),
         share(batch.loss_weight, np.float32),
         plan,
+        share(source, np.int16),
+        n_sources,
+        int((source[mine] >= 0).sum()),
+        int((lengths * (lengths + 1) // 2).sum()) / plan.sp,
     )
 
 
@@ -94,8 +115,8 @@ def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
 class Dispatcher:
     """Plans micro-batches over `sp` ranks and takes out the share of one, `sp_rank`.
 
-    shape, hardware: what the planner models time with. layout, ulysses, route: narrow its choice. Ranks whose
-    dispatchers differ in `sp_rank` alone make the same plans without a word.
+    shape, hardware: what the planner models time with. layout, ulysses, route: narrow its choice. n_sources: of the
+    mixture. Ranks whose dispatchers differ in `sp_rank` alone make the same plans without a word.
     """
 
     sp: int = 1
@@ -105,10 +126,11 @@ class Dispatcher:
     layout: str | None = None
     ulysses: int | None = None
     route: Route | None = None
+    n_sources: int = 1
 
     def __call__(self, batch: MicroBatch) -> RankBatch:
         """The rank's share. Raises ValueError where `plan_sequence` does."""
         plan = plan_sequence(
             batch.cu_seqlens, self.sp, self.layout, self.ulysses, self.route, self.shape, self.hardware
         )
-        return rank_batch(batch, plan, self.sp_rank)
+        return rank_batch(batch, plan, self.sp_rank, self.n_sources)

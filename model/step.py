@@ -30,7 +30,8 @@ def micro_batch_loss(
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a
     rank without targets; the caller divides by the examples in the global batch. sums: detached fp64 scalars
     "{text,vision}_{weighted,nll,targets}" - weighted nll, plain nll and number of targets with loss - which add up over
-    ranks and micro-batches, so nats per token are nll / targets.
+    ranks and micro-batches, so nats per token are nll / targets; and the same by source of the mixture, the fp64
+    vectors [n_sources] "source_{weighted,nll,targets}".
     """
     hidden = model.model(
         input_ids=batch.tokens.unsqueeze(0),
@@ -42,7 +43,7 @@ def micro_batch_loss(
     text_size = text_vocab_size(model.config)
     labels, weights = batch.labels, batch.loss_weight
     nll = model.lm_head(hidden, labels=labels.masked_fill(weights == 0, -1), text_size=text_size, chunk=chunk)
-    return (weights * nll).sum(), _sums(nll.detach(), labels, weights, text_size)
+    return (weights * nll).sum(), _sums(nll.detach(), batch, text_size)
 
 
 class MicroBatchLoss(nn.Module):
@@ -57,11 +58,17 @@ class MicroBatchLoss(nn.Module):
         return micro_batch_loss(self.model, *args, **kwargs)
 
 
-def _sums(nll: Tensor, labels: Tensor, weights: Tensor, text_size: int) -> dict[str, Tensor]:
+def _sums(nll: Tensor, batch: RankBatch, text_size: int) -> dict[str, Tensor]:
+    labels, weights = batch.labels, batch.loss_weight
     counted = weights != 0
     sums = {}
     for name, mask in zip(MODALITIES, (counted & (labels < text_size), counted & (labels >= text_size)), strict=True):
         sums[f"{name}_weighted"] = (weights * nll)[mask].sum(dtype=torch.float64)
         sums[f"{name}_nll"] = nll[mask].sum(dtype=torch.float64)
         sums[f"{name}_targets"] = mask.sum(dtype=torch.float64)
+    # A row of sums a source, over zeros elsewhere: a selection by a mask would make the host wait for a GPU.
+    figures = torch.stack((weights * nll, nll * counted, counted.to(nll.dtype)))
+    by_source = [figures.where(batch.source == n, 0).sum(1, dtype=torch.float64) for n in range(batch.n_sources)]
+    for name, values in zip(("weighted", "nll", "targets"), torch.stack(by_source, 1)):
+        sums[f"source_{name}"] = values
     return sums

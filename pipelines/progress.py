@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -30,6 +30,13 @@ class Meter:
 
     def set(self, **figures: float | None) -> None:
         """Set gauges by name; None is passed over."""
+        self._set({"stage": self._stage}, figures)
+
+    def set_of_source(self, source: str, **figures: float | None) -> None:
+        """The same for figures that each source of the stage has, tagged by its name."""
+        self._set({"stage": self._stage, "source": source}, figures)
+
+    def _set(self, tags: dict[str, str], figures: Mapping[str, float | None]) -> None:
         if not ray.is_initialized():
             return
         for name, value in figures.items():
@@ -37,8 +44,8 @@ class Meter:
                 continue
             if name not in self._gauges:
                 metric = "ringworld_" + re.sub(r"\W", "_", name)
-                self._gauges[name] = Gauge(metric, description=name, tag_keys=("stage",))
-            self._gauges[name].set(float(value), {"stage": self._stage})
+                self._gauges[name] = Gauge(metric, description=name, tag_keys=tuple(tags))
+            self._gauges[name].set(float(value), tags)
 
 
 class Bar:

@@ -227,10 +227,13 @@ class Hardware(Config):
     """Seconds that a message costs the rank that sends or receives it, however short."""
     ranks_per_node: Positive = _SPEEDS.ranks_per_node
     """Neighbouring workers that share a node; a Ulysses degree never exceeds them."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Floating-point operations a second that one rank's device can do at most, by which MFU is reckoned; None: what is
+    known of its GPU by name. It decides nothing."""
 
     def speeds(self) -> hardware.Hardware:
         """The same as the planner's own type."""
-        return hardware.Hardware(**self.model_dump())
+        return hardware.Hardware(**self.model_dump(exclude={"peak_flops"}))
 
 
 class Attention(Config):
@@ -282,6 +285,17 @@ class Memory(Config):
     def settings(self) -> MemorySettings:
         """The same as the engine's own type."""
         return MemorySettings(**self.model_dump())
+
+
+class Wandb(Config):
+    """Weights & Biases, by the optional package `ringworld[wandb]`; its key from `wandb login` or the environment."""
+
+    project: str
+    entity: str | None = None
+    """User or team; None: the key's own."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    folder: str | None = None
+    """Local folder on the first worker's node for its files; None: wandb's own choice."""
 
 
 class TrainStage(Config):
@@ -387,6 +401,10 @@ class Train(Config):
     shard_cache_gib: float = Field(default=0, ge=0)
     """Room on each node's local disk for shards from an object store, re-hashed as they arrive; worthwhile where a
     stage's shards fit. What does not fit is read sequence by sequence, as all is at 0."""
+    tensorboard: bool = True
+    """Keep TensorBoard's event files in each stage's folder, `tensorboard/`."""
+    wandb: Wandb | None = None
+    """Send each step's figures to Weights & Biases too."""
     hardware: Hardware = Hardware()
     attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)

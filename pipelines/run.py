@@ -12,9 +12,11 @@ from pipelines.capacity import needed_at_once
 from pipelines.cluster import ray_instance
 from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
 from pipelines.lease import STALE_SECONDS, lease
+from pipelines.profiled_steps import ProfiledSteps
 from pipelines.recipe import Recipe
 from pipelines.stages import Manifest, StageRun, build_stages
 from pipelines.storage import Store
+from pipelines.weights_and_biases import check_wandb
 
 log = logging.getLogger("ringworld")
 
@@ -29,12 +31,14 @@ def root_store(recipe: Recipe) -> Store:
     return Store(recipe.storage.root, recipe.storage.options)
 
 
-def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest]:
+def run_recipe(recipe: Recipe, address: str | None = None, profile: ProfiledSteps | None = None) -> dict[str, Manifest]:
     """Run every stage that is not done and return all manifests by stage name.
 
-    address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. Raises UserError
-    for what the user can mend; a stage that fails for another reason raises what it raised.
+    address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. profile: steps to
+    trace of each train stage that runs. Raises UserError for what the user can mend; a stage that fails for another
+    reason raises what it raised.
     """
+    check_wandb(recipe)
     with lease(root_store(recipe)) as root:
         _sweep(root)
         stages = plan(build_stages(recipe), root)
@@ -43,7 +47,7 @@ def run_recipe(recipe: Recipe, address: str | None = None) -> dict[str, Manifest
         if all(stage.status == "done" for stage in stages):
             return {stage.name: _manifest(stage) for stage in stages}
         with ray_instance(address, needed_at_once(recipe)):
-            return _run_all(stages)
+            return _run_all(stages, profile)
 
 
 def _sweep(root: Store) -> None:
@@ -56,13 +60,13 @@ def _sweep(root: Store) -> None:
         log.info("removed %d half-written files of dead runs", swept)
 
 
-def _run_all(stages: Sequence[PlannedStage]) -> dict[str, Manifest]:
+def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         if stage.status != "done":
             inputs = {name: (by_name[name].store, manifests[name]) for name in stage.stage.inputs}
-            _run_one(stage, StageRun(stage.store, inputs))
+            _run_one(stage, StageRun(stage.store, inputs, profile))
         manifests[stage.name] = _manifest(stage)
     return manifests
 

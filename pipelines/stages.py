@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dag import Stage, digest
+from pipelines.profiled_steps import ProfiledSteps
 from pipelines.progress import bar
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
@@ -26,10 +27,11 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class StageRun:
-    """What a stage's `run` is given: its own folder, and what its inputs made."""
+    """What a stage's `run` is given: its own folder, what its inputs made, and which training steps to trace."""
 
     store: Store
     inputs: Mapping[str, tuple[Store, Manifest]]
+    profile: ProfiledSteps | None = None
 
 
 def build_stages(recipe: Recipe) -> list[Stage]:
@@ -184,9 +186,8 @@ def _train(recipe: Recipe, stage: TrainStage, previous: str | None) -> Stage:
 
         before = this.inputs[previous][0] if previous else None
         with bar(f"train-{stage.name}", stage.steps, "step") as line:
-            return train_stage(
-                recipe, stage, joint_vocabulary(recipe), this.inputs[f"pack-{stage.name}"], before, this.store, line
-            )
+            packed = this.inputs[f"pack-{stage.name}"]
+            return train_stage(recipe, stage, joint_vocabulary(recipe), packed, before, this.store, line, this.profile)
 
     first = {"model": {"size": recipe.model.size, "init": _weights(recipe.model.init, recipe)}} if not previous else {}
     return Stage(

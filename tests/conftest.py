@@ -24,9 +24,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a run that nothing interrupted; its recipe is `recipe.yaml` beside it."""
+    """The root of a run that nothing interrupted; its recipe is `recipe.yaml` beside it.
+
+    It was watched closely, which makes no other run of it.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = ringworld("run", write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run")))
+    path = write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run"))
+    done = ringworld("run", path, "--profile", "1:3", "--set", "train.hardware.peak_flops=1e12")
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

@@ -44,7 +44,8 @@ class MicroBatch:
 
     tokens: int32 [S']. labels: int32 [S'], the next token where it is a target with loss, else 0. loss_weight: float32
     [S'], aligned to labels, before the division by N; 0 where there is no target. cu_seqlens: int32 [n+1], from 0 to
-    S', padding runs included. keys: of the sequences, in order.
+    S', padding runs included. keys: of the sequences, in order. source: int16 [S'], which of the loader's sources each
+    token is of, -1 in padding; None: all are of one.
     """
 
     tokens: np.ndarray
@@ -52,6 +53,7 @@ class MicroBatch:
     loss_weight: np.ndarray
     cu_seqlens: np.ndarray
     keys: tuple[str, ...]
+    source: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,26 @@ class _Step:
     end: int
 
 
-def join_sequences(sequences: Sequence[PackedSequence]) -> MicroBatch:
+def join_sequences(sequences: Sequence[PackedSequence], sources: Sequence[int] | None = None) -> MicroBatch:
     """Concatenate packed sequences and turn per-target weights into labels: position t is weighed by target t+1.
 
-    A document's first token has weight 0, so no label crosses a document or a sequence.
+    A document's first token has weight 0, so no label crosses a document or a sequence. sources: the number of each
+    sequence's source, all 0 by default.
     """
     starts = list(itertools.accumulate((len(sequence.tokens) for sequence in sequences), initial=0))
     tokens, labels = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
     loss_weight = np.empty(starts[-1], np.float32)
+    source = np.full(starts[-1], -1, np.int16)
     cu_seqlens = [np.zeros(1, np.int32)]
-    for sequence, start, end in zip(sequences, starts, starts[1:]):
+    for sequence, number, start, end in zip(sequences, sources or [0] * len(sequences), starts, starts[1:]):
         tokens[start:end] = sequence.tokens
         loss_weight[start : end - 1] = sequence.loss_weight[1:]
         np.multiply(sequence.tokens[1:], sequence.loss_weight[1:] > 0, out=labels[start : end - 1])
         loss_weight[end - 1] = labels[end - 1] = 0
+        source[start : start + sequence.cu_seqlens[sequence.n_examples]] = number
         cu_seqlens.append(sequence.cu_seqlens[1:] + np.int32(start))
     keys = tuple(sequence.key for sequence in sequences)
-    return MicroBatch(tokens, labels, loss_weight, np.concatenate(cu_seqlens), keys)
+    return MicroBatch(tokens, labels, loss_weight, np.concatenate(cu_seqlens), keys, source)
 
 
 class Loader:
@@ -157,8 +162,13 @@ class Loader:
         sequences = reader.read_all(place for step in reading for place in step.mine)
         try:
             for step in steps:
+                sources = iter([source for source, _ in step.mine])
                 micro_batches = tuple(
-                    self._prepare(join_sequences(list(itertools.islice(sequences, self.rows))))
+                    self._prepare(
+                        join_sequences(
+                            list(itertools.islice(sequences, self.rows)), list(itertools.islice(sources, self.rows))
+                        )
+                    )
                     for _ in range(self.grad_accum)
                 )
                 yield Batch(micro_batches, step.n_examples, step.lost), self.order.state(step.end)

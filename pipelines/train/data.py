@@ -26,8 +26,14 @@ READERS = 4
 
 def shard_sets(job: TrainJob) -> dict[str, ShardSet]:
     """The stage's shards by source, in the order in which sources are numbered; at least one is there for each."""
-    sets = {source: read_set(job.shards, job.manifest, source, "train") for source in sorted(job.stage.mixture)}
+    sets = {source: read_set(job.shards, job.manifest, source, "train") for source in source_names(job)}
     return {source: shard_set for source, shard_set in sets.items() if shard_set is not None}
+
+
+def source_names(job: TrainJob) -> tuple[str, ...]:
+    """The sources of the mixture that have anything to train on, in the order in which they are numbered."""
+    sets = job.manifest["outputs"]["sets"]
+    return tuple(source for source in sorted(job.stage.mixture) if "train" in sets.get(source, {}))
 
 
 def sequence_order(job: TrainJob, sets: Mapping[str, ShardSet]) -> SequenceOrder:
@@ -75,7 +81,14 @@ def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatch
     shape, attention = attention_shape(config, train.precision), train.attention_of(job.stage)
     if wrong := attention.unfit_for(shape.kv_heads):
         raise UserError(f"train-{job.stage.name}: attention.{wrong}")
-    return Dispatcher(mesh.sp, mesh.sp_rank, shape, train.hardware.speeds(), **attention.model_dump())
+    return Dispatcher(
+        mesh.sp,
+        mesh.sp_rank,
+        shape,
+        train.hardware.speeds(),
+        **attention.model_dump(),
+        n_sources=len(source_names(job)),
+    )
 
 
 def describe(batch: RankBatch) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.profiled_steps import ProfiledSteps
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.storage import Store
 from tokenization.vocabulary import JointVocabulary
@@ -12,11 +13,13 @@ from tokenization.vocabulary import JointVocabulary
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics"
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker needs to know. skip: names of bad shards, which all workers skip."""
+    """What every worker needs to know. skip: names of bad shards, which all workers skip. profile: steps to trace."""
 
     recipe: Recipe
     stage: TrainStage
@@ -26,3 +29,4 @@ class TrainJob:
     before: Store | None
     store: Store
     skip: tuple[str, ...] = ()
+    profile: ProfiledSteps | None = None

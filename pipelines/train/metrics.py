@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from model.checkpoint import Lost, Written
@@ -30,13 +29,6 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
             file.write((json.dumps(step) + "\n").encode())
 
 
-def drop_metrics_after(store: Store, step: int) -> None:
-    """Remove steps from this one on: they were to be committed with a checkpoint that is not there, or not whole."""
-    for name in store.names(METRICS):
-        if int(PurePosixPath(name).stem) > step:
-            store.delete(name)
-
-
 def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
     """What a save cost the steps, and what the last one did in the background, for Ray's metrics."""
     figures = {"checkpoint_stall_seconds": cost.seconds, "checkpoint_snapshot_bytes": float(cost.n_bytes)}
@@ -45,25 +37,34 @@ def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
     return figures
 
 
-def step_record(metrics: StepMetrics) -> dict[str, Any]:
-    """A step's line; of a step that was dropped the gradient's norm is null."""
-    record = dataclasses.asdict(metrics)
-    return record if math.isfinite(metrics.grad_norm) else {**record, "grad_norm": None}
+def step_line(metrics: StepMetrics, sources: Sequence[str], machine: Mapping[str, float]) -> dict[str, Any]:
+    """A step as `metrics/` keeps it, plain JSON.
 
-
-def step_figures(metrics: StepMetrics) -> dict[str, float]:
-    """What is shown of a step beside its bar and in Ray's metrics."""
-    figures = {
-        "loss": metrics.loss,
-        "lr": metrics.lr,
-        "grad_norm": metrics.grad_norm,
-        "tokens_per_second": metrics.tokens / max(metrics.seconds, 1e-9),
+    The engine's figures, the gradient's norm null where the step was dropped; `sources`: loss (they sum to the step's),
+    nats_per_token and targets by name of the source; `machine`: what is not the same when a step is done again.
+    """
+    line = dataclasses.asdict(metrics)
+    if not math.isfinite(metrics.grad_norm):
+        line["grad_norm"] = None
+    by_source = zip(line.pop("source_loss"), line.pop("source_nats"), line.pop("source_targets"))
+    named = {
+        source: {"loss": loss, "targets": targets} | ({"nats_per_token": nats / targets} if targets else {})
+        for source, (loss, nats, targets) in zip(sources, by_source)
     }
-    if metrics.text_targets:
-        figures["text_nats_per_token"] = metrics.text_nats / metrics.text_targets
-    if metrics.vision_targets:
-        figures["vision_nats_per_token"] = metrics.vision_nats / metrics.vision_targets
-    return figures
+    return {**line, "sources": named, "machine": dict(machine)}
+
+
+def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """What is shown of a step to people, by flat names; figures of a source are `source/<name>/<figure>`."""
+    figures = {name: line[name] for name in ("loss", "lr", "grad_norm") if line[name] is not None}
+    for modality in ("text", "vision"):
+        if targets := line[f"{modality}_targets"]:
+            figures[f"{modality}_loss"] = line[f"{modality}_loss"]
+            figures[f"{modality}_nats_per_token"] = line[f"{modality}_nats"] / targets
+    for source, values in line["sources"].items():
+        figures |= {f"source/{source}/{name}": value for name, value in values.items()}
+    now_and_then = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
+    return {**figures, **line["machine"], **{name: line[name] for name in now_and_then if name in line}}
 
 
 def lost_to_bad_shards(batch: Batch, context: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.bad_shards import bad_shards
 from pipelines.cluster import own_errors
+from pipelines.profiled_steps import ProfiledSteps
 from pipelines.progress import Bar, following
 from pipelines.pulse import start_watch
 from pipelines.recipe import Recipe, TrainStage
@@ -39,10 +40,11 @@ def train_stage(
     before: Store | None,
     store: Store,
     line: Bar,
+    profile: ProfiledSteps | None = None,
 ) -> dict[str, Any]:
     """Run the stage on the cluster and return its part of the manifest."""
     label = f"train-{stage.name}"
-    job = TrainJob(recipe, stage, vocabulary, *packed, before, store)
+    job = TrainJob(recipe, stage, vocabulary, *packed, before, store, profile=profile)
     with own_errors():
         bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.train.max_bad_shards, store, label)
     job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))

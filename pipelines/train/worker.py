@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import ray
@@ -14,7 +13,7 @@ import torch
 import transformers
 
 from model import checkpoint
-from model.engine import StepMetrics, TrainingEngine
+from model.engine import TrainingEngine
 from model.export import export_hf
 from model.mesh import Mesh, build_mesh
 from pipelines.progress import Meter
@@ -23,14 +22,9 @@ from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
 from pipelines.train.initial import engine_settings, initial_model, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
-from pipelines.train.metrics import (
-    checkpoint_figures,
-    drop_metrics_after,
-    lost_to_bad_shards,
-    step_figures,
-    step_record,
-    write_metrics,
-)
+from pipelines.train.metrics import checkpoint_figures, lost_to_bad_shards
+from pipelines.train.monitor import Monitor
+from pipelines.train.sinks.files import remove_uncommitted
 from tokenization.loader import Batch
 
 log = logging.getLogger("ringworld")
@@ -61,12 +55,12 @@ class _Rank:
         self.writer = checkpoint.Writer(self.engine, self.checkpoints.path(), keep, self.checkpoints.options)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)
-        self.pending: list[dict[str, Any]] = []  # records of the steps since the last checkpoint
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
         self.state: Mapping[str, Any] | None = None  # of the loader, after the last batch
         if restored := self._restore():
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
+        self.monitor = Monitor(job, self.engine, watch)
 
     def run(self) -> None:
         """To the end of the stage and its exported model, or until a group of another size is to go on."""
@@ -76,7 +70,7 @@ class _Rank:
         is_first = True
         while engine.step < stage.steps:
             self.pulse.at(engine.step, "load")
-            batch, self.state = next(batches)
+            batch, self.state = self.monitor.next(batches)
             if is_first and mesh.rank == 0:
                 log.info("%s: first batch: %s", self.label, describe(batch.micro_batches[0]))
             is_first = False
@@ -88,8 +82,10 @@ class _Rank:
                 if engine.step < stage.steps and mesh.agreed(lambda: ray.get(self.watch.must_stop.remote())):
                     self.writer.close()
                     log.info("%s: rank %d stops at step %d for a larger group", self.label, mesh.rank, engine.step)
+                    self.monitor.close()
                     return
         self.writer.close()
+        self.monitor.close()
         self.pulse.at(engine.step, "export")
         export_hf(engine, self.job.store.path(MODEL), options=self.job.store.options)
         if mesh.rank == 0:
@@ -104,28 +100,21 @@ class _Rank:
             log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)
         if verdict == "rollback" and self._restore():
             log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
-            self.pending, self.rolled_back = [], {"rolled_back": [metrics.step, why]}
+            self.monitor.discard()
+            self.rolled_back = {"rolled_back": [metrics.step, why]}
             self._save()  # at once, with where the loader is now: a killed run does not meet the same batch again
             self.writer.wait()
             return False
         lost = lost_to_bad_shards(batch, self.job.stage.context)
         dropped = {} if verdict == "good" else {"dropped": why}
-        self.pending.append({**step_record(metrics), **lost, **dropped, **self.rolled_back})
-        self.rolled_back = {}
-        if self.mesh.rank == 0:
-            self._report(metrics, lost)
-        return True
-
-    def _report(self, metrics: StepMetrics, lost: Mapping[str, int]) -> None:
-        figures = {**step_figures(metrics), **lost}
-        self.meter.set(**figures)
-        if lost:
+        if lost and self.mesh.rank == 0:
             log.warning(
                 "%s: step %d: %d sequences, %d tokens lost to bad shards",
                 *(self.label, self.engine.step, lost["lost_sequences"], lost["lost_tokens"]),
             )
-        shown = {key: figures[key] for key in ("loss", "tokens_per_second")}
-        self.watch.report.remote(self.engine.step, shown)
+        self.monitor.step(metrics, {**lost, **dropped, **self.rolled_back})
+        self.rolled_back = {}
+        return True
 
     def _restore(self) -> Mapping[str, Any] | None:
         """Have the engine, and what was seen of bad steps, as in the last whole checkpoint; what else it holds."""
@@ -134,7 +123,7 @@ class _Rank:
         if restored is not None:
             self.bad_steps.restore(restored["bad_steps"])
         if self.mesh.rank == 0:
-            drop_metrics_after(self.job.store, self.engine.step)
+            remove_uncommitted(self.job.store, self.engine.step)
         return restored
 
     def _save(self) -> None:
@@ -147,16 +136,15 @@ class _Rank:
             # Storage options may hold credentials, which belong in no file of the run.
             "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}}),
         }
-        cost = self.writer.save(client_state, partial(self._commit_records, self.pending) if self.pending else None)
-        self.pending = []
+        publish = self.monitor.take()
+
+        def before_commit() -> None:
+            assert self.writer.lost is not None
+            publish(round(self.writer.lost.seconds, 4))
+
+        cost = self.writer.save(client_state, before_commit)
         if self.mesh.rank == 0:
             self.meter.set(**checkpoint_figures(cost, self.writer.written))
-
-    def _commit_records(self, records: list[dict[str, Any]]) -> None:
-        """Those of a checkpoint, just before it counts; the last of them says what the save cost the steps."""
-        assert self.writer.lost is not None
-        cost = {"checkpoint_seconds": round(self.writer.lost.seconds, 4)}
-        write_metrics(self.job.store, [*records[:-1], {**records[-1], **cost}])
 
 
 def _quiet() -> None:

@@ -13,8 +13,9 @@ from model.attention.plan import SequencePlan
 from model.attention.planner import plan_sequence
 from model.llama import build_llama
 from model.lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
-from model.rank_batch import RankBatch
+from model.rank_batch import rank_batch
 from model.step import micro_batch_loss
+from tokenization.loader import MicroBatch
 
 DATA = Path(__file__).parents[1] / "data" / "lwm"
 TEXT = 512  # text ids of both models
@@ -69,11 +70,9 @@ def padded_weights(is_vision: np.ndarray, mask: np.ndarray, objective: str) -> n
 def loss(
     model: LlamaForCausalLM, ids: np.ndarray, labels: np.ndarray, weights: np.ndarray, plan: SequencePlan
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    def flat(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.reshape(-1))
-
-    positions = torch.from_numpy(plan.positions)
-    return micro_batch_loss(model, RankBatch(flat(ids).long(), positions, flat(labels).long(), flat(weights), plan))
+    tokens, targets = (values.reshape(-1).astype(np.int32) for values in (ids, labels))
+    batch = MicroBatch(tokens, targets, weights.reshape(-1), plan.cu_seqlens.astype(np.int32), keys=())
+    return micro_batch_loss(model, rank_batch(batch, plan))
 
 
 def assert_close_to_thinned(

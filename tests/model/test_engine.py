@@ -7,14 +7,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attention_groups import run_in_processes
-from play_batch import PaddedReference, global_batch, rank_batches, tiny_engine
+from play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
 
 from model.engine import EngineSettings, TrainingEngine
 from model.export import whole_weights
 from model.mesh import Mesh, build_mesh
+from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from tokenization.errors import UserError
 
@@ -30,7 +32,14 @@ def observe(group: Any) -> dict[str, Any]:
     engine = tiny_engine(mesh, zero_stage=3, schedule=WARM_UP)
     initial = whole_weights(engine)
     seen["evaluated"] = engine.eval_step(batch, n_examples)
+    engine.clock.read()
     seen["first"] = engine.train_step(batch, n_examples)
+    seen["seconds"] = engine.clock.read()
+    engine.eval_step(rank_batches(mesh, ulysses=2)[0], n_examples)  # each layer waits for the other rank
+    seen["waited"] = engine.clock.read()
+    seen["largest"] = mesh.largest([float(mesh.rank), -float(mesh.rank)])
+    mixed = [two_sources(one) for one in batch]
+    seen["by_source"] = engine.eval_step(mixed, n_examples)
     seen["after_first"], seen["initial"] = whole_weights(engine), initial
     seen["evaluated_twice"] = engine.eval_step([*batch, *batch], 2 * n_examples)
     seen["second"] = engine.train_step(batch, n_examples)
@@ -57,6 +66,11 @@ def observe(group: Any) -> dict[str, Any]:
     seen["failure"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, KeyError("rank 1 alone"))))
     seen["bad_sp"] = failure(lambda: build_mesh(sp=3))
     return seen
+
+
+def two_sources(batch: RankBatch) -> RankBatch:
+    """Every other token is of another source."""
+    return replace(batch, source=torch.arange(len(batch.tokens)).to(torch.int16) % 2, n_sources=2)
 
 
 def broken_step(engine: TrainingEngine, batch: list, n_examples: int) -> tuple[bool, float, float]:
@@ -125,6 +139,35 @@ def test_every_rank_reports_the_whole_batch(ranks):
     assert first.loss == pytest.approx(first.text_loss + first.vision_loss)
     assert 0 < first.text_nats / first.text_targets < 20
     assert replace(ranks[1]["first"], seconds=0) == replace(first, seconds=0)
+
+
+def test_the_losses_of_the_sources_sum_to_the_loss(ranks):
+    first, mixed = ranks[0]["first"], ranks[0]["by_source"]
+    assert first.source_loss == (pytest.approx(first.loss, rel=1e-6),)
+    assert first.source_targets == (first.text_targets + first.vision_targets,)
+    assert sum(mixed.source_loss) == pytest.approx(mixed.loss, rel=1e-6)
+    assert sum(mixed.source_nats) == pytest.approx(mixed.text_nats + mixed.vision_nats, rel=1e-6)
+    assert sum(mixed.source_targets) == mixed.text_targets + mixed.vision_targets
+    assert 0 < mixed.source_loss[0] != mixed.source_loss[1] > 0
+    assert ranks[1]["by_source"].source_loss == mixed.source_loss
+
+
+def test_documents_alone_are_useful(ranks):
+    batch, _ = global_batch()
+    lengths = np.diff(batch[0].cu_seqlens)[batch[0].source[batch[0].cu_seqlens[:-1]] >= 0]
+    assert sorted(lengths.tolist()) == sorted(LENGTHS)
+    assert ranks[0]["first"].useful_tokens == sum(LENGTHS) < ranks[0]["first"].tokens
+    assert ranks[0]["first"].useful_pairs == sum(length * (length + 1) // 2 for length in LENGTHS)
+
+
+def test_a_step_knows_its_parts_and_how_long_it_waited_for_others(ranks):
+    for seen in ranks:
+        seconds = seen["seconds"]
+        assert set(seconds) >= {"forward", "backward", "update"}
+        assert set(seen["waited"]) == {"communication"}
+        assert 0 < seen["waited"]["communication"] < 10
+        assert seconds["forward"] + seconds["backward"] + seconds["update"] < seen["first"].seconds
+        assert seen["largest"] == [1.0, 0.0]
 
 
 def test_evaluation_is_the_loss_of_a_step_without_the_step(ranks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_the_shares_of_all_ranks_are_the_micro_batch(data: st.DataObject, sp: in
         assert len(share.tokens) == len(batch.tokens) // sp
         assert share.tokens.dtype == share.positions.dtype == share.labels.dtype == torch.int64
         assert share.loss_weight.dtype == torch.float32
+
+
+@given(data=st.data(), sp=st.sampled_from([1, 2, 4]))
+def test_padding_is_neither_useful_nor_of_a_source(data: st.DataObject, sp: int) -> None:
+    batch = data.draw(micro_batches(sp))
+    lengths = np.diff(batch.cu_seqlens)
+    number = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=len(lengths), max_size=len(lengths))), np.int16)
+    batch = replace(batch, source=np.repeat(number, lengths))
+    shares = [Dispatcher(sp, rank, SHAPE, n_sources=3)(batch) for rank in range(sp)]
+    np.testing.assert_array_equal(in_order([share.source for share in shares], shares[0].plan), batch.source)
+    assert sum(share.useful_tokens for share in shares) == lengths[number >= 0].sum()
+    pairs = sum(length * (length + 1) // 2 for length in lengths[number >= 0].tolist())
+    assert sum(share.useful_pairs for share in shares) == pytest.approx(pairs)
+    assert all(share.n_sources == 3 for share in shares)
 
 
 def test_ranks_agree_on_the_plan_without_a_word() -> None:

@@ -87,6 +87,22 @@ def test_sums_are_weighted_nats_plain_nats_and_targets_of_each_modality(model):
     assert not any(value.requires_grad for value in sums.values())
 
 
+def test_the_sums_of_the_sources_are_those_of_their_documents(model):
+    made = documents()
+    share = batch(made)
+    numbers = torch.tensor([0, 2, 2, -1])  # of four documents; the last stands for padding, whose targets count nowhere
+    source = numbers.repeat_interleave(torch.tensor([len(t) for t, _ in made])).to(torch.int16)
+    weight = share.loss_weight.masked_fill(source < 0, 0)
+    _, sums = micro_batch_loss(model, replace(share, loss_weight=weight, source=source, n_sources=3))
+    apart = [micro_batch_loss(model, batch([document]))[1] for document in made]
+    for name in ("weighted", "nll", "targets"):
+        whole = [one[f"text_{name}"].item() + one[f"vision_{name}"].item() for one in apart]
+        assert sums[f"source_{name}"].tolist() == pytest.approx([whole[0], 0, whole[1] + whole[2]], rel=1e-5)
+        assert sums[f"source_{name}"].sum().item() == pytest.approx(
+            sums[f"text_{name}"].item() + sums[f"vision_{name}"].item(), rel=1e-6
+        )
+
+
 def test_all_logits_never_exist_and_text_alone_pays_for_text_alone(model):
     with Widths() as widths:
         micro_batch_loss(model, batch(documents()))[0].backward()

@@ -22,11 +22,13 @@ from miniature import environment, recipe, ringworld, write_recipe
 
 from pipelines.storage import TEMPORARY_PREFIX, Store
 from pipelines.train.metrics import read_metrics
+from tests.tensorboard_events import shown_by_tensorboard, shown_of
 
 pytestmark = pytest.mark.slow
 
 MARK = "RINGWORLD_TEST_RUN"
 SOON, GRACE = 10.0, 60.0  # seconds
+TIMED = ("checkpoints", "metrics", "tensorboard", "profile", "report")  # folders
 # A stage, and how many of these must be committed in its folder for it to be in the middle.
 MOMENTS = (
     ("tokenize", "partitions/*.json", 2),
@@ -117,7 +119,7 @@ def outputs(root: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted((root / "stages").rglob("*")):
         name = path.relative_to(root).as_posix()
-        timed = path.name == "manifest.json" or any(part in name for part in ("/checkpoints/", "/metrics/", "/report/"))
+        timed = path.name == "manifest.json" or any(f"/{folder}/" in name for folder in TIMED)
         if path.is_file() and not timed:
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return hashes
@@ -136,7 +138,10 @@ def manifests(root: Path) -> dict[str, Any]:
 
 def steps(root: Path, stage: str) -> list[dict[str, Any]]:
     (folder,) = (root / "stages" / stage).iterdir()
-    return [{k: v for k, v in step.items() if not k.endswith("seconds")} for step in read_metrics(Store(str(folder)))]
+    return [
+        {k: v for k, v in step.items() if k != "machine" and not k.endswith("seconds")}
+        for step in read_metrics(Store(str(folder)))
+    ]
 
 
 def test_every_output_is_byte_identical_to_an_undisturbed_runs(killed: Killed, undisturbed: Path) -> None:
@@ -163,6 +168,12 @@ def test_training_carries_on_from_the_checkpoint_with_the_exact_next_sequences(
         expected = steps(undisturbed, stage)
         assert [step["step"] for step in expected] == list(range(count))
         assert steps(killed.root, stage) == expected, "losses, gradient norms and target counts of every step"
+
+
+def test_tensorboard_shows_every_step_once_through_the_kill(killed: Killed) -> None:
+    for stage in ("train-text", "train-video"):
+        (folder,) = (killed.root / "stages" / stage).iterdir()
+        assert shown_by_tensorboard(folder / "tensorboard") == shown_of(read_metrics(Store(str(folder))))
 
 
 def test_no_process_outlives_its_driver(killed: Killed) -> None:

@@ -30,7 +30,8 @@ def job_of(tmp_path, **train: object) -> TrainJob:
     recipe = tiny_recipe(tmp_path)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     store = Store(str(tmp_path))
-    return TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, {}, None, store)
+    manifest = {"outputs": {"sets": {"books": {"train": {"file": "books.json"}}, "clips": {}}}}
+    return TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, manifest, None, store)
 
 
 def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None:
@@ -41,6 +42,7 @@ def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None
     assert dispatcher.hardware is not None
     assert dispatcher.hardware.across == 1e9
     assert (dispatcher.layout, dispatcher.ulysses, dispatcher.route) == ("zigzag", None, None)
+    assert dispatcher.n_sources == 1
 
 
 def test_a_stages_own_choices_come_first(tmp_path) -> None:

@@ -1,0 +1,62 @@
+"""What a step took of the machine: speed, model FLOPs utilisation, stalls, seconds by part, memory.
+
+In: the step's totals, seconds by part, this process's memory. Out: flat figures. Pure but for reading the memory.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+
+import psutil
+import torch
+from transformers import LlamaConfig
+
+from model.engine import StepMetrics
+from model.flops import peak_flops, step_flops
+
+PARTS = ("load", "communication", "forward", "backward", "update")
+"""`load` waits for the next batch. `communication` waits for other ranks' keys, within forward and backward."""
+
+
+def memory() -> dict[str, float]:
+    """Bytes this process has in memory, and the most that it ever had; the same of torch's memory on a GPU."""
+    held = {
+        "memory_resident_bytes": float(psutil.Process().memory_info().rss),
+        "memory_peak_bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    if torch.cuda.is_available():
+        held["gpu_allocated_peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        held["gpu_reserved_peak_bytes"] = float(torch.cuda.max_memory_reserved())
+    return held
+
+
+def device_peak(recipes: float | None) -> float | None:
+    """Operations a second of this rank's device at most: what the recipe says, else what is known of its GPU."""
+    if recipes is None and torch.cuda.is_available():
+        return peak_flops(torch.cuda.get_device_name())
+    return recipes
+
+
+def speed(metrics: StepMetrics, seconds: float, config: LlamaConfig, peak: float | None) -> dict[str, float]:
+    """Tokens a second over all ranks, all and those of documents, and MFU where the `peak` of all ranks is known.
+
+    seconds: of the whole step, with waiting for its batch.
+    """
+    seconds = max(seconds, 1e-9)
+    figures = {
+        "tokens_per_second": metrics.tokens / seconds,
+        "useful_tokens_per_second": metrics.useful_tokens / seconds,
+    }
+    if peak is not None:
+        flops = step_flops(
+            config, metrics.useful_tokens, metrics.useful_pairs, metrics.text_targets, metrics.vision_targets
+        )
+        figures["mfu"] = flops / (seconds * peak)
+    return figures
+
+
+def part_figures(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Figures by part, `load` under the name `loader_stall_seconds`."""
+    named = {"loader_stall" if part == "load" else part: spent for part, spent in seconds.items()}
+    return {f"{name}_seconds": spent for name, spent in named.items()}

@@ -1,0 +1,101 @@
+"""The sinks that keep a stage's steps in its folder: JSON lines in `metrics/`, TensorBoard's events in `tensorboard/`.
+
+Both write one file for the steps between two checkpoints, named by the last of them, just before the checkpoint is
+committed. So both work on an object store, a step that is done again after a kill is written under the same name again,
+and no step is ever listed twice.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.storage import Store
+from pipelines.train.job import METRICS, TENSORBOARD
+from pipelines.train.metrics import write_metrics
+from pipelines.train.sinks.sink import Publish
+
+
+class MetricsFile:
+    """JSON lines, read by `read_metrics`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[dict[str, Any]] = []
+
+    def step(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Keep the line for the next checkpoint."""
+        self._pending.append(dict(line))
+
+    def take(self) -> Publish:
+        """The lines since the last time; the last of them says what the checkpoint cost the steps."""
+        lines, self._pending = self._pending, []
+
+        def publish(checkpoint_seconds: float) -> None:
+            if lines:
+                write_metrics(self._store, [*lines[:-1], {**lines[-1], "checkpoint_seconds": checkpoint_seconds}])
+
+        return publish
+
+    def discard(self) -> None:
+        """Forget the lines since the last time."""
+        self._pending = []
+
+    def close(self) -> None:
+        """What is not committed is not kept."""
+
+
+class TensorBoard:
+    """TensorBoard's event files, one scalar a figure; `tensorboard --logdir RUN/stages` shows all stages."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[Any] = []
+
+    def step(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Keep the step's event for the next checkpoint."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        self._pending.append(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def take(self) -> Publish:
+        """The events since the last time, for a file that TensorBoard reads after those before it."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events, self._pending = self._pending, []
+
+        def publish(checkpoint_seconds: float) -> None:
+            if not events:
+                return
+            events[-1].summary.value.add(tag="checkpoint_seconds", simple_value=checkpoint_seconds)
+            first = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
+            with self._store.writing(f"{TENSORBOARD}/events.out.tfevents.{events[-1].step + 1:08d}") as file:
+                writer = RecordWriter(file)
+                for event in (first, *events):
+                    writer.write(event.SerializeToString())
+
+        return publish
+
+    def discard(self) -> None:
+        """Forget the events since the last time."""
+        self._pending = []
+
+    def close(self) -> None:
+        """What is not committed is not kept."""
+
+
+def remove_uncommitted(store: Store, step: int) -> None:
+    """Remove what a killed run wrote of steps beyond `step`, the checkpoint that the stage carries on from.
+
+    Without it, a changed `checkpoint_steps` would list those steps twice.
+    """
+    for folder in (METRICS, TENSORBOARD):
+        for name in store.names(folder):
+            written = re.search(r"(\d{8})(\.jsonl)?$", name)
+            if written and int(written[1]) > step:
+                store.delete(name)

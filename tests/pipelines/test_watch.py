@@ -1,0 +1,223 @@
+"""What is watched of a train stage: figures by hand, and every sink told the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_run import tiny_recipe
+
+from model.config import llama_config
+from model.engine import StepMetrics
+from pipelines.profiled_steps import ProfiledSteps
+from pipelines.stages import build_stages
+from pipelines.storage import Store
+from pipelines.train.machine import device_peak, memory, part_figures, speed
+from pipelines.train.metrics import read_metrics, step_figures, step_line
+from pipelines.train.sinks.files import MetricsFile, TensorBoard, remove_uncommitted
+from pipelines.train.sinks.sink import Terminal
+from pipelines.weights_and_biases import check_wandb
+from tests.tensorboard_events import shown_by_tensorboard, shown_of
+from tokenization.errors import UserError
+
+SIZES = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def metrics(step: int = 0) -> StepMetrics:
+    return StepMetrics(
+        loss=3.0,
+        text_loss=2.0,
+        vision_loss=1.0,
+        text_nats=60.0,
+        vision_nats=8.0,
+        text_targets=20,
+        vision_targets=4,
+        tokens=64,
+        seconds=1.5,
+        useful_tokens=48,
+        useful_pairs=300,
+        source_loss=(2.5, 0.5, 0.0),
+        source_nats=(50.0, 18.0, 0.0),
+        source_targets=(16, 8, 0),
+        step=step,
+        lr=1e-3,
+        grad_norm=0.25,
+    )
+
+
+def line_of(step: int) -> dict:
+    machine = {"tokens_per_second": 32.0 + step, "loader_stall_seconds": 0.5, "mfu": 0.4}
+    line = step_line(metrics(step), ("books", "clips", "none"), machine)
+    return {**line, "lost_tokens": 7} if step == 1 else line
+
+
+def test_a_steps_line_names_its_sources() -> None:
+    line = line_of(1)
+    assert line["sources"] == {
+        "books": {"loss": 2.5, "targets": 16, "nats_per_token": 50 / 16},
+        "clips": {"loss": 0.5, "targets": 8, "nats_per_token": 18 / 8},
+        "none": {"loss": 0.0, "targets": 0},
+    }
+    assert not [name for name in line if name.startswith("source_")]
+    assert line == json.loads(json.dumps(line))
+    figures = step_figures(line)
+    assert figures["source/clips/nats_per_token"] == 18 / 8
+    assert (figures["text_nats_per_token"], figures["vision_nats_per_token"]) == (3.0, 2.0)
+    assert (figures["tokens_per_second"], figures["lost_tokens"]) == (33.0, 7)
+    assert "source/none/nats_per_token" not in figures
+    assert all(isinstance(value, float | int) for value in figures.values())
+
+
+def test_a_dropped_steps_norm_is_null_and_shown_nowhere() -> None:
+    line = step_line(dataclasses.replace(metrics(), grad_norm=math.nan), ("books",), {})
+    assert line["grad_norm"] is None
+    assert "grad_norm" not in step_figures(line)
+
+
+def test_speed_and_utilisation_by_hand() -> None:
+    config = llama_config(SIZES, 100, 64, 1e4, text_size=70)
+    weights = 4 * 4 * 4 + 3 * 4 * 8
+    flops = 3 * (2 * weights * 48 + 4 * 4 * 300 + 2 * 4 * (20 * 70 + 4 * 30))
+    assert speed(metrics(), 2.0, config, peak=1e6) == {
+        "tokens_per_second": 32.0,
+        "useful_tokens_per_second": 24.0,
+        "mfu": pytest.approx(flops / 2e6),
+    }
+    assert "mfu" not in speed(metrics(), 2.0, config, peak=None)
+
+
+def test_the_recipes_peak_comes_first_and_a_cpu_has_none() -> None:
+    assert device_peak(5e12) == 5e12
+    assert device_peak(None) is None
+
+
+def test_parts_by_name() -> None:
+    assert part_figures({"load": 0.0, "forward": 2.0}) == {"loader_stall_seconds": 0.0, "forward_seconds": 2.0}
+
+
+def test_memory_is_in_bytes() -> None:
+    held = memory()
+    assert 2**25 < held["memory_resident_bytes"] <= held["memory_peak_bytes"] * 1.01 < 2**37
+
+
+def test_files_list_each_step_once_whatever_was_killed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def train(first: int, end: int, committed: tuple[int, ...]) -> None:
+        remove_uncommitted(store, first)
+        sinks = (MetricsFile(store), TensorBoard(store))
+        for step in range(first, end):
+            for sink in sinks:
+                sink.step(line_of(step), step_figures(line_of(step)))
+                if step + 1 in committed:
+                    sink.take()(0.25)
+
+    train(0, 5, (2, 4))  # step 4 is lost by a kill; and say that the checkpoint after step 3 was never committed
+    train(2, 8, (5, 8))
+    lines = list(read_metrics(store))
+    assert [line["step"] for line in lines] == list(range(8))
+    assert shown_by_tensorboard(tmp_path / "tensorboard") == shown_of(lines)
+    assert len(shown_of(lines)["loss"]) == 8
+    assert [line["step"] for line in lines if line.get("checkpoint_seconds") == 0.25] == [1, 4, 7]
+
+
+def test_steps_that_will_be_done_again_can_be_discarded(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for sink in (MetricsFile(store), TensorBoard(store)):
+        for step in (0, 1, 1, 2):
+            sink.step(line_of(step), step_figures(line_of(step)))
+            if step == 1:
+                sink.discard()
+        sink.take()(0.25)
+    assert [line["step"] for line in read_metrics(store)] == [2]
+    assert [step for step, _ in shown_by_tensorboard(tmp_path / "tensorboard")["loss"]] == [2]
+
+
+def test_the_bar_shows_loss_speed_utilisation_and_stall() -> None:
+    told = []
+    report = SimpleNamespace(remote=lambda step, figures: told.append((step, figures)))
+    Terminal(SimpleNamespace(report=report)).step(line_of(3), step_figures(line_of(3)))
+    assert told == [(4, {"loss": 3.0, "tokens_per_second": 35.0, "mfu": 0.4, "loader_stall_seconds": 0.5})]
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("3:7", (3, 7)), ("0:1", (0, 1)), ("4", (1, 5)), ("5:5", None), ("0", None), ("a", None)]
+)
+def test_steps_to_profile(text: str, steps: tuple[int, int] | None) -> None:
+    if steps is None:
+        with pytest.raises(UserError, match=f"--profile {text}: give steps as A:B"):
+            ProfiledSteps.parse(text)
+    else:
+        parsed = ProfiledSteps.parse(text, all_ranks=True)
+        assert (parsed.first, parsed.end, parsed.all_ranks) == (*steps, True)
+
+
+def test_watching_is_no_part_of_what_a_stage_makes(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b.mp4"):
+        (tmp_path / "data" / name).write_text("x")
+    recipe = tiny_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"vqgan": recipe.vqgan.model_copy(update={"weights": f"{tmp_path}/data/a.txt"})})
+    watched = {
+        **recipe.train.model_dump(),
+        "tensorboard": False,
+        "wandb": {"project": "p"},
+        "hardware": {**recipe.train.hardware.model_dump(), "peak_flops": 1e12},
+    }
+    closely = recipe.model_copy(update={"train": type(recipe.train).model_validate(watched)})
+    settings = [{stage.name: stage.settings for stage in build_stages(one)} for one in (recipe, closely)]
+    assert settings[0] == settings[1]
+    changed = recipe.model_copy(update={"train": type(recipe.train).model_validate({**watched, "weight_decay": 0.5})})
+    assert {stage.name: stage.settings for stage in build_stages(changed)} != settings[0]
+
+
+def with_wandb(tmp_path: Path, **wandb: str):
+    recipe = tiny_recipe(tmp_path)
+    train = type(recipe.train).model_validate({**recipe.train.model_dump(), "wandb": {"project": "p", **wandb}})
+    return recipe.model_copy(update={"train": train})
+
+
+def test_without_wandb_its_user_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.wandb: the package wandb is not installed; pip install"):
+        check_wandb(with_wandb(tmp_path))
+    check_wandb(with_wandb(tmp_path, mode="disabled"))
+    check_wandb(tiny_recipe(tmp_path))
+
+
+def test_wandb_without_a_key_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the optional package wandb is not installed: its sink is not tested")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"train\.wandb: there is no API key; run `wandb login`"):
+        check_wandb(with_wandb(tmp_path))
+    check_wandb(with_wandb(tmp_path, mode="offline"))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    check_wandb(with_wandb(tmp_path))
+
+
+def test_wandb_offline_keeps_every_step_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the optional package wandb is not installed: its sink is not tested")
+    from pipelines.train.job import TrainJob
+    from pipelines.train.sinks.weights_and_biases import WeightsAndBiases
+
+    recipe = with_wandb(tmp_path, mode="offline", folder=str(tmp_path))
+    store = Store(str(tmp_path))
+    job = TrainJob(recipe, recipe.train.stages[0], None, store, {}, None, store)
+    ids = []
+    for first, end in ((0, 2), (2, 4)):  # as if started again
+        sink = WeightsAndBiases(job)
+        for step in range(first, end):
+            sink.step(line_of(step), step_figures(line_of(step)))
+        ids.append(sink._run.id)
+        assert sink._run.summary["source/clips/loss"] == 0.5
+        assert sink._run.summary["tokens_per_second"] == 32.0 + end - 1
+        sink.close()
+    assert ids[0] == ids[1]
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
