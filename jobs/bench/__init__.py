@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | loader | store | tokenize | text | pack | memory | drawings`."""
+"""`ringworld bench plan | attention | kernels | train | memory | loader | store | tokenize | text | pack | drawings`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--kv-heads", type=int, default=8)
     kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     kernels.set_defaults(bench=_kernels)
+
+    train = benchmarks.add_parser("train", help="steps of the engine, beside plain transformers and torch")
+    train.add_argument("--context", type=int, default=4096, help="tokens of a packed sequence (default 4096)")
+    train.add_argument("--sequences", type=int, default=4, metavar="N", help="of a global batch (default 4)")
+    train.add_argument("--rounds", type=int, default=3, help="steps of each system, by turns; the fastest counts")
+    train.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    train.set_defaults(bench=_train)
 
     loader = benchmarks.add_parser("loader", help="from shards to batches, beside webdataset on the same shards")
     loader.add_argument("--context", type=int, default=32768, help="tokens of a packed sequence (default 32768)")
@@ -168,6 +175,18 @@ def _kernels(arguments: argparse.Namespace) -> int:
     shape = AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads)
     report = kernels_report(arguments.contexts, arguments.ranks, arguments.mix, arguments.seed, shape, Hardware())
     print_kernels(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from jobs.bench.train import Settings, print_train, train_report
+
+    _at_least_one(arguments, "sequences", "rounds")
+    if arguments.context < 1024 or arguments.context % 2:
+        raise UserError(f"--context {arguments.context}: give an even number of 1024 or more")
+    report = train_report(Settings(arguments.context, arguments.sequences, arguments.rounds))
+    print_train(report)
     _write(report, arguments.json)
     return 0
 

@@ -44,7 +44,7 @@ def print_plan(report: dict) -> None:
             *(f"{systems[p]['efficiency']:.3f} ({systems[p]['efficiency_at_best_ulysses']:.3f})" for p in PEERS),
             f"{cell['planning_ms']:.1f}",
         )
-    _print(balance, speed, _claims(report["claims"]))
+    print_tables(balance, speed, claims_table(report["claims"]))
 
 
 def print_attention(report: dict) -> None:
@@ -61,7 +61,7 @@ def print_attention(report: dict) -> None:
             f"{figures['slowest_over_mean']:.3f}",
             f"{figures['slowest_over_ours']:.2f}",
         )
-    _print(table, _claims(report["claims"]))
+    print_tables(table, claims_table(report["claims"]))
 
 
 def print_overlap(report: dict) -> None:
@@ -71,7 +71,7 @@ def print_overlap(report: dict) -> None:
     _columns(table, "seconds")
     table.add_row("as it is", f"{report['seconds']:.3f}")
     table.add_row(f"slowed by {report['added']:.3f} s in all", f"{report['seconds_slowed']:.3f}")
-    _print(table, _claims(report["claims"]))
+    print_tables(table, claims_table(report["claims"]))
 
 
 def print_kernels(report: dict) -> None:
@@ -91,7 +91,7 @@ def print_kernels(report: dict) -> None:
             f"{row['blocks_tflops']:.0f}",
             f"{row['blocks_share_of_peak']:.2f}",
         )
-    _print(table)
+    print_tables(table)
 
 
 def _systems() -> Sequence[str]:
@@ -103,7 +103,8 @@ def _columns(table: Table, *names: str, left: bool = False) -> None:
         table.add_column(name, justify="left" if left else "right")
 
 
-def _claims(claims: Iterable[dict]) -> Table:
+def claims_table(claims: Iterable[dict]) -> Table:
+    """Targets with what was measured; each says where it is decided."""
     table = Table(title="Targets")
     _columns(table, "target", "decided at", left=True)
     _columns(table, "target", "measured")
@@ -114,7 +115,8 @@ def _claims(claims: Iterable[dict]) -> Table:
     return table
 
 
-def _print(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
+    """Print them, wide where there is no terminal."""
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console = Console(width=190)
