@@ -1,4 +1,4 @@
-"""`ringworld bench plan | attention | kernels | train | memory | loader | store | tokenize | text | pack | drawings`."""
+"""`ringworld bench`: attention, kernels, plan, train, memory, loader, store, tokenize, text, pack, drawings."""
 
 from __future__ import annotations
 
