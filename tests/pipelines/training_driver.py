@@ -20,7 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.storage import Store
 from pipelines.train import train_stage
 
-BATCH, STEPS, CHECKPOINT_STEPS = 12, 300, 10
+BATCH, STEPS, CHECKPOINT_STEPS = 12, 72, 4
 """Sequences of a batch, which 4, 3 and 2 workers can share."""
 
 
