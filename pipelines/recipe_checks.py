@@ -61,7 +61,7 @@ def _check_stage(recipe: Recipe, key: str, stage: TrainStage) -> None:
     _check_attention(recipe, key, stage)
     _check_memory(recipe, key, stage)
     per_step = recipe.train.workers // stage.sp * stage.rows
-    if stage.sequences % per_step:
+    if recipe.train.min_workers is None and stage.sequences % per_step:  # of a range, some do not: padding is theirs
         raise ValueError(
             f"{key}.batch_tokens gives {stage.sequences} sequences a step, which {recipe.train.workers // stage.sp} "
             f"data-parallel ranks of {stage.rows} row(s) cannot share evenly; make it a multiple of {per_step}"

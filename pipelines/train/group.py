@@ -1,7 +1,7 @@
-"""How many workers a train stage gets: as many as there is room for, of those among which its batch can be shared.
+"""How many workers a train stage gets: as many as there is room for.
 
 The global batch and the order of its sequences are the same with any number: fewer workers accumulate more
-micro-batches.
+micro-batches, and where those do not go round, the last ones of some workers are padding.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.recipe import Resources, Train, TrainStage
+from tokenization.loader import accumulation
 
 log = logging.getLogger("ringworld")
 
@@ -28,14 +29,15 @@ _ANSWER = 10.0  # seconds that a node has to start a task
 
 
 def group_sizes(train: Train, stage: TrainStage) -> list[int]:
-    """The numbers of workers within the recipe's range that can share the stage's batch, the largest first."""
+    """The numbers of workers within the recipe's range that form a mesh, the fastest first."""
     least = train.workers if train.min_workers is None else train.min_workers
-    return [size for size in range(train.workers, least - 1, -1) if shares_evenly(stage, size)]
+    sizes = [size for size in range(train.workers, least - 1, -1) if size % stage.sp == 0]
+    return sorted(sizes, key=lambda size: rounds(stage, size))
 
 
-def shares_evenly(stage: TrainStage, workers: int) -> bool:
-    """Whether so many workers can be laid out as dp x sp and each dp rank have as many rows of the batch."""
-    return workers % stage.sp == 0 and stage.sequences % (workers // stage.sp * stage.rows) == 0
+def rounds(stage: TrainStage, workers: int) -> int:
+    """Micro-batches that each of so many workers makes of a batch, one after another: what a step's time goes by."""
+    return accumulation(stage.sequences, workers // stage.sp, stage.rows)
 
 
 def room_for(pool: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
@@ -47,12 +49,12 @@ def room_for(pool: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
     return sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
 
 
-def largest_with_room(train: Train, stage: TrainStage) -> int | None:
-    """The largest size for which the cluster's nodes have room; None where there is none for the least."""
-    return _largest(train, stage, [node for node in ray.nodes() if node["Alive"]])
+def fastest_with_room(train: Train, stage: TrainStage) -> int | None:
+    """The fastest size for which the cluster's nodes have room; None where there is none for the least."""
+    return _fastest(train, stage, [node for node in ray.nodes() if node["Alive"]])
 
 
-def _largest(train: Train, stage: TrainStage, nodes: Iterable[Mapping[str, Any]]) -> int | None:
+def _fastest(train: Train, stage: TrainStage, nodes: Iterable[Mapping[str, Any]]) -> int | None:
     room = room_for(train.resources, (node["Resources"] for node in nodes))
     return next((size for size in group_sizes(train, stage) if size <= room), None)
 
@@ -79,21 +81,21 @@ def _answer() -> None:
 
 
 def wait_for_room(train: Train, stage: TrainStage) -> int:
-    """The size of the next group: of a range, the largest for which there is room on nodes that answer. A single number
+    """The size of the next group: of a range, the fastest for which there is room on nodes that answer. A single number
     is asked for, and Ray waits for it.
     """
     if train.min_workers is None:
         return train.workers
     told = -math.inf
     while True:
-        size = _largest(train, stage, answering_nodes())
+        size = _fastest(train, stage, answering_nodes())
         if size is not None:
             return size
         if time.monotonic() - told > _REMIND:
             told = time.monotonic()
             log.warning(
                 "train-%s: the cluster has no room for %d workers of %s; waiting for more nodes",
-                *(stage.name, group_sizes(train, stage)[-1], train.resources.ray_options),
+                *(stage.name, min(group_sizes(train, stage)), train.resources.ray_options),
             )
         time.sleep(_LOOK)
 

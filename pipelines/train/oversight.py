@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from pipelines.pulse import Beat, end_worker, find_hang
-from pipelines.train.group import largest_with_room
+from pipelines.train.group import fastest_with_room, rounds
 from pipelines.train.job import TrainJob
 
 log = logging.getLogger("ringworld")
@@ -71,8 +71,8 @@ class Oversight:
             log.warning("train-%s: rank %d could not be ended: %s", self._job.stage.name, worker.rank, error)
 
     def _grow(self) -> bool:
-        size = largest_with_room(self._job.recipe.train, self._job.stage)
-        if size is None or size <= self._size:
+        size = fastest_with_room(self._job.recipe.train, self._job.stage)
+        if size is None or rounds(self._job.stage, size) >= rounds(self._job.stage, self._size):
             return False
         log.info(
             "train-%s: the cluster has room for %d workers; going on with them at the next checkpoint",

@@ -22,13 +22,15 @@ def train_of(workers: int, min_workers: int | None, **stage: Any) -> tuple[Train
     [
         (4, None, {}, [4]),
         (4, 1, {}, [4, 3, 2, 1]),
-        (6, 2, {}, [6, 4, 3, 2]),
+        (6, 2, {}, [6, 5, 4, 3, 2]),
         (8, 2, {"sp": 2}, [8, 6, 4, 2]),
         (8, 2, {"sp": 4}, [8, 4]),
-        (6, 1, {"rows": 2}, [6, 3, 2, 1]),
+        (6, 1, {"rows": 2}, [6, 5, 4, 3, 2, 1]),
+        (14, 9, {}, [14, 13, 12, 11, 10, 9]),
+        (9, 6, {"sp": 2}, [8, 6]),
     ],
 )
-def test_sizes_share_the_batch_evenly(workers: int, min_workers: int | None, stage: Any, sizes: list[int]) -> None:
+def test_sizes_form_a_mesh_the_fastest_first(workers: int, min_workers: int | None, stage: Any, sizes: list[int]) -> None:
     assert group_sizes(*train_of(workers, min_workers, **stage)) == sizes
 
 

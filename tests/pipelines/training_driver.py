@@ -20,8 +20,8 @@ from pipelines.recipe import Recipe
 from pipelines.storage import Store
 from pipelines.train import train_stage
 
-BATCH, STEPS, CHECKPOINT_STEPS = 12, 72, 4
-"""Sequences of a batch, which 4, 3 and 2 workers can share."""
+BATCH, STEPS, CHECKPOINT_STEPS = 14, 72, 4
+"""Sequences of a batch, which 2 workers share evenly and 3 or 4 do not."""
 
 
 def recipe_of(folder: Path, **train: object) -> Recipe:
