@@ -24,7 +24,7 @@ from model.memory_plan import MemoryPlan, plan_memory
 from model.rank_batch import attention_shape
 from pipelines.recipe import Memory, Recipe, Train, TrainStage
 from pipelines.stages import joint_vocabulary
-from pipelines.train.group import group_sizes, shares_evenly
+from pipelines.train.group import group_sizes
 from pipelines.train.initial import engine_settings
 
 log = logging.getLogger("ringworld")
@@ -57,7 +57,7 @@ def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[Stage
 
 
 def _stage_memory(recipe: Recipe, stage: TrainStage, text: int, size: int, device_bytes: int | None) -> StageMemory:
-    train, workers = recipe.train, group_sizes(recipe.train, stage)[-1]
+    train, workers = recipe.train, min(group_sizes(recipe.train, stage))
     config = llama_config(recipe.model.size, size, stage.context, stage.rope_theta, text)
     plans = cache(lambda sp: _sequence_plan(train, stage, config, sp))
     memory = _predicted(train, stage, config, plans(stage.sp), workers)
@@ -106,7 +106,7 @@ def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainSta
         changed = stage.model_copy(
             update={"zero": stage_up, "sp": stage.sp << doublings, "memory": Memory.model_validate(memory)}
         )
-        if shares_evenly(changed, workers) and stage.context * stage.rows % changed.sp == 0:
+        if workers % changed.sp == 0 and stage.context * stage.rows % changed.sp == 0:
             rungs = (0, 4, 16, 32)[rung]
             cost = stage_up - zero + rungs + 8 * tiled + 64 * acts + 128 * optimizer + 256 * weights + 512 * doublings
             variants.append((cost, changed))

@@ -4,7 +4,8 @@ In: shard sets (one a source), the global order of their sequences, and this ran
 end; handing the state to a new loader goes on at the exact next sequence, on any number of ranks.
 
 Step k takes the next `batch_sequences` positions of the order. They are dealt out micro-batch by micro-batch, in each
-rank by rank, `rows` neighbours to a micro-batch, so the union over ranks is the same for every geometry. The number of
+rank by rank, `rows` neighbours to a micro-batch, so the union over ranks is the same for every geometry. Where they do
+not go round, padding of no weight fills the last micro-batches up, for every rank has to make as many. The number of
 examples N in the global batch is summed from the index of all its sequences, of which this rank reads only its own: no
 communication. Reading runs ahead in one background thread, a bounded number of batches, and so does what the caller has
 to do to each micro-batch before it is trained on; that thread may have others read for it.
@@ -30,10 +31,12 @@ from tokenization.document import PackedSequence
 from tokenization.errors import UserError
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
-from tokenization.shard_reader import Opener, Place, ShardReader
+from tokenization.shard_reader import Opener, Place, ShardReader, padding
 
 State = dict[str, int]
 
+IDLE = "idle"
+"""Key of the padding that stands where a rank has no sequence of the batch left to read."""
 _BLOCK = 4096
 """Positions of the order worked out at once; one at a time costs more than reading them."""
 
@@ -106,11 +109,12 @@ class Loader:
 
     opener: opens a shard by its name in the sets, as a seekable binary file. sources: one set a source of `order`, of
     one context, vocabulary and objective. batch_sequences: sequences of a global batch. rows: sequences of a
-    micro-batch, by default what batch_sequences leaves. state: from an earlier loader of any geometry. prefetch:
-    batches read ahead in a thread, 0 for none. workers: threads that read sequences for it, two ahead each, 0 for none;
-    worthwhile where reads wait for an object store. max_open: shards held open. verify: re-hash each shard when it is
-    first opened. skip: names of bad shards, the same on all ranks; see above. prepare: called with each micro-batch
-    where it is put together, hence in the thread that reads ahead; what it returns takes the micro-batch's place.
+    micro-batch, by default what batch_sequences leaves; given, the batch need not fill them all. state: from an earlier
+    loader of any geometry. prefetch: batches read ahead in a thread, 0 for none. workers: threads that read sequences
+    for it, two ahead each, 0 for none; worthwhile where reads wait for an object store. max_open: shards held open.
+    verify: re-hash each shard when it is first opened. skip: names of bad shards, the same on all ranks; see above.
+    prepare: called with each micro-batch where it is put together, hence in the thread that reads ahead; what it
+    returns takes the micro-batch's place.
 
     Raises ValueError where the batch does not divide, UserError where sets disagree or hold nothing. Iterating raises
     BadData naming shard and sequence on corrupt data, and whatever the opener and `prepare` raise.
@@ -163,23 +167,28 @@ class Loader:
         try:
             for step in steps:
                 sources = iter([source for source, _ in step.mine])
-                micro_batches = tuple(
-                    self._prepare(
-                        join_sequences(
-                            list(itertools.islice(sequences, self.rows)), list(itertools.islice(sources, self.rows))
-                        )
-                    )
-                    for _ in range(self.grad_accum)
-                )
-                yield Batch(micro_batches, step.n_examples, step.lost), self.order.state(step.end)
+                micro_batches = []
+                for n_rows in self._rows_read():
+                    read, of = list(itertools.islice(sequences, n_rows)), list(itertools.islice(sources, n_rows))
+                    idle = [padding(IDLE, self.sources[0].context)] * (self.rows - n_rows)
+                    micro_batches.append(self._prepare(join_sequences(read + idle, of + [0] * len(idle))))
+                yield Batch(tuple(micro_batches), step.n_examples, step.lost), self.order.state(step.end)
         finally:
             sequences.close()  # type: ignore[attr-defined]  # a generator: ends its threads
             reader.close()
 
+    def _mine(self) -> np.ndarray:
+        """[grad_accum, rows]: this rank's positions in a step; those beyond the batch are idle."""
+        dealt = np.arange(self.grad_accum * self.dp_size * self.rows)
+        return dealt.reshape(self.grad_accum, self.dp_size, self.rows)[:, self.dp_rank]
+
+    def _rows_read(self) -> list[int]:
+        """How many rows of each of its micro-batches this rank reads; they come before the idle ones."""
+        return (self._mine() < self.batch_sequences).sum(axis=1).tolist()
+
     def _steps(self) -> Iterator[_Step]:
-        # [grad_accum, dp, rows]: the dealing order of the positions of one step.
-        dealt = np.arange(self.batch_sequences).reshape(self.grad_accum, self.dp_size, self.rows)
-        mine = dealt[:, self.dp_rank].ravel()
+        mine = self._mine().ravel()
+        mine = mine[mine < self.batch_sequences]
         n_steps = -(-_BLOCK // self.batch_sequences)
         position = self.position
         while True:
@@ -250,15 +259,24 @@ def _read_ahead(steps: Iterator[tuple[Batch, State]], depth: int) -> Iterator[tu
         thread.join()
 
 
+def accumulation(batch_sequences: int, dp_size: int, rows: int) -> int:
+    """Micro-batches of `rows` sequences that each of `dp_size` ranks makes of a global batch; the last may be idle."""
+    return -(-batch_sequences // (dp_size * rows))
+
+
 def _rows(batch_sequences: int, dp_size: int, grad_accum: int, rows: int | None) -> int:
     micro_batches = dp_size * grad_accum
-    fitting = batch_sequences // micro_batches if rows is None else rows
-    if fitting < 1 or fitting * micro_batches != batch_sequences:
+    if rows is None and (batch_sequences < micro_batches or batch_sequences % micro_batches):
         raise ValueError(
             f"a global batch of {batch_sequences} sequences does not divide into {dp_size} data-parallel ranks x "
-            f"{grad_accum} accumulation steps" + (" of whole sequences" if rows is None else f" x {rows} rows")
+            f"{grad_accum} accumulation steps of whole sequences"
         )
-    return fitting
+    if rows is not None and accumulation(batch_sequences, dp_size, rows) != grad_accum:
+        raise ValueError(
+            f"a global batch of {batch_sequences} sequences takes {accumulation(batch_sequences, dp_size, rows)} "
+            f"accumulation steps of {dp_size} data-parallel ranks x {rows} rows, not {grad_accum}"
+        )
+    return batch_sequences // micro_batches if rows is None else rows
 
 
 def _check_sources(sources: Sequence[ShardSet], order: SequenceOrder) -> None:

@@ -15,7 +15,7 @@ from pipelines.shard_cache import ShardCache
 from pipelines.train.job import TrainJob
 from pipelines.urls import CACHE
 from tokenization.errors import UserError
-from tokenization.loader import Loader
+from tokenization.loader import Loader, accumulation
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
 from tokenization.shard_reader import Opener
@@ -56,7 +56,7 @@ def batch_loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mappi
         job.stage.sequences,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp,
-        grad_accum=job.stage.sequences // (mesh.dp * job.stage.rows),
+        grad_accum=accumulation(job.stage.sequences, mesh.dp, job.stage.rows),
         rows=job.stage.rows,
         state=state,
         workers=0 if job.shards.is_local else READERS,

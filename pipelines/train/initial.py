@@ -16,6 +16,7 @@ from pipelines.recipe import Train, TrainStage
 from pipelines.storage import Store, fetch_url_folder
 from pipelines.train.job import MODEL, TrainJob
 from tokenization.errors import UserError
+from tokenization.loader import accumulation
 
 
 def initial_model(job: TrainJob) -> LlamaForCausalLM:
@@ -61,7 +62,7 @@ def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:
     return EngineSettings(
         zero_stage=train.zero_of(stage),
         precision=train.precision,
-        grad_accum=stage.sequences // (dp * stage.rows),
+        grad_accum=accumulation(stage.sequences, dp, stage.rows),
         clip_norm=train.clip_norm,
         betas=train.betas,
         eps=train.eps,

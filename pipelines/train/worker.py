@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class _Rank:
         """Train on a batch. False where that made the stage go back to its last checkpoint."""
         self.pulse.at(self.engine.step, "train")
         metrics = self.engine.train_step(batch.micro_batches, batch.n_examples, self.bad_steps.is_spike)
+        # Of the batch: what fills up the last micro-batches of some ranks is nobody's tokens.
+        metrics = dataclasses.replace(metrics, tokens=self.job.stage.sequences * self.job.stage.context)
         verdict, why = self.bad_steps.judge(metrics)
         if verdict != "good" and self.mesh.rank == 0:
             log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)

@@ -366,7 +366,8 @@ def test_shards_on_disk_are_read_through_open(tmp_path: Path) -> None:
         ({"dp_size": 3}, "a global batch of 20 sequences does not divide into 3 data-parallel ranks x 1 accum"),
         ({"dp_size": 4, "grad_accum": 2}, "does not divide"),
         ({"dp_size": 40}, "does not divide"),
-        ({"dp_size": 2, "rows": 4}, "x 4 rows"),
+        ({"dp_size": 2, "rows": 4}, "takes 3 accumulation steps of 2 data-parallel ranks x 4 rows, not 1"),
+        ({"dp_size": 2, "rows": 4, "grad_accum": 4}, "takes 3 accumulation steps"),
         ({"dp_size": 2, "dp_rank": 2}, "dp_rank 2 is not one of 2"),
     ],
 )

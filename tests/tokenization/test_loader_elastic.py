@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenization.document import PackedSequence
-from tokenization.loader import Loader
+from tokenization.loader import IDLE, Loader, accumulation
 from tokenization.order import SequenceOrder
 from tokenization.shards import ShardSet, write_shard
 from tokenization.vocabulary import JointVocabulary
@@ -109,3 +109,33 @@ def test_any_series_of_stops_and_geometries_reads_the_one_order(mix, runs: list[
         keys, state = keys_of(bodies, sets, order, state=state, **geometry)
         read += keys
     assert read == expected[: len(read)]
+
+
+@pytest.mark.parametrize(("dp", "rows"), [(3, 1), (7, 1), (3, 4), (6, 2), (16, 3)])
+def test_a_batch_that_does_not_go_round_keeps_its_sequences_and_is_filled_up_with_what_teaches_nothing(
+    dp: int, rows: int
+) -> None:
+    bodies, shards = tiny_shards("a", 400)
+    order = SequenceOrder(7, (400,))
+    even, state = keys_of(bodies, [shards], order, dp=4, steps=3)
+    grad_accum = accumulation(BATCH, dp, rows)
+    ranks = []
+    for dp_rank in range(dp):
+        geometry = {"dp_rank": dp_rank, "dp_size": dp, "grad_accum": grad_accum, "rows": rows}
+        loader = Loader(lambda name: io.BytesIO(bodies[name]), [shards], order, BATCH, **geometry)
+        batches = iter(loader)
+        ranks.append(list(islice(batches, 3)))
+        batches.close()
+    assert {json.dumps(rank[-1][1]) for rank in ranks} == {json.dumps(state)}
+    keys = []
+    for step in zip(*ranks):
+        assert {batch.n_examples for batch, _ in step} == {BATCH}
+        assert {len(batch.micro_batches) for batch, _ in step} == {grad_accum}
+        for micro_batches in zip(*(batch.micro_batches for batch, _ in step)):
+            for micro_batch in micro_batches:
+                assert len(micro_batch.tokens) == 4 * rows, "the same shape on every rank"
+                idle = np.repeat([key == IDLE for key in micro_batch.keys], 4)
+                assert not micro_batch.loss_weight[idle].any()
+                assert micro_batch.loss_weight[~idle].sum() == pytest.approx(np.count_nonzero(~idle) / 4)
+                keys += [key for key in micro_batch.keys if key != IDLE]
+    assert keys == even
