@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the plan; nothing is run or written."""
-    from pipelines.recipe_file import load_recipe
+    from pipelines.recipe.file import load_recipe
     from pipelines.run import plan_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

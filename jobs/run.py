@@ -37,7 +37,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def call(arguments: argparse.Namespace) -> int:
     """Run the recipe on the cluster that RAY_ADDRESS names, or on a Ray instance of its own."""
     from pipelines.profiled_steps import ProfiledSteps
-    from pipelines.recipe_file import load_recipe
+    from pipelines.recipe.file import load_recipe
     from pipelines.run import root_store, run_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -11,7 +11,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.recipe_file import load_recipe
+from pipelines.recipe.file import load_recipe
 from pipelines.run import plan_recipe
 from pipelines.urls import list_objects, open_url
 

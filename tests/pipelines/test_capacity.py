@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.capacity import needed_at_once
-from pipelines.recipe_file import load_recipe
+from pipelines.recipe.file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

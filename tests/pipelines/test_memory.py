@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import main
 from model.memory import MemorySettings
 from pipelines.memory import GIB, StageMemory, recipe_memory
-from pipelines.recipe_file import load_recipe
+from pipelines.recipe.file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FIXED = ["text_tokenizer.path=/nowhere", "train.min_workers=128"]

@@ -8,7 +8,11 @@ import pytest
 
 from model.attention.hardware import Hardware
 from model.memory import MemorySettings
-from pipelines.recipe_file import load_recipe
+from pipelines.dag import plan
+from pipelines.recipe import Train, TrainStage
+from pipelines.recipe.file import load_recipe
+from pipelines.stages import HOW_A_STAGE_RUNS, WHAT_TRAINING_COMPUTES, build_stages
+from pipelines.storage import Store
 from tokenization.errors import UserError
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -125,3 +129,33 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     broken.write_text("- just\n- a list\n")
     with pytest.raises(UserError, match="no mapping"):
         load_recipe(broken)
+
+
+def test_every_key_of_training_is_known_to_shape_the_model_or_not_to() -> None:
+    """A new key has to be thought about: one that shapes the model and is left out passes an old model for a new one."""
+    how_it_runs = {
+        *("workers", "min_workers", "resources", "zero", "loss_chunk", "memory", "hardware", "attention", "stages"),
+        *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
+        *("tensorboard", "wandb"),
+    }
+    assert set(Train.model_fields) == WHAT_TRAINING_COMPUTES | how_it_runs
+    assert not WHAT_TRAINING_COMPUTES & how_it_runs
+    of_the_model = {
+        *("name", "context", "rope_theta", "steps", "batch_tokens", "mixture", "objective", "lr", "final_lr"),
+        *("warmup_steps", "min_document_tokens", "max_document_tokens"),
+    }
+    assert set(TrainStage.model_fields) == of_the_model | HOW_A_STAGE_RUNS
+    assert not of_the_model & HOW_A_STAGE_RUNS
+
+
+def test_another_mesh_carries_on_and_another_learning_rate_begins_anew() -> None:
+    def names(*overrides: str) -> dict[str, str]:
+        recipe = load_recipe(QUICKSTART, ["storage.root=/tmp/nowhere", *overrides])
+        return {stage.name: stage.fingerprint for stage in plan(build_stages(recipe), Store("/tmp/nowhere"))}
+
+    before = names()
+    other_mesh = ["train.workers=4", "train.min_workers=1", "train.zero=3", "train.stages.0.sp=1"]
+    assert names(*other_mesh, "train.memory.activations=full") == before
+    after = names("train.stages.1.lr=1e-3")
+    assert after["train-text-256"] == before["train-text-256"]
+    assert after["train-text-512"] != before["train-text-512"]

@@ -1,0 +1,23 @@
+"""The recipe: one typed tree that says what to run, validated once, at the edge."""
+
+from pipelines.recipe.base import EncoderResources, Resources
+from pipelines.recipe.data import Kind, Pack, Source, Tokenize, VisualTokenizer
+from pipelines.recipe.train import Attention, BadSteps, Hardware, Memory, Train, TrainStage
+from pipelines.recipe.tree import Recipe
+
+__all__ = [
+    "Attention",
+    "BadSteps",
+    "EncoderResources",
+    "Hardware",
+    "Kind",
+    "Memory",
+    "Pack",
+    "Recipe",
+    "Resources",
+    "Source",
+    "Tokenize",
+    "Train",
+    "TrainStage",
+    "VisualTokenizer",
+]

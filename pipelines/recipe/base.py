@@ -1,0 +1,46 @@
+"""What every branch of a recipe is made of: the strict base class, common types, and pools of workers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Config(BaseModel):
+    """A branch of the tree: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Resources(Config):
+    """What one task or actor of a pool asks of Ray, and how many of them run."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources, by which cluster.yaml says which pool a stage lands on."""
+    workers: Positive = 1
+    """Tasks in flight, or actors in the pool."""
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """What one worker asks for, as the options of a Ray task or actor."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": self.custom}
+
+
+class EncoderResources(Resources):
+    """A pool of encoders that grows from `min_workers` to `workers` while frames wait, and shrinks when none come."""
+
+    min_workers: Positive = 1
+    idle_seconds: float = Field(default=60.0, gt=0)
+    """How long an encoder above `min_workers` may have nothing to do before it gives its place back."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> EncoderResources:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; raise workers")
+        return self

@@ -1,0 +1,154 @@
+"""From raw objects to packed shards: where things are, sources, tokenizers, packing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.decoder.limits import Limits
+from pipelines.recipe.base import Config, EncoderResources, Positive, Resources
+from tokenization.vqgan.config import VQGANConfig
+
+Kind = Literal["video", "image", "text", "webdataset", "records"]
+
+
+class Storage(Config):
+    """Where things are."""
+
+    root: str
+    """Output folder of the run, any fsspec URL; a relative path is relative to the working directory."""
+    data: str = ""
+    """Prefix of the sources' relative URLs, so that one setting moves a recipe to another bucket."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """fsspec options of the object store (endpoint_url, anon, ...). Credentials belong to the environment."""
+
+
+class Source(Config):
+    """One named source of raw objects."""
+
+    urls: list[str] = Field(min_length=1)
+    """fsspec URLs with globs. `package://NAME/path` is a file of an installed Python package."""
+    kind: Kind | None = None
+    """None: by extension. `webdataset`: tars of media with their `.json` and `.txt` (caption), as img2dataset and
+    video2dataset write them. `records`: JSONL or Parquet whose records each name a medium, in the column `media`."""
+    media: str | None = None
+    """Column of JSONL or Parquet records that names each record's video or image by URL, absolute or relative to the
+    file; the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
+    side: list[str] = Field(default_factory=list)
+    """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
+    fields: list[str] = Field(default_factory=lambda: ["text"])
+    """LWM field specs; several: one is drawn for each record, deterministically from its index."""
+    heldout: list[str] = Field(default_factory=list)
+    """Globs over the URLs and keys, of tars also over the samples' keys (TAR/KEY), of records over the URLs of their
+    media: what matches is never trained on."""
+    heldout_tail: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each video, from its end, that is never trained on: the future of what was seen."""
+    max_frames: Positive | None = None
+    """Frames a video of this source has at most; None: tokenize.max_frames."""
+
+    @model_validator(mode="after")
+    def _names_its_media(self) -> Source:
+        if (self.kind == "records") and self.media is None:
+            raise ValueError("kind records needs the key media, the column that names each record's video or image")
+        if self.media is not None and self.kind not in (None, "records"):
+            raise ValueError(f"media is of kind records, not {self.kind}; drop one of the two")
+        return self
+
+
+class TextTokenizer(Config):
+    """The byte-pair vocabulary."""
+
+    path: str = "package://mistral_common/data/tokenizer.model.v1"
+    """A sentencepiece `.model` or a Hugging Face `tokenizer.json`."""
+
+
+class VQGANTraining(Config):
+    """Trains a small VQGAN on the run's own video and image sources (held-out objects left out)."""
+
+    steps: Positive
+    batch: Positive = 8
+    lr: float = 1.5e-3
+    fps: float = 30.0
+    """Frames a second taken from video."""
+    max_frames: Positive = 4096
+    """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
+    threads: Positive = 1
+    """Compute threads; on cores that other work shares, two are slower than one."""
+    checkpoint_steps: Positive = 100
+
+
+class VisualTokenizer(Config):
+    """The visual tokenizer: named weights, or a small one trained here."""
+
+    config: Literal["lwm", "small"] | dict[str, int | list[int]] = "lwm"
+    """`lwm`: 256 px, 8,192 codes of 64 dimensions, 146M parameters. `small`: 64 px, 2,048 codes, trained in minutes on
+    two cores. Or the sizes of tokenization.vqgan.VQGANConfig one by one."""
+    weights: str | None = None
+    """A folder in diffusers' format, or LWM's released pickle."""
+    train: VQGANTraining | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the encoder's convolutions when tokenizing."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> VisualTokenizer:
+        if (self.weights is None) == (self.train is None):
+            raise ValueError("give either vqgan.weights or vqgan.train, not both and not neither")
+        try:
+            self.sizes  # noqa: B018 - builds and so checks them
+        except TypeError as error:
+            raise ValueError(f"vqgan.config: {str(error).removeprefix('VQGANConfig.__init__() ')}") from None
+        return self
+
+    @property
+    def sizes(self) -> VQGANConfig:
+        """The sizes as the tokenizer's own type."""
+        if isinstance(self.config, str):
+            return {"lwm": VQGANConfig.lwm, "small": VQGANConfig.small}[self.config]()
+        return VQGANConfig(**self.config)  # type: ignore[arg-type]
+
+
+class Tokenize(Config):
+    """Raw objects to documents."""
+
+    fps: float = 4.0
+    """Frames a second sampled from video."""
+    max_frames: Positive = 900
+    """Longer videos are sampled uniformly down to this many frames (LWM's rule)."""
+    frames_per_document: Positive | None = None
+    """A video is cut in documents of so many frames; None: one document a video."""
+    chunk_frames: Positive = 32
+    """Frames decoded at a time."""
+    decoder_memory_gib: float = Field(default=4.0, ge=0.5)
+    """Memory of a process that decodes; a video or image that takes more is bad. 8K video takes 1, the largest images
+    2.5."""
+    decoder_cpu_seconds: Positive = 120
+    """Processor time that decoding may take without reading on in its file; a video or image that takes more is bad."""
+    partition_bytes: Positive = 64 * 2**20
+    """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
+    records that name media."""
+    piece_seconds: float = Field(default=300.0, gt=0)
+    """A longer video is decoded in pieces of so many seconds, by as many tasks, on as many nodes as there are."""
+    in_flight_mib: Positive = 32
+    """Frames that a decode task has under way to the encoders at most, in MiB; all decode tasks together have so many
+    times more of them in Ray's object stores."""
+    decode: Resources = Resources()
+    encode: EncoderResources = EncoderResources()
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """The stage fails when more than this share of objects or records ends in quarantine."""
+
+    @property
+    def decoder_limits(self) -> Limits:
+        """The limits as the decoder's own type."""
+        return Limits(int(self.decoder_memory_gib * 2**30), self.decoder_cpu_seconds)
+
+
+class Pack(Config):
+    """Documents to shards of packed sequences."""
+
+    window: Positive = 10_000
+    """Documents that best-fit packing looks at together."""
+    partition_tokens: Positive = 2**30
+    """Documents are packed in partitions of about so many tokens."""
+    sequences_per_shard: Positive = 1024
+    pool: Resources = Resources()
