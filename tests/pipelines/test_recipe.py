@@ -132,7 +132,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_key_of_training_is_known_to_shape_the_model_or_not_to() -> None:
-    """A new key has to be thought about: one that shapes the model and is left out passes an old model for a new one."""
+    """A new key has to be thought about: left out, one that shapes the model would pass an old model for a new one."""
     how_it_runs = {
         *("workers", "min_workers", "resources", "zero", "loss_chunk", "memory", "hardware", "attention", "stages"),
         *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
