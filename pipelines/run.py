@@ -60,7 +60,7 @@ def _sweep(root: Store) -> None:
         log.info("removed %d half-written files of dead runs", swept)
 
 
-def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None) -> dict[str, Manifest]:
+def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = None) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:

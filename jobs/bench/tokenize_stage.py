@@ -166,9 +166,10 @@ def _watched(peaks: dict[str, float]) -> Iterator[None]:
     stop = threading.Event()
 
     def watch() -> None:
-        last_look = False
+        last_look, pause = False, 0.2
         while not last_look:
-            last_look = stop.wait(5.0)
+            last_look = stop.wait(pause)
+            pause = min(5.0, 1.5 * pause)  # often at first: a short stage's tasks are over before long
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error, OSError):
                     if role := _role(process):
