@@ -6,7 +6,7 @@ need theirs at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipelines.recipe import Recipe, Resources
 
@@ -34,12 +34,17 @@ class Capacity:
 
 
 def needed_at_once(recipe: Recipe) -> Capacity:
-    """The least capacity with which every stage of the recipe can run."""
-    tokenize, nothing = recipe.tokenize, Capacity()
+    """The capacity with which every stage of the recipe can run.
+
+    Of a range of training workers the least need their GPUs, which are there or not; CPUs and custom resources, which
+    are but numbers, are for all.
+    """
+    tokenize, train, nothing = recipe.tokenize, recipe.train, Capacity()
+    least = train.workers if train.min_workers is None else train.min_workers
     needs = [
         nothing.plus(tokenize.decode, 1).plus(tokenize.encode, tokenize.encode.min_workers if recipe.vqgan else 0),
         nothing.plus(recipe.pack.pool, 1),
-        nothing.plus(recipe.train.resources, recipe.train.workers),
+        replace(nothing.plus(train.resources, train.workers), gpus=train.resources.gpus * least),
         nothing.plus(recipe.evaluate.resources, 1),
     ]
     if recipe.vqgan and recipe.vqgan.train:
