@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -74,11 +74,13 @@ class Mesh:
                 raise raised
         return [outcome for outcome, _ in outcomes]
 
-    def agreed(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns on rank 0, on every rank; only rank 0 asks. Collective."""
-        answer: list[Any] = [ask() if self.rank == 0 else None]
-        dist.broadcast_object_list(answer, src=0)
-        return answer[0]
+    def agreed(self, ask: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """What `ask` returns on rank 0, on every rank; only rank 0 asks, and if it fails every rank raises its error.
+
+        Collective, over `group` as in `together`.
+        """
+        answer = self.together(lambda: ask() if self.rank == 0 else None, group)[0]
+        return cast(T, answer)
 
 
 def build_mesh(sp: int = 1) -> Mesh:

@@ -48,7 +48,7 @@ def load_latest(engine: TrainingEngine, url: str, options: Mapping[str, Any] | N
     none was ever committed. Raises UserError, on every rank, where there are some, but all are damaged.
     """
     mesh, root = engine.mesh, Folder(url, options)
-    candidates = mesh.together(lambda: _newest_first(root) if mesh.rank == 0 else [])[0]
+    candidates = mesh.agreed(lambda: _newest_first(root))
     flaws = []
     for step, before in itertools.zip_longest(candidates, candidates[1:]):
         try:
@@ -75,8 +75,7 @@ def load(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any]
     root, mesh = Folder(url, options), engine.mesh
     place = f"{url}/{step_name(step)}"
     with _flaws_of(place, COMMIT):
-        manifest = mesh.together(lambda: _manifest(url, step, options) if mesh.rank == 0 else None)[0]
-    assert manifest is not None
+        manifest = mesh.agreed(lambda: _manifest(url, step, options))
     _check_same_model(engine, manifest, place)
     mesh.together(lambda: _read(engine, root, manifest, place))
     groups = {group: manifest.parameters[name][1] for name, (_, group) in parameters(engine).items()}

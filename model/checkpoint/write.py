@@ -154,9 +154,9 @@ class Writer:
         log.info("checkpoint of step %d committed at %s/%s", manifest.step, self.url, step_name(manifest.step))
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
-        together, rank = self._engine.mesh.together, self._engine.mesh.rank
-        suffix = together(lambda: self._make_room(manifest.step) if rank == 0 else "", self._group)[0]
-        of_ranks = together(lambda: self._put_files(manifest.step, random, suffix), self._group)
+        mesh = self._engine.mesh
+        suffix = mesh.agreed(lambda: self._make_room(manifest.step), self._group)
+        of_ranks = mesh.together(lambda: self._put_files(manifest.step, random, suffix), self._group)
         files = {name: entry for entries in of_ranks for name, entry in entries.items()}
         whole = manifest.with_files(files, tuple(random_name(one, suffix) for one in range(manifest.world_size)))
 
@@ -166,7 +166,7 @@ class Writer:
             self._root.write(f"{step_name(whole.step)}/{COMMIT}", [whole.to_bytes()])
             retain(self._root, whole.step, self.keep, whole.files)
 
-        together(lambda: commit() if rank == 0 else None, self._group)
+        mesh.agreed(commit, self._group)
         return sum(entry.size for entry in whole.files.values())
 
     def _make_room(self, step: int) -> str:

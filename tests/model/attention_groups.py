@@ -148,3 +148,12 @@ def random_tensors(
 def relative_error(x: Tensor, reference: Tensor) -> float:
     """Norm of the difference over norm of the reference."""
     return float((x.detach().double() - reference.detach()).norm() / reference.detach().norm())
+
+
+def failure(action: Callable[[], Any]) -> Exception | None:
+    """What an action raises on this rank, to be looked at elsewhere."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None

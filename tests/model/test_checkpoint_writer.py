@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attention_groups import run_in_processes
+from attention_groups import failure, run_in_processes
 from play_batch import rank_batches, tiny_engine
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from whole_state import differing, whole_state
@@ -76,14 +76,6 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
 def fail_in_commit(writer: checkpoint.Writer) -> None:
     writer.save({}, before_commit=lambda: 1 / 0)
     writer.wait()
-
-
-def failure(action: Any) -> Exception | None:
-    try:
-        action()
-    except Exception as error:
-        return error
-    return None
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_groups import run_in_processes
+from attention_groups import failure, run_in_processes
 from play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
 
 from model.engine import EngineSettings, TrainingEngine
@@ -64,6 +64,7 @@ def observe(group: Any) -> dict[str, Any]:
 
     seen["full_disk"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, OSError(errno.ENOSPC, "", "/d"))))
     seen["failure"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, KeyError("rank 1 alone"))))
+    seen["agreed"] = (mesh.agreed(lambda: f"rank {mesh.rank}"), failure(lambda: mesh.agreed(lambda: 1 / 0)))
     seen["bad_sp"] = failure(lambda: build_mesh(sp=3))
     return seen
 
@@ -106,14 +107,6 @@ def spiking_step(mesh: Mesh, zero_stage: int) -> tuple[bool, float, list[float],
 def fail_on_rank(rank: int, error: Exception) -> None:
     if rank == 1:
         raise error
-
-
-def failure(action: Any) -> Exception | None:
-    try:
-        action()
-    except Exception as error:
-        return error
-    return None
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +215,13 @@ def test_one_rank_that_fails_fails_all(ranks):
         assert isinstance(seen["full_disk"], UserError)
         assert str(seen["full_disk"]) == "/d: the disk is full; free space or write elsewhere"
         assert isinstance(seen["failure"], KeyError)
+
+
+def test_what_rank_0_says_or_fails_at_holds_for_all(ranks):
+    for seen in ranks:
+        answer, error = seen["agreed"]
+        assert answer == "rank 0"
+        assert isinstance(error, ZeroDivisionError)
 
 
 def test_sp_must_divide_the_workers(ranks):
