@@ -24,7 +24,7 @@ from model.memory_plan import MemoryPlan, plan_memory
 from model.rank_batch import attention_shape
 from pipelines.recipe import Memory, Recipe, Train, TrainStage
 from pipelines.stages import joint_vocabulary
-from pipelines.train.group import group_sizes
+from pipelines.train.group_size import group_sizes
 from pipelines.train.initial import engine_settings
 
 log = logging.getLogger("ringworld")

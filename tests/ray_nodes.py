@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,11 @@ from pathlib import Path
 import psutil
 from miniature import environment
 
+from jobs.bench.object_store import free_ports
+
 BIN = Path(sys.executable).parent
+PATIENCE = 120.0
+_SMALL = ("--dashboard-agent-listen-port=0", "--object-store-memory=100000000")
 
 
 @dataclass
@@ -41,6 +47,25 @@ class RayNodes:
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folders[-1]}"]
         with open(f"{self.folders[-1]}/start.log", "wb") as log:
             self.nodes.append(subprocess.Popen([*command, *arguments], env=self.environment(), stdout=log, stderr=log))
+
+    def start_head(self) -> str:
+        """Start the head, with one CPU, and wait until other nodes can join it; its address."""
+        gcs, dashboard, client = free_ports(3)
+        ports = (f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}")
+        self.start("--head", *ports, "--num-cpus=1", *_SMALL)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", gcs), timeout=1).close()
+                return f"127.0.0.1:{gcs}"
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def join(self, address: str, cpus: int, resource: str, amount: int) -> subprocess.Popen[bytes]:
+        """Start a node that offers so much of a custom resource; the node."""
+        self.start(f"--address={address}", f"--num-cpus={cpus}", f'--resources={{"{resource}": {amount}}}', *_SMALL)
+        return self.nodes[-1]
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
         """All living processes of a node; they are remembered, to be ended."""

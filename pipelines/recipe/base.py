@@ -27,6 +27,12 @@ class Resources(Config):
     """Tasks in flight, or actors in the pool."""
 
     @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker asks for by the names of Ray's resources; nothing where it asks for none of one."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {name: amount for name, amount in asked.items() if amount > 0}
+
+    @property
     def ray_options(self) -> dict[str, Any]:
         """What one worker asks for, as the options of a Ray task or actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": self.custom}

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from model import checkpoint
 from pipelines.cluster import own_errors
-from pipelines.train.group import ask_autoscaler, wait_for_room
+from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.oversight import Oversight
 from pipelines.train.worker import train_worker
@@ -99,7 +99,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
             scaling_config=ScalingConfig(
                 num_workers=size,
                 use_gpu=pool.gpus > 0,
-                resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom},
+                resources_per_worker=pool.bundle,
             ),
             # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
             run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import

@@ -52,7 +52,7 @@ def initial_model(job: TrainJob) -> LlamaForCausalLM:
 
 def _fetch_checkpoint(url: str, options: dict[str, Any]) -> Path:
     """A local copy of the checkpoint at a URL, or of the model in the train stage's folder there."""
-    if "package://" not in url and Store(url, options).exists(f"{MODEL}/config.json"):
+    if not url.startswith("package://") and Store(url, options).exists(f"{MODEL}/config.json"):
         return Store(url, options).fetch_folder(MODEL)
     return fetch_url_folder(url, options)
 

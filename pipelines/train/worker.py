@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-import ray.train
 import torch
 import transformers
 
@@ -79,7 +78,6 @@ class _Rank:
                 continue
             if engine.step % self.job.recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
                 self._save()
-                ray.train.report({"step": engine.step})
                 if engine.step < stage.steps and mesh.agreed(lambda: ray.get(self.watch.must_stop.remote())):
                     self.writer.close()
                     log.info("%s: rank %d stops at step %d for a larger group", self.label, mesh.rank, engine.step)

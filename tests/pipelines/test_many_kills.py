@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,8 @@ from typing import Any
 import psutil
 import pytest
 from miniature import recipe, write_recipe
-from ray_nodes import RayNodes
+from ray_nodes import PATIENCE, RayNodes
 from test_resume import manifests, outputs
-
-from jobs.bench.object_store import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +31,6 @@ TITLES = {
 }
 DATA_STAGES = ("sources", "vqgan", "tokenize", "pack-video")
 LULL = 0.5  # seconds at most from finding a victim to its end
-PATIENCE = 120.0
 
 
 @dataclass
@@ -62,13 +58,7 @@ class Battered:
 
     def add_node(self, resource: str) -> None:
         """A node that offers one kind of place, as a pool of machines with GPUs or without does."""
-        self.nodes.start(
-            f"--address={self.address}",
-            "--num-cpus=2",
-            f'--resources={{"{resource}": 2}}',
-            "--dashboard-agent-listen-port=0",
-            "--object-store-memory=100000000",
-        )
+        self.nodes.join(self.address, 2, resource, 2)
         self.offers.append(resource)
 
     def victims(self) -> dict[str, list[psutil.Process]]:
@@ -145,17 +135,6 @@ def raylets(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def battered(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Battered]:
     folder = tmp_path_factory.mktemp("battered")
@@ -163,22 +142,10 @@ def battered(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     tree["train"]["stages"] = tree["train"]["stages"][1:]  # what comes before its training is looked at here
     tree["tokenize"] |= {"piece_seconds": 2, "decode": {"workers": 1, "custom": {"decode": 1}}}
     tree["tokenize"]["encode"] = {"workers": 2, "min_workers": 2, "custom": {"encode": 1}}
-    gcs, dashboard, client = free_ports(3)
     nodes = RayNodes()
-    run = Battered(
-        write_recipe(folder / "recipe.yaml", tree), folder / "run", folder / "log", f"127.0.0.1:{gcs}", nodes
-    )
+    run = Battered(write_recipe(folder / "recipe.yaml", tree), folder / "run", folder / "log", "", nodes)
     try:
-        nodes.start(
-            "--head",
-            f"--port={gcs}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-            "--dashboard-agent-listen-port=0",
-            "--num-cpus=1",
-            "--object-store-memory=100000000",
-        )
-        wait_for_port(gcs)
+        run.address = nodes.start_head()
         run.add_node("decode")
         run.add_node("encode")
         run.start_driver()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,8 @@ from typing import Any
 import psutil
 import pytest
 from ray_nodes import RayNodes
-from test_many_kills import wait_for_port
 from training_driver import CHECKPOINT_STEPS, STEPS
 
-from jobs.bench.object_store import free_ports
 from pipelines.storage import Store
 from pipelines.train.metrics import read_metrics
 
@@ -42,10 +41,10 @@ class Training:
     nodes: RayNodes
     driver: subprocess.Popen[str]
 
-    def start(self, name: str, **train: Any) -> None:
-        """Have the driver train a stage; `train` are keys of the recipe's branch of that name."""
+    def start(self, name: str, trainers: int, **train: Any) -> None:
+        """Have the driver train a stage as soon as there are nodes for so many trainers; train: keys of the recipe."""
         assert self.driver.stdin is not None
-        self.driver.stdin.write(json.dumps({"name": name, **train}) + "\n")
+        self.driver.stdin.write(json.dumps({"name": name, "trainers": trainers, **train}) + "\n")
         self.driver.stdin.flush()
 
     def finish(self, name: str) -> dict[str, Any]:
@@ -72,14 +71,7 @@ class Training:
         return (self.folder / "log").read_text()
 
     def add_node(self, trainers: int) -> subprocess.Popen[bytes]:
-        self.nodes.start(
-            f"--address={self.address}",
-            f"--num-cpus={trainers}",
-            f'--resources={{"trainer": {trainers}}}',
-            "--dashboard-agent-listen-port=0",
-            "--object-store-memory=100000000",
-        )
-        return self.nodes.nodes[-1]
+        return self.nodes.join(self.address, trainers, "trainer", trainers)
 
     def workers(self) -> list[psutil.Process]:
         """The training workers that live, the oldest first."""
@@ -112,20 +104,9 @@ class Training:
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     folder, nodes = tmp_path_factory.mktemp("training"), RayNodes()
-    gcs, dashboard, client = free_ports(3)
     driver = None
     try:
-        nodes.start(
-            "--head",
-            f"--port={gcs}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-            "--dashboard-agent-listen-port=0",
-            "--num-cpus=1",
-            "--object-store-memory=100000000",
-        )
-        wait_for_port(gcs)
-        address = f"127.0.0.1:{gcs}"
+        address = nodes.start_head()
         path = os.pathsep.join([str(HERE), str(HERE.parent), nodes.environment()["PYTHONPATH"]])
         with (folder / "log").open("wb") as log:
             driver = subprocess.Popen(
@@ -138,7 +119,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
             )
         run = Training(folder, address, nodes, driver)
         run.add_node(2)
-        run.start("undisturbed", workers=2)
+        run.start("undisturbed", 2, workers=2)
         run.finish("undisturbed")
         yield run
     finally:
@@ -149,7 +130,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
 
 
 def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(training: Training) -> None:
-    training.start("disturbed", workers=2, hang_seconds=HANG_SECONDS)
+    training.start("disturbed", 2, workers=2, hang_seconds=HANG_SECONDS)
     training.trained_until("disturbed", 1)
     training.workers()[0].send_signal(signal.SIGKILL)
     training.trained_until("disturbed", 16)
@@ -162,21 +143,23 @@ def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(trai
     assert training.weights("disturbed") == training.weights("undisturbed")
     by_step = [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("disturbed")]
     assert by_step == [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("undisturbed")]
+    # More than these where the machine is too busy to answer in time, and is taken for one that hangs.
     interruptions = figures["interruptions"]
-    assert len(interruptions) >= 3, "a machine that is too busy to answer is taken for one that hangs"
-    assert any("rank" in one["reason"] and "Error" in one["reason"] for one in interruptions), "the killed one"
-    assert any("has not answered for" in one["reason"] for one in interruptions), "the stopped one"
+    killed, *stopped, lost = interruptions
+    assert "rank" in killed["reason"]
+    assert "Error" in killed["reason"]
+    assert any(re.search(r"rank \d \(process \d+ on node \w+\) has not answered for", one["reason"]) for one in stopped)
+    assert lost["step"] >= 36
     for one in interruptions:
         assert one["step"] % CHECKPOINT_STEPS == 0
-        assert one["workers"] in (2, None), "none where the next group did not come to a step"
-    assert interruptions[-1]["step"] >= 36
-    assert all(one["seconds"] > 0 for one in interruptions[-1:])
+        assert (one["workers"], one["seconds"]) == (None, None) or (one["workers"] == 2 and one["seconds"] > 0)
+    assert lost["workers"] == 2
     log.info("interruptions\n%s", json.dumps(figures["interruptions"], indent=1))
 
 
 def test_from_four_workers_to_two_to_three_the_sequences_and_the_losses_are_the_same(training: Training) -> None:
     other = training.add_node(2)
-    training.start("elastic", workers=4, min_workers=2)
+    training.start("elastic", 4, workers=4, min_workers=2)
     training.until(lambda: "4 workers start" in training.said())
     training.trained_until("elastic", 1)
     training.kill_node(other)

@@ -1,13 +1,15 @@
 """A driver that trains stages one after another on a cluster, for tests that disturb it: `training_driver.py FOLDER`.
 
-Each line read is a JSON object: the name of the run and the keys of `train` that it changes. Its stage is trained over
-the shards in FOLDER, and `FOLDER/<name>.json` holds its part of the manifest when it is done.
+Each line read is a JSON object: the name of the run, how many trainers the nodes must have room for before it begins,
+and the keys of `train` that it changes. Its stage is trained over the shards in FOLDER, and `FOLDER/<name>.json` holds
+its part of the manifest when it is done.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -41,7 +43,9 @@ def main() -> None:
     ray.init(logging_level="warning")
     for line in sys.stdin:
         asked = json.loads(line)
-        name = asked.pop("name")
+        name, trainers = asked.pop("name"), asked.pop("trainers")
+        while ray.cluster_resources().get("trainer", 0) < trainers:
+            time.sleep(0.1)
         recipe = recipe_of(folder, **asked)
         with bar(name, STEPS, "step") as progress:
             done = train_stage(

@@ -42,11 +42,9 @@ def rounds(stage: TrainStage, workers: int) -> int:
 
 def room_for(pool: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
     """How many workers of a pool fit on nodes of these resources."""
-    asked = {"CPU": pool.cpus, "GPU": pool.gpus, **pool.custom}
-    asked = {name: amount for name, amount in asked.items() if amount > 0}
-    if not asked:
+    if not pool.bundle:
         return 2**31
-    return sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
+    return sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in pool.bundle.items()) for node in nodes)
 
 
 def fastest_with_room(train: Train, stage: TrainStage) -> int | None:
@@ -95,13 +93,11 @@ def wait_for_room(train: Train, stage: TrainStage) -> int:
             told = time.monotonic()
             log.warning(
                 "train-%s: the cluster has no room for %d workers of %s; waiting for more nodes",
-                *(stage.name, min(group_sizes(train, stage)), train.resources.ray_options),
+                *(stage.name, min(group_sizes(train, stage)), train.resources.bundle),
             )
         time.sleep(_LOOK)
 
 
 def ask_autoscaler(train: Train, workers: int) -> None:
     """Have the cluster's autoscaler, if it has one, keep room for so many workers; 0: no longer."""
-    pool = train.resources
-    bundle: dict[str, Any] = {"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {}), **pool.custom}
-    request_resources(bundles=[bundle] * workers)
+    request_resources(bundles=[train.resources.bundle] * workers)

@@ -1,4 +1,4 @@
-"""pipelines/train/group.py: how many workers a stage gets."""
+"""pipelines/train/group_size.py: how many workers a stage gets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.recipe import Resources, Train, TrainStage
-from pipelines.train.group import group_sizes, room_for
+from pipelines.train.group_size import group_sizes, room_for
 
 
 def train_of(workers: int, min_workers: int | None, **stage: Any) -> tuple[Train, TrainStage]:
