@@ -40,9 +40,11 @@ def plan_memory(
     """The peak of one rank's step over `world` ranks. plan: of the tokens of one forward pass, by its sp ranks."""
     itemsize = 2 if settings.precision == "bf16" else 4
     acts = activation_bytes(config, itemsize, plan, settings.memory, settings.loss_chunk, on_cuda)
-    n_parameters, n_layer = parameter_counts(config)
+    n_parameters, n_layer, n_attention = parameter_counts(config)
     layers = config.num_hidden_layers
-    kept_share = {"keep": 1.0, "mlp": 0.4}.get(settings.memory.activations, 0.0) * layers * n_layer / n_parameters
+    # Of a layer's gathered weights autograd holds those whose products it will not compute again.
+    held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
+    kept_share = layers * held / n_parameters
     zero = zero_bytes(n_parameters, n_layer, settings.zero_stage, itemsize, world, settings.grad_accum, kept_share)
     host: dict[str, int] = {}
     weights, masters = zero.weights, zero.masters
@@ -98,10 +100,11 @@ def _moments(
     }
 
 
-def parameter_counts(config: LlamaConfig) -> tuple[int, int]:
-    """Parameters of the model, and of one decoder layer."""
+def parameter_counts(config: LlamaConfig) -> tuple[int, int, int]:
+    """Parameters of the model, of one decoder layer, and of its attention's projections."""
     head = config.head_dim or config.hidden_size // config.num_attention_heads
     kv_heads = config.num_key_value_heads or config.num_attention_heads
     q, kv, hidden = config.num_attention_heads * head, kv_heads * head, config.hidden_size
-    layer = 2 * hidden * q + 2 * hidden * kv + 3 * hidden * config.intermediate_size + 2 * hidden
-    return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer
+    attention = 2 * hidden * q + 2 * hidden * kv
+    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer, attention
