@@ -59,6 +59,7 @@ class RayNodes:
                 socket.create_connection(("127.0.0.1", gcs), timeout=1).close()
                 return f"127.0.0.1:{gcs}"
             except OSError:
+                assert self.nodes[-1].poll() is None, Path(self.folders[-1], "start.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 KEY, SECRET = "some-access-key", "some-secret-key"
 _PATIENCE_S = 60.0
 _STARTS = 3
+_RANDOM = random.SystemRandom()  # not the one that others seed
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,12 @@ def _answers(server: subprocess.Popen[bytes], fs: s3fs.S3FileSystem) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+    """Ports on which nothing listens now, at no address, and that no system gives to outgoing connections: one of those
+    may be taken before it is used.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = _RANDOM.randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            found.add(port)
+    return list(found)
