@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from model import checkpoint
 from pipelines.cluster import own_errors
@@ -89,7 +90,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
 def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
     pool, train = job.recipe.train.resources, job.recipe.train
     with tempfile.TemporaryDirectory() as scratch, own_errors():
-        TorchTrainer(
+        _Trainer(
             train_worker,
             train_loop_config={"job": job, "watch": watch, "attempt": attempt},
             torch_config=TorchConfig(
@@ -112,6 +113,19 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
                 ),
             ),
         ).fit()
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray Train's cleaner, which once a second asks a dashboard whether this run's controller lives, and takes
+    the workers away where the answer is no.
+
+    It asks whichever dashboard it finds: that of another Ray on the machine knows of no such controller. Nor is it
+    needed: should the controller die, so does the driver, and with it what the workers hold.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train swaps in its second version
+        return [one for one in made if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 @contextlib.contextmanager
