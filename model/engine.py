@@ -28,12 +28,14 @@ from model.attention.exchange import Exchange, GroupExchange
 from model.attention.timed import TimedExchange
 from model.clock import StepClock
 from model.lean_layer import make_lean
+from model.llama import empty_llama, fill
 from model.loss import CHUNK
 from model.memory import MemorySettings
 from model.mesh import Mesh
 from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from model.step import MicroBatchLoss
+from model.weights import Weights
 from model.zero_memory import reduce_bucket
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
@@ -117,18 +119,20 @@ class StepMetrics(LossMetrics):
 class TrainingEngine:
     """Trains one Llama over a mesh. Every method is collective: all ranks call it, in the same order.
 
-    model: from `build_llama` or `load_llama`, alike on every rank (rank 0's weights are broadcast); the engine owns it
-    from here on. `step` counts the updates made; `clock` has this rank's seconds by part of the step: forward, backward
-    and update, and of the first two those spent waiting for other ranks' keys (communication).
+    weights: what it starts from. Rank 0 alone reads them, one at a time, and the others have them from it: beside what
+    the engine keeps, the host holds one weight. Raises UserError, on every rank, where they cannot be had.
+
+    `step` counts the updates made; `clock` has this rank's seconds by part of the step: forward, backward and update,
+    and of the first two those spent waiting for other ranks' keys (communication).
     """
 
-    def __init__(self, model: LlamaForCausalLM, mesh: Mesh, settings: EngineSettings, schedule: Schedule) -> None:
+    def __init__(self, weights: Weights, mesh: Mesh, settings: EngineSettings, schedule: Schedule) -> None:
         self.mesh = mesh
         self.settings = settings
         self.schedule = schedule
         self.step = 0
-        make_lean(model, settings.memory)
-        self.deepspeed = _initialize(MicroBatchLoss(model), settings)
+        mesh.agreed(weights.check)
+        self.deepspeed = _initialize(weights, mesh, settings)
         self.clock = StepClock(self.deepspeed.device)
         self._exchange: Exchange | None = None
         if mesh.sp_group is not None:
@@ -273,14 +277,19 @@ def parameter_groups(module: nn.Module, settings: EngineSettings) -> list[dict[s
     ]
 
 
-def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
-    """The DeepSpeed engine around `module`, with torch's AdamW."""
+def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
+    """The DeepSpeed engine around a model of these weights, with torch's AdamW."""
     import deepspeed  # seconds to import: only those who train pay
     import deepspeed.ops
 
     # On CPU it would compile a shared-memory collective at start-up: minutes, and a failure where there is no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
+    model = empty_llama(weights.config, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    make_lean(model, settings.memory)
+    config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
+    _fill(model, weights, mesh, config if settings.zero_stage == 3 else None)
+    module = MicroBatchLoss(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, settings),
         lr=0.0,
@@ -288,14 +297,41 @@ def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
-    n_parameters = sum(p.numel() for p in module.parameters())
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine
+
+
+def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:
+    """Rank 0's weights, and room for them elsewhere, on the training device; DeepSpeed sends them from rank 0 to all.
+
+    sharding: DeepSpeed's settings of ZeRO-3, by which each weight is sent and split before the next is read.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
+
+    def weight(name: str, empty: nn.Parameter) -> Tensor:
+        if mesh.rank == 0:
+            return weights.read(name).to(device, empty.dtype)
+        return torch.empty_like(empty, device=device)
+
+    def shard(module: nn.Module) -> None:
+        if sharding is not None:
+            deepspeed.zero.Init(module=module, config_dict_or_path=sharding)
+
+    fill(model, weight, shard)
+
+
+def _deepspeed_config(settings: EngineSettings, n_parameters: int) -> dict[str, Any]:
     zero = {
         "stage": settings.zero_stage,
         "reduce_bucket_size": reduce_bucket(n_parameters),
         **settings.memory.zero_options(torch.cuda.is_available()),
         **settings.zero_options,
     }
-    config: dict[str, Any] = {
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.grad_accum,
         "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,  # stage 0: `update` clips
@@ -308,6 +344,3 @@ def _initialize(module: nn.Module, settings: EngineSettings) -> Any:
         "communication_data_type": "fp32",
         "steps_per_print": 2**31,
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    return engine

@@ -1,19 +1,24 @@
-"""From a training engine, at any ZeRO stage, to a plain Hugging Face Llama at a URL."""
+"""From a training engine, at any ZeRO stage, to a plain Hugging Face Llama at a URL, one file of weights at a time."""
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from model.engine import TrainingEngine
 from model.folder import Folder
-from model.llama import save_llama
+from model.llama import empty_llama
+from model.stored_weights import CONFIG, INDEX
 
-_LAST = "config.json"
+FILE_BYTES = 2 << 30
+"""Of weights in a file, at most, unless it holds a single one; so much rank 0 has on the host."""
 
 
 def export_hf(
@@ -22,37 +27,53 @@ def export_hf(
     """Write config.json and safetensors below `url`, loadable by any Llama server. Collective; rank 0 writes.
 
     The weights are the optimizer's fp32 masters, cast to `dtype`: by default that of the training precision. Rank 0
-    holds the whole model on the host meanwhile. config.json comes last, so a half-written export cannot be loaded.
+    holds those of a file on the host meanwhile. config.json comes last, so a half-written export cannot be loaded.
     Raises UserError, on every rank, where the disk is full.
     """
     dtype = dtype or (torch.bfloat16 if engine.settings.precision == "bf16" else torch.float32)
-    weights = whole_weights(engine, dtype)
-
-    def write() -> None:
-        if weights is None:
-            return
-        with torch.device("meta"):
-            llama = LlamaForCausalLM._from_config(copy.deepcopy(engine.model.config), dtype=dtype)
-        llama.load_state_dict(weights, assign=True)
-        target = Folder(url, options)
-        target.sweep()
-        target.delete(_LAST)
-        with target.workspace() as workspace:
-            save_llama(llama, workspace)
-            for path in sorted(workspace.iterdir(), key=lambda path: path.name == _LAST):
-                target.put(path, path.name)
-
-    engine.mesh.together(write)
+    llama, target = empty_llama(engine.model.config, dtype=dtype), Folder(url, options)
+    files = split_torch_state_dict_into_shards(
+        llama.state_dict(), filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_BYTES
+    )
+    parameters = dict(engine.model.named_parameters())
+    engine.mesh.agreed(lambda: _clear(target))
+    for file, names in files.filename_to_tensors.items():
+        weights = {}
+        for name in names:
+            weight = master_weight(engine, parameters[name])
+            if engine.mesh.rank == 0:
+                weights[name] = weight.to("cpu", dtype, copy=True)
+        engine.mesh.agreed(lambda file=file, weights=weights: _put_weights(target, file, weights))  # type: ignore[misc]
+    engine.mesh.agreed(lambda: _put_description(target, llama, files))
 
 
-def whole_weights(engine: TrainingEngine, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor] | None:
-    """All weights by their Hugging Face names, on rank 0's host; None on other ranks. Collective, weight by weight."""
+def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
+    """The fp32 master weight of one of the model's parameters, whole, on every rank's device. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
-    for name, parameter in engine.model.named_parameters():
-        whole = safe_get_full_fp32_param(parameter) if engine.settings.zero_stage else parameter.detach()
-        if engine.mesh.rank == 0:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            weights[name] = whole.reshape(shape).to("cpu", dtype, copy=True)
-    return weights if engine.mesh.rank == 0 else None
+    whole = safe_get_full_fp32_param(parameter) if engine.settings.zero_stage else parameter.detach()
+    return whole.reshape(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _clear(target: Folder) -> None:
+    """What makes an export whole, and which files it has, is not to be that of one before."""
+    target.sweep()
+    for name in (CONFIG, INDEX):
+        target.delete(name)
+
+
+def _put_weights(target: Folder, file: str, weights: Mapping[str, Tensor]) -> None:
+    with target.workspace() as workspace:
+        save_file(dict(weights), workspace / file, metadata={"format": "pt"})
+        target.put(workspace / file, file)
+
+
+def _put_description(target: Folder, llama: LlamaForCausalLM, files: StateDictSplit) -> None:
+    with target.workspace() as workspace:
+        llama.config.save_pretrained(workspace)
+        llama.generation_config.save_pretrained(workspace)
+        if files.is_sharded:
+            index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+            (workspace / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for path in sorted(workspace.iterdir(), key=lambda path: path.name == CONFIG):
+            target.put(path, path.name)

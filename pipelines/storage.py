@@ -241,13 +241,18 @@ class Store:
                 digest.update(piece)
         return digest.hexdigest()
 
-    def fetch_folder(self, folder: str = "") -> Path:
-        """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files."""
+    def fetch_folder(self, folder: str = "", *files: str) -> Path:
+        """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files.
+
+        files: names within it; where some are given, no others are fetched, nor is one of them that is not there.
+        """
         if self.is_local:
             return Path(self.path(folder))
         local = CACHE / hashlib.sha256(self.path(folder).encode()).hexdigest()
         start = len(folder) + 1 if folder else 0
         for name in self.names(folder):
+            if files and name[start:] not in files:
+                continue
             target = local / name[start:]
             target.parent.mkdir(parents=True, exist_ok=True)
             link = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -256,11 +261,11 @@ class Store:
         return local
 
 
-def fetch_url_folder(url: str, options: dict[str, Any] | None = None) -> Path:
-    """A local path with the content of the folder at a URL."""
+def fetch_url_folder(url: str, options: dict[str, Any] | None = None, *files: str) -> Path:
+    """A local path with the content of the folder at a URL, or of these files of it alone, as `Store.fetch_folder`."""
     if url.startswith("package://"):
         return Path(filesystem(url, options)[1])
-    return Store(url, options or {}).fetch_folder()
+    return Store(url, options or {}).fetch_folder("", *files)
 
 
 def _remove_if_older(path: Path, age: float) -> bool:

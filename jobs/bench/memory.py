@@ -31,12 +31,12 @@ from jobs.bench.allocations import peak_bytes
 from jobs.bench.machine import machine
 from model.config import llama_config
 from model.engine import EngineSettings, TrainingEngine
-from model.llama import build_llama
 from model.memory import MemorySettings
 from model.memory_plan import plan_memory
 from model.mesh import build_mesh
 from model.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.schedule import Schedule
+from model.weights import RandomWeights
 from tokenization.loader import MicroBatch
 
 WITHIN = 0.15
@@ -174,7 +174,7 @@ def measure(case: Case) -> dict[str, Any]:
 
     def before() -> None:
         mesh = build_mesh(case.sp)
-        engine = TrainingEngine(build_llama(config, seed=0), mesh, case.settings, Schedule(peak=1e-3))
+        engine = TrainingEngine(RandomWeights(config, seed=0), mesh, case.settings, Schedule(peak=1e-3))
         shape = attention_shape(config, case.precision)
         batch = Dispatcher(mesh.sp, mesh.sp_rank, shape, ulysses=case.ulysses)(_micro_batch(case))
         engine.train_step([batch], 1)

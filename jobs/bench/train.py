@@ -45,6 +45,7 @@ from model.llama import build_llama
 from model.mesh import build_mesh
 from model.rank_batch import Dispatcher, attention_shape
 from model.schedule import Schedule
+from model.weights import RandomWeights
 from tokenization.document import PackedSequence
 from tokenization.loader import join_sequences
 
@@ -265,7 +266,7 @@ class _Ours:
     def __init__(self, settings: Settings, sp: int) -> None:
         config = _config(settings)
         self._engine = TrainingEngine(
-            build_llama(config, settings.seed),
+            RandomWeights(config, settings.seed),
             build_mesh(sp),
             settings.engine(),
             Schedule(LEARNING_RATE, warmup_steps=1),  # the first update has a rate of 0

@@ -129,6 +129,11 @@ def committed_steps(root: Folder) -> list[int]:
     return [step for step in steps(root) if COMMIT in root.sizes(step_name(step))]
 
 
+def any_committed(url: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a checkpoint below `url` was ever committed, be it damaged by now."""
+    return bool(committed_steps(Folder(url, options)))
+
+
 def read_manifest(url: str, step: int, options: Mapping[str, Any] | None = None) -> Manifest:
     """The manifest of a committed checkpoint.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import LlamaForCausalLM
 
 from model.config import llama_config
 from model.engine import EngineSettings
-from model.llama import build_llama, join_vision, load_llama
 from model.schedule import Schedule
+from model.stored_weights import CONFIG, StoredWeights, stored_config
+from model.weights import RandomWeights, Weights, join_vision
 from pipelines.recipe import Train, TrainStage
 from pipelines.storage import Store, fetch_url_folder
 from pipelines.train.job import MODEL, TrainJob
@@ -19,14 +18,14 @@ from tokenization.errors import UserError
 from tokenization.loader import accumulation
 
 
-def initial_model(job: TrainJob) -> LlamaForCausalLM:
-    """The model of the stage before, the recipe's checkpoint, or random weights by the seed; alike on every rank.
+def initial_weights(job: TrainJob) -> Weights:
+    """Those of the stage before, of the recipe's checkpoint, or random ones by the seed.
 
     A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. A text model is given
-    the rows of vision ids.
+    the rows of vision ids. Of a checkpoint in an object store only the configuration is fetched here; the rest is by
+    whoever reads a weight.
     """
     recipe, stage = job.recipe, job.stage
-    seed = recipe.seed
     if job.before is None and recipe.model.init is None:
         config = llama_config(
             recipe.model.size,
@@ -37,24 +36,26 @@ def initial_model(job: TrainJob) -> LlamaForCausalLM:
             bos_id=job.vocabulary.bos_id,
             eos_id=job.vocabulary.eos_id,
         )
-        return build_llama(config, seed)
-    if job.before is not None:
-        folder = job.before.fetch_folder(MODEL)
-    else:
-        assert recipe.model.init is not None
-        folder = _fetch_checkpoint(recipe.model.init, recipe.storage.options)
-    model = load_llama(folder, dtype=torch.float32, context=stage.context, rope_theta=stage.rope_theta)
+        return RandomWeights(config, recipe.seed)
+    fetch = _fetcher(job)
+    config = stored_config(fetch(CONFIG), stage.context, stage.rope_theta)
     try:
-        return join_vision(model, job.vocabulary.text_size, job.vocabulary.size, seed)
+        weights = StoredWeights(config, fetch)
+        return join_vision(weights, job.vocabulary.text_size, job.vocabulary.size, recipe.seed)
     except UserError as error:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
 
 
-def _fetch_checkpoint(url: str, options: dict[str, Any]) -> Path:
-    """A local copy of the checkpoint at a URL, or of the model in the train stage's folder there."""
-    if not url.startswith("package://") and Store(url, options).exists(f"{MODEL}/config.json"):
-        return Store(url, options).fetch_folder(MODEL)
-    return fetch_url_folder(url, options)
+def _fetcher(job: TrainJob) -> Callable[..., Path]:
+    """Gives a local folder with the checkpoint to start from, or with some of its files alone, when called."""
+    url, options = job.recipe.model.init, job.recipe.storage.options
+    if job.before is not None:
+        return partial(job.before.fetch_folder, MODEL)
+    assert url is not None
+    if url.startswith("package://"):
+        return partial(fetch_url_folder, url, options)
+    store = Store(url, options)
+    return partial(store.fetch_folder, MODEL if store.exists(f"{MODEL}/{CONFIG}") else "")
 
 
 def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:

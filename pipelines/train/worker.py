@@ -16,11 +16,12 @@ from model import checkpoint
 from model.engine import TrainingEngine
 from model.export import export_hf
 from model.mesh import Mesh, build_mesh
+from model.weights import BlankWeights, Weights
 from pipelines.progress import Meter
 from pipelines.pulse import Pulse
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
-from pipelines.train.initial import engine_settings, initial_model, schedule
+from pipelines.train.initial import engine_settings, initial_weights, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics import checkpoint_figures, lost_to_bad_shards
 from pipelines.train.monitor import Monitor
@@ -47,10 +48,9 @@ class _Rank:
     def __init__(self, job: TrainJob, mesh: Mesh, watch: Any, pulse: Pulse) -> None:
         self.job, self.mesh, self.watch, self.pulse = job, mesh, watch, pulse
         self.label = f"train-{job.stage.name}"
-        self.engine = TrainingEngine(
-            initial_model(job), mesh, engine_settings(job.recipe.train, job.stage, mesh.dp), schedule(job.stage)
-        )
         self.checkpoints = job.store.at(CHECKPOINTS)
+        settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
+        self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
         keep = job.recipe.train.keep_checkpoints
         self.writer = checkpoint.Writer(self.engine, self.checkpoints.path(), keep, self.checkpoints.options)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
@@ -61,6 +61,12 @@ class _Rank:
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
         self.monitor = Monitor(job, self.engine, watch)
+
+    def _weights(self) -> Weights:
+        """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
+        weights, url, options = initial_weights(self.job), self.checkpoints.path(), self.checkpoints.options
+        is_begun = self.mesh.agreed(lambda: checkpoint.any_committed(url, options))
+        return BlankWeights(weights.config) if is_begun else weights
 
     def run(self) -> None:
         """To the end of the stage and its exported model, or until a group of another size is to go on."""

@@ -18,6 +18,7 @@ from model.llama import build_llama
 from model.mesh import Mesh
 from model.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.schedule import Schedule
+from model.weights import RandomWeights
 from tokenization.document import Document
 from tokenization.loader import MicroBatch, join_sequences
 from tokenization.packing import pack
@@ -110,7 +111,9 @@ def tiny_engine(mesh: Mesh, schedule: Schedule | None = None, **settings: object
     """An engine around `tiny_llama`; at ZeRO stage 3 even the smallest weight is split."""
     defaults = {"precision": "fp32", "eps": EPS, "zero_options": {"stage3_param_persistence_threshold": 0}}
     schedule = schedule or Schedule(peak=LEARNING_RATE)
-    return TrainingEngine(tiny_llama(), mesh, EngineSettings(**{**defaults, **settings}), schedule)
+    return TrainingEngine(
+        RandomWeights(tiny_config(), SEED), mesh, EngineSettings(**{**defaults, **settings}), schedule
+    )
 
 
 class PaddedReference:

@@ -12,15 +12,15 @@ import pytest
 import torch
 from attention_groups import run_in_processes
 from play_batch import rank_batches, tiny_config, tiny_engine
+from whole_state import whole_weights
 
 from model import checkpoint
 from model.checkpoint.retain import retain
 from model.engine import EngineSettings, TrainingEngine
-from model.export import whole_weights
 from model.folder import Folder
-from model.llama import build_llama
 from model.mesh import build_mesh
 from model.schedule import Schedule
+from model.weights import RandomWeights
 from tokenization.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def observe(group: Any, url: str) -> dict[str, Any]:
 
     config = tiny_config()
     config.intermediate_size = 48
-    other = TrainingEngine(build_llama(config, 0), mesh, EngineSettings(1, "fp32"), Schedule(0.0))
+    other = TrainingEngine(RandomWeights(config, 0), mesh, EngineSettings(1, "fp32"), Schedule(0.0))
     seen["other_model"] = failure(lambda: checkpoint.load_latest(other, f"{url}/whole"))
     return seen
 

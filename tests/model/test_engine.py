@@ -12,22 +12,25 @@ import pytest
 import torch
 from attention_groups import failure, run_in_processes
 from play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
+from start_memory import N_LAYER, N_PARAMETERS, save_text_model, starts
+from whole_state import whole_weights
 
 from model.engine import EngineSettings, TrainingEngine
-from model.export import whole_weights
 from model.mesh import Mesh, build_mesh
 from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from tokenization.errors import UserError
 
+SMALL = 16 << 20  # bytes of what a start imports and makes beside weights
 WARM_UP = Schedule(peak=1e-2, warmup_steps=2)
 
 
-def observe(group: Any) -> dict[str, Any]:
+def observe(group: Any, text_model: str) -> dict[str, Any]:
     """Everything the tests below look at, in one group of two ranks that share each sequence."""
     mesh = build_mesh(sp=2)
     batch, n_examples = rank_batches(mesh)
     seen: dict[str, Any] = {"mesh": (mesh.dp, mesh.sp, mesh.dp_rank, mesh.sp_rank, mesh.world_size)}
+    seen["starts"] = starts(mesh, text_model)
 
     engine = tiny_engine(mesh, zero_stage=3, schedule=WARM_UP)
     initial = whole_weights(engine)
@@ -110,8 +113,10 @@ def fail_on_rank(rank: int, error: Exception) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict[str, Any]]:
-    return run_in_processes(observe, 2)
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    text_model = tmp_path_factory.mktemp("text")
+    save_text_model(text_model)
+    return run_in_processes(observe, 2, str(text_model))
 
 
 pytestmark = pytest.mark.slow
@@ -132,6 +137,20 @@ def test_every_rank_reports_the_whole_batch(ranks):
     assert first.loss == pytest.approx(first.text_loss + first.vision_loss)
     assert 0 < first.text_nats / first.text_targets < 20
     assert replace(ranks[1]["first"], seconds=0) == replace(first, seconds=0)
+
+
+@pytest.mark.parametrize("start", ["random", "stored"])
+def test_at_zero_3_a_rank_starts_in_the_memory_of_its_shard_and_a_layer(ranks, start):
+    bound = 4 * (N_PARAMETERS // 2 + N_LAYER) + SMALL
+    assert bound < 0.8 * 4 * N_PARAMETERS, "the test could not fail"
+    assert max(seen["starts"][start].grown for seen in ranks) < bound
+    assert [seen["starts"][start].other for seen in ranks] == [[], []]
+
+
+def test_below_zero_3_a_rank_starts_in_the_memory_of_the_weights_that_the_engine_keeps_and_a_layer(ranks):
+    bound = 2 * N_PARAMETERS + 4 * N_LAYER + SMALL
+    assert bound < 0.8 * 4 * N_PARAMETERS, "the test could not fail"
+    assert max(seen["starts"]["replicated"].grown for seen in ranks) < bound
 
 
 def test_the_losses_of_the_sources_sum_to_the_loss(ranks):

@@ -26,9 +26,9 @@ from play_batch import (
     tiny_engine,
     tiny_llama,
 )
+from whole_state import whole_weights
 
 from model.engine import TrainingEngine
-from model.export import whole_weights
 from model.memory import MemorySettings
 from model.mesh import build_mesh
 from model.rank_batch import Dispatcher

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from model.attention.planner import plan_sequence
 from model.config import llama_config, text_vocab_size
-from model.llama import build_llama, inference, join_vision, load_llama, save_llama
+from model.llama import build_llama, inference, load_llama
 from tokenization.errors import UserError
 
 SIZES = {
@@ -68,7 +68,7 @@ def test_packed_documents_equal_each_alone_in_stock_transformers(checkpointing):
 
 def test_a_saved_model_is_a_plain_checkpoint_that_transformers_loads(tmp_path):
     model = build_llama(config(), 3)
-    save_llama(model, tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
     stock, report = LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -80,15 +80,13 @@ def test_a_saved_model_is_a_plain_checkpoint_that_transformers_loads(tmp_path):
     torch.testing.assert_close(model(ids).logits, stock(ids).logits, rtol=0, atol=2e-5)
 
 
-def test_loading_gives_back_the_weights_and_the_next_stages_context_and_theta(tmp_path):
+def test_loading_gives_back_the_weights_and_their_dtype(tmp_path):
     model = build_llama(config(), 3, dtype=torch.bfloat16)
-    save_llama(model, tmp_path / "out")
-    again = load_llama(tmp_path / "out", context=4096, rope_theta=5e7)
+    model.save_pretrained(tmp_path / "out")
+    again = load_llama(tmp_path / "out")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert again.lm_head.weight.dtype == torch.bfloat16
     assert text_vocab_size(again.config) == 64
-    assert again.config.max_position_embeddings == 4096
-    assert again.model.rotary_emb.theta == again.config.rope_parameters["rope_theta"] == 5e7
     assert again.config._attn_implementation == "ring"
     assert load_llama(tmp_path / "out", dtype=torch.float32).lm_head.weight.dtype == torch.float32
 
@@ -102,63 +100,6 @@ def test_bf16_goes_through_the_ring_with_fp32_rotation():
     exact = hidden_of(model.float(), ids, position_ids=positions, plan=plan, group=None)
     assert out.dtype == torch.bfloat16
     assert (out.float() - exact).norm() / exact.norm() < 2e-2
-
-
-def test_vision_rows_join_a_text_model_without_touching_it():
-    text = build_llama(llama_config(SIZES, 64, 64, 1e4), 0)
-    before = {name: weight.clone() for name, weight in text.state_dict().items()}
-    joint = join_vision(text, text_size=64, vocab_size=96, seed=7)
-    assert joint.model.embed_tokens.weight.shape == joint.lm_head.weight.shape == (96, 32)
-    assert (joint.config.vocab_size, text_vocab_size(joint.config)) == (96, 64)
-    for name, weight in joint.state_dict().items():
-        assert torch.equal(weight[: len(before[name])], before[name])
-    assert 0.1 < joint.lm_head.weight[64:].std() < 0.3
-    assert joint.lm_head(torch.zeros(2, 32), torch.tensor([3, 70]), text_size=64).shape == (2,)
-    again = joint.lm_head.weight.clone()
-    assert torch.equal(join_vision(joint, 64, 96, seed=8).lm_head.weight, again), (
-        "what has its vision rows is left alone"
-    )
-
-
-def test_rows_that_pad_a_text_vocabulary_make_room_for_vision():
-    text = build_llama(llama_config(SIZES, 72, 64, 1e4), 0)
-    before = text.lm_head.weight.clone()
-    joint = join_vision(text, text_size=64, vocab_size=96, seed=7)
-    assert joint.lm_head.weight.shape == (96, 32)
-    assert torch.equal(joint.lm_head.weight[:64], before[:64])
-    assert not torch.equal(joint.lm_head.weight[64:72], before[64:])
-    assert text_vocab_size(joint.config) == 64
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "text_size", "said"),
-    [
-        (60, None, "the checkpoint has 60 text ids, the text tokenizer 64"),
-        (96, 48, "the checkpoint has 48 text ids, the text tokenizer 64"),
-        (80, 64, "the checkpoint has 16 vision ids, the recipe 32"),
-    ],
-)
-def test_a_checkpoint_of_another_vocabulary_is_a_users_mistake(vocab_size, text_size, said):
-    config = llama_config(SIZES, vocab_size, 64, 1e4, text_size or vocab_size)
-    if text_size is None:
-        del config.text_vocab_size
-    with pytest.raises(UserError, match=said):
-        join_vision(build_llama(config, 0), text_size=64, vocab_size=96, seed=7)
-
-
-def test_tied_embeddings_are_parted(tmp_path):
-    tied = build_llama(llama_config(SIZES, 64, 64, 1e4), 0)
-    tied.config.tie_word_embeddings = True
-    tied.lm_head.weight = tied.model.embed_tokens.weight
-    save_llama(tied, tmp_path)
-    loaded = load_llama(tmp_path)
-    assert torch.equal(loaded.lm_head.weight, tied.model.embed_tokens.weight)
-    assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
-    joint = join_vision(loaded, 64, 96, seed=7)
-    assert torch.equal(joint.lm_head.weight[:64], tied.model.embed_tokens.weight[:64])
-    assert not torch.equal(joint.lm_head.weight[64:], joint.model.embed_tokens.weight[64:])
-    save_llama(joint, tmp_path / "joint")
-    assert torch.equal(load_llama(tmp_path / "joint").lm_head.weight, joint.lm_head.weight)
 
 
 def test_a_mistral_is_a_llama_by_another_name(tmp_path):

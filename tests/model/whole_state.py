@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 
 from model.engine import TrainingEngine
-from model.export import whole_weights
+from model.export import master_weight
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_weights(engine: TrainingEngine) -> dict[str, torch.Tensor] | None:
+    """All fp32 weights by name, on rank 0; None on other ranks."""
+    weights = {name: master_weight(engine, weight).clone() for name, weight in engine.model.named_parameters()}
+    return weights if engine.mesh.rank == 0 else None
 
 
 def whole_state(engine: TrainingEngine) -> dict[str, torch.Tensor]:

@@ -11,12 +11,12 @@ from tiny_run import VOCABULARY, tiny_recipe
 
 from model.attention.hardware import AttentionShape
 from model.config import llama_config
-from model.llama import build_llama, save_llama
+from model.llama import build_llama, whole_llama
 from model.mesh import Mesh
 from pipelines.recipe import Attention, Hardware
 from pipelines.storage import Store
 from pipelines.train.data import describe, stage_dispatcher
-from pipelines.train.initial import initial_model
+from pipelines.train.initial import initial_weights
 from pipelines.train.job import TrainJob
 from tokenization.errors import UserError
 from tokenization.loader import MicroBatch
@@ -67,14 +67,15 @@ def test_the_first_plan_is_one_line(tmp_path) -> None:
 
 def test_a_run_starts_from_a_hugging_face_folder_or_from_a_stage_of_another_run(tmp_path) -> None:
     text = build_llama(llama_config(SIZES, VOCABULARY.text_size, 64, 1e4), seed=5)
-    save_llama(text, tmp_path / "plain")
-    save_llama(text, tmp_path / "stage" / "model")
+    text.save_pretrained(tmp_path / "plain")
+    text.save_pretrained(tmp_path / "stage" / "model")
     (tmp_path / "stage" / "manifest.json").write_text("{}")
     models = []
     for folder in ("plain", "stage"):
         job = job_of(tmp_path)
         model = job.recipe.model.model_copy(update={"init": str(tmp_path / folder)})
-        models.append(initial_model(dataclasses.replace(job, recipe=job.recipe.model_copy(update={"model": model}))))
+        job = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"model": model}))
+        models.append(whole_llama(initial_weights(job)))
     for model in models:
         assert model.config.vocab_size == VOCABULARY.size
         assert torch.equal(model.lm_head.weight[: VOCABULARY.text_size], text.lm_head.weight)

@@ -16,7 +16,7 @@ import numpy as np
 
 from model.config import llama_config
 from model.engine import StepMetrics
-from model.llama import build_llama, save_llama
+from model.llama import build_llama
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, list_sources, write_objects
 from pipelines.storage import Store
@@ -100,7 +100,7 @@ def make_run(folder: Path) -> tuple[Recipe, dict[str, tuple[Store, dict[str, Any
         packed, trained = root.at(f"pack-{stage.name}"), root.at(f"train-{stage.name}")
         inputs[packed_name := f"pack-{stage.name}"] = (packed, _pack(packed, stage, documents))
         config = llama_config(LLAMA, VOCABULARY.size, stage.context, stage.rope_theta, text_size=32000)
-        save_llama(build_llama(config, seed=number), trained.path("model"))
+        build_llama(config, seed=number).save_pretrained(trained.path("model"))
         figures = _metrics(trained, stage.steps, stage.batch_tokens, vision=stage.name == "video")
         inputs[f"train-{stage.name}"] = (trained, {"outputs": {"model": "model"}, "figures": figures})
         assert packed_name in inputs

@@ -1,0 +1,114 @@
+"""The weights in a Hugging Face checkpoint's safetensors, read one at a time from files that are mapped, not loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, LlamaConfig
+
+from model.weights import EMBEDDINGS, HEAD, weight_shapes
+from tokenization.errors import UserError
+
+CONFIG = "config.json"
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class StoredWeights:
+    """Those of the checkpoint in a folder, as stored; tied tables are parted.
+
+    config: of `stored_config`. folder: gives the local folder; asked once, and only by those who read.
+    """
+
+    def __init__(self, config: LlamaConfig, folder: Callable[[], Path]) -> None:
+        self.config = copy.deepcopy(config)
+        self.config.tie_word_embeddings = False
+        self._tied = bool(config.tie_word_embeddings)
+        self._fetch = folder
+
+    def check(self) -> None:
+        """Raises UserError where a weight is missing or has another shape than config.json says."""
+        for name, shape in weight_shapes(self.config).items():
+            with self._open(name) as tensors:
+                found = tuple(tensors.get_slice(self._stored(name)).get_shape())
+            if found != tuple(shape):
+                raise UserError(
+                    f"{self._files[self._stored(name)]}: {name} is {_in_words(found)}, but {_in_words(tuple(shape))} "
+                    f"by {CONFIG}; name the folder of a whole checkpoint"
+                )
+
+    def read(self, name: str) -> Tensor:
+        """See `Weights`."""
+        with self._open(name) as tensors:
+            mapped: Tensor = tensors.get_tensor(self._stored(name))
+        return mapped.clone()
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDINGS if self._tied and name == HEAD else name
+
+    def _open(self, name: str) -> safe_open:
+        if (path := self._files.get(self._stored(name))) is None:
+            raise UserError(f"{self._folder}: {name} is in no file; name the folder of a whole checkpoint")
+        return _opened(path)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return self._fetch()
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The file of each tensor stored."""
+        folder = self._folder
+        if (folder / INDEX).is_file():
+            index = json.loads((folder / INDEX).read_text())
+            return {name: folder / file for name, file in index["weight_map"].items()}
+        with _opened(folder / ONE_FILE) as tensors:
+            return dict.fromkeys(tensors.keys(), folder / ONE_FILE)
+
+
+def stored_config(folder: str | Path, context: int | None = None, rope_theta: float | None = None) -> LlamaConfig:
+    """What the checkpoint in a local folder says of its model.
+
+    A Mistral without a sliding window is a Llama by another name. context, rope_theta: a training stage's own, which
+    raise those of the stage before and take the place of any scaling of positions. Raises UserError where there is no
+    such folder or it holds another architecture.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no {CONFIG} there; name the folder of a Hugging Face Llama checkpoint")
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type == "mistral":
+        if config.sliding_window is not None:
+            raise UserError(
+                f"{path}: sliding_window {config.sliding_window} is not what a Llama does; name a "
+                f"checkpoint that attends to all of its context"
+            )
+        values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "sliding_window")}
+        config = LlamaConfig(**values)
+    if config.model_type != "llama":
+        raise UserError(f"{path}: model_type {config.model_type!r} is not 'llama'; name a Llama checkpoint")
+    config.architectures = ["LlamaForCausalLM"]
+    if context is not None:
+        config.max_position_embeddings = context
+    if rope_theta is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": float(rope_theta)}
+    return config
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "pt")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name the folder of a Llama checkpoint in safetensors") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: no safetensors file ({error}); fetch the checkpoint again") from None
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
