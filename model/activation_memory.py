@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from model.attention.plan import SequencePlan
 from model.attention.runs import RankPlan
 from model.config import text_vocab_size
-from model.memory import MemorySettings
+from model.engine import EngineSettings
 
 FP32 = 4
 
@@ -40,19 +40,22 @@ class ActivationBytes:
 
 
 def activation_bytes(
-    config: LlamaConfig, itemsize: int, plan: SequencePlan, memory: MemorySettings, loss_chunk: int, on_cuda: bool
+    config: LlamaConfig, itemsize: int, plan: SequencePlan, settings: EngineSettings, on_cuda: bool
 ) -> ActivationBytes:
     """See `ActivationBytes`. itemsize: of activations, 4 or 2. plan: of what one forward pass takes."""
+    memory, fused = settings.memory, settings.kernels != "torch"
     tokens = plan.tokens_per_rank
     head = config.head_dim or config.hidden_size // config.num_attention_heads
     kv_heads = config.num_key_value_heads or config.num_attention_heads
     hidden, q, kv = config.hidden_size, config.num_attention_heads * head, kv_heads * head
     row = hidden * itemsize
-    norm = 2 * row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, the result, fp32 rows before
+    norm = row  # the result
+    if not fused:
+        norm += row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, fp32 rows before
     result = q * itemsize + config.num_attention_heads * FP32
     attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
     wide = config.intermediate_size * itemsize
-    mlp = 0 if memory.mlp_tile else 4 * wide
+    mlp = 0 if memory.mlp_tile else (3 if fused else 4) * wide
     first, second = row + norm + attention, row + norm + mlp  # the layer's halves
     # What is kept of a layer; what its backward makes again before the MLP's; what of both is left for the attention's.
     kept, again, left = {
@@ -78,7 +81,7 @@ def activation_bytes(
     text = text_vocab_size(config)
     widest = max(text, config.vocab_size - text)
     head_gradient = config.vocab_size * hidden * _exact(itemsize)
-    chunk = min(loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
+    chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
         kept_host=kept * tokens if offloaded else 0,

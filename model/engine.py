@@ -27,6 +27,8 @@ from transformers import LlamaForCausalLM
 from model.attention.exchange import Exchange, GroupExchange
 from model.attention.timed import TimedExchange
 from model.clock import StepClock
+from model.kernels.chosen import Kernels
+from model.kernels.layers import fuse
 from model.lean_layer import make_lean
 from model.llama import empty_llama, fill
 from model.loss import CHUNK
@@ -62,6 +64,8 @@ class EngineSettings:
     """Targets whose logits exist at once."""
     memory: MemorySettings = field(default_factory=MemorySettings)
     """What is computed again, tiled or kept on the host; it changes no gradient."""
+    kernels: Kernels = "torch"
+    """What runs a layer's norms, rotary embedding and SwiGLU; it changes rounding alone."""
     zero_options: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of DeepSpeed's `zero_optimization` section, e.g. bucket sizes."""
 
@@ -287,6 +291,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
     model = empty_llama(weights.config, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     make_lean(model, settings.memory)
+    fuse(model, settings.kernels)
     config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
     _fill(model, weights, mesh, config if settings.zero_stage == 3 else None)
     module = MicroBatchLoss(model)

@@ -39,7 +39,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """The peak of one rank's step over `world` ranks. plan: of the tokens of one forward pass, by its sp ranks."""
     itemsize = 2 if settings.precision == "bf16" else 4
-    acts = activation_bytes(config, itemsize, plan, settings.memory, settings.loss_chunk, on_cuda)
+    acts = activation_bytes(config, itemsize, plan, settings, on_cuda)
     n_parameters, n_layer, n_attention = parameter_counts(config)
     layers = config.num_hidden_layers
     # Of a layer's gathered weights autograd holds those whose products it will not compute again.

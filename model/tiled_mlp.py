@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from model.kernels.chosen import SwiGLU
+
 _only_saving: ContextVar[bool] = ContextVar("only_saving", default=False)
 
 
@@ -36,35 +38,55 @@ class TiledLlamaMLP(LlamaMLP):
     """A Llama's MLP that works in tiles of `tile` tokens. ZeRO-3 has to gather it whole: see `model.lean_layer`."""
 
     tile: int
+    swiglu: SwiGLU
 
     @classmethod
     def adopt(cls, mlp: LlamaMLP, tile: int) -> None:
         """Make `mlp` one, with its weights and their names as they are. Raises ValueError unless it is SwiGLU's."""
-        if mlp.config.hidden_act != "silu" or mlp.config.mlp_bias:
-            raise ValueError(
-                f"mlp_tile is for an MLP of silu without biases, not {mlp.config.hidden_act} with "
-                f"mlp_bias {mlp.config.mlp_bias}; drop mlp_tile"
-            )
+        check_swiglu(mlp, "mlp_tile is", "drop mlp_tile")
         mlp.__class__ = cls
-        cast(TiledLlamaMLP, mlp).tile = tile
+        tiled = cast(TiledLlamaMLP, mlp)
+        tiled.tile, tiled.swiglu = tile, _TORCH
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states [..., D] in, [..., D] out."""
         weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-        out: Tensor = _TiledMLP.apply(x.flatten(0, -2), *weights, self.tile)
+        out: Tensor = _TiledMLP.apply(x.flatten(0, -2), *weights, self.tile, self.swiglu)
         return out.view(x.shape)
+
+
+def check_swiglu(mlp: LlamaMLP, what_is: str, remedy: str) -> None:
+    """Raise ValueError unless it is an MLP of silu without biases."""
+    if mlp.config.hidden_act != "silu" or mlp.config.mlp_bias:
+        raise ValueError(
+            f"{what_is} for an MLP of silu without biases, not {mlp.config.hidden_act} with "
+            f"mlp_bias {mlp.config.mlp_bias}; {remedy}"
+        )
+
+
+def _forward(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
+
+
+def _backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    active = F.silu(gate)
+    product = active * up
+    return product, torch.ops.aten.silu_backward(up.mul_(grad), gate), active.mul_(grad)
+
+
+_TORCH = SwiGLU(_forward, _backward)
 
 
 class _TiledMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, tile: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, tile: int, swiglu: SwiGLU) -> Tensor:
         ctx.save_for_backward(x, gate, up, down)
-        ctx.tile = tile
+        ctx.tile, ctx.swiglu = tile, swiglu
         if _only_saving.get():
             return x.new_zeros(()).expand_as(x)
         out = torch.empty_like(x)
         for rows, result in zip(x.split(tile), out.split(tile)):
-            torch.mm(F.silu(F.linear(rows, gate)).mul_(F.linear(rows, up)), down.t(), out=result)
+            torch.mm(swiglu.forward(F.linear(rows, gate), F.linear(rows, up)), down.t(), out=result)
         return out
 
     @staticmethod
@@ -75,17 +97,13 @@ class _TiledMLP(torch.autograd.Function):
         exact = torch.promote_types(x.dtype, torch.float32)
         d_gate, d_up, d_down = (torch.zeros_like(weight, dtype=exact) for weight in (gate, up, down))
         for rows, grad, result in zip(x.split(ctx.tile), grad_out.split(ctx.tile), grad_x.split(ctx.tile)):
-            gated, upped = F.linear(rows, gate), F.linear(rows, up)
-            active = F.silu(gated)
-            _add_product_(d_down, grad, active * upped)
-            grad_inner = grad @ down
-            grad_gated = torch.ops.aten.silu_backward(upped.mul_(grad_inner), gated)
-            grad_upped = active.mul_(grad_inner)
+            inner, grad_gated, grad_upped = ctx.swiglu.backward(grad @ down, F.linear(rows, gate), F.linear(rows, up))
+            _add_product_(d_down, grad, inner)
             torch.mm(grad_gated, gate, out=result)
             result.addmm_(grad_upped, up)
             _add_product_(d_gate, grad_gated, rows)
             _add_product_(d_up, grad_upped, rows)
-        return grad_x, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None
+        return grad_x, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None, None
 
 
 def _add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:

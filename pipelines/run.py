@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.capacity import needed_at_once
 from pipelines.cluster import ray_instance
 from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
+from pipelines.kernels import check_kernels
 from pipelines.lease import STALE_SECONDS, lease
 from pipelines.profiled_steps import ProfiledSteps
 from pipelines.recipe import Recipe
@@ -39,6 +40,7 @@ def run_recipe(recipe: Recipe, address: str | None = None, profile: ProfiledStep
     reason raises what it raised.
     """
     check_wandb(recipe)
+    check_kernels(recipe)
     with lease(root_store(recipe)) as root:
         _sweep(root)
         stages = plan(build_stages(recipe), root)

@@ -174,8 +174,9 @@ def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
 
 
 WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", "clip_norm", "bad_steps"}
-"""Keys of `train` that a model depends on. The gradient is the same on any mesh, at any ZeRO stage and by any saving of
-memory, and a checkpoint fits them all: a run goes on when they change, and no stage is trained again."""
+"""Keys of `train` that a model depends on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
+memory and by any kernels, and a checkpoint fits them all: a run goes on when they change, and no stage is trained
+again."""
 HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "memory", "tokens"}
 """Keys of a stage that its model does not depend on; `tokens` is another way to say `steps`."""
 

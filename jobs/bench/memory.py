@@ -31,6 +31,7 @@ from jobs.bench.allocations import peak_bytes
 from jobs.bench.machine import machine
 from model.config import llama_config
 from model.engine import EngineSettings, TrainingEngine
+from model.kernels.chosen import Kernels
 from model.memory import MemorySettings
 from model.memory_plan import plan_memory
 from model.mesh import build_mesh
@@ -55,6 +56,7 @@ class Case:
     zero: int = 2
     precision: str = "fp32"
     memory: Mapping[str, Any] = field(default_factory=lambda: {"activations": "all-but-attention", "mlp_tile": 512})
+    kernels: Kernels = "torch"
     document: int = DOCUMENT
     ulysses: int | None = None
 
@@ -66,6 +68,7 @@ class Case:
             precision=self.precision,  # type: ignore[arg-type]
             loss_chunk=256,
             memory=MemorySettings(**self.memory),
+            kernels=self.kernels,
         )
 
     @property
@@ -73,7 +76,8 @@ class Case:
         """Everything but the context, in a line."""
         memory = ", ".join(f"{key} {value}" for key, value in self.memory.items()) or "keep"
         documents = ", one document" if self.document >= self.context else ""
-        return f"sp {self.sp}, ZeRO {self.zero}, {self.precision}, {memory}{documents}"
+        kernels = "" if self.kernels == "torch" else f", kernels {self.kernels}"
+        return f"sp {self.sp}, ZeRO {self.zero}, {self.precision}, {memory}{documents}{kernels}"
 
 
 def cases(context: int, ranks: Sequence[int]) -> list[Case]:
@@ -90,6 +94,10 @@ def cases(context: int, ranks: Sequence[int]) -> list[Case]:
         Case(context, sp=2, zero=2, memory=tiled, document=context),
         Case(context, sp=2, zero=3, memory={"activations": "all-but-attention"}, ulysses=1),
         Case(context, sp=2, zero=2, precision="bf16", memory={}),
+        Case(context, zero=1, memory={}, kernels="compile"),
+        Case(context, zero=2, precision="bf16", memory={"activations": "mlp"}, kernels="compile"),
+        Case(context, zero=2, precision="bf16", memory={"activations": "full"}, kernels="compile"),
+        Case(context, sp=2, zero=3, memory=tiled, kernels="compile"),
     ]
     return [case for case in varied if case.sp in ranks]
 

@@ -156,6 +156,11 @@ def _backward_cpu(
 # --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---
 
 
+def kernel_name(device: torch.device) -> str:
+    """What computes attention on a device, for the log."""
+    return f"FlashAttention-{cuda_kernel()[2:]}" if device.type == "cuda" else "torch's flash attention for CPUs"
+
+
 @functools.cache
 def cuda_kernel() -> str:
     """The FlashAttention under torch's operators: "FA3" where its package is installed and the GPU is Hopper's.

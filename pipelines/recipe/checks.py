@@ -20,6 +20,11 @@ def check_recipe(recipe: Recipe) -> None:
     names = [stage.name for stage in recipe.train.stages]
     if len(set(names)) < len(names):
         raise ValueError("train.stages: two stages have one name; give each its own")
+    if recipe.train.kernels == "liger" and not recipe.train.resources.gpus:
+        raise ValueError(
+            "train.kernels liger needs a GPU a worker and train.resources asks for none; set train.resources.gpus: 1, "
+            "or train.kernels: compile"
+        )
     for index, stage in enumerate(recipe.train.stages):
         _check_stage(recipe, f"train.stages.{index}", stage)
     _check_evaluation(recipe, recipe.train.stages[-1].context)

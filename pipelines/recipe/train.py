@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from model.attention import hardware
 from model.attention.plan import Route
 from model.attention.planner import LAYOUTS
+from model.kernels.chosen import Kernels
 from model.memory import Activations, MemorySettings
 from pipelines.recipe.base import Config, Name, Positive, Resources
 
@@ -204,6 +205,10 @@ class Train(Config):
     loss_chunk: Positive = 1024
     """Tokens whose logits exist at once."""
     memory: Memory = Memory()
+    kernels: Kernels = "torch"
+    """What runs a layer's norms, rotary embedding and SwiGLU; it changes rounding alone. torch: a kernel for each
+    operation. compile: each part fused by torch.compile, on CPU or GPU. liger: Liger Kernel's, on a GPU, by the
+    optional package `ringworld[liger]`."""
     bad_steps: BadSteps = BadSteps()
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2

@@ -71,6 +71,7 @@ def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:
         decay=train.decay,
         loss_chunk=train.loss_chunk,
         memory=train.memory_of(stage).settings(),
+        kernels=train.kernels,
     )
 
 

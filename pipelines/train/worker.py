@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from model import checkpoint
+from model.attention.kernels import kernel_name
 from model.engine import TrainingEngine
 from model.export import export_hf
 from model.mesh import Mesh, build_mesh
@@ -61,6 +62,9 @@ class _Rank:
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
         self.monitor = Monitor(job, self.engine, watch)
+        if mesh.rank == 0:
+            attention, kernels = kernel_name(self.engine.deepspeed.device), job.recipe.train.kernels
+            log.info("%s: attention by %s; norms, rotary embedding and SwiGLU by %s", self.label, attention, kernels)
 
     def _weights(self) -> Weights:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""

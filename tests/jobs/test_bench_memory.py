@@ -27,7 +27,7 @@ def test_the_peak_is_straight_in_the_tokens_of_a_rank_and_within_what_is_predict
         r2 = _line(rows[:3])["r2"]
         if max(map(abs, off.values())) < WITHIN and r2 > 0.995:
             break
-    assert len(rows) == 3 + 6
+    assert len(rows) == 3 + 7
     assert max(map(abs, off.values())) < WITHIN, off
     assert r2 > 0.995
     assert [row["tokens"] for row in rows[:3]] == [2048, 4096, 8192]

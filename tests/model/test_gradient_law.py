@@ -50,6 +50,7 @@ class Case(NamedTuple):
     grad_accum: int
     objective: str = "vision-text"
     memory: MemorySettings = MemorySettings()
+    kernels: str = "torch"
 
 
 CASES = [
@@ -82,6 +83,7 @@ def train(group: Any, sp: int, cases: Sequence[Case] = CASES) -> dict[Case, tupl
             zero_stage=case.zero_stage,
             grad_accum=case.grad_accum,
             memory=case.memory,
+            kernels=case.kernels,
         )
         weights, metrics = [], []
         for step in range(STEPS):

@@ -1,7 +1,8 @@
-"""The law holds whatever is computed again, tiled or kept on the host: those choices change no gradient and no weight.
+"""The law holds whatever is computed again, tiled, kept on the host or fused: no gradient and no weight changes.
 
-Each way to keep less at each ZeRO stage, alone and with all else that saves memory, on 1, 2 and 4 real gloo processes
-against `PaddedReference`; and with keys in a ring whose ranks are Ulysses pairs.
+Each way to keep less at each ZeRO stage, alone and with all else that saves memory, by torch's own kernels and by
+compiled ones, on 1, 2 and 4 real gloo processes against `PaddedReference`; and with keys in a ring whose ranks are
+Ulysses pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CASES = {
         Case(1, 1, memory=MemorySettings("mlp", mlp_tile=50)),
         Case(2, 2, memory=MemorySettings("full", mlp_tile=50, offload_optimizer=True)),
         Case(3, 2, memory=EVERYTHING),
+        Case(2, 1, memory=MemorySettings("all-but-attention"), kernels="compile"),
     ],
     (1, 2): [
         Case(1, 1, memory=MemorySettings("mlp")),
@@ -29,8 +31,16 @@ CASES = {
         Case(2, 1, memory=MemorySettings("all-but-attention", True, 50, offload_optimizer=True)),
         Case(3, 1, memory=MemorySettings("mlp", offload_optimizer=True, offload_parameters=True)),
         Case(3, 2, memory=EVERYTHING),
+        Case(1, 1, kernels="compile"),
+        Case(2, 2, memory=MemorySettings("mlp"), kernels="compile"),
+        Case(3, 1, memory=MemorySettings("full"), kernels="compile"),
+        Case(3, 2, memory=EVERYTHING, kernels="compile"),
     ],
-    (2, 2): [Case(2, 1, memory=MemorySettings("all-but-attention", True, 50, True)), Case(3, 1, memory=EVERYTHING)],
+    (2, 2): [
+        Case(2, 1, memory=MemorySettings("all-but-attention", True, 50, True)),
+        Case(3, 1, memory=EVERYTHING),
+        Case(3, 1, memory=MemorySettings("keep", mlp_tile=50), kernels="compile"),
+    ],
 }
 SHARINGS = [Sharing("zigzag", 2, "direct"), Sharing("shared-0.5%", 2, "relay"), Sharing("contiguous", 1, "relay")]
 
@@ -50,11 +60,14 @@ def test_training_that_saves_memory_equals_padded_training(dp, sp, reference):
 @pytest.mark.slow
 def test_training_that_saves_memory_equals_padded_training_over_ulysses_and_ring(reference):
     expected, _, _ = reference["vision-text"]
-    for gradients in run_in_processes(share_lean, 4):
-        assert len(gradients) == len(SHARINGS)
-        for sharing, gradient in gradients.items():
-            assert relative_difference(gradient, expected) < TOLERANCE, sharing
+    for by_kernels in run_in_processes(share_lean, 4):
+        assert {kernels: len(gradients) for kernels, gradients in by_kernels.items()} == {"torch": 3, "compile": 1}
+        for kernels, gradients in by_kernels.items():
+            for sharing, gradient in gradients.items():
+                assert relative_difference(gradient, expected) < TOLERANCE, (kernels, sharing)
 
 
-def share_lean(group: object) -> dict:
-    return share(group, 4, SHARINGS, zero_stage=3, grad_accum=N_SEQUENCES, memory=EVERYTHING)
+def share_lean(group: object) -> dict[str, dict]:
+    lean = {"zero_stage": 3, "grad_accum": N_SEQUENCES, "memory": EVERYTHING}
+    some = {"torch": SHARINGS, "compile": SHARINGS[:1]}
+    return {kernels: share(group, 4, sharings, kernels=kernels, **lean) for kernels, sharings in some.items()}

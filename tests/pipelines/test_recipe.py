@@ -68,6 +68,8 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("train.memory.offload_activations=true", ["train.memory", "choose all-but-attention or full"]),
         ("train.memory.offload_parameters=true", ["train.memory.offload_parameters needs ZeRO stage 3", "zero: 3"]),
         ("train.stages.1.memory={offload_parameters: true}", ["train.stages.1.memory.offload_parameters needs"]),
+        ("train.kernels=fused", ["train.kernels", "'torch', 'compile' or 'liger'"]),
+        ("train.kernels=liger", ["train.kernels liger needs a GPU a worker", "set train.resources.gpus: 1"]),
     ],
 )
 def test_a_mistake_is_one_sentence_naming_file_key_and_remedy(override: str, said: list[str]) -> None:
@@ -136,7 +138,7 @@ def test_every_key_of_training_is_known_to_shape_the_model_or_not_to() -> None:
     how_it_runs = {
         *("workers", "min_workers", "resources", "zero", "loss_chunk", "memory", "hardware", "attention", "stages"),
         *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
-        *("tensorboard", "wandb"),
+        *("kernels", "tensorboard", "wandb"),
     }
     assert set(Train.model_fields) == WHAT_TRAINING_COMPUTES | how_it_runs
     assert not WHAT_TRAINING_COMPUTES & how_it_runs
@@ -155,7 +157,7 @@ def test_another_mesh_carries_on_and_another_learning_rate_begins_anew() -> None
 
     before = names()
     other_mesh = ["train.workers=4", "train.min_workers=1", "train.zero=3", "train.stages.0.sp=1"]
-    assert names(*other_mesh, "train.memory.activations=full") == before
+    assert names(*other_mesh, "train.memory.activations=full", "train.kernels=compile") == before
     after = names("train.stages.1.lr=1e-3")
     assert after["train-text-256"] == before["train-text-256"]
     assert after["train-text-512"] != before["train-text-512"]

@@ -1,0 +1,35 @@
+"""Kernels that cannot be had here are told before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import USER_MISTAKE, main
+from model.kernels import chosen
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.kernels=compile"], "train.kernels compile: torch.compile finds no C++ compiler; install g++ here and"),
+        (
+            ["train.kernels=liger", "train.resources.gpus=1"],
+            "train.kernels liger: the package liger-kernel is not installed; pip install 'ringworld[liger]' here",
+        ),
+    ],
+)
+def test_kernels_that_cannot_be_had_are_told_before_anything_runs(
+    overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chosen, "_is_installed", lambda package: False)
+    monkeypatch.setattr(chosen, "_has_compiler", lambda: False)
+    root = tmp_path / "run"
+    settings = [f"storage.root={root}", *overrides]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["run", str(QUICKSTART), *words]) == USER_MISTAKE
+    assert said in capsys.readouterr().err
+    assert not root.exists()
