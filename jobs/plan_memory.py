@@ -1,4 +1,4 @@
-"""`ringworld plan --memory RECIPE`: what each train stage takes of a device, by part, and which settings fit it."""
+"""`ringworld plan --memory RECIPE`: what each train stage takes of a device and of the host, and which settings fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
+    from model.memory_plan import MemoryPlan
     from pipelines.memory import StageMemory
     from pipelines.recipe import Recipe
 
@@ -28,13 +29,21 @@ def print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> Non
             f"most at: {stage.memory.moment}{verdict}"
         )
         _print_parts(stage.memory.device, "")
-        _print_parts(stage.memory.host, " of host memory")
+        print(f"  {_on_host(stage, stage.memory)}, most at: {stage.memory.host_moment}")
+        for moment, parts in stage.memory.on_host.items():
+            _print_parts(parts, f" of host memory, at: {moment}")
         if stage.advice is not None:
             changes, memory = stage.advice
-            host = f" and {_gib(sum(memory.host.values()))} of host memory a worker" if memory.host else ""
-            print(f"  cheapest that fits: {json.dumps(changes)}, {_gib(memory.peak)} a device{host}")
+            taken = f"{_gib(memory.peak)} a device and {_on_host(stage, memory)}"
+            print(f"  cheapest that fits: {json.dumps(changes)}, {taken}")
         elif stage.fits is False:
             print("  no settings fit: take more workers, a larger device or a shorter context")
+
+
+def _on_host(stage: StageMemory, memory: MemoryPlan) -> str:
+    """Of each worker, with the device's where that is the host's own."""
+    device = "" if stage.on_gpu else ", the device's with it"
+    return f"{_gib(stage.host_bytes(memory))} of its node's memory a worker{device}"
 
 
 def _print_parts(parts: Mapping[str, int], where: str) -> None:
@@ -55,10 +64,13 @@ def _row(stage: StageMemory) -> dict[str, Any]:
         "moment": stage.memory.moment,
         "device": dict(stage.memory.device),
         "moments": dict(stage.memory.moments),
-        "host": dict(stage.memory.host),
+        "host_peak": stage.host_bytes(stage.memory),
+        "host_moment": stage.memory.host_moment,
+        "host": stage.memory.on_host,
         "fits": stage.fits,
     }
     if stage.advice is not None:
         changes, memory = stage.advice
-        row["advice"] = {"settings": changes, "peak": memory.peak, "host": dict(memory.host)}
+        host = {"host_peak": stage.host_bytes(memory), "host": memory.on_host}
+        row["advice"] = {"settings": changes, "peak": memory.peak, **host}
     return row

@@ -3,7 +3,7 @@
 In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: what is held at
 the moment when most is, in bytes on the device, and what waits on the host. The moments looked at are the loss, the
 last layer's backward (all activations are still there), the first reduction of gradients, the first layer's backward
-(all gradients are there), and the update.
+(all gradients are there), and the update; on the host, those of `model.host_memory`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,35 @@ from transformers import LlamaConfig
 from model.activation_memory import ActivationBytes, activation_bytes
 from model.attention.plan import SequencePlan
 from model.engine import EngineSettings
+from model.host_memory import host_moments
 from model.zero_memory import ZeroBytes, zero_bytes
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """device: bytes by part at the peak; moment: when that is; moments: the total at each; host: bytes by part."""
+    """device: bytes by part at the peak; moment: when that is; moments: the total at each. on_host: bytes by part at
+    each moment that `model.host_memory` knows.
+    """
 
     device: Mapping[str, int]
     moment: str
     moments: Mapping[str, int]
-    host: Mapping[str, int]
+    on_host: Mapping[str, Mapping[str, int]]
 
     @property
     def peak(self) -> int:
         """Bytes on the device at the peak."""
         return sum(self.device.values())
+
+    @property
+    def host_moment(self) -> str:
+        """When the host holds most."""
+        return max(self.on_host, key=lambda moment: sum(self.on_host[moment].values()))
+
+    @property
+    def host_peak(self) -> int:
+        """Bytes on the host then."""
+        return sum(self.on_host[self.host_moment].values())
 
 
 def plan_memory(
@@ -41,27 +54,24 @@ def plan_memory(
     itemsize = 2 if settings.precision == "bf16" else 4
     acts = activation_bytes(config, itemsize, plan, settings, on_cuda)
     n_parameters, n_layer, n_attention = parameter_counts(config)
+    largest = max(config.vocab_size, config.intermediate_size) * config.hidden_size
     layers = config.num_hidden_layers
     # Of a layer's gathered weights autograd holds those whose products it will not compute again.
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
     zero = zero_bytes(n_parameters, n_layer, settings.zero_stage, itemsize, world, settings.grad_accum, kept_share)
-    host: dict[str, int] = {}
     weights, masters = zero.weights, zero.masters
     gradients, update = zero.gradients, zero.update
     if settings.memory.offload_optimizer:
-        host |= {"masters and moments": masters, "gradients": 4 * -(-n_parameters // world)}
         masters, update, gradients = 0, 0, gradients - 4 * -(-n_parameters // world)
     if settings.memory.offload_parameters:
-        host["weights"] = weights
         weights = 0
-    if acts.kept_host:
-        host["activations"] = acts.kept_host * layers
     fixed = {"weights": weights, "masters and moments": masters, "batch": acts.batch}
     moments = _moments(acts, zero, fixed, max(0, gradients), update, layers)
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(totals, key=lambda name: totals[name])
-    return MemoryPlan(moments[moment], moment, totals, host)
+    on_host = host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
+    return MemoryPlan(moments[moment], moment, totals, on_host)
 
 
 def _moments(

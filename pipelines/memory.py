@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -40,14 +40,19 @@ class StageMemory:
     """A stage's memory on each of `workers`.
 
     fits: None where no device was named. advice: changed settings that fit, by recipe key, and what they take; None
-    where all is well or nothing fits.
+    where all is well or nothing fits. on_gpu: whether the device has memory of its own.
     """
 
     name: str
     workers: int
     memory: MemoryPlan
+    on_gpu: bool
     fits: bool | None = None
     advice: tuple[dict[str, Any], MemoryPlan] | None = None
+
+    def host_bytes(self, memory: MemoryPlan) -> int:
+        """What a node's memory has to hold for each of its workers, beside the worker's process itself."""
+        return memory.host_peak + (0 if self.on_gpu else memory.peak)
 
 
 def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[StageMemory]:
@@ -61,14 +66,16 @@ def _stage_memory(recipe: Recipe, stage: TrainStage, text: int, size: int, devic
     config = llama_config(recipe.model.size, size, stage.context, stage.rope_theta, text)
     plans = cache(lambda sp: _sequence_plan(train, stage, config, sp))
     memory = _predicted(train, stage, config, plans(stage.sp), workers)
-    if device_bytes is None or memory.peak <= device_bytes:
-        return StageMemory(f"train-{stage.name}", workers, memory, None if device_bytes is None else True)
+    found = StageMemory(f"train-{stage.name}", workers, memory, on_gpu=train.resources.gpus > 0)
+    if device_bytes is None:
+        return found
+    if memory.peak <= device_bytes:
+        return replace(found, fits=True)
     for changed in _by_cost(train, stage, workers):
         other = _predicted(train, changed, config, plans(changed.sp), workers)
         if other.peak <= device_bytes:
-            advice = (_changes(train, stage, changed), other)
-            return StageMemory(f"train-{stage.name}", workers, memory, False, advice)
-    return StageMemory(f"train-{stage.name}", workers, memory, False)
+            return replace(found, fits=False, advice=(_changes(train, stage, changed), other))
+    return replace(found, fits=False)
 
 
 def _sequence_plan(train: Train, stage: TrainStage, config: LlamaConfig, sp: int) -> SequencePlan:

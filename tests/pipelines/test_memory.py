@@ -28,7 +28,8 @@ def test_the_parts_make_the_peak_and_none_is_negative() -> None:
         memory = million(None, *overrides).memory
         assert memory.peak == max(memory.moments.values()) == sum(memory.device.values())
         assert min(memory.device.values()) >= 0
-        assert min(memory.host.values(), default=0) >= 0
+        assert memory.host_peak == max(sum(parts.values()) for parts in memory.on_host.values())
+        assert min(size for parts in memory.on_host.values() for size in parts.values()) > 0
 
 
 def test_fp32_weights_and_moments_are_twelve_bytes_a_parameter_over_all_ranks() -> None:
@@ -60,9 +61,37 @@ def test_what_is_offloaded_waits_on_the_host() -> None:
     chosen = "activations: full, offload_activations: true, offload_optimizer: true"
     memory = million(None, f"train.memory={{{chosen}}}").memory
     tokens = 2**20 // 64
-    assert memory.host["activations"] == 32 * tokens * 4096 * 2
-    assert memory.host["masters and moments"] == million().memory.device["masters and moments"]
-    assert "activations" not in million().memory.host
+    host = memory.on_host["training"]
+    assert host["activations"] == 32 * tokens * 4096 * 2
+    assert host["masters and moments"] == million().memory.device["masters and moments"]
+    assert "activations" not in million().memory.on_host["training"]
+
+
+def test_the_host_holds_a_weight_at_the_start_then_a_checkpoint_and_at_the_end_a_file() -> None:
+    own, largest = million().memory.device["masters and moments"] // 12, 32_000 * 4096
+    start, copy, file = (
+        {"a weight that rank 0 reads": 8 * largest},
+        {"a checkpoint being written": 12 * own},
+        {"a file that rank 0 exports": 2 << 30},
+    )
+    assert million().memory.on_host == {"start": start, "training": copy, "export": file}
+    weights = {"weights": 2 * own}
+    optimizer = {"masters and moments": 12 * own, "gradients": 4 * own}
+    offloading = "train.memory={offload_optimizer: true, offload_parameters: true}"
+    assert million(None, offloading).memory.on_host == {
+        "start": weights | start,
+        "training": weights | optimizer | copy,
+        "export": weights | optimizer | file,
+    }
+    fewer = million(None, "train.min_workers=64", "train.zero=2").memory.on_host["training"]
+    assert fewer == {"a checkpoint being written": pytest.approx(2 * 12 * own, abs=12)}
+
+
+def test_without_a_gpu_the_node_holds_the_device_too() -> None:
+    stage = million()
+    assert stage.host_bytes(stage.memory) == stage.memory.host_peak
+    stage = million(None, "train.resources={cpus: 1}")
+    assert stage.host_bytes(stage.memory) == stage.memory.host_peak + stage.memory.peak
 
 
 def test_the_fewest_workers_that_a_stage_may_get_are_reckoned_with() -> None:
@@ -104,9 +133,12 @@ def test_the_command_prints_every_stage_and_json_for_machines(capsys: pytest.Cap
     assert main([*arguments, "--gpu-memory", "10"]) == 0
     out = capsys.readouterr().out
     assert out.count("a device on 128 worker(s)") == 5
+    assert out.count("  2.00 GiB of its node's memory a worker, most at: export\n") == 5
+    assert out.count("a checkpoint being written of host memory, at: training\n") == 5
     assert "cheapest that fits: {" in out
     assert main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["peak"] for row in rows] == [sum(row["device"].values()) for row in rows]
+    assert [row["host_peak"] for row in rows] == [sum(row["host"]["export"].values()) for row in rows]
     assert main(["plan", str(RECIPES / "lwm-text-7b.yaml"), "--gpu-memory", "10"]) == 2
     assert "--memory" in capsys.readouterr().err
