@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,12 +23,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place. `sp_group`: the ranks that hold the same sequence, None when sp is 1 (nobody to talk to)."""
+    """This rank's place. `sp_group`: the ranks that hold the same sequence, None when sp is 1 (nobody to talk to).
+
+    on_piece: told, in any thread, as this rank gets on with what all ranks do together: True where its own part is
+    done, so that it waits for the others, False where it works on.
+    """
 
     dp: int
     sp: int
     rank: int
     sp_group: dist.ProcessGroup | None
+    on_piece: Callable[[bool], object] = field(default=lambda waits: None, repr=False, compare=False)
 
     @property
     def world_size(self) -> int:
@@ -60,6 +65,7 @@ class Mesh:
         """
         result: T | None = None
         failure: Exception | None = None
+        self.on_piece(False)
         try:
             result = action()
         except OSError as error:
@@ -67,6 +73,7 @@ class Mesh:
             failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere") if full else error
         except Exception as error:
             failure = error
+        self.on_piece(True)
         outcomes: list[Any] = [None] * self.world_size
         dist.all_gather_object(outcomes, (result, failure), group=group)
         for _, raised in outcomes:
@@ -83,8 +90,8 @@ class Mesh:
         return cast(T, answer)
 
 
-def build_mesh(sp: int = 1) -> Mesh:
-    """Lay the world out as (world / sp) x sp. Collective: every rank calls it.
+def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: None) -> Mesh:
+    """Lay the world out as (world / sp) x sp. Collective: every rank calls it. on_piece: of `Mesh`.
 
     Uses the process group that the launcher started (Ray Train, torchrun); a lone process gets a group of one, without
     a port. Raises UserError when sp does not divide the world.
@@ -100,4 +107,4 @@ def build_mesh(sp: int = 1) -> Mesh:
     if sp > 1:
         mesh = init_device_mesh("cuda" if on_cuda else "cpu", (world // sp, sp), mesh_dim_names=("dp", "sp"))
         group = mesh.get_group("sp")
-    return Mesh(world // sp, sp, rank, group)
+    return Mesh(world // sp, sp, rank, group, on_piece)

@@ -2,8 +2,9 @@
 
 A thread of every worker tells a `Watch`, an actor beside the driver, once a second at which step and in which part of
 it the worker's main thread is. Whoever is silent has stopped or lost its network; where all are well but nothing moves,
-the worker that is furthest behind is the one that the others wait for. Nothing heavy is imported here: the actor is a
-process of its own.
+the worker that is furthest behind is the one that the others wait for. Starting, saving and exporting may take long,
+but in pieces, which count as movement, and a worker that has done its own part says that it waits. Nothing heavy is
+imported here: the actor is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 INTERVAL = 1.0
 """Seconds between two beats of a worker."""
-PARTS = ("start", "load", "train", "save", "export")
-"""What a worker is at, in the order in which it comes to it within a step."""
-_BOUNDED = frozenset({"load", "train"})  # the others take as long as storage and the model's size make them
+PARTS = ("start", "save", "load", "train", "export")
+"""What a worker is at, in the order in which it comes to it within a step, the updates made being its number."""
+_STEP = frozenset({"load", "train"})  # the others are made of pieces, and of waiting for others
+START_SECONDS = 300.0
+"""A start's pieces may take so long, whatever the limit: modules are imported, kernels compiled, stores first asked."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a worker says of itself. attempt: of how many groups before it. born: of the process, for `end_worker`."""
+    """What a worker says of itself. attempt: of how many groups before it. born: of the process, for `end_worker`.
+    pieces: done so far of what it is at. waits: it has done its own part of that, and waits for the others.
+    """
 
     attempt: int
     rank: int
@@ -37,11 +42,13 @@ class Beat:
     node: str
     step: int = 0
     part: str = "start"
+    pieces: int = 0
+    waits: bool = False
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A worker's last beat, the seconds since it came, and since its step or part changed."""
+    """A worker's last beat, the seconds since it came, and since it told of anything new."""
 
     beat: Beat
     silent: float
@@ -56,24 +63,35 @@ class Hang:
     reason: str
 
 
-def find_hang(standings: Sequence[Standing], limit: float) -> Hang | None:
-    """Who hangs, if anyone: not heard of for `limit` seconds, or furthest behind where all stand still for as long."""
+def find_hang(standings: Sequence[Standing], limit: float, size: int) -> Hang | None:
+    """Who of a group of `size` hangs, if anyone: not heard of for `limit` seconds, or furthest behind where all that
+    were ever heard of stand still for as long. Where someone was never heard of, those who wait for it are named with
+    it, for theirs are the only processes known.
+    """
     silent = [standing for standing in standings if standing.silent > limit]
     if silent:
         workers = tuple(standing.beat for standing in silent)
         longest = max(standing.silent for standing in silent)
         return Hang(workers, f"{_named(workers)} not answered for {longest:.0f} s, amid {_place(workers[0])}")
-    moving = [one for one in standings if one.still <= limit or one.beat.part not in _BOUNDED]
-    if moving or not standings:
+    if not standings or any(one.still <= _patience(one.beat, limit) for one in standings):
         return None
+    still = min(standing.still for standing in standings)
+    missing = sorted(set(range(size)) - {standing.beat.rank for standing in standings})
+    if missing:
+        workers = tuple(standing.beat for standing in standings)
+        ranks = ", ".join(f"rank {rank}" for rank in missing)
+        return Hang(workers, f"{ranks} not heard of while {_named(workers)} waited for {still:.0f} s")
     last = min(_progress(standing.beat) for standing in standings)
     workers = tuple(standing.beat for standing in standings if _progress(standing.beat) == last)
-    still = min(standing.still for standing in standings)
     return Hang(workers, f"{_named(workers)} not got on for {still:.0f} s, amid {_place(workers[0])}")
 
 
-def _progress(beat: Beat) -> tuple[int, int]:
-    return beat.step, PARTS.index(beat.part)
+def _patience(beat: Beat, limit: float) -> float:
+    return max(limit, START_SECONDS) if beat.part == "start" else limit
+
+
+def _progress(beat: Beat) -> tuple[int, int, bool]:
+    return beat.step, PARTS.index(beat.part), beat.waits and beat.part not in _STEP
 
 
 def _named(workers: Sequence[Beat]) -> str:
@@ -85,6 +103,11 @@ def _place(beat: Beat) -> str:
     return f"step {beat.step}: {beat.part}"
 
 
+def _mark(beat: Beat) -> tuple[int, str, int]:
+    """What changes as a worker gets on. What a thread writes of a checkpoint meanwhile does not excuse a step."""
+    return beat.step, beat.part, 0 if beat.part in _STEP else beat.pieces
+
+
 class Pulse:
     """A worker's side: `at` says what its main thread begins. A context manager, which beats meanwhile."""
 
@@ -93,6 +116,7 @@ class Pulse:
         node = ray.get_runtime_context().get_node_id()
         self._watch = watch
         self._beat = Beat(attempt, rank, process.pid, process.create_time(), node)
+        self._changing = threading.Lock()  # a checkpoint is written in another thread than the main one
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
@@ -106,7 +130,13 @@ class Pulse:
 
     def at(self, step: int, part: str) -> None:
         """The main thread is at this part, one of PARTS, of this step."""
-        self._beat = replace(self._beat, step=step, part=part)
+        with self._changing:
+            self._beat = replace(self._beat, step=step, part=part, pieces=0)
+
+    def piece(self, waits: bool) -> None:
+        """The worker gets on with what it is at. waits: its own part is done, and it waits for the others."""
+        with self._changing:
+            self._beat = replace(self._beat, pieces=self._beat.pieces + 1, waits=waits)
 
     def _run(self) -> None:
         while True:
@@ -137,7 +167,7 @@ class Watch:
             return
         now = time.monotonic()
         before = self._beats.get(beat.rank)
-        same = before is not None and (before[0].step, before[0].part) == (beat.step, beat.part)
+        same = before is not None and _mark(before[0]) == _mark(beat)
         self._beats[beat.rank] = (beat, now, before[2] if before is not None and same else now)
 
     def standings(self) -> list[Standing]:

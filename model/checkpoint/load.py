@@ -162,6 +162,7 @@ def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str) 
     for name, of_file in sorted(plan.items()):
         with _checked(root, manifest, name, place) as path:
             _fill(fragments, path, of_file)
+        engine.mesh.on_piece(False)
     mesh = engine.mesh
     if manifest.world_size == mesh.world_size:
         with _checked(root, manifest, manifest.random[mesh.rank], place) as path:

@@ -198,6 +198,7 @@ class Writer:
                 yield piece
 
         self._root.write(name, pieces())
+        self._engine.mesh.on_piece(False)
         return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges)
 
 

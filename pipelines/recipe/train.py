@@ -216,8 +216,8 @@ class Train(Config):
     max_restarts: int = Field(default=3, ge=0)
     """Failures of a worker, a node or the network without a checkpoint between them that a stage survives."""
     hang_seconds: float = Field(default=1800.0, gt=0)
-    """A worker that has not been heard of, or that all others have waited for within a step, for so long is ended, and
-    the stage goes on from its last checkpoint. A step must take less."""
+    """A worker that has not been heard of, or that all others have waited for, for so long is ended, and the stage goes
+    on from its last checkpoint. A step must take less, and so must each piece of a start, a save or an export."""
     max_bad_shards: int = Field(default=0, ge=0)
     """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
     stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""

@@ -56,7 +56,7 @@ class Oversight:
 
     def _look_for_a_hang(self) -> None:
         standings = ray.get(self._watch.standings.remote())
-        hang = find_hang(standings, self._job.recipe.train.hang_seconds)
+        hang = find_hang(standings, self._job.recipe.train.hang_seconds, self._size)
         if hang is None:
             return
         self.hang, self.since = hang.reason, time.time()

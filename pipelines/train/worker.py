@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 import transformers
 
 from model import checkpoint
@@ -37,10 +38,9 @@ def train_worker(config: Mapping[str, Any]) -> None:
     job: TrainJob = config["job"]
     _quiet()
     torch.set_num_threads(max(1, int(job.recipe.train.resources.cpus)))
-    mesh = build_mesh(job.stage.sp)
     watch = config["watch"]
-    with Pulse(watch, config["attempt"], mesh.rank) as pulse:
-        _Rank(job, mesh, watch, pulse).run()
+    with Pulse(watch, config["attempt"], dist.get_rank()) as pulse:
+        _Rank(job, build_mesh(job.stage.sp, pulse.piece), watch, pulse).run()
 
 
 class _Rank:
@@ -109,6 +109,8 @@ class _Rank:
         verdict, why = self.bad_steps.judge(metrics)
         if verdict != "good" and self.mesh.rank == 0:
             log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)
+        if verdict == "rollback":
+            self.pulse.at(self.engine.step, "save")  # in pieces, as a save is
         if verdict == "rollback" and self._restore():
             log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
             self.monitor.discard()

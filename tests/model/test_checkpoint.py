@@ -182,9 +182,11 @@ def test_no_checkpoint_is_none(tmp_path):
 
 def alone(group: Any, url: str) -> dict[str, Any]:
     """One process: an object store's code path, and what a load of someone else's checkpoint says."""
-    mesh = build_mesh()
+    told: list[bool] = []
+    mesh = build_mesh(on_piece=told.append)
     batch, n_examples = rank_batches(mesh)
     engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
+    pieces = {"start": list(told)}
     engine.train_step(batch, n_examples)
     fsspec.filesystem("memory").pipe_file(
         "/bucket/run/step-00000009/rank-00000-0000.safetensors", b"of a killed writer"
@@ -193,12 +195,18 @@ def alone(group: Any, url: str) -> dict[str, Any]:
         checkpoint.save(engine, store, {"position": 1}, keep=keep)
         engine.step += 1
     before = whole_weights(engine)
+    told.clear()
+    export.export_hf(engine, f"{store}/model")
+    pieces["export"] = list(told)
     other = tiny_engine(mesh, zero_stage=2)
+    told.clear()
     position = checkpoint.load(other, store, 2)
+    pieces["load"] = list(told)
     after = whole_weights(other)
     seen: dict[str, Any] = {
+        "pieces": pieces,
         "steps": (checkpoint.latest_committed(store, hashes=True), other.step, position),
-        "folders": Folder(store).folders(),
+        "folders": sorted(Folder(store).folders()),
         "one_left": checkpoint.verify(store, 1),
         "equal": all(torch.equal(after[name], before[name]) for name in before),
         "two_ranks": checkpoint.load(other, url, 3)["loader"],
@@ -214,10 +222,16 @@ def test_an_object_store_keeps_checkpoints_too(saved):
     seen = run_in_processes(alone, 1, str(saved[0] / "0"))[0]
     assert seen["steps"] == (2, 2, {"position": 1})
     assert seen["equal"]
-    assert seen["folders"] == ["step-00000002"]
+    assert seen["folders"] == ["model", "step-00000002"]
     assert seen["one_left"] == "it has no COMMIT"
     assert seen["two_ranks"] == {"epoch": 0, "position": 3}
     assert "nowhere://x: this URL cannot be used" in seen["no_scheme"]
+    own_then_others = [False, True]
+    assert seen["pieces"] == {
+        "start": own_then_others * (1 + 21),  # whether all weights are there, then each of them
+        "export": own_then_others * 3,  # what was there before, the one file, the description
+        "load": [*own_then_others, False, False, True],  # what was committed, then one file
+    }
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))

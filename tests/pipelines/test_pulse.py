@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from pipelines.pulse import Beat, Standing, Watch, find_hang
+import pytest
+
+from pipelines.pulse import START_SECONDS, Beat, Standing, Watch, find_hang
 
 LIMIT = 10.0
 
 
-def standing(rank: int, step: int = 7, part: str = "train", silent: float = 0.5, still: float = 0.5) -> Standing:
-    return Standing(Beat(1, rank, 100 + rank, 0.0, "a1b2c3d4e5", step, part), silent, still)
+def standing(
+    rank: int, step: int = 7, part: str = "train", silent: float = 0.5, still: float = 0.5, waits: bool = False
+) -> Standing:
+    return Standing(Beat(1, rank, 100 + rank, 0.0, "a1b2c3d4e5", step, part, waits=waits), silent, still)
 
 
 def ranks_of(*standings: Standing) -> list[int] | None:
-    hang = find_hang(standings, LIMIT)
+    hang = find_hang(standings, LIMIT, len(standings))
     return None if hang is None else [worker.rank for worker in hang.workers]
 
 
@@ -36,15 +41,46 @@ def test_where_all_stand_still_the_one_furthest_behind_is_waited_for() -> None:
     assert ranks_of(waiting, standing(1, still=11)) == [0, 1], "a network that hangs is everyone's"
 
 
-def test_starting_saving_and_exporting_take_as_long_as_they_take() -> None:
-    for part in ("start", "save", "export"):
-        assert ranks_of(standing(0, part=part, still=99), standing(1, still=99)) is None
+@pytest.mark.parametrize("part", ["start", "save", "export"])
+def test_whoever_is_silent_while_it_starts_saves_or_exports_hangs(part: str) -> None:
+    assert ranks_of(standing(0, part=part), standing(1, part=part, silent=11)) == [1]
+
+
+@pytest.mark.parametrize(("part", "limit"), [("start", START_SECONDS), ("save", LIMIT), ("export", LIMIT)])
+def test_whoever_all_others_wait_for_while_they_start_save_or_export_hangs(part: str, limit: float) -> None:
+    def ranks(still: float, still_of_last: float, waits: bool = False) -> list[int] | None:
+        others = [standing(rank, part=part, still=still, waits=True) for rank in (0, 1)]
+        return ranks_of(*others, standing(2, part=part, still=still_of_last, waits=waits))
+
+    assert ranks(limit + 1, limit + 1) == [2]
+    assert ranks(limit - 1, limit - 1) is None
+    assert ranks(limit + 1, 1) is None, "it has done another piece"
+    assert ranks(limit + 1, limit + 1, waits=True) == [0, 1, 2], "a network that hangs is everyone's"
+
+
+def test_a_checkpoint_is_saved_before_the_next_batch_is_loaded() -> None:
+    assert ranks_of(standing(0, part="save", still=11), standing(1, part="load", still=11)) == [0]
+    assert ranks_of(standing(0, part="save", still=11), standing(1, part="export", still=11)) == [0]
+    assert ranks_of(standing(0, part="save", still=11), standing(1, step=6, still=11)) == [1]
+
+
+def test_that_a_checkpoint_was_written_excuses_nobody_within_a_step() -> None:
+    written, behind = standing(0, still=11, waits=True), standing(1, still=11)
+    assert ranks_of(written, behind) == [0, 1]
+
+
+def test_whoever_is_never_heard_of_ends_the_group_that_waits_for_it() -> None:
+    hang = find_hang([standing(0, step=0, part="start", still=START_SECONDS + 1)], LIMIT, size=2)
+    assert hang is not None
+    assert [worker.rank for worker in hang.workers] == [0]
+    assert hang.reason == "rank 1 not heard of while rank 0 (process 100 on node a1b2c3d4) has waited for 301 s"
+    assert find_hang([standing(0, step=0, part="start", still=LIMIT + 1)], LIMIT, size=2) is None
 
 
 def test_a_hang_is_told_by_rank_process_node_and_place() -> None:
-    hang = find_hang([standing(0, still=12.4), standing(3, part="load", still=11.9)], LIMIT)
+    hang = find_hang([standing(0, still=12.4), standing(1, part="load", still=11.9)], LIMIT, 2)
     assert hang is not None
-    assert hang.reason == "rank 3 (process 103 on node a1b2c3d4) has not got on for 12 s, amid step 7: load"
+    assert hang.reason == "rank 1 (process 101 on node a1b2c3d4) has not got on for 12 s, amid step 7: load"
 
 
 def test_a_watch_counts_from_the_last_change_and_forgets_groups_before(monkeypatch: Any) -> None:
@@ -61,6 +97,12 @@ def test_a_watch_counts_from_the_last_change_and_forgets_groups_before(monkeypat
     watch.beat(standing(0, step=8).beat)
     (seen,) = watch.standings()
     assert (seen.silent, seen.still) == (0.0, 0.0)
+    for part, still in (("train", 2.0), ("save", 0.0)):
+        watch.beat(standing(0, step=8, part=part).beat)
+        now[0] += 2.0
+        watch.beat(replace(standing(0, step=8, part=part).beat, pieces=1))
+        (seen,) = watch.standings()
+        assert seen.still == still, "pieces count where a part is made of them"
     watch.begin(2)
     watch.beat(standing(0).beat)
     assert watch.standings() == []
