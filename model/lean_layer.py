@@ -1,7 +1,7 @@
 """Decoder layers that keep less between forward and backward, with transformers' Llama otherwise as it is.
 
-In: a model from `build_llama` or `load_llama`, and `MemorySettings`. Out: the same model, its layers of another class:
-weights, names and results stay, what autograd keeps of a layer changes.
+In: a model of `model.llama`, with its weights or still empty, and `MemorySettings`. Out: the same, its layers of
+another class: weights, names and results stay, what autograd keeps of a layer changes.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def micro_batch_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the token losses of this rank, and its sums per modality.
 
-    model: from `build_llama` or `load_llama`. batch: the rank's share, on the model's device. group: the process group
+    model: of `model.llama`, with its weights. batch: the rank's share, on the model's device. group: the process group
     of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
 
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a

@@ -1,7 +1,7 @@
 """Transformers' Llama with fused kernels in its norms, attention and MLPs; weights, names and results stay.
 
-In: a model from `build_llama` or `load_llama`, made lean or not, and a choice of kernels. Out: the same model, its
-modules of other classes.
+In: a model of `model.llama`, made lean or not, with its weights or still empty, and a choice of kernels. Out: the same,
+its modules of other classes.
 """
 
 from __future__ import annotations
