@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = benchmarks.add_parser("train", help="steps of the engine, beside plain transformers and torch")
     train.add_argument("--context", type=int, default=4096, help="tokens of a packed sequence (default 4096)")
     train.add_argument("--sequences", type=int, default=4, metavar="N", help="of a global batch (default 4)")
+    train.add_argument("--hidden", type=int, default=256, metavar="D", help="of the model: its width, heads of 64")
     train.add_argument("--rounds", type=int, default=3, help="steps of each system, by turns; the fastest counts")
     train.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     train.set_defaults(bench=_train)
@@ -180,12 +181,15 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from jobs.bench.train import Settings, print_train, train_report
+    from jobs.bench.train import Settings, model_size, print_train, train_report
 
     _at_least_one(arguments, "sequences", "rounds")
     if arguments.context < 1024 or arguments.context % 2:
         raise UserError(f"--context {arguments.context}: give an even number of 1024 or more")
-    report = train_report(Settings(arguments.context, arguments.sequences, arguments.rounds))
+    if arguments.hidden < 64 or arguments.hidden % 64:
+        raise UserError(f"--hidden {arguments.hidden}: give a multiple of 64")
+    size = model_size(arguments.hidden)
+    report = train_report(Settings(arguments.context, arguments.sequences, arguments.rounds, size=size))
     print_train(report)
     _write(report, arguments.json)
     return 0

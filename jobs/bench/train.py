@@ -5,14 +5,15 @@ documents, not padding - by the wall and by the processor, and the targets besid
 plays, their lengths by the `lwm` mix (`mixes.py`), a byte a token:
 
     ours           our engine, one rank.
+    ours_compiled  the same with norms, rotary embedding and SwiGLU fused by torch.compile.
     ours_sp2       our engine, two ranks that share each sequence, each on a core of its own.
     packed         transformers' own packing.
     padded         transformers on padded rows, equally many a micro-batch, as its trainer makes them.
     padded_budget  the same with micro-batches of about equally many tokens (all three: `plain_training.py`).
 
 fp32, one torch thread a process, each system in processes of its own, by turns; the fastest round counts, after one
-that warms up and in which loss and gradient of all are compared: none may win by computing something else. What a
-system does to documents to train on them (planning, collating) counts.
+that warms up (compiles, where anything is) and in which loss and gradient of all are compared: none may win by
+computing something else. What a system does to documents to train on them (planning, collating) counts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from jobs.bench.text import plays
 from model.config import llama_config
 from model.engine import EngineSettings, TrainingEngine
 from model.flops import step_flops
+from model.kernels.chosen import Kernels
 from model.llama import build_llama
 from model.mesh import build_mesh
 from model.rank_batch import Dispatcher, attention_shape
@@ -49,17 +51,28 @@ from model.weights import RandomWeights
 from tokenization.document import PackedSequence
 from tokenization.loader import join_sequences
 
-SYSTEMS: dict[str, int] = {"ours": 1, "packed": 1, "padded": 1, "padded_budget": 1, "ours_sp2": 2}
+SYSTEMS: dict[str, int] = {"ours": 1, "ours_compiled": 1, "packed": 1, "padded": 1, "padded_budget": 1, "ours_sp2": 2}
 """Processes of each."""
 TARGETS = (
     ("ours over packed, useful tokens/s, at least", 1.0, lambda of: of["ours"] / of["packed"]),
     ("ours over padded, useful tokens/s, at least", 2.0, lambda of: of["ours"] / of["padded"]),
+    ("compiled over ours, useful tokens/s, at least", 1.0, lambda of: of["ours_compiled"] / of["ours"]),
     ("sp = 2 over sp = 1, useful tokens/s a core, at least", 0.85, lambda of: of["ours_sp2"] / of["ours"]),
 )
 VOCABULARY = 256 + 3
 LEARNING_RATE = 1e-4
 SAME = 1e-4
 """How far losses and gradients may lie apart, relatively."""
+
+
+def model_size(hidden: int) -> dict[str, int]:
+    """Four layers as wide as asked for, their MLPs 8/3 as wide (rounded up to 16), heads of 64."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": -(-hidden * 8 // 48) * 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": hidden // 64,
+    }
 
 
 @dataclass(frozen=True)
@@ -70,18 +83,11 @@ class Settings:
     sequences: int = 4
     rounds: int = 3
     seed: int = 3
-    size: Mapping[str, int] = field(
-        default_factory=lambda: {
-            "hidden_size": 256,
-            "intermediate_size": 688,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        }
-    )
+    size: Mapping[str, int] = field(default_factory=lambda: model_size(256))
 
-    def engine(self) -> EngineSettings:
+    def engine(self, kernels: Kernels = "torch") -> EngineSettings:
         """Of ours; the peers have the same optimizer."""
-        return EngineSettings(zero_stage=1, precision="fp32", grad_accum=self.sequences)
+        return EngineSettings(zero_stage=1, precision="fp32", grad_accum=self.sequences, kernels=kernels)
 
     def batch(self) -> list[list[PlainDocument]]:
         """The documents of each sequence, the same in every process."""
@@ -118,6 +124,7 @@ def train_report(settings: Settings) -> dict:
             "tokens_per_second": round(tokens / min(wall), 1),
             "tokens_per_second_and_core": round(tokens / min(wall) / processes, 1),
             "tokens_per_cpu_second": round(tokens / min(cpu), 1),
+            "first_seconds": round(max(answer["wall"] for answer in firsts[name]), 1),
             "wall_by_round": [round(x, 3) for x in wall],
             "cpu_by_round": [round(x, 3) for x in cpu],
             "difference_of_loss": differences[name][0],
@@ -153,7 +160,7 @@ def print_train(report: dict) -> None:
     """One line a system, then the claims."""
     table = Table(title=f"Training steps of {report['tokens']} tokens in {report['documents']} documents")
     table.add_column("system")
-    for name in ("tokens/s", "tokens/s a core", "tokens/cpu-s", "gradient differs by"):
+    for name in ("tokens/s", "tokens/s a core", "tokens/cpu-s", "first turn, s", "gradient differs by"):
         table.add_column(name, justify="right")
     for name, figures in report["systems"].items():
         table.add_row(
@@ -161,6 +168,7 @@ def print_train(report: dict) -> None:
             f"{figures['tokens_per_second']:.0f}",
             f"{figures['tokens_per_second_and_core']:.0f}",
             f"{figures['tokens_per_cpu_second']:.0f}",
+            f"{figures['first_seconds']:.1f}",
             f"{figures['difference_of_gradient']:.0e}",
         )
     print_tables(table, claims_table(report["claims"]))
@@ -234,7 +242,7 @@ def _serve(pipe: Connection, name: str, settings: Settings, rank: int, size: int
     try:
         if size > 1:
             dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-        trainer = _Ours(settings, size) if name.startswith("ours") else _Plain(settings, name)
+        trainer = _Ours(settings, name, size) if name.startswith("ours") else _Plain(settings, name)
         batch = settings.batch()
         while True:
             command = pipe.recv()
@@ -263,12 +271,12 @@ class _Plain:
 
 
 class _Ours:
-    def __init__(self, settings: Settings, sp: int) -> None:
+    def __init__(self, settings: Settings, name: str, sp: int) -> None:
         config = _config(settings)
         self._engine = TrainingEngine(
             RandomWeights(config, settings.seed),
             build_mesh(sp),
-            settings.engine(),
+            settings.engine("compile" if name == "ours_compiled" else "torch"),
             Schedule(LEARNING_RATE, warmup_steps=1),  # the first update has a rate of 0
         )
         self._dispatcher = Dispatcher(sp, self._engine.mesh.sp_rank, attention_shape(config, "fp32"))

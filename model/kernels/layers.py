@@ -59,17 +59,21 @@ class FusedLlamaAttention(LlamaAttention):
     kernels: LayerKernels
 
     def forward(  # type: ignore[override]  # the others pass on
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Arguments and result of `LlamaAttention.forward`, which generates where there is a cache."""
         if kwargs.get("past_key_values") is not None:
-            return super().forward(hidden_states, position_embeddings, **kwargs)
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.kernels.rotate(q, k, *position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out, weights = attend(self, q, k, v, scaling=self.scaling, **kwargs)
+        out, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(out.flatten(2)), weights
 
 
