@@ -1,9 +1,9 @@
 """A layer's position-wise parts, each one kernel forward and one backward, made by torch.compile.
 
 Tensors are [tokens, ...]; a part is compiled once for any number of tokens, a second or two on first use (on a CPU ten
-more for the first of all), and kept in inductor's cache on disk for the next process. Only plain arithmetic is compiled:
-what autograd keeps is said here, so that recomputation, offloading and ZeRO-3 see nothing new. Beside torch's own
-operations a norm keeps one row less and SwiGLU one wide row less.
+more for the first of all), and kept in inductor's cache on disk for the next process. Only arithmetic is compiled: what
+autograd keeps is said here, so that recomputation, offloading and ZeRO-3 see nothing new. Beside torch's own operations
+a norm keeps one row less and SwiGLU one wide row less.
 """
 
 from __future__ import annotations
