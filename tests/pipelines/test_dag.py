@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipelines.code_hash import code_hashes
 from pipelines.dag import MANIFEST, STARTED, PlannedStage, Stage, plan
 from pipelines.storage import Store
@@ -68,3 +70,14 @@ def test_code_is_followed_through_imports_and_prose_is_not_code(tmp_path: Path, 
     assert hash_of('"""Other."""\ndef f(x):\n    """Says."""\n    return x + 1  # why\n') == plain
     assert hash_of('"""Doc."""\ndef f(x):\n    return x + 2\n') != plain
     code_hashes.cache_clear()
+
+
+def test_planning_imports_nothing_that_it_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "room").mkdir()
+    for name in ("room/__init__.py", "room/light.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "room/light.py").write_text("from room.heavy import weigh\n")
+    (tmp_path / "room/heavy.py").write_text("raise RuntimeError\ndef weigh(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("pipelines.code_hash._FOLLOWED", ("room",))
+    assert set(code_hashes("room.light")) == {"room.light", "room.heavy"}
