@@ -8,16 +8,18 @@ ahead of the training, so that a step only copies to the device and computes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
 from model.attention.hardware import AttentionShape, Hardware
 from model.attention.plan import Route, SequencePlan
 from model.attention.planner import plan_sequence
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 class MicroBatch(Protocol):

@@ -33,6 +33,7 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         return
     # Read when ray is imported in the workers: a dead training worker is noticed in 1 s instead of 2.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that nobody here would ask
     if address and not _answers(address):
         raise _no_cluster(address)
     try:

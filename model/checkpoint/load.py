@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
@@ -34,9 +34,11 @@ from model.checkpoint.manifest import (
 from model.checkpoint.random_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.state import Fragment, held, parameters, refresh, set_adam_steps
-from model.engine import TrainingEngine
 from model.folder import Folder
 from tokenization.errors import UserError
+
+if TYPE_CHECKING:
+    from model.engine import TrainingEngine
 
 log = logging.getLogger(__name__)
 

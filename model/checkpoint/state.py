@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from model.checkpoint.manifest import Range
-from model.engine import TrainingEngine
 from tokenization.errors import UserError
+
+if TYPE_CHECKING:
+    from model.engine import TrainingEngine
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -26,8 +26,10 @@ from model.checkpoint.random_state import random_state
 from model.checkpoint.retain import forget, retain
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.state import adam_steps, held, parameters
-from model.engine import TrainingEngine
 from model.folder import Folder
+
+if TYPE_CHECKING:
+    from model.engine import TrainingEngine
 
 _TIMEOUT = timedelta(hours=2)  # of a rank whose store is slow; a dead one is noticed at once
 _PIECE = 2**26  # bytes hashed and written at a time

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import LlamaConfig
+from typing import TYPE_CHECKING, Any
 
 from model.mesh import Mesh
 from model.rank_batch import Dispatcher, RankBatch, attention_shape
@@ -19,6 +17,9 @@ from tokenization.loader import Loader, accumulation
 from tokenization.order import SequenceOrder
 from tokenization.shard_index import ShardSet
 from tokenization.shard_reader import Opener
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 READERS = 4
 """Threads by which a worker's loader reads from an object store, where each read waits for an answer."""

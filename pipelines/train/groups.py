@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from model import checkpoint
@@ -24,7 +25,6 @@ from pipelines.cluster import own_errors
 from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.oversight import Oversight
-from pipelines.train.worker import train_worker
 
 log = logging.getLogger("ringworld")
 
@@ -91,7 +91,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
     pool, train = job.recipe.train.resources, job.recipe.train
     with tempfile.TemporaryDirectory() as scratch, own_errors():
         _Trainer(
-            train_worker,
+            _train,
             train_loop_config={"job": job, "watch": watch, "attempt": attempt},
             torch_config=TorchConfig(
                 backend="nccl" if pool.gpus else "gloo",
@@ -115,17 +115,25 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
         ).fit()
 
 
-class _Trainer(TorchTrainer):
-    """Without Ray Train's cleaner, which once a second asks a dashboard whether this run's controller lives, and takes
-    the workers away where the answer is no.
+def _train(config: dict[str, Any]) -> None:
+    """What a worker runs. Only it imports the engine: driver and controller would take seconds for it, for nothing."""
+    from pipelines.train.worker import train_worker
 
-    It asks whichever dashboard it finds: that of another Ray on the machine knows of no such controller. Nor is it
-    needed: should the controller die, so does the driver, and with it what the workers hold.
+    train_worker(config)
+
+
+class _Trainer(TorchTrainer):
+    """Without two of Ray Train's helpers, each an actor that takes seconds to start.
+
+    One is for Ray Data, which is not used here. The other, the cleaner, asks a dashboard once a second whether this
+    run's controller lives, and takes the workers away where the answer is no. It asks whichever dashboard it finds:
+    that of another Ray on the machine knows of no such controller. Nor is it needed: should the controller die, so does
+    the driver, and with it what the workers hold.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train swaps in its second version
-        return [one for one in made if not isinstance(one, PlacementGroupCleanerCallback)]
+        return [one for one in made if not isinstance(one, PlacementGroupCleanerCallback | DatasetsCallback)]
 
 
 @contextlib.contextmanager

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.checkpoint import Lost, Written
-from model.engine import StepMetrics
 from pipelines.storage import Store
 from pipelines.train.job import METRICS
 from tokenization.loader import Batch
+
+if TYPE_CHECKING:
+    from model.checkpoint import Lost, Written
+    from model.engine import StepMetrics
 
 
 def read_metrics(store: Store) -> Iterator[dict[str, Any]]:

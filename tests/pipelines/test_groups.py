@@ -14,4 +14,7 @@ def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:
         trainer: Any = kind(lambda: None)
         return [type(one).__name__ for one in trainer._create_default_callbacks()]
 
-    assert set(callbacks(TorchTrainer)) - set(callbacks(_Trainer)) == {"PlacementGroupCleanerCallback"}
+    assert set(callbacks(TorchTrainer)) - set(callbacks(_Trainer)) == {
+        "DatasetsCallback",
+        "PlacementGroupCleanerCallback",
+    }
