@@ -1,11 +1,13 @@
-"""What rooms share: one set of miniature sources, and one undisturbed run over them, made once a session."""
+"""What rooms share: one set of miniature sources, and one undisturbed run over them, made once for all workers."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from miniature import lay_out, recipe, ringworld, write_recipe
 
@@ -17,27 +19,50 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(shared: Path) -> Path:
     """Real acts and clips, a small vocabulary and a small VQGAN."""
-    return lay_out(tmp_path_factory.mktemp("miniature") / "data")
+    return made_once(shared / "miniature", lambda folder: lay_out(folder / "data")) / "data"
 
 
 @pytest.fixture(scope="session")
-def undisturbed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(sources: Path, shared: Path) -> Path:
     """The root of a run that nothing interrupted; its recipe is `recipe.yaml` beside it.
 
     It was watched closely, which makes no other run of it.
     """
-    folder = tmp_path_factory.mktemp("undisturbed")
-    path = write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run"))
-    done = ringworld("run", path, "--profile", "1:3", "--set", "train.hardware.peak_flops=1e12")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+
+    def run(folder: Path) -> None:
+        path = write_recipe(folder / "recipe.yaml", recipe(sources, folder / "run"))
+        done = ringworld("run", path, "--profile", "1:3", "--set", "train.hardware.peak_flops=1e12")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(shared / "undisturbed", run) / "run"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest's parallel workers have."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder as `make` fills it, by whichever parallel worker needs it first; the others wait for it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+            folder.with_suffix(".made").touch()
+        assert folder.with_suffix(".made").exists(), f"making {folder} has failed before"
+    return folder
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Parallel workers share no fixtures: a file stays on one of them, and so do all files that use the one run."""
-    sharing = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
+    """A file, whose tests share fixtures, stays on one parallel worker; those that take long come first, so that no
+    worker is left alone with them in the end.
+    """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("undisturbed" if item.path in sharing else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

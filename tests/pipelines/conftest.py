@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
 
 from jobs.bench.object_store import ObjectStore
 from jobs.bench.object_store import object_store as running_store
+from pipelines.train.groups import Interruption
+from pipelines.train.job import TrainJob
+from pipelines.train.worker import train_worker
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +21,18 @@ def local_ray() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train stages train in the test's own process, the only worker, in place of groups of workers."""
+
+    def train_here(job: TrainJob, watch: Any) -> list[Interruption]:
+        ray.get(watch.begin.remote(1))
+        train_worker({"job": job, "watch": watch, "attempt": 1})
+        return []
+
+    monkeypatch.setattr("pipelines.train.stage.train_in_groups", train_here)
 
 
 @pytest.fixture(scope="session")

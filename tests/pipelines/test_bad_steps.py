@@ -60,7 +60,7 @@ def trained(folder: Path, **bad_steps: Any) -> tuple[dict[str, Any], list[dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("in_this_process")
 def test_a_spike_is_skipped_or_rolled_back_and_counted(tmp_path: Path) -> None:
     figures, steps = trained(tmp_path / "skip", action="skip", spike_sigmas=5, window=6)
     dropped = [step["step"] for step in steps if "dropped" in step]

@@ -83,7 +83,7 @@ class Battered:
                 assert self.driver.returncode, f"the run was over after {self.killed}: {self.said()}"
                 self.start_driver()  # it went down with its node
             if not (there := self.victims()):
-                time.sleep(0.01)
+                time.sleep(0.1)
                 continue
             time.sleep(random.random() * LULL)
             kind = random.choice(list(there))

@@ -1,4 +1,4 @@
-"""Tars of media and records that name media through a whole run: captions, splits, quarantine, the same bytes again."""
+"""Tars of media and records that name media, tokenized and packed: captions, splits, quarantine, the same bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from miniature import VQGAN_SIZES, recipe, ringworld, sample, write_recipe
+from miniature import VQGAN_SIZES, recipe, sample
 from test_media_records import IMAGES, VIDEO, write_tar
 
 from pipelines.dag import MANIFEST
@@ -69,13 +69,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a whole run."""
-    folder = tmp_path_factory.mktemp("mediarun")
-    path = write_recipe(folder / "recipe.yaml", tree(data, sources, folder / "run"))
-    done = ringworld("run", path)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+def finished(local_ray: None, data: Path, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run up to its packed shards."""
+    root = tmp_path_factory.mktemp("mediarun") / "run"
+    stages = plan_recipe(Recipe.model_validate(tree(data, sources, root)))
+    _run_all(stages[:4])
+    assert stages[3].name == "pack-video"
+    return root
 
 
 def tokenized(root: Path) -> tuple[Store, dict[str, Any]]:
@@ -139,7 +139,7 @@ def test_what_cannot_be_used_is_in_quarantine_under_its_key_and_costs_no_other(f
 
 
 def test_nothing_is_written_outside_the_run(finished: Path, data: Path) -> None:
-    assert sorted(path.name for path in finished.parent.iterdir()) == ["recipe.yaml", "run"]
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert sorted(os.listdir(data)) == ["qa.jsonl", "tars"]
     assert not list(finished.rglob("*film*"))
 

@@ -83,7 +83,7 @@ def kill_driver(path: Path, log: Path, when: Callable[[], bool]) -> str:
         while not when():
             assert driver.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.002)
+            time.sleep(0.02)
         os.kill(driver.pid, signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
     return mark

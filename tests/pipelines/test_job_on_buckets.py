@@ -1,0 +1,258 @@
+"""The command as a job on a cluster of two nodes, from a bucket to a bucket of a real S3 server.
+
+What it makes is what a local run makes, and no credential is in what it writes, says or calls its processes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import tarfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from miniature import ROOT, ringworld, text_recipe, write_recipe
+from ray_nodes import BIN, RayNodes
+
+from jobs.bench.object_store import KEY, SECRET, ObjectStore, free_ports
+from pipelines.lease import LEASE
+from pipelines.storage import Store
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(kw_only=True)
+class Cluster(RayNodes):
+    """A head without, and a node with, the resource `decode`; their own ports and folders."""
+
+    dashboard: str
+    metrics: tuple[str, ...]
+
+    def get(self, path: str) -> str:
+        request = urllib.request.Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    ports = free_ports(5)
+    gcs, dashboard, client, *metrics = ports
+    metrics_at = tuple(f"http://127.0.0.1:{port}/metrics" for port in metrics)
+    made = Cluster(dashboard=f"http://127.0.0.1:{dashboard}", metrics=metrics_at)
+    try:
+        made.start(
+            "--head",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            f"--metrics-export-port={metrics[0]}",
+            "--dashboard-agent-listen-port=0",
+            "--num-cpus=2",
+            "--object-store-memory=134217728",
+        )
+        wait_for(lambda: len(nodes(made)) == 1)
+        made.start(
+            f"--address=127.0.0.1:{gcs}",
+            f"--metrics-export-port={metrics[1]}",
+            "--dashboard-agent-listen-port=0",
+            "--num-cpus=1",
+            '--resources={"decode": 2}',
+            "--object-store-memory=134217728",
+        )
+        wait_for(lambda: len(nodes(made)) == 2)
+        yield made
+    finally:
+        made.stop()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError
+
+
+def nodes(cluster: Cluster) -> list[dict[str, object]]:
+    rows = json.loads(cluster.get("/api/v0/nodes"))["data"]["result"]["result"]
+    return [row for row in rows if row["state"] == "ALIVE"]
+
+
+@pytest.fixture(scope="module")
+def options(object_store: ObjectStore) -> dict[str, Any]:
+    """The recipe's storage.options, with the credentials that a careless user would write there."""
+    return {"endpoint_url": object_store.endpoint, "key": KEY, "secret": SECRET}
+
+
+@dataclass
+class Finished:
+    """A text run as a job, with sources and output in the bucket. said: its log and standard output. shown: Ringworld's
+    figures with their stages, as the nodes' metrics endpoints had them. commands: the command lines of all processes.
+    """
+
+    recipe: Path
+    said: str = ""
+    code: int | None = None
+    shown: set[str] = field(default_factory=set)
+    commands: set[str] = field(default_factory=set)
+
+    def look(self, cluster: Cluster) -> None:
+        """Keep what is shown at this moment."""
+        for address in cluster.metrics:
+            try:
+                with urllib.request.urlopen(address, timeout=5) as answer:
+                    text = answer.read().decode()
+            except OSError:
+                continue
+            for line in text.splitlines():
+                if match := re.match(r'(ray_ringworld_\w+){.*\bstage="([\w-]+)"', line):
+                    self.shown.add(" ".join(match.groups()))
+        for node in cluster.nodes:
+            for process in cluster.processes(node):
+                try:
+                    self.commands.add(" ".join(process.cmdline()))
+                except psutil.Error:
+                    continue
+
+
+@pytest.fixture(scope="module")
+def finished(
+    cluster: Cluster,
+    object_store: ObjectStore,
+    options: dict[str, Any],
+    sources: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    for path in [*sources.glob("acts/*"), sources / "tokenizer.json"]:
+        object_store.fs.put_file(str(path), f"data/in/{path.relative_to(sources)}")
+    tree = text_recipe("s3://data/in", "s3://data/run")
+    tree["storage"]["options"] = options
+    tree["tokenize"]["decode"] = {"custom": {"decode": 1}, "workers": 2}
+    run = Finished(write_recipe(tmp_path_factory.mktemp("job") / "recipe.yaml", tree))
+    entry = ["--working-dir", ".", "--", "python", "-m", "jobs.run", str(run.recipe)]
+    log = run.recipe.with_name("log")
+    with log.open("wb") as said:
+        job = subprocess.Popen(
+            [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, *entry],
+            cwd=ROOT,
+            env=cluster.environment(),
+            stdout=said,
+            stderr=said,
+        )
+        deadline = time.monotonic() + 300
+        while job.poll() is None and time.monotonic() < deadline:
+            run.look(cluster)
+            time.sleep(0.5)
+        job.kill()
+    run.said, run.code = log.read_text(), job.wait()
+    return run
+
+
+def test_the_job_succeeds_and_tells_where_its_report_is(finished: Finished, cluster: Cluster) -> None:
+    assert finished.code == 0, finished.said
+    assert re.search(r"Job 'raysubmit_\w+' succeeded", finished.said)
+    assert "report: s3://data/run/report.html" in finished.said
+    (submitted,) = json.loads(cluster.get("/api/jobs/"))
+    assert submitted["status"] == "SUCCEEDED"
+
+
+def test_its_figures_are_among_the_nodes_metrics(finished: Finished) -> None:
+    assert {"ray_ringworld_progress_done tokenize", "ray_ringworld_loss train-text"} <= finished.shown
+
+
+def test_tasks_run_on_the_node_that_has_what_they_ask_for(finished: Finished, cluster: Cluster) -> None:
+    (second,) = [row["node_id"] for row in nodes(cluster) if not row["is_head_node"]]
+    tasks = json.loads(cluster.get("/api/v0/tasks?detail=1&limit=10000"))["data"]["result"]["result"]
+    decoded = [task for task in tasks if task["name"].startswith("tokenize:")]
+    assert len(decoded) == 9, finished.said
+    assert {task["node_id"] for task in decoded} == {second}
+
+
+@pytest.mark.usefixtures("finished")
+def test_what_is_uploaded_is_the_code_without_history_environments_runs_or_caches(cluster: Cluster) -> None:
+    (uploaded,) = Path(cluster.folders[0]).glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    assert (uploaded / "jobs" / "run.py").is_file()
+    assert {path.name for path in uploaded.iterdir()}.isdisjoint({".git", ".venv", "venv", "runs", ".mypy_cache"})
+    assert sum(path.stat().st_size for path in uploaded.rglob("*")) < 10 * 2**20
+
+
+def test_shards_are_those_of_a_local_run_but_for_the_addresses_in_their_lineage(
+    finished: Finished, options: dict[str, Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    (folder,) = (undisturbed / "stages" / "pack-text").iterdir()
+    root = Store("s3://data/run/stages/pack-text", options)
+    remote = root.at(*root.folders())
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("shards/*.tar"))
+    assert remote.names("shards") == names
+    for name in names:
+        with remote.open(name) as file:
+            assert members(file) == members((folder / name).open("rb"))
+
+
+def members(file: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    with file, tarfile.open(fileobj=file) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            assert content is not None
+            made[member.name] = content.read()
+            if member.name.endswith(".json"):
+                made[member.name] = json.loads(made[member.name])
+                for entry in made[member.name]["lineage"]:
+                    assert entry["provenance"].pop("url").endswith(entry["key"].split("#")[0].removeprefix("acts"))
+                    assert entry["provenance"].pop("etag")
+    return made
+
+
+def test_everything_in_the_bucket_is_as_committed(finished: Finished, object_store: ObjectStore) -> None:
+    verified = ringworld("inspect", "s3://data/run", "--verify", **object_store.environment)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_second_run_is_cached_though_the_credentials_come_from_elsewhere(
+    finished: Finished, object_store: ObjectStore
+) -> None:
+    endpoint = f"storage.options={{endpoint_url: {object_store.endpoint}}}"
+    again = ringworld("run", finished.recipe, "--set", endpoint, **object_store.environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(" done ") == 6
+
+
+def test_no_credential_is_written_anywhere(finished: Finished, options: dict[str, Any]) -> None:
+    store = Store("s3://data/run", options)
+    names = store.names()
+    assert {"report.html", "report.json"} < set(names)
+    assert LEASE not in names
+    assert len([name for name in names if name.endswith("manifest.json")]) >= 6
+    for name in names:
+        with store.open(name) as file:
+            content = file.read()
+        if name.endswith(".parquet"):  # whose columns are compressed
+            table = pq.read_table(io.BytesIO(content))
+            content += f"{table.schema} {table.to_pydict()}".encode()
+        assert SECRET.encode() not in content, name
+        assert KEY.encode() not in content, name
+
+
+def test_no_credential_is_said_in_a_log_or_in_a_process_list(finished: Finished, cluster: Cluster) -> None:
+    assert any("raylet" in command for command in finished.commands)
+    assert any("ray::" in command for command in finished.commands)
+    logs = [path for folder in cluster.folders for path in Path(folder).glob("session_2*/logs/**/*") if path.is_file()]
+    assert any("job-driver" in path.name for path in logs)
+    for said in (finished.said, *finished.commands, *(path.read_text(errors="replace") for path in logs)):
+        assert SECRET not in said
+        assert KEY not in said
