@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,8 @@ def _training(stage: str, inputs: Inputs) -> dict[str, Any]:
         "tokens_per_second": sum(columns["tokens"]) / max(sum(columns["seconds"]), 1e-9),
         "text_nats_per_token": _nats(tail, "text"),
         "vision_nats_per_token": _nats(tail, "vision"),
+        "mfu": _mfu(steps),
+        "sources": _by_source(tail),
         "per_step": columns,
     }
 
@@ -107,6 +110,26 @@ def _training(stage: str, inputs: Inputs) -> dict[str, Any]:
 def _nats(steps: Sequence[Mapping[str, Any]], modality: str) -> float | None:
     targets = sum(step[f"{modality}_targets"] for step in steps)
     return sum(step[f"{modality}_nats"] for step in steps) / targets if targets else None
+
+
+def _mfu(steps: Sequence[Mapping[str, Any]]) -> float | None:
+    """Over the seconds of all steps; None where what the devices can do is not known."""
+    known = [(step["machine"]["mfu"], step["seconds"]) for step in steps if "mfu" in step["machine"]]
+    return sum(mfu * seconds for mfu, seconds in known) / sum(seconds for _, seconds in known) if known else None
+
+
+def _by_source(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each source that had targets in these steps its name, its targets and the mean over them."""
+    nats, targets = Counter[str](), Counter[str]()
+    for step in steps:
+        for source, figures in step["sources"].items():
+            targets[source] += figures["targets"]
+            nats[source] += figures["targets"] * figures.get("nats_per_token", 0.0)
+    return [
+        {"source": source, "targets": number, "nats_per_token": nats[source] / number}
+        for source, number in sorted(targets.items())
+        if number
+    ]
 
 
 def _shards(recipe: Recipe, inputs: Inputs) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "duration": dag.duration,
         "nats": _nats,
         "decibels": _decibels,
+        "share": _share,
     }
     evaluation = facts["evaluation"]
     every = evaluation.get("heldout", [])
@@ -81,6 +82,10 @@ def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, An
 
 def _nats(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _decibels(value: float | None) -> str:

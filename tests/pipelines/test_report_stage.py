@@ -101,6 +101,8 @@ def test_the_json_holds_every_figure_and_both_files_also_lie_in_the_runs_root(ru
     assert facts["evaluation"] == inputs["evaluate"][1]["figures"]
     assert facts["training"][1]["per_step"]["vision_nats"] == [600.0, 500.0, 400.0, 300.0]
     assert facts["training"][1]["vision_nats_per_token"] == 3.0
+    assert facts["training"][1]["sources"] == [{"source": "books", "targets": 200, "nats_per_token": 4.5}]
+    assert facts["training"][1]["mfu"] == pytest.approx(0.4)
     assert [row["split"] for row in facts["shards"]] == ["train", "heldout"] * 3
     assert facts["quarantine"][0]["stage"] == "tokenize"
     assert part["figures"]["verdicts"] == facts["verdicts"]
