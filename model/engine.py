@@ -275,10 +275,17 @@ def parameter_groups(module: nn.Module, settings: EngineSettings) -> list[dict[s
     parameters = list(module.parameters())
     if settings.decay == "all":
         return [{"params": parameters}]
+    of_vectors = [len(_shape(p)) <= 1 for p in parameters]
     return [
-        {"params": [p for p in parameters if p.dim() > 1]},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p, is_vector in zip(parameters, of_vectors) if not is_vector]},
+        {"params": [p for p, is_vector in zip(parameters, of_vectors) if is_vector], "weight_decay": 0.0},
     ]
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole, of which a rank holds a flat share once ZeRO-3 has split it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:

@@ -10,6 +10,7 @@ import ray
 
 from jobs.bench.object_store import ObjectStore
 from jobs.bench.object_store import object_store as running_store
+from model.mesh import build_mesh
 from pipelines.train.groups import Interruption
 from pipelines.train.job import TrainJob
 from pipelines.train.worker import train_worker
@@ -29,6 +30,7 @@ def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def train_here(job: TrainJob, watch: Any) -> list[Interruption]:
         ray.get(watch.begin.remote(1))
+        build_mesh()  # which starts a process group of one
         train_worker({"job": job, "watch": watch, "attempt": 1})
         return []
 
