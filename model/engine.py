@@ -34,6 +34,7 @@ from model.llama import empty_llama, fill
 from model.loss import CHUNK
 from model.memory import MemorySettings
 from model.mesh import Mesh
+from model.parameters import parameter_groups
 from model.rank_batch import RankBatch
 from model.schedule import Schedule
 from model.step import MicroBatchLoss
@@ -268,24 +269,6 @@ class TrainingEngine:
             "source_nats": tuple(by_source[n : 2 * n]),
             "source_targets": tuple(map(round, by_source[2 * n :])),
         }
-
-
-def parameter_groups(module: nn.Module, settings: EngineSettings) -> list[dict[str, Any]]:
-    """The optimizer's groups: one, or, with `decay` "matrices", a second of the vectors, which do not decay."""
-    parameters = list(module.parameters())
-    if settings.decay == "all":
-        return [{"params": parameters}]
-    of_vectors = [len(_shape(p)) <= 1 for p in parameters]
-    return [
-        {"params": [p for p, is_vector in zip(parameters, of_vectors) if not is_vector]},
-        {"params": [p for p, is_vector in zip(parameters, of_vectors) if is_vector], "weight_decay": 0.0},
-    ]
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Of the whole, of which a rank holds a flat share once ZeRO-3 has split it."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
 
 
 def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import LlamaForCausalLM
 from model.engine import TrainingEngine
 from model.folder import Folder
 from model.llama import empty_llama
+from model.parameters import whole_shape
 from model.stored_weights import CONFIG, INDEX
 
 FILE_BYTES = 2 << 30
@@ -36,15 +38,15 @@ def export_hf(
         llama.state_dict(), filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_BYTES
     )
     parameters = dict(engine.model.named_parameters())
-    engine.mesh.agreed(lambda: _clear(target))
+    engine.mesh.agreed(partial(_clear, target))
     for file, names in files.filename_to_tensors.items():
         weights = {}
         for name in names:
             weight = master_weight(engine, parameters[name])
             if engine.mesh.rank == 0:
                 weights[name] = weight.to("cpu", dtype, copy=True)
-        engine.mesh.agreed(lambda file=file, weights=weights: _put_weights(target, file, weights))  # type: ignore[misc]
-    engine.mesh.agreed(lambda: _put_description(target, llama, files))
+        engine.mesh.agreed(partial(_put_weights, target, file, weights))
+    engine.mesh.agreed(partial(_put_description, target, llama, files))
 
 
 def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
@@ -52,7 +54,7 @@ def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
     whole = safe_get_full_fp32_param(parameter) if engine.settings.zero_stage else parameter.detach()
-    return whole.reshape(getattr(parameter, "ds_shape", parameter.shape))
+    return whole.reshape(whole_shape(parameter))
 
 
 def _clear(target: Folder) -> None:

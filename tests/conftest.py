@@ -59,10 +59,6 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file, whose tests share fixtures, stays on one parallel worker; those that take long come first, so that no
-    worker is left alone with them in the end.
-    """
+    """A file, whose tests share fixtures, stays on one parallel worker."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint.manifest import Range
+from model.parameters import whole_shape
 from tokenization.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]
         members = [(optimizer.sub_group_to_group_id[i], group) for i, group in enumerate(optimizer.fp16_groups)]
     groups = {id(parameter): number for number, group in members for parameter in group}
     return {
-        name: (tuple(getattr(parameter, "ds_shape", parameter.shape)), groups[id(parameter)])
+        name: (tuple(whole_shape(parameter)), groups[id(parameter)])
         for name, parameter in engine.model.named_parameters()
     }
 

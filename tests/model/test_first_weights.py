@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_llama import SIZES
 from transformers import LlamaConfig
 
 from model.config import llama_config, text_vocab_size
@@ -15,14 +16,6 @@ from model.stored_weights import INDEX, ONE_FILE, StoredWeights, stored_config
 from model.weights import EMBEDDINGS, HEAD, BlankWeights, RandomWeights, Weights, join_vision, weight_shapes
 from tokenization.errors import UserError
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
 TEXT = llama_config(SIZES, vocab_size=64, context=64, rope_theta=1e4)
 JOINT = llama_config(SIZES, vocab_size=96, context=64, rope_theta=1e4, text_size=64)
 NORM = "model.layers.1.input_layernorm.weight"

@@ -31,6 +31,7 @@ from whole_state import whole_weights
 from model.engine import TrainingEngine
 from model.memory import MemorySettings
 from model.mesh import build_mesh
+from model.parameters import whole_shape
 from model.rank_batch import Dispatcher
 from model.schedule import Schedule
 from model.step import micro_batch_loss
@@ -105,7 +106,7 @@ def whole_gradient(engine: TrainingEngine) -> dict[str, torch.Tensor]:
 
     gradient = {}
     for name, parameter in engine.model.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = whole_shape(parameter)
         gradient[name] = safe_get_full_grad(parameter).reshape(shape).clone()
     return gradient
 

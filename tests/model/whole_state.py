@@ -6,6 +6,7 @@ import torch
 
 from model.engine import TrainingEngine
 from model.export import master_weight
+from model.parameters import whole_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -31,7 +32,7 @@ def whole_state(engine: TrainingEngine) -> dict[str, torch.Tensor]:
             else:
                 state = optimizer.state[parameter][moment]
             if engine.mesh.rank == 0:
-                tensors[f"{name} {moment}"] = state.reshape(getattr(parameter, "ds_shape", parameter.shape)).clone()
+                tensors[f"{name} {moment}"] = state.reshape(whole_shape(parameter)).clone()
     return tensors
 
 
