@@ -81,7 +81,7 @@ def _stage_memory(recipe: Recipe, stage: TrainStage, text: int, size: int, devic
 def _sequence_plan(train: Train, stage: TrainStage, config: LlamaConfig, sp: int) -> SequencePlan:
     bounds = np.arange(stage.rows + 1) * stage.context
     shape, choices = attention_shape(config, train.precision), train.attention_of(stage)
-    return plan_sequence(bounds, sp, shape=shape, hardware=train.hardware.speeds(), **choices.model_dump())
+    return plan_sequence(bounds, sp, shape=shape, hardware=train.speeds(), **choices.model_dump())
 
 
 def _predicted(train: Train, stage: TrainStage, config: LlamaConfig, plan: SequencePlan, workers: int) -> MemoryPlan:

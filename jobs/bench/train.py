@@ -41,6 +41,7 @@ from jobs.bench.plain_training import PlainDocument, PlainTrainer
 from jobs.bench.tables import claims_table, print_tables
 from jobs.bench.text import plays
 from model import checkpoint
+from model.attention.hardware import CPU_CORES
 from model.config import llama_config
 from model.engine import EngineSettings, TrainingEngine
 from model.flops import step_flops
@@ -293,7 +294,7 @@ class _Ours:
         self._writer = (
             checkpoint.Writer(self._engine, f"{store}-checkpoints", keep=1) if name == "ours_saving" else None
         )
-        self._dispatcher = Dispatcher(sp, self._engine.mesh.sp_rank, attention_shape(config, "fp32"))
+        self._dispatcher = Dispatcher(sp, self._engine.mesh.sp_rank, attention_shape(config, "fp32"), CPU_CORES)
 
     def first(self, batch: Sequence[Sequence[PlainDocument]]) -> dict:
         from deepspeed.utils import safe_get_full_grad

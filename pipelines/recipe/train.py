@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model.attention import hardware
+from model.attention.hardware import CPU_CORES
+from model.attention.hardware import Hardware as Speeds
 from model.attention.plan import Route
 from model.attention.planner import LAYOUTS
 from model.kernels.chosen import Kernels
@@ -25,34 +27,33 @@ class Model(Config):
     """A Hugging Face Llama folder or a released LWM checkpoint to start from; None: random weights by the seed."""
 
 
-_SPEEDS = hardware.Hardware()
-
-
 class Hardware(Config):
-    """The machine as the planner of ring attention reckons with it, one trainer a rank; by default H100 nodes.
+    """The machine as the planner of ring attention reckons with it, one trainer a rank.
 
-    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else.
+    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else. What is not
+    given is that of H100 nodes or, where trainers have no GPU, of a server's CPU cores.
     """
 
-    flops: float = Field(default=_SPEEDS.flops, gt=0)
+    flops: float | None = Field(default=None, gt=0)
     """Floating-point operations a second that the attention kernel of one rank reaches on large blocks."""
-    inside: float = Field(default=_SPEEDS.inside, gt=0)
+    inside: float | None = Field(default=None, gt=0)
     """Bytes a second between two ranks of a node, each way."""
-    across: float = Field(default=_SPEEDS.across, gt=0)
+    across: float | None = Field(default=None, gt=0)
     """Bytes a second between two ranks of different nodes, each way."""
-    uplink: float | None = Field(default=_SPEEDS.uplink, gt=0)
+    uplink: float | None = Field(default=None, gt=0)
     """Bytes a second of a whole node to all others, each way; None: every rank has `across` to itself."""
-    latency: float = Field(default=_SPEEDS.latency, ge=0)
+    latency: float | None = Field(default=None, ge=0)
     """Seconds that a message costs the rank that sends or receives it, however short."""
-    ranks_per_node: Positive = _SPEEDS.ranks_per_node
+    ranks_per_node: Positive | None = None
     """Neighbouring workers that share a node; a Ulysses degree never exceeds them."""
     peak_flops: float | None = Field(default=None, gt=0)
     """Floating-point operations a second that one rank's device can do at most, by which MFU is reckoned; None: what is
     known of its GPU by name. It decides nothing."""
 
-    def speeds(self) -> hardware.Hardware:
+    def speeds(self, on_gpu: bool) -> Speeds:
         """The same as the planner's own type."""
-        return hardware.Hardware(**self.model_dump(exclude={"peak_flops"}))
+        given = self.model_dump(exclude={"peak_flops"}, exclude_none=True)
+        return replace(Speeds() if on_gpu else CPU_CORES, **given)
 
 
 class Attention(Config):
@@ -237,6 +238,10 @@ class Train(Config):
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; raise workers")
         return self
+
+    def speeds(self) -> Speeds:
+        """Of the machine, as the planner reckons with it."""
+        return self.hardware.speeds(on_gpu=self.resources.gpus > 0)
 
     def attention_of(self, stage: TrainStage) -> Attention:
         """The choices that hold in a stage: its own, else those for all stages."""

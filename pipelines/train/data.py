@@ -86,7 +86,7 @@ def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatch
         mesh.sp,
         mesh.sp_rank,
         shape,
-        train.hardware.speeds(),
+        train.speeds(),
         **attention.model_dump(),
         n_sources=len(source_names(job)),
     )

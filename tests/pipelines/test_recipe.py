@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model.attention.hardware import Hardware
+from model.attention.hardware import CPU_CORES, Hardware
 from model.memory import MemorySettings
 from pipelines.dag import plan
 from pipelines.recipe import Train, TrainStage
@@ -114,11 +115,11 @@ def test_a_stage_may_save_memory_in_its_own_way() -> None:
     assert [train.zero_of(stage) for stage in train.stages] == [train.zero, 3, train.zero]
 
 
-def test_the_hardware_is_the_planners_by_default() -> None:
-    recipe = load_recipe(QUICKSTART.with_name("lwm-text-7b.yaml"))
-    assert recipe.train.hardware.speeds() == Hardware()
-    slow = load_recipe(QUICKSTART, ["train.hardware={across: 1.25e+9, ranks_per_node: 4}"]).train.hardware.speeds()
-    assert (slow.across, slow.ranks_per_node, slow.flops) == (1.25e9, 4, slow.flops)
+def test_the_hardware_is_by_default_an_h100_or_a_cpu_core() -> None:
+    assert load_recipe(QUICKSTART.with_name("lwm-text-7b.yaml")).train.speeds() == Hardware()
+    assert load_recipe(QUICKSTART).train.speeds() == CPU_CORES
+    given = load_recipe(QUICKSTART, ["train.hardware={across: 1.25e+9, ranks_per_node: 4}"]).train.speeds()
+    assert given == replace(CPU_CORES, across=1.25e9, ranks_per_node=4)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
