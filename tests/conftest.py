@@ -57,8 +57,14 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+LONGEST = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
+"""Files that take more than a minute: begun first, so that no worker is left with one of them at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file, whose tests share fixtures, stays on one parallel worker."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
