@@ -15,8 +15,7 @@ from transformers import LlamaForCausalLM
 from model.config import text_vocab_size
 from model.loss import CHUNK
 from model.rank_batch import RankBatch
-
-MODALITIES = ("text", "vision")
+from tokenization.vocabulary import MODALITIES
 
 
 def micro_batch_loss(

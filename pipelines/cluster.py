@@ -10,8 +10,6 @@ import socket
 from collections.abc import Iterator
 
 import ray
-from ray.exceptions import RayTaskError
-from ray.train import TrainingFailedError
 
 from pipelines.capacity import Capacity
 from tokenization.errors import BadData, UserError
@@ -87,11 +85,10 @@ def own_errors() -> Iterator[None]:
     """Let a UserError or BadData raised in a Ray task or training worker surface as itself, without Ray around it."""
     try:
         yield
-    except RayTaskError as error:
-        _surface([error.cause])
-        raise
-    except TrainingFailedError as error:
-        _surface(list(getattr(error, "worker_failures", {}).values()))
+    except Exception as error:
+        # Ray's error of a task has one cause, that of a group of training workers one a worker. That type is not named
+        # here: it would take a second to import, in every worker of every stage.
+        _surface([getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()])
         raise
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+MODALITIES = ("text", "vision")
+"""In the order of their ids."""
+
 
 @dataclass(frozen=True)
 class JointVocabulary:

@@ -26,7 +26,7 @@ from pipelines.frames import medium_frames
 from pipelines.media import Medium, media_of
 from pipelines.sources import SourceObject
 from pipelines.urls import open_url
-from pipelines.vqgan import WEIGHTS
+from pipelines.vqgan.load import WEIGHTS
 from tokenization.errors import UserError
 from tokenization.vqgan.architecture import build_vqgan
 from tokenization.vqgan.config import VQGANConfig

@@ -34,7 +34,7 @@ from pipelines.storage import Store
 from pipelines.tokenize.encoders import vqgan_pool
 from pipelines.tokenize.pool import wait_until_ready
 from pipelines.tokenize.stage import tokenize_by
-from pipelines.vqgan import WEIGHTS
+from pipelines.vqgan.load import WEIGHTS
 from tokenization.errors import UserError
 from tokenization.vqgan.config import VQGANConfig
 from tokenization.vqgan.model import VQGAN

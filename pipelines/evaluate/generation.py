@@ -13,14 +13,12 @@ import numpy as np
 import torch
 
 from model.generate import generate_frames
-from pipelines.evaluate.job import EvaluateJob
-from pipelines.evaluate.pictures import save_png, strip, windows
+from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob
+from pipelines.evaluate.models import trained_model
+from pipelines.evaluate.pictures import run_vqgan, save_png, strip, windows
 from tokenization.errors import BadData
 from tokenization.fields import FieldSpec, build_tokens
 from tokenization.vqgan.metrics import psnr
-
-CONTINUATIONS = 4
-"""Windows of held-out clips that are continued."""
 
 
 def continue_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def continue_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
             "skipped": f"the held-out clips have no window {index} of {given + wanted} frames",
         }
     key, source, side, frames = window
-    vqgan, model = job.vqgan(), job.model(job.stages[-1])
+    vqgan, model = run_vqgan(job), trained_model(job, job.stages[-1])
     codes = vqgan.encode(frames)
     prompt = continuation_prompt(job, source, side, codes[:given])
     plain = continuation_prompt(job, source, {}, codes[:given], spec="vision")
@@ -80,7 +78,7 @@ def prompt_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
     tokenizer = job.tokenizer()
     bos, begin = [job.vocabulary.bos_id], tokenizer.encode("<vision>")
     codes = generate_frames(
-        job.model(job.stages[-1]),
+        trained_model(job, job.stages[-1]),
         job.vocabulary,
         np.concatenate([bos, tokenizer.encode(text), begin]).astype(np.int32),
         settings.frames,
@@ -91,7 +89,7 @@ def prompt_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
         generator=_generator(job, CONTINUATIONS + index),
         unconditional_ids=np.concatenate([bos, begin]).astype(np.int32),
     )
-    picture = strip([job.vqgan().decode(codes)])
+    picture = strip([run_vqgan(job).decode(codes)])
     return {
         "kind": "prompt",
         "prompt": text,

@@ -1,17 +1,13 @@
-"""Held-out loss: nats per token of the targets with loss, by modality, beside unigram models of the same targets.
+"""Held-out loss: nats per token of the targets with loss, by modality.
 
 In: packed held-out shards and the model of a training stage. Out: sums and target counts of one stage and source, from
-which `tabulate` makes the rows of any grouping exactly, since sums and counts add up.
-
-Every figure is of a softmax over the target's own modality, as in the loss. Two unigram models stand beside the model:
-`unigram_heldout` is the empirical entropy of those very targets, an oracle that no unigram model can beat;
-`unigram_train` was counted on the targets of training shards, plus one for each id of the modality. One device scores a
-sequence.
+which `table.py` makes rows. Every figure is of a softmax over the target's own modality, as in the loss. One device
+scores a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +15,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from model.rank_batch import Dispatcher
-from model.step import MODALITIES, micro_batch_loss
+from model.step import micro_batch_loss
 from pipelines.bad_shards import opener
 from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.models import trained_model
 from pipelines.pack import read_set
 from pipelines.storage import Store
 from tokenization.document import PackedSequence
@@ -29,12 +26,10 @@ from tokenization.loader import join_sequences
 from tokenization.samples import uniform_sample
 from tokenization.shard_index import ShardSet
 from tokenization.shards import read_sequence
-from tokenization.vocabulary import JointVocabulary
+from tokenization.vocabulary import MODALITIES, JointVocabulary
 
 COUNTED_TOKENS = 2**24
 """Tokens of training shards, at most, that a unigram model is counted on."""
-
-Row = dict[str, Any]
 
 
 def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) -> dict[str, Any]:
@@ -45,7 +40,7 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
     assert heldout is not None
     assert train is not None
     chosen = uniform_sample(len(heldout), job.recipe.evaluate.max_sequences)
-    sums = score_sequences(job.model(stage), read_sequences(shards, heldout, chosen), job.device)
+    sums = score_sequences(trained_model(job, stage), read_sequences(shards, heldout, chosen), job.device)
     counts = target_counts(read_sequences(shards, heldout, chosen), job.vocabulary)
     counted = uniform_sample(len(train), max(1, COUNTED_TOKENS // train.context))
     train_counts = target_counts(read_sequences(shards, train, counted), job.vocabulary)
@@ -102,45 +97,3 @@ def target_counts(sequences: Iterable[PackedSequence], vocabulary: JointVocabula
     for sequence in sequences:
         counts += np.bincount(sequence.tokens[sequence.loss_weight > 0], minlength=vocabulary.size)
     return counts
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Nats per token of tokens with these counts under their own frequencies."""
-    seen = counts[counts > 0].astype(np.float64)
-    return float(np.log(seen.sum()) - (seen * np.log(seen)).sum() / seen.sum())
-
-
-def cross_entropy(counts: np.ndarray, model_counts: np.ndarray) -> float:
-    """Nats per token of tokens with these counts under frequencies of `model_counts` plus one, over the same ids."""
-    smoothed = model_counts.astype(np.float64) + 1
-    return float(-(counts * np.log(smoothed / smoothed.sum())).sum() / counts.sum())
-
-
-def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:
-    """One row a modality that has targets, over all `records` together; `source` names what they are."""
-    rows = []
-    counts = [job.load_arrays(record["counts"]) for record in records]
-    text = job.vocabulary.text_size
-    for modality, ids in zip(MODALITIES, (slice(0, text), slice(text, None)), strict=True):
-        targets = sum(record["targets"][modality] for record in records)
-        if not targets:
-            continue
-        heldout = np.sum([count["heldout"][ids] for count in counts], axis=0)
-        train = np.sum([count["train"][ids] for count in counts], axis=0)
-        rows.append(
-            {
-                "stage": records[0]["stage"],
-                "source": source,
-                "modality": modality,
-                "context": max(record["context"] for record in records),
-                "sequences": sum(record["sequences"] for record in records),
-                "of_sequences": sum(record["of_sequences"] for record in records),
-                "targets": targets,
-                "nats_per_token": sum(record["nats"][modality] for record in records) / targets,
-                "unigram_heldout": entropy(heldout),
-                "unigram_train": cross_entropy(heldout, train),
-                "unigram_train_targets": int(train.sum()),
-                "uniform": float(np.log(len(heldout))),
-            }
-        )
-    return rows

@@ -1,27 +1,27 @@
-"""What every part of the evaluation is given: the recipe, what the stages before made, and how to load it."""
+"""What every part of the evaluation is given: the recipe and what the stages before made."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
-import torch
-from transformers import LlamaForCausalLM
 
-from model.llama import load_llama
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject, read_objects
 from pipelines.storage import Store
 from pipelines.urls import fetch_file
-from pipelines.vqgan import load_vqgan
 from tokenization.text import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.model import VQGAN
+
+CONTINUATIONS = 4
+"""Windows of held-out clips that are continued."""
+
+Kind = Literal["loss", "needle", "reconstruction", "continuation", "prompt"]
+Row = dict[str, Any]
+"""A line of figures, plain JSON."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Part:
     """One unit of work, of retry and of resume: its name in the stage's folder, what it measures, and on what."""
 
     name: str
-    kind: str
+    kind: Kind
     arguments: Mapping[str, Any]
 
 
@@ -66,19 +66,6 @@ class EvaluateJob:
         """The recipe's text tokenizer."""
         return load_text_tokenizer(str(fetch_file(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
 
-    def model(self, stage: str) -> LlamaForCausalLM:
-        """The model that a training stage made; parts of one stage that follow each other in a process share it."""
-        store, manifest = self.inputs[f"train-{stage}"]
-        bf16 = self.device == "cuda" and self.recipe.train.precision == "bf16"
-        return _model(
-            store.fetch_folder(manifest["outputs"]["model"]), self.device, torch.bfloat16 if bf16 else torch.float32
-        )
-
-    def vqgan(self) -> VQGAN:
-        """The run's VQGAN."""
-        assert self.recipe.vqgan is not None
-        return load_vqgan(self.inputs["vqgan"][0], self.recipe.vqgan, device=self.device)
-
     def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Commit arrays as safetensors."""
         with self.store.writing(name) as file:
@@ -96,9 +83,3 @@ def spread(items: list[Any], most: int) -> Iterator[Any]:
         yield from items
     elif most > 0:
         yield from (items[i] for i in np.linspace(0, len(items) - 1, most).astype(int))
-
-
-@functools.lru_cache(maxsize=1)
-def _model(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    model = load_llama(folder, dtype=dtype)
-    return model.to(device).eval()  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from model.decoding import Decoder, choose
 from model.llama import inference
 from pipelines.evaluate.haystack import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
 from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.models import trained_model
 from pipelines.urls import open_url
 from tokenization.errors import BadData
 from tokenization.fields import FieldSpec
@@ -38,7 +39,7 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
     """Ask the last stage's model at one context: a list over depths of each figure, means over the rounds."""
     settings = job.recipe.evaluate.needle
     assert settings is not None
-    tokenizer, model = job.tokenizer(), job.model(job.stages[-1])
+    tokenizer, model = job.tokenizer(), trained_model(job, job.stages[-1])
     text = haystack(job, tokenizer, context * settings.rounds)
     depths = depths_of(settings.depths)
     answers: list[dict[str, Any]] = []

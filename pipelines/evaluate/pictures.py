@@ -1,4 +1,4 @@
-"""Frames of raw objects, and frames as PNG."""
+"""Frames of raw objects, the VQGAN that they go through, and frames as PNG."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import itertools
 import numpy as np
 from PIL import Image
 
+from pipelines.evaluate.job import EvaluateJob
 from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
 from pipelines.sources import SourceObject
 from pipelines.storage import Store
+from pipelines.vqgan.load import load_vqgan
+from tokenization.vqgan.model import VQGAN
 
 _GAP = 2
+
+
+def run_vqgan(job: EvaluateJob) -> VQGAN:
+    """The run's VQGAN."""
+    assert job.recipe.vqgan is not None
+    return load_vqgan(job.inputs["vqgan"][0], job.recipe.vqgan, device=job.device)
 
 
 def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:

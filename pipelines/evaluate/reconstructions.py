@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.evaluate.job import EvaluateJob, spread
-from pipelines.evaluate.pictures import sampled_frames, save_png, strip
+from pipelines.evaluate.pictures import run_vqgan, sampled_frames, save_png, strip
 from tokenization.errors import BadData
 from tokenization.vqgan.metrics import psnr
 
@@ -19,7 +19,7 @@ FRAMES = 16
 
 def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, Any]:
     """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
-    vqgan = job.vqgan()
+    vqgan = run_vqgan(job)
     chosen = list(spread(job.objects(("video", "image", "webdataset", "records"), heldout), OBJECTS))
     wanted = job.recipe.evaluate.reconstructions if heldout else 0
     clips: list[dict[str, Any]] = []

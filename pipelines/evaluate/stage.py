@@ -12,11 +12,8 @@ from typing import Any
 
 import ray
 
-from pipelines.evaluate.generation import CONTINUATIONS, continue_part, prompt_part
-from pipelines.evaluate.heldout import score_part, tabulate
-from pipelines.evaluate.job import EvaluateJob, Part
-from pipelines.evaluate.needle import needle_part
-from pipelines.evaluate.reconstructions import reconstruct_part
+from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
+from pipelines.evaluate.table import tabulate
 from pipelines.partitions import record_name, run_partitions
 from pipelines.progress import Bar
 from pipelines.recipe import Recipe
@@ -24,14 +21,6 @@ from pipelines.storage import Store
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
-
-_MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
-    "loss": score_part,
-    "needle": needle_part,
-    "reconstruction": reconstruct_part,
-    "continuation": continue_part,
-    "prompt": prompt_part,
-}
 
 
 def evaluate_all(
@@ -107,8 +96,7 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> dict[str, Any]:
         heldout += [{**row, "stage": "final"} for row in tabulate(job, final, "all")]
     by_kind = {
         kind: [{"part": record["part"], **record["result"]} for record in records if record["kind"] == kind]
-        for kind in _MEASURES
-        if kind != "loss"
+        for kind in ("needle", "reconstruction", "continuation", "prompt")
     }
     return {
         "heldout": heldout,
@@ -129,6 +117,31 @@ def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
     return [one for one in scored if "heldout" in sets[one[1]].get(one[2], {})]
 
 
+def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
+    """What measures a part of this kind, imported where it runs: the driver needs no torch, and text no VQGAN."""
+    match kind:
+        case "loss":
+            from pipelines.evaluate.heldout import score_part
+
+            return score_part
+        case "needle":
+            from pipelines.evaluate.needle import needle_part
+
+            return needle_part
+        case "reconstruction":
+            from pipelines.evaluate.reconstructions import reconstruct_part
+
+            return reconstruct_part
+        case "continuation":
+            from pipelines.evaluate.generation import continue_part
+
+            return continue_part
+        case "prompt":
+            from pipelines.evaluate.generation import prompt_part
+
+            return prompt_part
+
+
 @ray.remote
 def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
     import torch
@@ -136,7 +149,7 @@ def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
 
     torch.set_num_threads(max(1, int(cpus)))
     transformers.utils.logging.disable_progress_bar()  # the terminal has one bar already
-    result = _MEASURES[part.kind](job, part.name, **part.arguments)
+    result = measure_of(part.kind)(job, part.name, **part.arguments)
     record = {"part": part.name, "kind": part.kind, "result": result}
     job.store.write_json(record_name(part.name), record)
     return record

@@ -50,7 +50,7 @@ class _Encoder:
         """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
         import torch  # half a GiB that decode tasks and the pool do without
 
-        from pipelines.vqgan import load_vqgan
+        from pipelines.vqgan.load import load_vqgan
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,8 @@ import torch
 
 from model.config import llama_config
 from model.llama import build_llama
-from pipelines.evaluate.heldout import cross_entropy, entropy, read_sequences, score_sequences, target_counts
+from pipelines.evaluate.heldout import read_sequences, score_sequences, target_counts
+from pipelines.evaluate.table import cross_entropy, entropy
 from pipelines.storage import Store
 from tokenization.document import Document
 from tokenization.packing import pack

@@ -17,12 +17,14 @@ from model.llama import inference
 from pipelines.evaluate import evaluate_all
 from pipelines.evaluate.generation import continuation_prompt, continue_part, prompt_part
 from pipelines.evaluate.haystack import follow
-from pipelines.evaluate.heldout import score_part, tabulate
+from pipelines.evaluate.heldout import score_part
 from pipelines.evaluate.job import EvaluateJob, spread
+from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.needle import ask, choice_nats, nats, needle_part
 from pipelines.evaluate.pictures import strip
 from pipelines.evaluate.reconstructions import reconstruct_part
 from pipelines.evaluate.stage import cut_parts
+from pipelines.evaluate.table import tabulate
 from pipelines.progress import bar
 from pipelines.storage import Store
 from tokenization.text import load_text_tokenizer
@@ -83,7 +85,7 @@ def test_needles_are_asked_over_all_depths_and_without_one_in_contexts_that_hold
 
 
 def test_a_model_is_asked_once_and_the_true_answers_logits_are_those_of_one_whole_pass(job: EvaluateJob) -> None:
-    model = job.model("video")
+    model = trained_model(job, "video")
     prompt, truth = np.arange(5, 45), np.array([100, 200, 300])
     answer, logits = ask(model, prompt, truth, VOCABULARY, 4)
     with inference(model):

@@ -18,7 +18,7 @@ from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources import list_sources
 from pipelines.storage import Store
-from pipelines.vqgan import _gather
+from pipelines.vqgan.make import _gather
 from tokenization.document import Document
 from tokenization.documents import read_documents
 from tokenization.image import load_image

@@ -26,10 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe, made = make_run(tmp_path_factory.mktemp("run"))
     store = Store(recipe.storage.root).at("stages", "evaluate")
     job = EvaluateJob(recipe, VOCABULARY, made, store)
-    measure = evaluation._MEASURES
     parts = [part for part in evaluation.cut_parts(job) if part.name not in ("continuation-2", "continuation-3")]
     records = [
-        {"part": one.name, "kind": one.kind, "result": measure[one.kind](job, one.name, **one.arguments)}
+        {"part": one.name, "kind": one.kind, "result": evaluation.measure_of(one.kind)(job, one.name, **one.arguments)}
         for one in parts
     ]
     outputs = {"parts": [one.name for one in parts], "pictures": store.names("pictures")}

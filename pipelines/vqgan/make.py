@@ -1,7 +1,6 @@
-"""The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames.
+"""A VQGAN from where the recipe says, or trained on its frames.
 
-Out: `weights/`, a diffusers `VQModel` folder, and the fingerprint of all its weights. Training runs in one Ray task,
-which saves its state every `checkpoint_steps`, so a killed one ends with the same weights.
+Training saves its state every `checkpoint_steps`, so one that is killed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -9,21 +8,19 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
-from pipelines.cluster import own_errors
 from pipelines.frames import object_frames
-from pipelines.progress import Bar, Meter, following
+from pipelines.progress import Meter
 from pipelines.recipe import VisualTokenizer
 from pipelines.sources import SourceObject
 from pipelines.storage import Store, fetch_url_folder
 from pipelines.urls import fetch_file
+from pipelines.vqgan.load import WEIGHTS
 from tokenization.errors import BadData, UserError
 from tokenization.vqgan.lwm import load_lwm_vqgan
 from tokenization.vqgan.model import VQGAN
@@ -31,32 +28,13 @@ from tokenization.vqgan.train import TrainSettings, train_vqgan
 
 log = logging.getLogger("ringworld")
 
-WEIGHTS = "weights"
 _STATE = "training-state.pt"
 
 
-def vqgan_task(
-    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, line: Bar
-) -> dict[str, Any]:
-    """Run the stage on the cluster and return its part of the manifest."""
-    threads = recipe.train.threads if recipe.train else 1
-    media = [found for found in objects if found.kind != "text" and not found.heldout]
-    with following(line) as reports, own_errors():
-        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
-        outcome: dict[str, Any] = ray.get(make.remote(recipe, media, seed, store, reports))
-    return outcome
-
-
-def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
-    """The weights that a finished stage committed."""
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    return VQGAN.load(store.fetch_folder(WEIGHTS), recipe.sizes, dtype=dtype, **compute)
-
-
-@ray.remote
-def _make(
+def make_vqgan(
     recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
 ) -> dict[str, Any]:
+    """Commit the weights to the stage's folder; its part of the manifest."""
     vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, reports)
     with tempfile.TemporaryDirectory() as folder:
         vqgan.save(folder)

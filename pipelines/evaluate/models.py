@@ -1,0 +1,26 @@
+"""The run's trained models, on the device that evaluates them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from model.llama import load_llama
+from pipelines.evaluate.job import EvaluateJob
+
+
+def trained_model(job: EvaluateJob, stage: str) -> LlamaForCausalLM:
+    """The model that a training stage made; parts of one stage that follow each other in a process share it."""
+    store, manifest = job.inputs[f"train-{stage}"]
+    bf16 = job.device == "cuda" and job.recipe.train.precision == "bf16"
+    folder = store.fetch_folder(manifest["outputs"]["model"])
+    return _model(folder, job.device, torch.bfloat16 if bf16 else torch.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _model(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    model = load_llama(folder, dtype=dtype)
+    return model.to(device).eval()  # type: ignore[arg-type]

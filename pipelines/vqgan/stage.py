@@ -1,0 +1,38 @@
+"""The vqgan stage as one Ray task, which alone imports what makes a VQGAN: the driver does without.
+
+Out: `weights/`, a diffusers `VQModel` folder, and the fingerprint of all its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from pipelines.cluster import own_errors
+from pipelines.progress import Bar, following
+from pipelines.recipe import VisualTokenizer
+from pipelines.sources import SourceObject
+from pipelines.storage import Store
+
+
+def vqgan_task(
+    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, line: Bar
+) -> dict[str, Any]:
+    """Run the stage on the cluster and return its part of the manifest."""
+    threads = recipe.train.threads if recipe.train else 1
+    media = [found for found in objects if found.kind != "text" and not found.heldout]
+    with following(line) as reports, own_errors():
+        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
+        outcome: dict[str, Any] = ray.get(make.remote(recipe, media, seed, store, reports))
+    return outcome
+
+
+@ray.remote
+def _make(
+    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
+) -> dict[str, Any]:
+    from pipelines.vqgan.make import make_vqgan
+
+    return make_vqgan(recipe, objects, seed, store, reports)
