@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention.choices import Route
 from model.attention.hardware import AttentionShape, Hardware
-from model.attention.plan import Route, SequencePlan
+from model.attention.plan import SequencePlan
 from model.attention.planner import plan_sequence
 
 if TYPE_CHECKING:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
+from model.attention.choices import Route
 from model.attention.derive import direct_stages, relay_stages
 from model.attention.layouts import Assignment
 from model.attention.runs import RankPlan
 from model.attention.segments import Segments, cut_at_documents
-
-Route = Literal["direct", "relay"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.attention.choices import Route
 from model.attention.cost import Cost, direct_cost, relay_cost
 from model.attention.hardware import AttentionShape, Hardware
 from model.attention.layouts import Assignment, contiguous, zigzag
-from model.attention.plan import Route, SequencePlan
+from model.attention.plan import SequencePlan
 from model.attention.segments import cut_at_documents, traffic
 from model.attention.shared import shared_over_fewest
 

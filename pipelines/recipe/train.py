@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from model.attention.choices import Layout, Route
 from model.attention.hardware import CPU_CORES
 from model.attention.hardware import Hardware as Speeds
-from model.attention.plan import Route
-from model.attention.planner import LAYOUTS
 from model.kernels.chosen import Kernels
 from model.memory import Activations, MemorySettings
 from pipelines.recipe.base import Config, Name, Positive, Resources
@@ -59,20 +58,13 @@ class Hardware(Config):
 class Attention(Config):
     """How a sequence is shared by its sp ranks, for those who know better than the planner; None: the fastest plan."""
 
-    layout: str | None = None
+    layout: Layout | None = None
     """Which tokens each rank holds: contiguous, zigzag, or shared-0.5% to shared-30%, which share each document over
     the fewest ranks that keep the work of all within so much of its mean."""
     ulysses: Positive | None = None
     """Neighbouring ranks that split the heads among them instead of the keys; divides sp and the model's kv heads."""
     route: Route | None = None
     """`direct` sends each rank the keys it needs, `relay` passes all keys on from neighbour to neighbour."""
-
-    @field_validator("layout")
-    @classmethod
-    def _is_known(cls, layout: str | None) -> str | None:
-        if layout is not None and layout not in LAYOUTS:
-            raise ValueError(f"{layout!r} is none of {', '.join(LAYOUTS)}; name one, or none for the planner's choice")
-        return layout
 
     def unfit_for(self, kv_heads: int) -> str | None:
         """What is wrong with these choices for a model of so many kv heads, if anything."""

@@ -1,7 +1,7 @@
 """A train stage by one group of workers after another, until its model is there.
 
 Each group is a Ray Train run of a fixed size. It ends with the stage, or because it is asked to for the sake of another
-size, or because a worker, a node or the network fails; the next one carries on from the last checkpoint.
+size, or because a worker, a node, the network or its controller fails. The next one goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -62,12 +63,16 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
             size = wait_for_room(job.recipe.train, job.stage)
             ray.get(watch.begin.remote(attempt))
             log.info("%s: %d workers start at step %d", label, size, committed)
-            failed, failed_at = None, 0.0
+            failed: TrainingFailedError | RayActorError | None = None
+            failed_at = 0.0
             with Oversight(job, watch, size) as oversight:
                 try:
                     _fit(job, watch, attempt, size)
                 except TrainingFailedError as error:
                     failed, failed_at = error, oversight.since or time.time()
+                except RayActorError as error:  # the controller died: nobody watches its workers any more
+                    failed, failed_at = error, time.time()
+                    oversight.end_all()
             first_step_at = ray.get(watch.first_report.remote())
             if interruptions and interruptions[-1].seconds is None and first_step_at is not None:
                 last = interruptions[-1]
@@ -127,8 +132,8 @@ class _Trainer(TorchTrainer):
 
     One is for Ray Data, which is not used here. The other, the cleaner, asks a dashboard once a second whether this
     run's controller lives, and takes the workers away where the answer is no. It asks whichever dashboard it finds:
-    that of another Ray on the machine knows of no such controller. Nor is it needed: should the controller die, so does
-    the driver, and with it what the workers hold.
+    that of another Ray on the machine knows of no such controller. Nor is it needed: should the controller die, its
+    workers are ended by `train_in_groups`.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -154,8 +159,10 @@ def _committed(job: TrainJob) -> int:
     return checkpoint.latest_committed(folder.path(), options=folder.options) or 0
 
 
-def _reason(error: TrainingFailedError) -> str:
+def _reason(error: TrainingFailedError | RayActorError) -> str:
     """The first line of each rank's failure; of ranks that fail alike, one stands for all."""
+    if isinstance(error, RayActorError):
+        return f"the controller of the group died: {_first_line(error)}"
     by_reason: dict[str, list[int]] = {}
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         by_reason.setdefault(_first_line(failure), []).append(rank)

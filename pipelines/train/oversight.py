@@ -64,6 +64,11 @@ class Oversight:
         for worker in hang.workers:
             self._end(worker)
 
+    def end_all(self) -> None:
+        """Kill every worker of the group that was ever heard of."""
+        for standing in ray.get(self._watch.standings.remote()):
+            self._end(standing.beat)
+
     def _end(self, worker: Beat) -> None:
         try:
             ray.get(end_worker(worker), timeout=_KILL)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from attention_groups import run_in_processes
 from memory import peak_bytes
 
-from model.attention.plan import Route, SequencePlan
+from model.attention.choices import Route
+from model.attention.plan import SequencePlan
 from model.attention.planner import LAYOUTS
 from model.attention.ring import packed_ring_attention
 from model.attention.runs import AHEAD

@@ -19,8 +19,9 @@ from attention_groups import ThreadExchange, forward_backward, random_tensors, r
 from torch import Tensor
 
 from model.attention import ring
+from model.attention.choices import Route
 from model.attention.exchange import Transfer
-from model.attention.plan import Route, SequencePlan
+from model.attention.plan import SequencePlan
 from model.attention.planner import LAYOUTS
 
 BACKWARD = 2.5

@@ -12,9 +12,10 @@ from attention_groups import allowed_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.attention.choices import Route
 from model.attention.dispatch import dispatch, in_order
 from model.attention.layouts import Assignment
-from model.attention.plan import Route, SequencePlan
+from model.attention.plan import SequencePlan
 from model.attention.planner import LAYOUTS
 from model.attention.runs import Run, cut_runs
 from model.attention.segments import stage_of_distance, traffic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from attention_groups import allowed_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.attention.choices import Layout
 from model.attention.cost import direct_cost, relay_cost
 from model.attention.hardware import AttentionShape, Hardware
 from model.attention.planner import LAYOUTS, TIGHTEST, TOLERANCES, candidates, plan_sequence
@@ -30,6 +32,10 @@ def mixed(n_tokens: int, longest: int, seed: int) -> np.ndarray:
 
 def counted(cu_seqlens: np.ndarray, layout: str, ring: int) -> Traffic:
     return traffic(cut_at_documents(cu_seqlens, LAYOUTS[layout](cu_seqlens, ring), ring), ring)
+
+
+def test_every_layout_can_be_asked_for_by_name() -> None:
+    assert tuple(LAYOUTS) == get_args(Layout)
 
 
 @pytest.mark.parametrize("tolerance", TOLERANCES)

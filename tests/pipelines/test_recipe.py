@@ -51,7 +51,10 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
             "objective: text, lr: 1, sp: 2}",
             ["train.stages.0.context 255 x rows 1 is no multiple of sp 2", "change one of them"],
         ),
-        ("train.attention.layout=zagzig", ["train.attention.layout", "'zagzig' is none of contiguous, zigzag, shared"]),
+        (
+            "train.attention.layout=zagzig",
+            ["train.attention.layout", "should be 'contiguous', 'zigzag', 'shared-0.5%'"],
+        ),
         ("train.attention.route=scenic", ["train.attention.route", "'direct' or 'relay'"]),
         ("train.attention.ulysses=4", ["train.attention.ulysses 4 does not divide train.stages.0.sp 2", "choose"]),
         ("train.stages.1.attention={ulysses: 3}", ["train.stages.1.attention.ulysses 3 does not", "stages.1.sp 2"]),

@@ -1,4 +1,4 @@
-"""Training goes on through a killed worker, a stopped one and a lost node, and from 4 workers to 2 to 3: real nodes."""
+"""Training goes on through dead and stopped workers, a dead controller and a lost node, and from 4 workers to 2 to 3."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Training:
     def add_node(self, trainers: int) -> subprocess.Popen[bytes]:
         return self.nodes.join(self.address, trainers, "trainer", trainers)
 
-    def workers(self) -> list[psutil.Process]:
-        """The training workers that live, the oldest first."""
+    def living(self, actor: str) -> list[psutil.Process]:
+        """Processes of the actors of this class that live, the oldest first."""
         found = []
         for node in self.nodes.nodes:
             for process in self.nodes.processes(node):
                 try:
-                    if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                    if f"ray::{actor}" in " ".join(process.cmdline()):
                         found.append((process.create_time(), process))
                 except psutil.Error:
                     continue
@@ -129,13 +129,15 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
         nodes.stop()
 
 
-def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(training: Training) -> None:
+def test_kills_a_stop_and_a_lost_node_leave_no_trace_in_the_weights(training: Training) -> None:
     training.start("disturbed", 2, workers=2, hang_seconds=HANG_SECONDS)
     training.trained_until("disturbed", 1)
-    training.workers()[0].send_signal(signal.SIGKILL)
+    training.living("RayTrainWorker")[0].send_signal(signal.SIGKILL)
     training.trained_until("disturbed", 16)
-    training.workers()[-1].send_signal(signal.SIGSTOP)
-    training.trained_until("disturbed", 36)
+    training.living("RayTrainWorker")[-1].send_signal(signal.SIGSTOP)
+    training.trained_until("disturbed", 32)
+    training.living("TrainController")[-1].send_signal(signal.SIGKILL)
+    training.trained_until("disturbed", 48)
     training.add_node(2)  # elsewhere
     training.kill_node(training.nodes.nodes[1])
     figures = training.finish("disturbed")["figures"]
@@ -145,11 +147,12 @@ def test_a_killed_a_stopped_and_a_lost_worker_leave_no_trace_in_the_weights(trai
     assert by_step == [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("undisturbed")]
     # More than these where the machine is too busy to answer in time, and is taken for one that hangs.
     interruptions = figures["interruptions"]
-    killed, *stopped, lost = interruptions
+    killed, *others, lost = interruptions
     assert "rank" in killed["reason"]
     assert "Error" in killed["reason"]
-    assert any(re.search(r"rank \d \(process \d+ on node \w+\) has not answered for", one["reason"]) for one in stopped)
-    assert lost["step"] >= 36
+    assert any(re.search(r"rank \d \(process \d+ on node \w+\) has not answered for", one["reason"]) for one in others)
+    assert any(one["reason"].startswith("the controller of the group died") for one in others)
+    assert lost["step"] >= 48
     for one in interruptions:
         assert one["step"] % CHECKPOINT_STEPS == 0
         assert (one["workers"], one["seconds"]) == (None, None) or (one["workers"] == 2 and one["seconds"] > 0)
