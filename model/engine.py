@@ -56,6 +56,7 @@ class EngineSettings:
     grad_accum: int = 1
     """Micro-batches in one optimizer step on each rank."""
     clip_norm: float = 1.0
+    """The norm that a larger gradient is scaled down to; 0: none is."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -212,7 +213,8 @@ class TrainingEngine:
             group["lr"] = lr
         norm: Any = None
         if self.settings.zero_stage == 0:  # there DeepSpeed would neither tell the norm nor skip a bad step
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            most = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
             if not norm.isfinite():
                 self.deepspeed.zero_grad()
         self.deepspeed.step()

@@ -19,8 +19,8 @@ class Config(BaseModel):
 class Resources(Config):
     """What one task or actor of a pool asks of Ray, and how many of them run."""
 
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources, by which cluster.yaml says which pool a stage lands on."""
     workers: Positive = 1

@@ -51,6 +51,8 @@ def _check_stage(recipe: Recipe, key: str, stage: TrainStage) -> None:
     for source in stage.mixture:
         if source not in recipe.sources:
             raise ValueError(f"{key}.mixture names the source {source!r}, which sources does not define")
+    if not any(stage.mixture.values()):
+        raise ValueError(f"{key}.mixture has no share above 0; raise one")
     if stage.batch_tokens % stage.context:
         raise ValueError(f"{key}.batch_tokens {stage.batch_tokens} is no multiple of its context {stage.context}")
     if recipe.train.workers % stage.sp:

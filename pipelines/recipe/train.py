@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ from model.memory import Activations, MemorySettings
 from pipelines.recipe.base import Config, Name, Positive, Resources
 
 Objective = Literal["text", "vision-text"]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(Config):
@@ -115,17 +118,17 @@ class TrainStage(Config):
 
     name: Name
     context: Positive
-    rope_theta: float = Field(gt=0)
+    rope_theta: Above0
     steps: Positive
     tokens: Positive | None = None
     """In place of `steps`: at least so many tokens, in whole batches."""
     batch_tokens: Positive
     """Tokens of the global batch, over all data-parallel ranks and accumulation steps."""
-    mixture: dict[str, float] = Field(min_length=1)
-    """Share of the tokens by source."""
+    mixture: dict[str, AtLeast0] = Field(min_length=1)
+    """Share of the tokens by source, on any scale."""
     objective: Objective
-    lr: float = Field(gt=0)
-    final_lr: float | None = None
+    lr: Above0
+    final_lr: AtLeast0 | None = None
     """None: constant after the warm-up; a number: cosine decay down to it."""
     warmup_steps: int = Field(default=0, ge=0)
     sp: Positive = 1
@@ -138,8 +141,8 @@ class TrainStage(Config):
     """DeepSpeed ZeRO stage of this stage; None: train.zero."""
     memory: Memory | None = None
     """What this stage saves of memory; None: train.memory."""
-    min_document_tokens: int = 0
-    max_document_tokens: int | None = None
+    min_document_tokens: int = Field(default=0, ge=0)
+    max_document_tokens: Positive | None = None
     """Only documents of these lengths (LWM: longer books in later stages)."""
     export: str | None = None
     """URL that the finished stage's Hugging Face checkpoint is copied to."""
@@ -189,12 +192,13 @@ class Train(Config):
     resources: Resources = Resources()
     zero: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    weight_decay: float = 0.1
+    weight_decay: AtLeast0 = 0.1
     decay: Literal["all", "matrices"] = "all"
     """What the weight decay is on: all parameters, as LWM has it, or none of the vectors (the norms' weights)."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Above0 = 1e-8
+    clip_norm: AtLeast0 = 1.0
+    """A gradient whose norm, over all parameters, is larger is scaled down to it; 0: none is, at any ZeRO stage."""
     loss_chunk: Positive = 1024
     """Tokens whose logits exist at once."""
     memory: Memory = Memory()

@@ -60,6 +60,11 @@ def observe(group: Any, text_model: str) -> dict[str, Any]:
     for zero_stage in (0, 1, 2, 3):
         seen["broken", zero_stage] = broken_step(tiny_engine(mesh, zero_stage=zero_stage), batch, n_examples)
         seen["spike", zero_stage] = spiking_step(mesh, zero_stage)
+        for clip_norm in (0.0, 1e9):
+            engine = tiny_engine(mesh, zero_stage=zero_stage, clip_norm=clip_norm)
+            steps = [engine.train_step(batch, n_examples) for _ in range(2)]
+            seen["clipped", zero_stage, clip_norm] = [(step.loss, step.grad_norm) for step in steps]
+            engine.close()
     for zero_stage in (1, 2, 3):
         engine = tiny_engine(mesh, zero_stage=zero_stage, precision="bf16", eps=1e-8)
         seen["bf16", zero_stage] = [engine.train_step(batch, n_examples) for _ in range(8)]
@@ -218,6 +223,15 @@ def test_a_spike_leaves_the_weights_and_is_judged_by_the_global_loss(ranks, zero
         assert asked == losses, "on every rank the loss that is reported"
         assert losses[1] == losses[0], "nothing was learnt"
         assert losses[2] < losses[1]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_clip_norm_of_0_clips_nothing_and_tells_the_norm(ranks, zero_stage):
+    steps = ranks[0]["clipped", zero_stage, 0.0]
+    assert steps == ranks[0]["clipped", zero_stage, 1e9]
+    (_, norm), (loss, _) = steps
+    assert norm == pytest.approx(ranks[0]["first"].grad_norm, rel=1e-5)
+    assert loss < ranks[0]["first"].loss
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
