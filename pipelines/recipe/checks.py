@@ -20,14 +20,31 @@ def check_recipe(recipe: Recipe) -> None:
     names = [stage.name for stage in recipe.train.stages]
     if len(set(names)) < len(names):
         raise ValueError("train.stages: two stages have one name; give each its own")
-    if recipe.train.kernels == "liger" and not recipe.train.resources.gpus:
+    _check_device(recipe)
+    for index, stage in enumerate(recipe.train.stages):
+        _check_stage(recipe, f"train.stages.{index}", stage)
+    _check_evaluation(recipe, recipe.train.stages[-1].context)
+
+
+def _check_device(recipe: Recipe) -> None:
+    """What trains, and what scores, can compute what is asked of it on its GPU or CPU."""
+    train = recipe.train
+    if train.resources.gpus not in (0, 1):
+        raise ValueError(
+            f"train.resources.gpus {train.resources.gpus:g} is not what a worker trains on, one GPU or none; set 1, or "
+            f"0 for the CPU, and train.workers to the number of GPUs"
+        )
+    for key, pool in (("train", train.resources), ("evaluate", recipe.evaluate.resources)):
+        if pool.gpus and train.precision == "fp32":
+            raise ValueError(
+                f"{key}.resources.gpus {pool.gpus:g} needs half precision, the only one that a GPU's attention kernels "
+                f"take, and train.precision is fp32; set train.precision: bf16, or {key}.resources.gpus: 0"
+            )
+    if train.kernels == "liger" and not train.resources.gpus:
         raise ValueError(
             "train.kernels liger needs a GPU a worker and train.resources asks for none; set train.resources.gpus: 1, "
             "or train.kernels: compile"
         )
-    for index, stage in enumerate(recipe.train.stages):
-        _check_stage(recipe, f"train.stages.{index}", stage)
-    _check_evaluation(recipe, recipe.train.stages[-1].context)
 
 
 def _check_evaluation(recipe: Recipe, context: int) -> None:
@@ -66,6 +83,7 @@ def _check_stage(recipe: Recipe, key: str, stage: TrainStage) -> None:
             f"equally many tokens; change one of them"
         )
     _check_attention(recipe, key, stage)
+    _check_zero(recipe, key, stage)
     _check_memory(recipe, key, stage)
     per_step = recipe.train.workers // stage.sp * stage.rows
     if recipe.train.min_workers is None and stage.sequences % per_step:  # of a range, some do not: padding is theirs
@@ -94,6 +112,15 @@ def _check_attention(recipe: Recipe, key: str, stage: TrainStage) -> None:
         config = llama_config(recipe.model.size, 1, stage.context, stage.rope_theta)
         if wrong := attention.unfit_for(attention_shape(config, recipe.train.precision).kv_heads):
             raise ValueError(f"{named}.{wrong}")
+
+
+def _check_zero(recipe: Recipe, key: str, stage: TrainStage) -> None:
+    if recipe.train.zero_of(stage) == 0 and recipe.train.precision == "bf16":
+        named = "train" if stage.zero is None else key
+        raise ValueError(
+            f"{named}.zero 0 trains in fp32 only, and train.precision is bf16; set {named}.zero: 1, whose weights are "
+            f"replicated too"
+        )
 
 
 def _check_memory(recipe: Recipe, key: str, stage: TrainStage) -> None:

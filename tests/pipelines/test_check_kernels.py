@@ -17,7 +17,7 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     [
         (["train.kernels=compile"], "train.kernels compile: torch.compile finds no C++ compiler; install g++ here and"),
         (
-            ["train.kernels=liger", "train.resources.gpus=1"],
+            ["train.kernels=liger", "train.precision=bf16", "train.resources.gpus=1"],
             "train.kernels liger: the package liger-kernel is not installed; pip install 'ringworld[liger]' here",
         ),
     ],

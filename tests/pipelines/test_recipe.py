@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("train.stages.9.lr=1", ["no index", "9"]),
         ("train.stages.0.warmup_steps=100000", ["warmup_steps", "leaves no step"]),
         ("train.zero=5", ["train.zero"]),
+        (
+            "train.resources={gpus: 1}",
+            ["train.resources.gpus 1 needs half precision", "set train.precision: bf16, or train.resources.gpus: 0"],
+        ),
+        ("evaluate.resources={gpus: 1}", ["evaluate.resources.gpus 1 needs half precision", "set train.precision"]),
+        ("train.resources={gpus: 2}", ["train.resources.gpus 2 is not what a worker trains on", "set 1"]),
+        ("train.resources={gpus: 0.5}", ["train.resources.gpus 0.5 is not what a worker trains on", "set 1"]),
         ("train.clip_norm=-1", ["train.clip_norm", "greater than or equal to 0"]),
         ("train.clip_norm=.nan", ["train.clip_norm", "finite"]),
         ("train.eps=0", ["train.eps", "greater than 0"]),
@@ -97,6 +105,16 @@ def test_a_mistake_is_one_sentence_naming_file_key_and_remedy(override: str, sai
     for words in said:
         assert words in message, message
     assert "quickstart.yaml" in message or "--set" in message
+
+
+@pytest.mark.parametrize("named", ["train", "train.stages.1"])
+def test_stage_0_of_zero_is_for_fp32(named: str) -> None:
+    zero = f"{named}.zero=0"
+    train = load_recipe(QUICKSTART, [zero]).train
+    assert train.zero_of(train.stages[1]) == 0
+    said = re.escape(f"{named}.zero 0 trains in fp32 only, and train.precision is bf16; set {named}.zero: 1")
+    with pytest.raises(UserError, match=said):
+        load_recipe(QUICKSTART, [zero, "train.precision=bf16"])
 
 
 def test_a_ulysses_degree_divides_the_kv_heads() -> None:
