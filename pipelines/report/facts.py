@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.recipe import Recipe
 from pipelines.report.verdicts import verdicts
 from pipelines.storage import Store
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics import read_metrics, tokens_per_second, whole_seconds
 
 Inputs = Mapping[str, tuple[Store, Mapping[str, Any]]]
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
@@ -19,7 +19,6 @@ _PER_STEP = (
     "lr",
     "grad_norm",
     "tokens",
-    "seconds",
     "text_nats",
     "text_targets",
     "vision_nats",
@@ -92,13 +91,14 @@ def _training(stage: str, inputs: Inputs) -> dict[str, Any]:
     """Per-step columns of a training stage and its totals."""
     steps = list(read_metrics(inputs[f"train-{stage}"][0]))
     columns = {name: [step[name] for step in steps] for name in _PER_STEP}
+    columns["seconds"] = [whole_seconds(step) for step in steps]
     tail = steps[-max(1, len(steps) // 10) :]
     return {
         "stage": stage,
         "steps": len(steps),
         "tokens": sum(columns["tokens"]),
         "seconds": sum(columns["seconds"]),
-        "tokens_per_second": sum(columns["tokens"]) / max(sum(columns["seconds"]), 1e-9),
+        "tokens_per_second": tokens_per_second(steps),
         "text_nats_per_token": _nats(tail, "text"),
         "vision_nats_per_token": _nats(tail, "vision"),
         "mfu": _mfu(steps),

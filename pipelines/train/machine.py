@@ -39,12 +39,14 @@ def device_peak(recipes: float | None) -> float | None:
 
 
 def speed(metrics: StepMetrics, seconds: float, config: LlamaConfig, peak: float | None) -> dict[str, float]:
-    """Tokens a second over all ranks, all and those of documents, and MFU where the `peak` of all ranks is known.
+    """Seconds of a step, tokens a second over all ranks, all and those of documents, and MFU where the `peak` of all
+    ranks is known.
 
     seconds: of the whole step, with waiting for its batch.
     """
     seconds = max(seconds, 1e-9)
     figures = {
+        "step_seconds": seconds,
         "tokens_per_second": metrics.tokens / seconds,
         "useful_tokens_per_second": metrics.useful_tokens / seconds,
     }

@@ -69,6 +69,19 @@ def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
     return {**figures, **line["machine"], **{name: line[name] for name in now_and_then if name in line}}
 
 
+def whole_seconds(step: Mapping[str, Any]) -> float:
+    """What a step took on rank 0, its batch waited for, and the checkpoint after it where there was one.
+
+    step: a line of `metrics/`. Of one without `step_seconds`, as older runs have them, the batch's wait is left out.
+    """
+    return float(step["machine"].get("step_seconds", step["seconds"]) + step.get("checkpoint_seconds", 0.0))
+
+
+def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:
+    """Over the `whole_seconds` of these steps; starts, restarts and the steps they do again are not among them."""
+    return sum(step["tokens"] for step in steps) / max(sum(map(whole_seconds, steps)), 1e-9)
+
+
 def lost_to_bad_shards(batch: Batch, context: int) -> dict[str, int]:
     """Of a step, over all ranks; nothing where nothing is lost."""
     return {"lost_sequences": len(batch.lost), "lost_tokens": len(batch.lost) * context} if batch.lost else {}

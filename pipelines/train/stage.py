@@ -25,7 +25,7 @@ from pipelines.storage import Store
 from pipelines.train.data import shard_sets
 from pipelines.train.groups import train_in_groups
 from pipelines.train.job import MODEL, TrainJob
-from pipelines.train.metrics import bad_step_figures, read_metrics, total_lost
+from pipelines.train.metrics import bad_step_figures, read_metrics, tokens_per_second, total_lost
 from tokenization.errors import BadData, UserError
 from tokenization.vocabulary import JointVocabulary
 
@@ -52,8 +52,6 @@ def train_stage(
     with following(line, watch), bad_data_told(label):
         interruptions = train_in_groups(job, watch)
     steps = list(read_metrics(store))
-    tokens = sum(step["tokens"] for step in steps)
-    seconds = sum(step["seconds"] for step in steps)
     if stage.export:
         _export(store, Store(stage.export, recipe.storage.options))
     return {
@@ -65,8 +63,8 @@ def train_stage(
         },
         "figures": {
             "steps": len(steps),
-            "tokens": tokens,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "tokens": sum(step["tokens"] for step in steps),
+            "tokens_per_second": tokens_per_second(steps),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
             **({"interruptions": [one.to_json() for one in interruptions]} if interruptions else {}),

@@ -102,6 +102,10 @@ def test_the_json_holds_every_figure_and_both_files_also_lie_in_the_runs_root(ru
     assert facts["training"][1]["vision_nats_per_token"] == 3.0
     assert facts["training"][1]["sources"] == [{"source": "books", "targets": 200, "nats_per_token": 4.5}]
     assert facts["training"][1]["mfu"] == pytest.approx(0.4)
+    for training in facts["training"]:
+        figures = inputs[f"train-{training['stage']}"][1]["figures"]
+        assert training["tokens_per_second"] == pytest.approx(figures["tokens_per_second"])
+        assert training["per_step"]["seconds"] == [0.8] * 4
     assert [row["split"] for row in facts["shards"]] == ["train", "heldout"] * 3
     assert facts["quarantine"][0]["stage"] == "tokenize"
     assert part["figures"]["verdicts"] == facts["verdicts"]

@@ -18,7 +18,7 @@ from pipelines.profiled_steps import ProfiledSteps
 from pipelines.stages import build_stages
 from pipelines.storage import Store
 from pipelines.train.machine import device_peak, memory, part_figures, speed
-from pipelines.train.metrics import read_metrics, step_figures, step_line
+from pipelines.train.metrics import read_metrics, step_figures, step_line, tokens_per_second, whole_seconds
 from pipelines.train.sinks.files import MetricsFile, TensorBoard, remove_uncommitted
 from pipelines.train.sinks.sink import Terminal
 from pipelines.weights_and_biases import check_wandb
@@ -84,11 +84,20 @@ def test_speed_and_utilisation_by_hand() -> None:
     weights = 4 * 4 * 4 + 3 * 4 * 8
     flops = 3 * (2 * weights * 48 + 4 * 4 * 300 + 2 * 4 * (20 * 70 + 4 * 30))
     assert speed(metrics(), 2.0, config, peak=1e6) == {
+        "step_seconds": 2.0,
         "tokens_per_second": 32.0,
         "useful_tokens_per_second": 24.0,
         "mfu": pytest.approx(flops / 2e6),
     }
     assert "mfu" not in speed(metrics(), 2.0, config, peak=None)
+
+
+def test_a_stages_speed_counts_waiting_for_batches_and_for_checkpoints() -> None:
+    steps = [step_line(metrics(step), ("books",), {"step_seconds": 2.0}) for step in range(3)]
+    steps[1]["checkpoint_seconds"] = 0.5
+    assert [whole_seconds(step) for step in steps] == [2.0, 2.5, 2.0]
+    assert tokens_per_second(steps) == 3 * 64 / 6.5
+    assert whole_seconds(step_line(metrics(), ("books",), {})) == 1.5, "as older runs have it"
 
 
 def test_the_recipes_peak_comes_first_and_a_cpu_has_none() -> None:
