@@ -15,12 +15,15 @@ from tiny_run import tiny_recipe
 from model.config import llama_config
 from model.engine import StepMetrics
 from pipelines.profiled_steps import ProfiledSteps
+from pipelines.recipe import Recipe
 from pipelines.stages import build_stages
 from pipelines.storage import Store
+from pipelines.train.job import TrainJob
 from pipelines.train.machine import device_peak, memory, part_figures, speed
 from pipelines.train.metrics import read_metrics, step_figures, step_line, tokens_per_second, whole_seconds
 from pipelines.train.sinks.files import MetricsFile, TensorBoard, remove_uncommitted
 from pipelines.train.sinks.sink import Terminal
+from pipelines.train.sinks.weights_and_biases import WeightsAndBiases
 from pipelines.weights_and_biases import check_wandb
 from tests.tensorboard_events import shown_by_tensorboard, shown_of
 from tokenization.errors import UserError
@@ -185,7 +188,7 @@ def test_watching_is_no_part_of_what_a_stage_makes(tmp_path: Path) -> None:
     assert {stage.name: stage.settings for stage in build_stages(changed)} != settings[0]
 
 
-def with_wandb(tmp_path: Path, **wandb: str):
+def with_wandb(tmp_path: Path, **wandb: str) -> Recipe:
     recipe = tiny_recipe(tmp_path)
     train = type(recipe.train).model_validate({**recipe.train.model_dump(), "wandb": {"project": "p", **wandb}})
     return recipe.model_copy(update={"train": train})
@@ -211,19 +214,41 @@ def test_wandb_without_a_key_is_told_before_anything_runs(tmp_path: Path, monkey
     check_wandb(with_wandb(tmp_path))
 
 
+def wandb_job(recipe: Recipe, folder: Path) -> TrainJob:
+    store = Store(str(folder))
+    return TrainJob(recipe, recipe.train.stages[0], None, store, {}, None, store)
+
+
+def test_wandb_hears_of_steps_with_their_checkpoint_and_never_of_discarded_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    monkeypatch.setattr("time.time", lambda: 7.0)
+    run = SimpleNamespace(log=lambda figures, step, commit: heard.append((step, figures)))
+    stub = SimpleNamespace(init=lambda **settings: run, Settings=lambda **settings: None)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    sink = WeightsAndBiases(wandb_job(with_wandb(tmp_path), tmp_path))
+    for step, loss in ((0, 5.0), (1, 4.0), (2, 99.0), (1, 4.0), (2, 3.0)):
+        sink.step({"step": step}, {"loss": loss})
+        if step == 0:
+            sink.take()(0.25)
+        if loss == 99.0:
+            assert heard == [(0, {"loss": 5.0, "_timestamp": 7.0, "checkpoint_seconds": 0.25})]
+            sink.discard()
+    sink.take()(0.5)
+    sink.take()(0.5)
+    assert [(step, figures["loss"]) for step, figures in heard] == [(0, 5.0), (1, 4.0), (2, 3.0)]
+
+
 def test_wandb_offline_keeps_every_step_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the optional package wandb is not installed: its sink is not tested")
-    from pipelines.train.job import TrainJob
-    from pipelines.train.sinks.weights_and_biases import WeightsAndBiases
-
-    recipe = with_wandb(tmp_path, mode="offline", folder=str(tmp_path))
-    store = Store(str(tmp_path))
-    job = TrainJob(recipe, recipe.train.stages[0], None, store, {}, None, store)
+    job = wandb_job(with_wandb(tmp_path, mode="offline", folder=str(tmp_path)), tmp_path)
     ids = []
     for first, end in ((0, 2), (2, 4)):  # as if started again
         sink = WeightsAndBiases(job)
         for step in range(first, end):
             sink.step(line_of(step), step_figures(line_of(step)))
+        sink.take()(0.25)
         ids.append(sink._run.id)
         assert sink._run.summary["source/clips/loss"] == 0.5
         assert sink._run.summary["tokens_per_second"] == 32.0 + end - 1

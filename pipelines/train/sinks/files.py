@@ -15,44 +15,33 @@ from typing import Any
 from pipelines.storage import Store
 from pipelines.train.job import METRICS, TENSORBOARD
 from pipelines.train.metrics import write_metrics
-from pipelines.train.sinks.sink import Publish
+from pipelines.train.sinks.sink import Held
 
 
-class MetricsFile:
+class MetricsFile(Held):
     """JSON lines, read by `read_metrics`."""
 
     def __init__(self, store: Store) -> None:
+        super().__init__()
         self._store = store
-        self._pending: list[dict[str, Any]] = []
 
     def step(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Keep the line for the next checkpoint."""
         self._pending.append(dict(line))
 
-    def take(self) -> Publish:
-        """The lines since the last time; the last of them says what the checkpoint cost the steps."""
-        lines, self._pending = self._pending, []
-
-        def publish(checkpoint_seconds: float) -> None:
-            if lines:
-                write_metrics(self._store, [*lines[:-1], {**lines[-1], "checkpoint_seconds": checkpoint_seconds}])
-
-        return publish
-
-    def discard(self) -> None:
-        """Forget the lines since the last time."""
-        self._pending = []
+    def _publish(self, taken: list[Any], checkpoint_seconds: float) -> None:
+        write_metrics(self._store, [*taken[:-1], {**taken[-1], "checkpoint_seconds": checkpoint_seconds}])
 
     def close(self) -> None:
         """What is not committed is not kept."""
 
 
-class TensorBoard:
+class TensorBoard(Held):
     """TensorBoard's event files, one scalar a figure; `tensorboard --logdir RUN/stages` shows all stages."""
 
     def __init__(self, store: Store) -> None:
+        super().__init__()
         self._store = store
-        self._pending: list[Any] = []
 
     def step(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """Keep the step's event for the next checkpoint."""
@@ -62,28 +51,17 @@ class TensorBoard:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
         self._pending.append(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
 
-    def take(self) -> Publish:
-        """The events since the last time, for a file that TensorBoard reads after those before it."""
+    def _publish(self, taken: list[Any], checkpoint_seconds: float) -> None:
+        """Into a file that TensorBoard reads after those before it."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        events, self._pending = self._pending, []
-
-        def publish(checkpoint_seconds: float) -> None:
-            if not events:
-                return
-            events[-1].summary.value.add(tag="checkpoint_seconds", simple_value=checkpoint_seconds)
-            first = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
-            with self._store.writing(f"{TENSORBOARD}/events.out.tfevents.{events[-1].step + 1:08d}") as file:
-                writer = RecordWriter(file)
-                for event in (first, *events):
-                    writer.write(event.SerializeToString())
-
-        return publish
-
-    def discard(self) -> None:
-        """Forget the events since the last time."""
-        self._pending = []
+        taken[-1].summary.value.add(tag="checkpoint_seconds", simple_value=checkpoint_seconds)
+        first = Event(wall_time=taken[0].wall_time, file_version="brain.Event:2")
+        with self._store.writing(f"{TENSORBOARD}/events.out.tfevents.{taken[-1].step + 1:08d}") as file:
+            writer = RecordWriter(file)
+            for event in (first, *taken):
+                writer.write(event.SerializeToString())
 
     def close(self) -> None:
         """What is not committed is not kept."""

@@ -1,7 +1,8 @@
-"""What `Monitor` asks of a sink, and the two that show a step at once: Ray's metrics and the terminal's bar."""
+"""What `Monitor` asks of a sink, two ways to answer, and the sinks that show a step at once: Ray's metrics, the bar."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -43,6 +44,34 @@ class Shown:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class Held(ABC):
+    """A sink whose steps wait for the checkpoint after them, so that one the stage goes back from is never out.
+
+    `_pending` is what `step` made of them, in order.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Any] = []
+
+    def take(self) -> Publish:
+        """What is pending, to be published with the checkpoint."""
+        taken, self._pending = self._pending, []
+
+        def publish(checkpoint_seconds: float) -> None:
+            if taken:
+                self._publish(taken, checkpoint_seconds)
+
+        return publish
+
+    @abstractmethod
+    def _publish(self, taken: list[Any], checkpoint_seconds: float) -> None:
+        """Let these steps out, one at least; the last of them says what the checkpoint cost."""
+
+    def discard(self) -> None:
+        """Forget what is pending."""
+        self._pending = []
 
 
 class RayMetrics(Shown):
