@@ -7,6 +7,7 @@ from its last checkpoint. A group that could be larger is asked to end at its ne
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -22,6 +23,7 @@ log = logging.getLogger("ringworld")
 
 _LOOK = 1.0  # seconds between two looks at the workers
 _ROOM = 2.0  # and at the cluster
+_AGAIN = 60.0  # until whoever could not be ended is looked at again
 _KILL = 60.0  # for a kill; a node that does not answer as long is left to Ray's own health checks
 
 
@@ -34,6 +36,8 @@ class Oversight:
         self.since: float | None = None
         """When that was known, in seconds since the epoch."""
         self._job, self._watch, self._size = job, watch, size
+        self._next_look, self._next_growth = -math.inf, time.monotonic() + _ROOM
+        self._told: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="oversight", daemon=True)
 
@@ -46,34 +50,51 @@ class Oversight:
         self._thread.join()
 
     def _run(self) -> None:
-        grown, looked = False, time.monotonic()
         while not self._ended.wait(_LOOK):
-            if self.hang is None:
-                self._look_for_a_hang()
-            if not grown and self._job.recipe.train.min_workers is not None and time.monotonic() - looked > _ROOM:
-                looked = time.monotonic()
-                grown = self._grow()
+            try:
+                self._look()
+            except Exception as error:  # whatever it is, nobody else would watch the group from here on
+                self._tell(f"the workers cannot be watched: {error}; trying again")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._look_for_a_hang()
+        if self._job.recipe.train.min_workers is not None and now >= self._next_growth:
+            self._next_growth = now + _ROOM
+            if self._grow():
+                self._next_growth = math.inf
 
     def _look_for_a_hang(self) -> None:
         standings = ray.get(self._watch.standings.remote())
         hang = find_hang(standings, self._job.recipe.train.hang_seconds, self._size)
         if hang is None:
             return
-        self.hang, self.since = hang.reason, time.time()
+        if self.hang is None:
+            self.hang, self.since = hang.reason, time.time()
         log.warning("train-%s: %s; ending it, to go on from the last checkpoint", self._job.stage.name, hang.reason)
-        for worker in hang.workers:
-            self._end(worker)
+        are_ended = [self._end(worker) for worker in hang.workers]
+        self._next_look = math.inf if all(are_ended) else time.monotonic() + _AGAIN
+
+    def _tell(self, what: str) -> None:
+        """Warn, once of the same."""
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("train-%s: %s", self._job.stage.name, what)
 
     def end_all(self) -> None:
         """Kill every worker of the group that was ever heard of."""
         for standing in ray.get(self._watch.standings.remote()):
             self._end(standing.beat)
 
-    def _end(self, worker: Beat) -> None:
+    def _end(self, worker: Beat) -> bool:
+        """Whether the worker's process is at an end."""
         try:
             ray.get(end_worker(worker), timeout=_KILL)
         except (GetTimeoutError, RayError) as error:
             log.warning("train-%s: rank %d could not be ended: %s", self._job.stage.name, worker.rank, error)
+            return False
+        return True
 
     def _grow(self) -> bool:
         size = fastest_with_room(self._job.recipe.train, self._job.stage)

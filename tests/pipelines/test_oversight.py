@@ -1,0 +1,79 @@
+"""pipelines/train/oversight.py goes on watching, whatever Ray answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayError
+from tiny_run import VOCABULARY, tiny_recipe
+
+from pipelines.pulse import Beat, Standing
+from pipelines.storage import Store
+from pipelines.train import oversight
+from pipelines.train.job import TrainJob
+from pipelines.train.oversight import Oversight
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Oversight]:
+    """An oversight of one worker that takes its standings from a function, without Ray and without waiting."""
+    monkeypatch.setattr(oversight, "_LOOK", 0.0)
+    monkeypatch.setattr(oversight, "_AGAIN", 0.0)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer())
+    recipe, store = tiny_recipe(tmp_path), Store(str(tmp_path))
+    job = TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, {}, None, store)
+
+    def of(standings: Callable[[], list[Standing]]) -> Oversight:
+        return Oversight(job, SimpleNamespace(standings=SimpleNamespace(remote=lambda: standings)), 1)
+
+    return of
+
+
+def silent(seconds: float) -> list[Standing]:
+    return [Standing(Beat(1, 0, 100, 0.0, "a1b2c3d4e5"), silent=seconds, still=seconds)]
+
+
+def test_an_answer_that_fails_is_told_once_and_ends_no_watch(
+    watched: Callable[..., Oversight], caplog: pytest.LogCaptureFixture
+) -> None:
+    failures, again = ["no answer", "no answer", "no node"], threading.Event()
+
+    def standings() -> list[Standing]:
+        if failures:
+            raise RayError(failures.pop(0))
+        again.set()
+        return []
+
+    with caplog.at_level(logging.WARNING, "ringworld"), watched(standings):
+        assert again.wait(60)
+    assert [record.message for record in caplog.records] == [
+        f"train-text: the workers cannot be watched: {why}; trying again" for why in ("no answer", "no node")
+    ]
+
+
+def test_whoever_could_not_be_ended_is_ended_again_and_whoever_was_is_not(
+    watched: Callable[..., Oversight], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+    looks, ended = iter(range(1801, 10_000)), threading.Event()
+
+    def kill() -> None:
+        tried.append(len(tried) == 1)
+        if not tried[-1]:
+            raise RayError("the node does not answer")
+        ended.set()
+
+    monkeypatch.setattr(oversight, "end_worker", lambda worker: kill)
+    with watched(lambda: silent(next(looks))) as seen:
+        assert ended.wait(60)
+    seen._look()
+    assert tried == [False, True]
+    assert seen.hang is not None
+    assert "not answered for 1801 s" in seen.hang, "the first time counts"
