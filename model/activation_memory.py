@@ -23,10 +23,11 @@ FP32 = 4
 class ActivationBytes:
     """Bytes on the rank that holds most.
 
-    kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead. mlp,
-    attention: at work at once in the MLP's and in the attention's part of one layer's backward, what is made again
-    included. exchange: keys and gradients of other ranks in the attention. final: from the last layer to the loss.
-    loss: a chunk's logits and the head's gradient. batch: ids, positions, labels, weights and RoPE's tables.
+    kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead, in
+    blocks of pinned memory, each of which torch's allocator rounds up to a power of two. mlp, attention: at work at
+    once in the MLP's and in the attention's part of one layer's backward, what is made again included. exchange: keys
+    and gradients of other ranks in the attention. final: from the last layer to the loss. loss: a chunk's logits and
+    the head's gradient. batch: ids, positions, labels, weights and RoPE's tables.
     """
 
     kept_layer: int
@@ -52,7 +53,8 @@ def activation_bytes(
     norm = row  # the result
     if not fused:
         norm += row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, fp32 rows before
-    result = q * itemsize + config.num_attention_heads * FP32
+    lse = config.num_attention_heads * FP32
+    result = q * itemsize + lse
     attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
     wide = config.intermediate_size * itemsize
     mlp = 0 if memory.mlp_tile else (3 if fused else 4) * wide
@@ -75,6 +77,7 @@ def activation_bytes(
     if not on_cuda and itemsize < FP32:  # the CPU's kernel takes copies in fp32
         of_runs += (3 * q + 2 * kv) * FP32
     in_attention = (left + 2 * row + (q + 2 * kv) * (itemsize + FP32)) * tokens + of_runs * longest // plan.ulysses
+    pinned = [row, q * itemsize, lse] if memory.activations == "all-but-attention" else [row]
     offloaded = memory.offload_activations and on_cuda  # of a CPU the device is the host
     if offloaded:  # at work, it is back
         in_mlp, in_attention = in_mlp + kept * tokens, in_attention + kept * tokens
@@ -84,7 +87,7 @@ def activation_bytes(
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
-        kept_host=kept * tokens if offloaded else 0,
+        kept_host=sum(_pinned(block * tokens) for block in pinned) if offloaded else 0,
         mlp=in_mlp,
         attention=in_attention,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
@@ -97,6 +100,11 @@ def activation_bytes(
 def _some(plan: SequencePlan) -> range:
     """Ranks enough to find the fullest: of large rings every so many-th."""
     return range(0, plan.sp, max(1, plan.sp // 16))
+
+
+def _pinned(n_bytes: int) -> int:
+    """What torch's allocator of pinned memory takes for a block: the next power of two."""
+    return 1 << (n_bytes - 1).bit_length()
 
 
 def _exact(itemsize: int) -> int:

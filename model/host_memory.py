@@ -2,7 +2,8 @@
 
 In: how many parameters there are, the engine's settings, what DeepSpeed and the activations take. Out: the parts of
 each moment. What the process itself takes (Python, torch, the CUDA runtime), its loader's batches and, on a store, the
-32 MiB of an upload's parts are not in them; nor is what counts as the device where there is no GPU.
+32 MiB of an upload's parts are not in them; nor is what counts as the device where there is no GPU. Of pinned memory,
+which torch gives in powers of two, activations are counted so; what DeepSpeed offloads is counted by the byte.
 """
 
 from __future__ import annotations

@@ -67,6 +67,17 @@ def test_what_is_offloaded_waits_on_the_host() -> None:
     assert "activations" not in million().memory.on_host["training"]
 
 
+@pytest.mark.parametrize(("activations", "blocks"), [("full", 1), ("all-but-attention", 2)])
+def test_each_block_of_pinned_memory_is_a_power_of_two(activations: str, blocks: int) -> None:
+    """By hand, of a rank's tokens: layer inputs and attention outputs in bf16, and a logsumexp in fp32 a head."""
+    tokens = 3 * 2**20 // 64  # whose rows take 3 parts of 4 of the next power of two
+    sequences = ["train.stages.4.rows=3", "train.stages.4.batch_tokens=6291456"]
+    memory = f"train.memory={{activations: {activations}, offload_activations: true}}"
+    held = million(None, memory, *sequences).memory.on_host["training"]["activations"]
+    exact = 32 * tokens * (blocks * 4096 * 2 + (blocks - 1) * 32 * 4)
+    assert held == exact * 4 // 3
+
+
 def test_the_host_holds_a_weight_at_the_start_then_a_checkpoint_and_at_the_end_a_file() -> None:
     own, largest = million().memory.device["masters and moments"] // 12, 32_000 * 4096
     start, copy, file = (
