@@ -8,6 +8,7 @@ gradient is a sum over tokens, wherever they are held.
 from __future__ import annotations
 
 import errno
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -75,7 +76,7 @@ class Mesh:
             failure = error
         self.on_piece(True)
         outcomes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(outcomes, (result, failure), group=group)
+        dist.all_gather_object(outcomes, (result, failure and _portable(failure)), group=group)
         for _, raised in outcomes:
             if raised is not None:
                 raise raised
@@ -88,6 +89,15 @@ class Mesh:
         """
         answer = self.together(lambda: ask() if self.rank == 0 else None, group)[0]
         return cast(T, answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its kind and words where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: None) -> Mesh:
@@ -107,4 +117,6 @@ def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: N
     if sp > 1:
         mesh = init_device_mesh("cuda" if on_cuda else "cpu", (world // sp, sp), mesh_dim_names=("dp", "sp"))
         group = mesh.get_group("sp")
+        # NCCL wants every rank in the first operation of a group, and of a ring's exchanges some ranks may have none.
+        dist.all_reduce(torch.zeros(1, device="cuda" if on_cuda else "cpu"), group=group)
     return Mesh(world // sp, sp, rank, group, on_piece)

@@ -35,7 +35,7 @@ class GroupExchange:
     """Exchange over a torch process group: gloo for CPU tensors, NCCL for CUDA tensors.
 
     NCCL wants every rank in the first operation of a group, and here a rank that needs nothing from anyone takes part
-    in none: use the group for some collective before the first ring.
+    in none: the group has to have been used for some collective before, as `build_mesh` does.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:

@@ -46,6 +46,7 @@ class StoreError(UserError, OSError):
     def __init__(self, message: str, said: str = "", kind: Kind = "passing") -> None:
         super().__init__(message)
         self.said, self.kind = said, kind
+        self.passing = kind == "passing"
 
 
 @dataclass(frozen=True)

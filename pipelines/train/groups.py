@@ -26,9 +26,11 @@ from pipelines.cluster import own_errors
 from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.oversight import Oversight
+from tokenization.errors import UserError
 
 log = logging.getLogger("ringworld")
 
+_STORE_PAUSE = 30.0  # seconds before a store that did not answer is asked again
 _COLLECTIVE_SECONDS = 1800  # of torch's own time-out, behind ours
 
 
@@ -53,7 +55,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     """Train to the end of the stage. Returns the failures on the way.
 
     Raises what the last group raised after `train.max_restarts` failures without a checkpoint between them, and at
-    once what a restart would not mend (UserError, BadData).
+    once what a restart would not mend (BadData, and a UserError that does not pass by itself).
     """
     label, failures, attempt, committed = f"train-{job.stage.name}", 0, 0, _committed(job)
     interruptions: list[Interruption] = []
@@ -63,7 +65,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
             size = wait_for_room(job.recipe.train, job.stage)
             ray.get(watch.begin.remote(attempt))
             log.info("%s: %d workers start at step %d", label, size, committed)
-            failed: TrainingFailedError | RayActorError | None = None
+            failed: Exception | None = None
             failed_at = 0.0
             with Oversight(job, watch, size) as oversight:
                 try:
@@ -73,6 +75,11 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
                 except RayActorError as error:  # the controller died: nobody watches its workers any more
                     failed, failed_at = error, time.time()
                     oversight.end_all()
+                except UserError as error:
+                    if not error.passing:
+                        raise
+                    failed, failed_at = error, time.time()
+                    time.sleep(_STORE_PAUSE)
             first_step_at = ray.get(watch.first_report.remote())
             if interruptions and interruptions[-1].seconds is None and first_step_at is not None:
                 last = interruptions[-1]
@@ -159,7 +166,7 @@ def _committed(job: TrainJob) -> int:
     return checkpoint.latest_committed(folder.path(), options=folder.options) or 0
 
 
-def _reason(error: TrainingFailedError | RayActorError) -> str:
+def _reason(error: Exception) -> str:
     """The first line of each rank's failure; of ranks that fail alike, one stands for all."""
     if isinstance(error, RayActorError):
         return f"the controller of the group died: {_first_line(error)}"

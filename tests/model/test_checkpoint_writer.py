@@ -17,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from whole_state import differing, whole_state
 
 from model import checkpoint
+from model.checkpoint import write as writing
 from model.folder import Folder
 from model.mesh import build_mesh
 from model.weights import weight_shapes
@@ -59,6 +60,26 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
     writer.save({"position": 3})
     seen["failed_again"] = failure(lambda: fail_in_commit(writer))
     seen["still_there"] = checkpoint.load_latest(engine, url)
+
+    # A store that comes back, and in which the checkpoint before cannot be removed.
+    asked = iter([True, True])
+
+    def unsteady(root: Folder, name: str, pieces: Any) -> None:
+        if mesh.rank == 1 and next(asked, False):
+            raise ConnectionResetError("the store is away")
+        write(root, name, pieces)
+
+    def held_fast(root: Folder, name: str) -> None:
+        if name.startswith("step-00000001"):
+            raise OSError("it stays")
+        delete(root, name)
+
+    writing.PAUSE, Folder.write, delete, Folder.delete = 0.01, unsteady, Folder.delete, held_fast
+    writer.keep = 1
+    engine.train_step(batch, n_examples)
+    writer.save({"position": 4})
+    seen["patient"] = writer.wait(), next(asked, None), checkpoint.latest_committed(url)
+    Folder.write, Folder.delete = write, delete
     writer.close()
 
     full = checkpoint.Writer(engine, small_disk if mesh.rank == 1 else f"{url}/ample")
@@ -136,6 +157,13 @@ def test_a_committed_step_counts_until_the_same_step_is_committed_anew(ranks: li
     for seen in ranks:
         assert isinstance(seen["failed_again"], ZeroDivisionError)
         assert seen["still_there"] == {"position": 3}
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_checkpoint(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        written, _, committed = seen["patient"]
+        assert (written.step, committed) == (3, 3)
+    assert ranks[1]["patient"][1] is None, "it had to try again"
 
 
 def test_a_full_disk_of_one_rank_is_told_by_all(ranks: list[dict[str, Any]], small_disk: Path) -> None:

@@ -1,12 +1,20 @@
-"""pipelines/train/groups.py: what each group of workers is started with."""
+"""pipelines/train/groups.py: what each group of workers is started with, and after what another one is."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
 from ray.train.torch import TorchTrainer
+from test_train_stage import job_of
 
-from pipelines.train.groups import _Trainer
+from pipelines.buckets.errors import Request
+from pipelines.pulse import start_watch
+from pipelines.train import groups
+from pipelines.train.groups import _Trainer, train_in_groups
+from tokenization.errors import UserError
 
 
 def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:
@@ -18,3 +26,28 @@ def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:
         "DatasetsCallback",
         "PlacementGroupCleanerCallback",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "starts"), [("passing", 2), ("denied", 1)])
+def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Any, starts: int
+) -> None:
+    attempts = []
+
+    def fit(job: Any, watch: Any, attempt: int, size: int) -> None:
+        attempts.append(attempt)
+        if attempt == 1:
+            raise Request("s3://data/run", "written").failed("503 SlowDown", kind)
+        ray.get(watch.finish.remote())
+
+    monkeypatch.setattr(groups, "_fit", fit)
+    monkeypatch.setattr(groups, "_STORE_PAUSE", 0)
+    monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
+    if kind == "passing":
+        (interruption,) = train_in_groups(job_of(tmp_path), start_watch())
+        assert interruption.reason.startswith("StoreError: s3://data/run: cannot be written")
+    else:
+        with pytest.raises(UserError):
+            train_in_groups(job_of(tmp_path), start_watch())
+    assert len(attempts) == starts

@@ -1,4 +1,4 @@
-"""Training goes on through dead and stopped workers, a dead controller and a lost node, and from 4 workers to 2 to 3."""
+"""Training goes on through killed and stopped workers, a lost controller and node, and from 4 workers to 2 to 3."""
 
 from __future__ import annotations
 

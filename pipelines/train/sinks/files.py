@@ -56,11 +56,12 @@ class TensorBoard(Held):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        taken[-1].summary.value.add(tag="checkpoint_seconds", simple_value=checkpoint_seconds)
-        first = Event(wall_time=taken[0].wall_time, file_version="brain.Event:2")
-        with self._store.writing(f"{TENSORBOARD}/events.out.tfevents.{taken[-1].step + 1:08d}") as file:
+        first, last = Event(wall_time=taken[0].wall_time, file_version="brain.Event:2"), Event()
+        last.CopyFrom(taken[-1])
+        last.summary.value.add(tag="checkpoint_seconds", simple_value=checkpoint_seconds)
+        with self._store.writing(f"{TENSORBOARD}/events.out.tfevents.{last.step + 1:08d}") as file:
             writer = RecordWriter(file)
-            for event in (first, *taken):
+            for event in (first, *taken[:-1], last):
                 writer.write(event.SerializeToString())
 
     def close(self) -> None:

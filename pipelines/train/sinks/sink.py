@@ -13,7 +13,8 @@ SHOWN = ("loss", "tokens_per_second", "mfu", "loader_stall_seconds")
 
 
 Publish = Callable[[float], None]
-"""Called in the checkpoint's thread just before it counts, with the seconds that it kept the training waiting."""
+"""Called in the checkpoint's thread just before it counts, with the seconds that it kept the training waiting; again
+where the checkpoint has to be written again."""
 
 
 class Sink(Protocol):
