@@ -7,7 +7,8 @@ arXiv 2307.08691).
 
 Accumulators are fp32, fp64 for fp64 inputs. Both devices use kernels that torch itself carries. The CPU computes half
 precision inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half
-precision blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`.
+precision blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`
+(`train.deterministic`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The format knows no mesh and no ZeRO stage: whoever loads reads the ranges that 
 is a pickle.
 """
 
-from model.checkpoint.load import load, load_latest
+from model.checkpoint.load import load, load_latest, load_weights
 from model.checkpoint.manifest import (
     COMMIT,
     DamagedError,
@@ -36,6 +36,7 @@ __all__ = [
     "latest_committed",
     "load",
     "load_latest",
+    "load_weights",
     "read_manifest",
     "save",
     "verify",

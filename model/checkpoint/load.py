@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,13 @@ from model.checkpoint.manifest import (
 )
 from model.checkpoint.random_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
-from model.checkpoint.state import Fragment, held, parameters, refresh, set_adam_steps
+from model.checkpoint.state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
 from model.folder import Folder
 from tokenization.errors import UserError
 
 if TYPE_CHECKING:
     from model.engine import TrainingEngine
+    from model.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,27 @@ def load(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any]
     with _flaws_of(place, COMMIT):
         manifest = mesh.agreed(lambda: _manifest(url, step, options))
     _check_same_model(engine, manifest, place)
-    mesh.together(lambda: _read(engine, root, manifest, place))
+    mesh.together(lambda: _read(engine, root, manifest, place, PARTS, with_random_state=True))
     groups = {group: manifest.parameters[name][1] for name, (_, group) in parameters(engine).items()}
     set_adam_steps(engine, {group: manifest.adam_steps[written] for group, written in groups.items()})
     refresh(engine)
     engine.step = step
     return manifest.client_state
+
+
+def load_weights(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any] | None = None) -> None:
+    """Give a fresh engine the fp32 master weights of a committed checkpoint, and nothing else of it. Collective.
+
+    So training goes on from what a stage before ended with, of which an export in bf16 keeps 8 bits a weight. Raises as
+    `load` does.
+    """
+    root, mesh = Folder(url, options), engine.mesh
+    place = f"{url}/{step_name(step)}"
+    with _flaws_of(place, COMMIT):
+        manifest = mesh.agreed(lambda: _manifest(url, step, options))
+    _check_same_model(engine, manifest, place)
+    mesh.together(lambda: _read(engine, root, manifest, place, (WEIGHT,)))
+    refresh(engine)
 
 
 @dataclass(frozen=True)
@@ -154,8 +170,15 @@ def _in_words(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape))
 
 
-def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str) -> None:
-    """This rank's part, file by file."""
+def _read(
+    engine: TrainingEngine,
+    root: Folder,
+    manifest: Manifest,
+    place: str,
+    parts: Collection[str],
+    with_random_state: bool = False,
+) -> None:
+    """This rank's share of these parts of the optimizer's state, file by file."""
     fragments = held(engine)
     try:
         plan = copies([fragment.range for fragment in fragments], manifest.files)
@@ -163,9 +186,13 @@ def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str) 
         raise DamagedError(place, f"its {COMMIT} is not whole: {error}") from error
     for name, of_file in sorted(plan.items()):
         with _checked(root, manifest, name, place) as path:
-            _fill(fragments, path, of_file)
+            _fill(fragments, path, of_file, parts)
         engine.mesh.on_piece(False)
-    mesh = engine.mesh
+    if with_random_state:
+        _read_random_state(engine.mesh, root, manifest, place)
+
+
+def _read_random_state(mesh: Mesh, root: Folder, manifest: Manifest, place: str) -> None:
     if manifest.world_size == mesh.world_size:
         with _checked(root, manifest, manifest.random[mesh.rank], place) as path:
             set_random_state(path)
@@ -173,12 +200,12 @@ def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str) 
         derive_random_state(manifest.files[manifest.random[0]].sha256, mesh.rank, mesh.world_size)
 
 
-def _fill(fragments: Sequence[Fragment], path: Path, plan: Sequence[Copy]) -> None:
+def _fill(fragments: Sequence[Fragment], path: Path, plan: Sequence[Copy], parts: Collection[str]) -> None:
     with safe_open(path, "pt") as tensors:
-        for copy in plan:
-            for part, target in fragments[copy.target].parts.items():
-                stored = tensors.get_slice(tensor_key(part, copy.source))[copy.first : copy.first + copy.numel]
-                target.narrow(0, copy.place, copy.numel).copy_(stored)
+        for copy, part in itertools.product(plan, parts):
+            target = fragments[copy.target].parts[part]
+            stored = tensors.get_slice(tensor_key(part, copy.source))[copy.first : copy.first + copy.numel]
+            target.narrow(0, copy.place, copy.numel).copy_(stored)
 
 
 @contextmanager

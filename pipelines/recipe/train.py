@@ -225,6 +225,9 @@ class Train(Config):
     """Keep TensorBoard's event files in each stage's folder, `tensorboard/`."""
     wandb: Wandb | None = None
     """Send each step's figures to Weights & Biases too."""
+    deterministic: bool = False
+    """On GPUs, sum in the same order every time, at some cost: a run is then the same to the bit as one like it, as on
+    CPUs it always is."""
     hardware: Hardware = Hardware()
     attention: Attention = Attention()
     stages: list[TrainStage] = Field(min_length=1)

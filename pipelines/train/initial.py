@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+from model import checkpoint
 from model.config import llama_config
 from model.engine import EngineSettings
 from model.schedule import Schedule
@@ -13,13 +15,13 @@ from model.stored_weights import CONFIG, StoredWeights, stored_config
 from model.weights import RandomWeights, Weights, join_vision
 from pipelines.recipe import Train, TrainStage
 from pipelines.storage import Store, fetch_url_folder
-from pipelines.train.job import MODEL, TrainJob
+from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from tokenization.errors import UserError
 from tokenization.loader import accumulation
 
 
 def initial_weights(job: TrainJob) -> Weights:
-    """Those of the stage before, of the recipe's checkpoint, or random ones by the seed.
+    """Those of the stage before as it exported them, of the recipe's checkpoint, or random ones by the seed.
 
     A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. A text model is given
     the rows of vision ids. Of a checkpoint in an object store only the configuration is fetched here; the rest is by
@@ -44,6 +46,17 @@ def initial_weights(job: TrainJob) -> Weights:
         return join_vision(weights, job.vocabulary.text_size, job.vocabulary.size, recipe.seed)
     except UserError as error:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
+
+
+def last_checkpoint_before(job: TrainJob) -> tuple[Store, int] | None:
+    """Where the stage before ended: its checkpoints and the last one's step. None for a first stage, and where somebody
+    has removed it.
+    """
+    if job.before is None:
+        return None
+    steps = next(before.steps for before, after in pairwise(job.recipe.train.stages) if after.name == job.stage.name)
+    store = job.before.at(CHECKPOINTS)
+    return (store, steps) if checkpoint.latest_committed(store.path(), options=store.options) == steps else None
 
 
 def _fetcher(job: TrainJob) -> Callable[..., Path]:

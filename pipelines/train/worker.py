@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +22,15 @@ from model.mesh import Mesh, build_mesh
 from model.weights import BlankWeights, Weights
 from pipelines.progress import Meter
 from pipelines.pulse import Pulse
+from pipelines.storage import Store
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
-from pipelines.train.initial import engine_settings, initial_weights, schedule
+from pipelines.train.initial import engine_settings, initial_weights, last_checkpoint_before, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics import checkpoint_figures, lost_to_bad_shards
 from pipelines.train.monitor import Monitor
 from pipelines.train.sinks.files import remove_uncommitted
+from tokenization.errors import UserError
 from tokenization.loader import Batch
 
 log = logging.getLogger("ringworld")
@@ -38,6 +41,9 @@ def train_worker(config: Mapping[str, Any]) -> None:
     job: TrainJob = config["job"]
     _quiet()
     torch.set_num_threads(max(1, int(job.recipe.train.resources.cpus)))
+    if job.recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it, before its first use
+        torch.use_deterministic_algorithms(True)
     watch = config["watch"]
     with Pulse(watch, config["attempt"], dist.get_rank()) as pulse:
         _Rank(job, build_mesh(job.stage.sp, pulse.piece), watch, pulse).run()
@@ -50,6 +56,7 @@ class _Rank:
         self.job, self.mesh, self.watch, self.pulse = job, mesh, watch, pulse
         self.label = f"train-{job.stage.name}"
         self.checkpoints = job.store.at(CHECKPOINTS)
+        self.before = mesh.agreed(lambda: last_checkpoint_before(job))
         settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
         self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
         keep = job.recipe.train.keep_checkpoints
@@ -61,6 +68,8 @@ class _Rank:
         if restored := self._restore():
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
+        elif self.before is not None:
+            self._take_over(self.before)
         self.monitor = Monitor(job, self.engine, watch)
         if mesh.rank == 0:
             attention, kernels = kernel_name(self.engine.deepspeed.device), job.recipe.train.kernels
@@ -70,7 +79,20 @@ class _Rank:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
         weights, url, options = initial_weights(self.job), self.checkpoints.path(), self.checkpoints.options
         is_begun = self.mesh.agreed(lambda: checkpoint.any_committed(url, options))
-        return BlankWeights(weights.config) if is_begun else weights
+        return BlankWeights(weights.config) if is_begun or self.before is not None else weights
+
+    def _take_over(self, before: tuple[Store, int]) -> None:
+        """Start from the fp32 weights of another stage's checkpoint."""
+        store, step = before
+        if self.mesh.rank == 0:
+            log.info("%s: starts from the fp32 weights at %s, step %d", self.label, store.path(), step)
+        try:
+            checkpoint.load_weights(self.engine, store.path(), step, store.options)
+        except checkpoint.DamagedError as error:
+            raise UserError(
+                f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; restore it, or delete this "
+                "folder to start from the model that was exported"
+            ) from error
 
     def run(self) -> None:
         """To the end of the stage and its exported model, or until a group of another size is to go on."""

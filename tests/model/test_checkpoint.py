@@ -68,9 +68,27 @@ def first_half(group: Any, url: str) -> list[Outcome]:
     return [_train(case, 3, save_to=f"{url}/{number}") for number, case in enumerate(CASES)]
 
 
-def second_half(group: Any, url: str) -> list[Outcome]:
-    """Three more steps from what `first_half` committed."""
-    return [_train(case, 3, load_from=f"{url}/{number}") for number, case in enumerate(CASES)]
+def second_half(group: Any, url: str) -> tuple[list[Outcome], list[list[str]]]:
+    """Three more steps from what `first_half` committed; and what `hand_over` finds of it."""
+    return [_train(case, 3, load_from=f"{url}/{number}") for number, case in enumerate(CASES)], hand_over(url)
+
+
+def hand_over(url: str) -> list[list[str]]:
+    """Of fresh engines with the weights of `first_half`: what is not as it was saved, or not as in a fresh engine."""
+    seen = []
+    for number, case in enumerate(CASES):
+        mesh = build_mesh(sp=2)
+        batch, n_examples = rank_batches(mesh)
+        engine = case_engine(case, mesh)
+        checkpoint.load_weights(engine, f"{url}/{number}", 3)
+        tensors, loss, steps = whole_state(engine), engine.eval_step(batch, n_examples).loss, engine.step
+        checkpoint.load(engine, f"{url}/{number}", 3)
+        saved = whole_state(engine)
+        wrong = [name for name, x in tensors.items() if not torch.equal(x, 0 * x if " " in name else saved[name])]
+        wrong += [] if engine.eval_step(batch, n_examples).loss == loss else ["the weights it computes with"]
+        seen.append(wrong + ["a step"] * steps)
+        engine.close()
+    return seen
 
 
 def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | None = None) -> Outcome:
@@ -110,15 +128,24 @@ def saved(tmp_path_factory) -> tuple[Path, list[Outcome]]:
     return folder, run_in_processes(first_half, 2, str(folder))[0]
 
 
-def test_resuming_in_new_processes_is_bit_for_bit_the_uninterrupted_run(saved):
-    folder, halves = saved
+@pytest.fixture(scope="module")
+def resumed(saved) -> tuple[list[Outcome], list[list[str]]]:
+    """Of `second_half`, in new processes."""
+    return run_in_processes(second_half, 2, str(saved[0]))[0]
+
+
+def test_resuming_in_new_processes_is_bit_for_bit_the_uninterrupted_run(saved, resumed):
+    _, halves = saved
     whole = run_in_processes(straight, 2)[0]
-    resumed = run_in_processes(second_half, 2, str(folder))[0]
-    for case, all_six, first, second in zip(CASES, whole, halves, resumed, strict=True):
+    for case, all_six, first, second in zip(CASES, whole, halves, resumed[0], strict=True):
         assert first.losses + second.losses == all_six.losses, case
         assert len(all_six.tensors) == 3 * 21
         assert differing(second.tensors, all_six.tensors) == [], case
         assert second.client_state == {"loader": {"epoch": 0, "position": 3}}
+
+
+def test_another_stage_starts_from_the_fp32_weights_and_nothing_else(resumed):
+    assert resumed[1] == [[]] * len(CASES)
 
 
 def test_only_the_newest_are_kept(saved):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from jobs.bench.object_store import ObjectStore
 from jobs.bench.object_store import object_store as running_store
@@ -25,7 +26,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Train stages train in the test's own process, the only worker, in place of groups of workers."""
 
     def train_here(job: TrainJob, watch: Any) -> list[Interruption]:
@@ -35,6 +36,8 @@ def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
         return []
 
     monkeypatch.setattr("pipelines.train.stage.train_in_groups", train_here)
+    yield
+    torch.use_deterministic_algorithms(False)  # a recipe may have asked for them
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_bad_shards import CONTEXT, recipe_of
 from tiny_run import VOCABULARY
 
@@ -53,6 +54,7 @@ def trained(folder: Path, **bad_steps: Any) -> tuple[dict[str, Any], list[dict[s
     tree = recipe_of(folder, 0).model_dump(mode="json")
     stage = {**tree["train"]["stages"][0], "steps": STEPS, "batch_tokens": BATCH * CONTEXT, "lr": 0.03}
     tree["train"] |= {"workers": 1, "checkpoint_steps": 4, "stages": [stage], "bad_steps": bad_steps}
+    tree["train"]["deterministic"] = True
     recipe = type(recipe_of(folder, 0)).model_validate(tree)
     with bar("train-text", STEPS, "step") as line:
         done = train_stage(recipe, recipe.train.stages[0], VOCABULARY, (shards, manifest), None, store, line)
@@ -63,6 +65,7 @@ def trained(folder: Path, **bad_steps: Any) -> tuple[dict[str, Any], list[dict[s
 @pytest.mark.usefixtures("in_this_process")
 def test_a_spike_is_skipped_or_rolled_back_and_counted(tmp_path: Path) -> None:
     figures, steps = trained(tmp_path / "skip", action="skip", spike_sigmas=5, window=6)
+    assert torch.are_deterministic_algorithms_enabled()
     dropped = [step["step"] for step in steps if "dropped" in step]
     assert [step["step"] for step in steps] == list(range(STEPS))
     assert figures["dropped_steps"] == len(dropped) > 0

@@ -173,7 +173,7 @@ def test_every_key_of_training_is_known_to_shape_the_model_or_not_to() -> None:
     how_it_runs = {
         *("workers", "min_workers", "resources", "zero", "loss_chunk", "memory", "hardware", "attention", "stages"),
         *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
-        *("kernels", "tensorboard", "wandb"),
+        *("kernels", "deterministic", "tensorboard", "wandb"),
     }
     assert set(Train.model_fields) == WHAT_TRAINING_COMPUTES | how_it_runs
     assert not WHAT_TRAINING_COMPUTES & how_it_runs

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,9 @@ def test_training_carries_on_from_the_checkpoint_with_the_exact_next_sequences(
     killed: Killed, undisturbed: Path
 ) -> None:
     assert "carries on at step" in killed.said
+    assert re.search(
+        r"train-video: starts from the fp32 weights at \S*/train-text/\w+/checkpoints, step 12", killed.said
+    )
     for stage, count in (("train-text", 12), ("train-video", 4)):
         expected = steps(undisturbed, stage)
         assert [step["step"] for step in expected] == list(range(count))
