@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from model import checkpoint
 from pipelines.cluster import own_errors
@@ -72,9 +74,9 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
                     _fit(job, watch, attempt, size)
                 except TrainingFailedError as error:
                     failed, failed_at = error, oversight.since or time.time()
-                except RayActorError as error:  # the controller died: nobody watches its workers any more
+                except RayActorError as error:  # the controller died
                     failed, failed_at = error, time.time()
-                    oversight.end_all()
+                    _end_workers_left()
                 except UserError as error:
                     if not error.passing:
                         raise
@@ -140,7 +142,7 @@ class _Trainer(TorchTrainer):
     One is for Ray Data, which is not used here. The other, the cleaner, asks a dashboard once a second whether this
     run's controller lives, and takes the workers away where the answer is no. It asks whichever dashboard it finds:
     that of another Ray on the machine knows of no such controller. Nor is it needed: should the controller die, its
-    workers are ended by `train_in_groups`.
+    workers are ended by the driver.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -159,6 +161,17 @@ def _room_asked(job: TrainJob) -> Iterator[None]:
         yield
     finally:
         ask_autoscaler(job.recipe.train, 0)
+
+
+def _end_workers_left() -> None:
+    """Remove what a dead controller still holds of the cluster, and with it the workers that nobody watches any more.
+
+    These are the placement groups of this driver, which makes no others; an id of one ends with that of its job.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for one in placement_group_table().values():
+        if one["state"] != "REMOVED" and one["placement_group_id"].endswith(job):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(one["placement_group_id"]))))
 
 
 def _committed(job: TrainJob) -> int:

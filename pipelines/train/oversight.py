@@ -82,11 +82,6 @@ class Oversight:
             self._told.add(what)
             log.warning("train-%s: %s", self._job.stage.name, what)
 
-    def end_all(self) -> None:
-        """Kill every worker of the group that was ever heard of."""
-        for standing in ray.get(self._watch.standings.remote()):
-            self._end(standing.beat)
-
     def _end(self, worker: Beat) -> bool:
         """Whether the worker's process is at an end."""
         try:
