@@ -57,14 +57,19 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
-LONGEST = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
-"""Files that take more than a minute: begun first, so that no worker is left with one of them at the end."""
+LONG = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
+"""Files of more than a minute, each with a Ray cluster or more of its own. Two at once would slow each other down, and
+one at the end would leave a worker idle: each is followed by its share of the others."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file, whose tests share fixtures, stays on one parallel worker."""
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    files = list(dict.fromkeys(item.path for item in items))
+    long = [path for path in files if path.stem.removeprefix("test_") in LONG]
+    short = [path for path in files if path not in long]
+    step = len(short) / max(1, len(long))
+    place = {path: number for number, path in enumerate(short)} | {path: n * step - 1 for n, path in enumerate(long)}
+    items.sort(key=lambda item: place[item.path])
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
