@@ -50,9 +50,16 @@ def decode_figures(url: str, options: dict[str, Any], rounds: int) -> dict[str, 
     return best
 
 
+def forks() -> Any:
+    """Where processes come from that have this module imported: its libraries take longer than short measurements."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=forks()) as pool:
         return pool.submit(work, *arguments).result()
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from jobs.bench.frames_alone import write_vqgan
+from jobs.bench.frames_alone import forks, write_vqgan
 from jobs.bench.looped_clip import FPS, SIZE, pictures, upload_looped
 from jobs.bench.object_store import ObjectStore
 from pipelines.capacity import Capacity
@@ -128,8 +127,8 @@ def _bare(weights: Path, frames: int) -> float:
     """Frames a second of one encoder a core, each a process of one thread that has its share of the frames."""
     cores = _cores()
     share = pictures(frames // cores)
-    barrier = get_context("spawn").Manager().Barrier(cores)
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    barrier = forks().Manager().Barrier(cores)
+    with ProcessPoolExecutor(cores, mp_context=forks()) as pool:
         spans = list(pool.map(_encode_share, *zip(*[(weights, share, barrier)] * cores)))
     return len(share) * cores / (max(end for _, end in spans) - min(start for start, _ in spans))
 
