@@ -8,6 +8,7 @@ its part of the manifest when it is done.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from test_bad_shards import CONTEXT, packed
 from tiny_run import VOCABULARY, tiny_recipe
 
 from jobs.cli import set_up_logging
+from pipelines.capacity import Capacity
+from pipelines.cluster import ray_instance
 from pipelines.progress import bar
 from pipelines.recipe import Recipe
 from pipelines.storage import Store
@@ -40,24 +43,17 @@ def main() -> None:
     folder = Path(sys.argv[1])
     shards = Store(str(folder / "pack"))
     manifest, _ = packed(shards)
-    ray.init(logging_level="warning")
-    for line in sys.stdin:
-        asked = json.loads(line)
-        name, trainers = asked.pop("name"), asked.pop("trainers")
-        while ray.cluster_resources().get("trainer", 0) < trainers:
-            time.sleep(0.1)
-        recipe = recipe_of(folder, **asked)
-        with bar(name, STEPS, "step") as progress:
-            done = train_stage(
-                recipe,
-                recipe.train.stages[0],
-                VOCABULARY,
-                (shards, manifest),
-                None,
-                Store(str(folder / name)),
-                progress,
-            )
-        Store(str(folder)).write_json(f"{name}.json", done)
+    with ray_instance(os.environ["RAY_ADDRESS"], Capacity()):
+        for line in sys.stdin:
+            asked = json.loads(line)
+            name, trainers = asked.pop("name"), asked.pop("trainers")
+            while ray.cluster_resources().get("trainer", 0) < trainers:
+                time.sleep(0.1)
+            recipe = recipe_of(folder, **asked)
+            stage, store = recipe.train.stages[0], Store(str(folder / name))
+            with bar(name, STEPS, "step") as progress:
+                done = train_stage(recipe, stage, VOCABULARY, (shards, manifest), None, store, progress)
+            Store(str(folder)).write_json(f"{name}.json", done)
 
 
 if __name__ == "__main__":
