@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,13 @@ from model.checkpoint.retain import forget, retain
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.state import adam_steps, held, parameters
 from model.folder import Folder
-from tokenization.errors import is_passing
+from model.patience import patiently
 
 if TYPE_CHECKING:
     from model.engine import TrainingEngine
 
 _TIMEOUT = timedelta(hours=2)  # of a rank whose store is slow; a dead one is noticed at once
 _PIECE = 2**26  # bytes hashed and written at a time
-ATTEMPTS, PAUSE = 20, 30.0
-"""How often a checkpoint is written where a store does not answer, and the seconds between; a store's client has asked
-several times before."""
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +89,7 @@ class Writer:
 
         client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, when all files are
         there and before they count; once more where the files or the commit had to be written again. Raises, on every
-        rank, what failed on any in the save before, after `ATTEMPTS` where that may pass: UserError where a disk is
-        full.
+        rank, what failed on any in the save before and did not pass: UserError where a disk is full.
         """
         started = time.perf_counter()
         self.wait()
@@ -151,30 +148,17 @@ class Writer:
         )
 
     def _run(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> None:
-        started = time.perf_counter()
+        started, what = time.perf_counter(), f"checkpoint of step {manifest.step}"
         try:
-            n_bytes = self._write_patiently(manifest, random, before_commit)
+            # What would be lost is the only copy of these steps. All ranks fail alike, so all of them try again; the
+            # training waits for them at its next save.
+            write = partial(self._write, manifest, random, before_commit)
+            n_bytes = patiently(write, what, aloud=self._engine.mesh.rank == 0)
         except BaseException as error:  # raised where the training thread next looks
             self._failure = error
             return
         self.written = Written(manifest.step, time.perf_counter() - started, n_bytes)
-        log.info("checkpoint of step %d committed at %s/%s", manifest.step, self.url, step_name(manifest.step))
-
-    def _write_patiently(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
-        """Write, again and again where a store does not answer: what would be lost is the only copy of these steps.
-
-        A failure is the same on all ranks, so all of them try again. The training waits meanwhile, at its next save.
-        """
-        for attempt in itertools.count(1):
-            try:
-                return self._write(manifest, random, before_commit)
-            except Exception as error:
-                if attempt == ATTEMPTS or not is_passing(error):
-                    raise
-                if self._engine.mesh.rank == 0:
-                    log.warning("checkpoint of step %d: %s; trying again in %g s", manifest.step, error, PAUSE)
-                time.sleep(PAUSE)
-        raise AssertionError
+        log.info("%s committed at %s/%s", what, self.url, step_name(manifest.step))
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
         mesh = self._engine.mesh

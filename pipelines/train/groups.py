@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from model import checkpoint
+from model.patience import patiently
 from pipelines.cluster import own_errors
 from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
@@ -32,7 +34,6 @@ from tokenization.errors import UserError
 
 log = logging.getLogger("ringworld")
 
-_STORE_PAUSE = 30.0  # seconds before a store that did not answer is asked again
 _COLLECTIVE_SECONDS = 1800  # of torch's own time-out, behind ours
 
 
@@ -81,7 +82,6 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
                     if not error.passing:
                         raise
                     failed, failed_at = error, time.time()
-                    time.sleep(_STORE_PAUSE)
             first_step_at = ray.get(watch.first_report.remote())
             if interruptions and interruptions[-1].seconds is None and first_step_at is not None:
                 last = interruptions[-1]
@@ -175,8 +175,10 @@ def _end_workers_left() -> None:
 
 
 def _committed(job: TrainJob) -> int:
+    """The last checkpoint's step; a store that is away is waited for: until it is back no group could start."""
     folder = job.store.at(CHECKPOINTS)
-    return checkpoint.latest_committed(folder.path(), options=folder.options) or 0
+    ask = partial(checkpoint.latest_committed, folder.path(), options=folder.options)
+    return patiently(ask, f"train-{job.stage.name}") or 0
 
 
 def _reason(error: Exception) -> str:

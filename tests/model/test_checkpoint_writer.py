@@ -16,8 +16,7 @@ from play_batch import rank_batches, tiny_config, tiny_engine
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from whole_state import differing, whole_state
 
-from model import checkpoint
-from model.checkpoint import write as writing
+from model import checkpoint, patience
 from model.folder import Folder
 from model.mesh import build_mesh
 from model.weights import weight_shapes
@@ -74,7 +73,7 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
             raise OSError("it stays")
         delete(root, name)
 
-    writing.PAUSE, Folder.write, delete, Folder.delete = 0.01, unsteady, Folder.delete, held_fast
+    patience.PAUSE, Folder.write, delete, Folder.delete = 0.01, unsteady, Folder.delete, held_fast
     writer.keep = 1
     engine.train_step(batch, n_examples)
     writer.save({"position": 4})

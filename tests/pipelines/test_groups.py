@@ -10,6 +10,7 @@ import ray
 from ray.train.torch import TorchTrainer
 from test_train_stage import job_of
 
+from model import patience
 from pipelines.buckets.errors import Request
 from pipelines.pulse import start_watch
 from pipelines.train import groups
@@ -41,8 +42,16 @@ def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
             raise Request("s3://data/run", "written").failed("503 SlowDown", kind)
         ray.get(watch.finish.remote())
 
+    def committed(url: str, options: Any) -> int:
+        asked.append(url)
+        if attempts and len(asked) < 5:
+            raise Request(url, "listed").failed("no answer", "passing")
+        return 0
+
+    asked: list[str] = []
     monkeypatch.setattr(groups, "_fit", fit)
-    monkeypatch.setattr(groups, "_STORE_PAUSE", 0)
+    monkeypatch.setattr(groups.checkpoint, "latest_committed", committed)
+    monkeypatch.setattr(patience, "PAUSE", 0)
     monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
     if kind == "passing":
         (interruption,) = train_in_groups(job_of(tmp_path), start_watch())
