@@ -58,18 +58,17 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 LONG = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
-"""Files of more than a minute, each with a Ray cluster or more of its own. Two at once would slow each other down, and
-one at the end would leave a worker idle: each is followed by its share of the others."""
+"""Files that keep both cores busy for a minute and more by themselves, with Ray clusters of their own. Two at once would
+be slower than one after the other: they are one worker's, begun first, and the other worker has all the rest."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file, whose tests share fixtures, stays on one parallel worker."""
-    files = list(dict.fromkeys(item.path for item in items))
-    long = [path for path in files if path.stem.removeprefix("test_") in LONG]
-    short = [path for path in files if path not in long]
-    step = len(short) / max(1, len(long))
-    place = {path: number for number, path in enumerate(short)} | {path: n * step - 1 for n, path in enumerate(long)}
-    items.sort(key=lambda item: place[item.path])
+
+    def is_long(item: pytest.Item) -> bool:
+        return item.path.stem.removeprefix("test_") in LONG
+
+    items.sort(key=is_long, reverse=True)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("long" if is_long(item) else str(item.path)))
