@@ -58,8 +58,8 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 LONG = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
-"""Files that keep both cores busy for a minute and more by themselves, with Ray clusters of their own. Two at once would
-be slower than one after the other: they are one worker's, begun first, and the other worker has all the rest."""
+"""Files that by themselves keep both cores busy for a minute and more, with Ray clusters of their own. Two at once
+would be slower than one after the other: one worker has them, begun first, and the other one has all the rest."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
