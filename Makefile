@@ -2,7 +2,6 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 # One compute thread a process: the work is spread over processes, and two threads on a busy core cost more than they give.
 export OMP_NUM_THREADS ?= 1
@@ -26,10 +25,10 @@ quickstart: install
 	$(BIN)/ringworld run recipes/quickstart.yaml
 
 test: install
-	$(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: install
-	$(PYTEST) -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -57,18 +57,8 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
-LONG = ("recovery", "resume", "bench_tokenize", "many_kills", "job_on_buckets", "two_drivers")
-"""Files that by themselves keep both cores busy for a minute and more, with Ray clusters of their own. Two at once
-would be slower than one after the other: one worker has them, begun first, and the other one has all the rest."""
-
-
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file, whose tests share fixtures, stays on one parallel worker."""
-
-    def is_long(item: pytest.Item) -> bool:
-        return item.path.stem.removeprefix("test_") in LONG
-
-    items.sort(key=is_long, reverse=True)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("long" if is_long(item) else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))

@@ -50,8 +50,8 @@ class RayNodes:
 
     def start_head(self) -> str:
         """Start the head, with one CPU, and wait until other nodes can join it; its address."""
-        gcs, client = free_ports(2)
-        ports = (f"--port={gcs}", f"--ray-client-server-port={client}", "--include-dashboard=false")
+        gcs, dashboard, client = free_ports(3)
+        ports = (f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}")
         self.start("--head", *ports, "--num-cpus=1", *_SMALL)
         deadline = time.monotonic() + PATIENCE
         while True:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from miniature import recipe, write_recipe
-from ray_nodes import PATIENCE, RayNodes
+from ray_nodes import RayNodes
 from test_resume import manifests, outputs
 
 pytestmark = pytest.mark.slow
@@ -30,6 +30,7 @@ TITLES = {
     "worker": ("ray::tokenize", "ray::pack"),
 }
 DATA_STAGES = ("sources", "vqgan", "tokenize", "pack-video")
+PATIENCE = 300.0  # seconds: on a busy machine a stage may take a minute to begin
 LULL = 0.5  # seconds at most from finding a victim to its end
 
 
