@@ -7,8 +7,8 @@ gradient is a sum over tokens, wherever they are held.
 
 from __future__ import annotations
 
+import copy
 import errno
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -94,7 +94,7 @@ class Mesh:
 def _portable(error: Exception) -> Exception:
     """The error, or its kind and words where it cannot be sent to another process."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.deepcopy(error)  # which takes it apart and puts it together by the same means
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
