@@ -75,12 +75,7 @@ def load(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any]
     rank, `DamagedError` (a UserError) where a file is not what was written, and the engine's state is then a mixture:
     load another checkpoint or give up; UserError where the model is another.
     """
-    root, mesh = Folder(url, options), engine.mesh
-    place = f"{url}/{step_name(step)}"
-    with _flaws_of(place, COMMIT):
-        manifest = mesh.agreed(lambda: _manifest(url, step, options))
-    _check_same_model(engine, manifest, place)
-    mesh.together(lambda: _read(engine, root, manifest, place, PARTS, with_random_state=True))
+    manifest = _read_committed(engine, url, step, options, PARTS, with_random_state=True)
     groups = {group: manifest.parameters[name][1] for name, (_, group) in parameters(engine).items()}
     set_adam_steps(engine, {group: manifest.adam_steps[written] for group, written in groups.items()})
     refresh(engine)
@@ -94,12 +89,7 @@ def load_weights(engine: TrainingEngine, url: str, step: int, options: Mapping[s
     So training goes on from what a stage before ended with, of which an export in bf16 keeps 8 bits a weight. Raises as
     `load` does.
     """
-    root, mesh = Folder(url, options), engine.mesh
-    place = f"{url}/{step_name(step)}"
-    with _flaws_of(place, COMMIT):
-        manifest = mesh.agreed(lambda: _manifest(url, step, options))
-    _check_same_model(engine, manifest, place)
-    mesh.together(lambda: _read(engine, root, manifest, place, (WEIGHT,)))
+    _read_committed(engine, url, step, options, (WEIGHT,), with_random_state=False)
     refresh(engine)
 
 
@@ -170,15 +160,32 @@ def _in_words(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape))
 
 
-def _read(
+def _read_committed(
     engine: TrainingEngine,
-    root: Folder,
-    manifest: Manifest,
-    place: str,
+    url: str,
+    step: int,
+    options: Mapping[str, Any] | None,
     parts: Collection[str],
-    with_random_state: bool = False,
-) -> None:
-    """This rank's share of these parts of the optimizer's state, file by file."""
+    with_random_state: bool,
+) -> Manifest:
+    """Each rank's share of these parts of the optimizer's state into the engine; what was committed. Collective."""
+    root, mesh = Folder(url, options), engine.mesh
+    place = f"{url}/{step_name(step)}"
+    with _flaws_of(place, COMMIT):
+        manifest = mesh.agreed(lambda: _manifest(url, step, options))
+    _check_same_model(engine, manifest, place)
+
+    def read() -> None:
+        _read(engine, root, manifest, place, parts)
+        if with_random_state:
+            _read_random_state(mesh, root, manifest, place)
+
+    mesh.together(read)
+    return manifest
+
+
+def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str, parts: Collection[str]) -> None:
+    """This rank's share, file by file."""
     fragments = held(engine)
     try:
         plan = copies([fragment.range for fragment in fragments], manifest.files)
@@ -188,8 +195,6 @@ def _read(
         with _checked(root, manifest, name, place) as path:
             _fill(fragments, path, of_file, parts)
         engine.mesh.on_piece(False)
-    if with_random_state:
-        _read_random_state(engine.mesh, root, manifest, place)
 
 
 def _read_random_state(mesh: Mesh, root: Folder, manifest: Manifest, place: str) -> None:

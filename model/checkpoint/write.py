@@ -88,7 +88,7 @@ class Writer:
         """Begin to write the checkpoint of the engine's current step.
 
         client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, when all files are
-        there and before they count; once more where the files or the commit had to be written again. Raises, on every
+        there and before they count; again where the files or the commit have to be written again. Raises, on every
         rank, what failed on any in the save before and did not pass: UserError where a disk is full.
         """
         started = time.perf_counter()

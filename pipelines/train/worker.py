@@ -70,6 +70,11 @@ class _Rank:
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
         elif self.before is not None:
             self._take_over(self.before)
+        elif job.before is not None and mesh.rank == 0:
+            log.warning(
+                "%s: the last checkpoint of the stage before is gone from %s; starting from the model that it exported",
+                *(self.label, job.before.at(CHECKPOINTS).path()),
+            )
         self.monitor = Monitor(job, self.engine, watch)
         if mesh.rank == 0:
             attention, kernels = kernel_name(self.engine.deepspeed.device), job.recipe.train.kernels

@@ -85,8 +85,8 @@ def run_in_threads(fn: Callable[[ThreadExchange], Any], size: int) -> tuple[list
 
 def run_in_processes(fn: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """`fn(group, *args)` in `size` gloo processes, fn at a module's top level: the results by rank."""
-    # A server forked from before any thread was started, with the slow imports done once for all groups. DeepSpeed's
-    # looks for GPUs, after which processes that are forked could not use one.
+    # A server forked from before any thread was started, with the slow imports done once for all groups. DeepSpeed
+    # looks for GPUs as it is imported, after which processes that are forked could not use one.
     mp.set_forkserver_preload(["model.engine", *([] if torch.cuda.is_available() else ["deepspeed"])])
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_process, args=(fn, size, folder, args), nprocs=size, start_method="forkserver")
