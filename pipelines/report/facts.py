@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.recipe import Recipe
 from pipelines.report.verdicts import verdicts
 from pipelines.storage import Store
-from pipelines.train.metrics import read_metrics, tokens_per_second, whole_seconds
+from pipelines.train.metrics import read_metrics, step_seconds, tokens_per_second, whole_seconds
 
 Inputs = Mapping[str, tuple[Store, Mapping[str, Any]]]
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
@@ -114,7 +114,7 @@ def _nats(steps: Sequence[Mapping[str, Any]], modality: str) -> float | None:
 
 def _mfu(steps: Sequence[Mapping[str, Any]]) -> float | None:
     """Over the seconds of all steps; None where what the devices can do is not known."""
-    known = [(step["machine"]["mfu"], step["seconds"]) for step in steps if "mfu" in step["machine"]]
+    known = [(step["machine"]["mfu"], step_seconds(step)) for step in steps if "mfu" in step["machine"]]
     return sum(mfu * seconds for mfu, seconds in known) / sum(seconds for _, seconds in known) if known else None
 
 

@@ -69,12 +69,17 @@ def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
     return {**figures, **line["machine"], **{name: line[name] for name in now_and_then if name in line}}
 
 
-def whole_seconds(step: Mapping[str, Any]) -> float:
-    """What a step took on rank 0, its batch waited for, and the checkpoint after it where there was one.
+def step_seconds(step: Mapping[str, Any]) -> float:
+    """What a step took on rank 0, its batch waited for.
 
     step: a line of `metrics/`. Of one without `step_seconds`, as older runs have them, the batch's wait is left out.
     """
-    return float(step["machine"].get("step_seconds", step["seconds"]) + step.get("checkpoint_seconds", 0.0))
+    return float(step["machine"].get("step_seconds", step["seconds"]))
+
+
+def whole_seconds(step: Mapping[str, Any]) -> float:
+    """The same with the checkpoint after it, where there was one."""
+    return float(step_seconds(step) + step.get("checkpoint_seconds", 0.0))
 
 
 def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:

@@ -14,6 +14,7 @@ from pipelines.evaluate import stage as evaluation
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.recipe import Recipe
 from pipelines.report import write_report
+from pipelines.report.facts import _mfu
 from pipelines.report.page import shown_rows
 from pipelines.storage import Store
 
@@ -153,3 +154,11 @@ def test_the_held_out_table_says_nothing_twice(run: Run) -> None:
         ("final", "clips", "vision"),
         ("final", "all", "text"),
     ]
+
+
+def test_the_mfu_of_a_stage_is_over_all_its_seconds() -> None:
+    steps = [
+        {"seconds": 1.0, "machine": {"mfu": mfu, "step_seconds": seconds}} for mfu, seconds in ((0.4, 1), (0.1, 4))
+    ]
+    assert _mfu(steps) == pytest.approx(0.8 / 5), "a step that waited for its batch computed no more for it"
+    assert _mfu([{"seconds": 1.0, "machine": {}}]) is None
