@@ -31,19 +31,19 @@ from torch import Tensor
 from torch.multiprocessing import set_forkserver_preload
 from torch.multiprocessing.spawn import start_processes
 
-from jobs.bench.lwm_ring import LwmRing
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix, kinds_of
-from jobs.bench.peers import min_heap, pad_documents, per_document_zigzag
-from jobs.bench.slow import SlowExchange
-from model.attention.dispatch import dispatch
-from model.attention.exchange import Exchange, GroupExchange
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.layouts import contiguous, zigzag
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
+from benchmarks.lwm_ring import LwmRing
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix, kinds_of
+from benchmarks.peers import min_heap, pad_documents, per_document_zigzag
+from benchmarks.slow import SlowExchange
+from model.attention.p2p import Exchange, GroupExchange
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.layouts import contiguous, zigzag
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
+from model.attention.reorder import dispatch
 from model.attention.ring import packed_ring_attention
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 PROCESSES = Hardware(flops=50e9, inside=1e9, across=1e9, latency=1e-4)
 """A rank that is one thread of a server: what the kernel reaches in fp32, and gloo on the loopback."""

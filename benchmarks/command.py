@@ -1,4 +1,4 @@
-"""`ringworld bench`: attention, kernels, plan, train, memory, loader, store, tokenize, text, pack, drawings."""
+"""`ringworld bench`: one subcommand a benchmark, which parses, measures and prints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tokenization.errors import UserError
-
-HELP = "measure ring attention beside its peers: plans by the cost model, or real processes"
-
+from storage.errors import UserError
 
 _SEED = (
     "of the mix and of the tensors (default 3: of the lwm mixes 0 to 4 at 16384 the median in how much a mask hides)"
@@ -121,10 +118,10 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from jobs.bench.mixes import MIXES
-    from jobs.bench.plan import CONTEXTS, RANKS, plan_report
-    from jobs.bench.tables import print_plan
-    from model.attention.hardware import AttentionShape, Hardware
+    from benchmarks.mixes import MIXES
+    from benchmarks.plan import CONTEXTS, RANKS, plan_report
+    from benchmarks.tables import print_plan
+    from model.attention.plan.hardware import AttentionShape, Hardware
 
     _at_least_one(arguments, "sequences", "heads", "kv_heads")
     if arguments.heads % arguments.kv_heads:
@@ -143,8 +140,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _attention(arguments: argparse.Namespace) -> int:
-    from jobs.bench.attention import Settings, attention_report, overlap_report
-    from jobs.bench.tables import print_attention, print_overlap
+    from benchmarks.attention import Settings, attention_report, overlap_report
+    from benchmarks.tables import print_attention, print_overlap
 
     _at_least_one(arguments, "ranks", "context", "heads", "kv_heads", "head_size", "rounds")
     settings = Settings(
@@ -168,9 +165,9 @@ def _attention(arguments: argparse.Namespace) -> int:
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
-    from jobs.bench.kernels import kernels_report
-    from jobs.bench.tables import print_kernels
-    from model.attention.hardware import AttentionShape, Hardware
+    from benchmarks.kernels import kernels_report
+    from benchmarks.tables import print_kernels
+    from model.attention.plan.hardware import AttentionShape, Hardware
 
     _at_least_one(arguments, "ranks", "heads", "kv_heads")
     shape = AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads)
@@ -181,7 +178,7 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from jobs.bench.train import Settings, model_size, print_train, train_report
+    from benchmarks.train import Settings, model_size, print_train, train_report
 
     _at_least_one(arguments, "sequences", "rounds")
     if arguments.context < 1024 or arguments.context % 2:
@@ -196,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _loader(arguments: argparse.Namespace) -> int:
-    from jobs.bench.loader import Settings, loader_report, print_loader
+    from benchmarks.loader import Settings, loader_report, print_loader
 
     _at_least_one(arguments, "context", "sequences", "batch", "rounds")
     if arguments.context < 1024:
@@ -211,7 +208,7 @@ def _loader(arguments: argparse.Namespace) -> int:
 
 
 def _store(arguments: argparse.Namespace) -> int:
-    from jobs.bench.store import print_store, store_report
+    from benchmarks.store import print_store, store_report
 
     _at_least_one(arguments, "megabytes", "rounds")
     report = store_report(arguments.megabytes, arguments.rounds)
@@ -221,7 +218,7 @@ def _store(arguments: argparse.Namespace) -> int:
 
 
 def _text(arguments: argparse.Namespace) -> int:
-    from jobs.bench.text import print_text, text_report
+    from benchmarks.text import print_text, text_report
 
     _at_least_one(arguments, "megabytes", "rounds")
     report = text_report(arguments.corpora, arguments.megabytes, arguments.rounds)
@@ -231,7 +228,7 @@ def _text(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from jobs.bench.pack import CONTEXTS, pack_report, print_pack
+    from benchmarks.pack import CONTEXTS, pack_report, print_pack
 
     _at_least_one(arguments, "documents", "rounds")
     if min(arguments.contexts or CONTEXTS) < 1024:
@@ -243,7 +240,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
-    from jobs.bench.tokenize import Settings, print_tokenize, tokenize_report
+    from benchmarks.tokenize import Settings, print_tokenize, tokenize_report
 
     _at_least_one(arguments, "frames", "hour", "rounds")
     report = tokenize_report(Settings(frames=arguments.frames, hour=arguments.hour, rounds=arguments.rounds))
@@ -253,7 +250,7 @@ def _tokenize(arguments: argparse.Namespace) -> int:
 
 
 def _memory(arguments: argparse.Namespace) -> int:
-    from jobs.bench.memory import memory_report, print_memory
+    from benchmarks.memory import memory_report, print_memory
 
     if min(arguments.ranks) < 1 or len(set(arguments.contexts)) < 3:
         raise UserError("--contexts needs three different contexts, for a line through them, and --ranks 1 or more")
@@ -266,7 +263,7 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _drawings(arguments: argparse.Namespace) -> int:
-    from jobs.bench.drawings import DRAWINGS
+    from benchmarks.drawings import DRAWINGS
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, (_, draw) in DRAWINGS.items():

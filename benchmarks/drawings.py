@@ -18,13 +18,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.bench.mixes import document_mix
-from jobs.bench.peers import PEERS, min_heap
-from jobs.bench.plan import chosen_outcome, efficiency, short
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.layouts import Assignment
-from model.attention.planner import LAYOUTS, TIGHTEST
-from model.attention.segments import cut_at_documents, traffic
+from benchmarks.mixes import document_mix
+from benchmarks.peers import PEERS, min_heap
+from benchmarks.plan import chosen_outcome, efficiency, short
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.planner import LAYOUTS, TIGHTEST
+from model.attention.plan.segments import cut_at_documents, traffic
 
 MIX, CONTEXT, RANKS, SEED = "lwm", 2**17, 8, 7
 """The sequence of the first two drawings."""

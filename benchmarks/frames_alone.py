@@ -21,16 +21,16 @@ import psutil
 import torch
 from diffusers import VQModel
 
-from jobs.bench.looped_clip import FPS, SIZE, pictures
-from pipelines.frames import medium_frames
-from pipelines.media import Medium, media_of
-from pipelines.sources import SourceObject
-from pipelines.urls import open_url
-from pipelines.vqgan.load import WEIGHTS
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
+from benchmarks.looped_clip import FPS, SIZE, pictures
+from pipelines.codecs.load import WEIGHTS
+from pipelines.sources.frames import medium_frames
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import Medium, media_of
+from storage.errors import UserError
+from storage.urls import open_url
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 
 
 def decode_figures(url: str, options: dict[str, Any], rounds: int) -> dict[str, float]:

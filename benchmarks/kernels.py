@@ -15,16 +15,16 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix
-from model.attention.cost import BACKWARD_OVER_FORWARD
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.kernels import accumulator_dtype, attend, attend_, attend_backward_, cuda_kernel
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
-from model.attention.runs import RankPlan, Run
-from model.attention.segments import traffic
-from tokenization.errors import UserError
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix
+from model.attention.flash_kernels import accumulator_dtype, attend, attend_, attend_backward_, cuda_kernel
+from model.attention.plan.cost_model import BACKWARD_OVER_FORWARD
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.runs import RankPlan, Run
+from model.attention.plan.segments import traffic
+from model.attention.plan.sequence_plan import SequencePlan
+from storage.errors import UserError
 
 TARGET = 1.15
 """All block calls over the one ideal call: what the cut may cost."""

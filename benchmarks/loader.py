@@ -27,13 +27,13 @@ import webdataset
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix
 from tokenization.document import PackedSequence
-from tokenization.loader import Loader, join_sequences
-from tokenization.order import SequenceOrder
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.loader.loader import Loader, join_sequences
+from tokenization.loader.order import SequenceOrder
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 PER_CPU_SECOND = 5000

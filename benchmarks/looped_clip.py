@@ -14,9 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
-from jobs.bench.object_store import ObjectStore
-from tokenization.errors import UserError
-from tokenization.video import decode_frames
+from storage.errors import UserError
+from testing.s3_server import ObjectStore
+from tokenization.media.video import decode_frames
 
 FPS = 4
 SIZE = 256

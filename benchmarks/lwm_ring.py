@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention.exchange import Exchange
-from model.attention.plan import SequencePlan
+from model.attention.p2p import Exchange
+from model.attention.plan.sequence_plan import SequencePlan
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -27,18 +27,18 @@ from rich.table import Table
 from torch.multiprocessing import set_forkserver_preload
 from torch.multiprocessing.spawn import start_processes
 
-from jobs.bench.allocations import peak_bytes
-from jobs.bench.machine import machine
-from model.config import llama_config
-from model.engine import EngineSettings, TrainingEngine
-from model.kernels.chosen import Kernels
-from model.memory import MemorySettings
-from model.memory_plan import plan_memory
-from model.mesh import build_mesh
-from model.rank_batch import Dispatcher, RankBatch, attention_shape
-from model.schedule import Schedule
-from model.weights import RandomWeights
-from tokenization.loader import MicroBatch
+from benchmarks.allocations import peak_bytes
+from benchmarks.machine import machine
+from model.layers.kernels.interface import Kernels
+from model.layers.memory_settings import MemorySettings
+from model.llama.config import llama_config
+from model.llama.initial_weights import RandomWeights
+from model.memory_estimate.plan import plan_memory
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import build_mesh
+from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from tokenization.loader.loader import MicroBatch
 
 WITHIN = 0.15
 STRAIGHT = 0.999

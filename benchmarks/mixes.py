@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 FRAME = 257
 """256 codes and the token that ends a frame."""

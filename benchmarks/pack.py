@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix
-from jobs.bench.plan import short
-from tokenization.best_fit import best_fit
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix
+from benchmarks.plan import short
 from tokenization.document import Document, PackedSequence
-from tokenization.packing import KEPT, WINDOW, WINDOW_TOKENS, pack, pack_window
+from tokenization.packing.best_fit import best_fit
+from tokenization.packing.pack import KEPT, WINDOW, WINDOW_TOKENS, pack, pack_window
 from tokenization.vocabulary import JointVocabulary
 
 CONTEXTS = (8_192, 32_768, 1_048_576)

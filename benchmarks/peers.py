@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.bench.mixes import useful_pairs
-from model.attention.cost import BACKWARD_OVER_FORWARD, Cost, direct_cost, relay_cost
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.layouts import Assignment, contiguous, zigzag
-from model.attention.segments import Traffic, cut_at_documents, traffic
+from benchmarks.mixes import useful_pairs
+from model.attention.plan.cost_model import BACKWARD_OVER_FORWARD, Cost, direct_cost, relay_cost
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.layouts import Assignment, contiguous, zigzag
+from model.attention.plan.segments import Traffic, cut_at_documents, traffic
 
 MIN_HEAP_CHUNK = 512
 

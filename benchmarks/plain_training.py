@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from model.engine import EngineSettings
+from model.training.engine import EngineSettings
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import asdict
 
 import numpy as np
 
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix, kinds_of
-from jobs.bench.peers import PEERS, Outcome, direct_outcome, relay_outcome
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.planner import LAYOUTS, TIGHTEST, plan_sequence, ulysses_degrees
-from tokenization.errors import UserError
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix, kinds_of
+from benchmarks.peers import PEERS, Outcome, direct_outcome, relay_outcome
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.planner import LAYOUTS, TIGHTEST, plan_sequence, ulysses_degrees
+from storage.errors import UserError
 
 CONTEXTS = (2**15, 2**17, 2**20)
 RANKS = (8, 64, 512)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from model.attention.exchange import Exchange, Transfer
+from model.attention.p2p import Exchange, Transfer
 
 
 class SlowExchange:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from jobs.bench.machine import machine
-from jobs.bench.object_store import ObjectStore, object_store
-from tokenization.errors import UserError
+from benchmarks.machine import machine
+from storage.errors import UserError
+from testing.s3_server import ObjectStore, object_store
 
 SYSTEMS = ("ringworld", "s3fs")
 TASKS = ("read", "write")
@@ -64,7 +64,7 @@ def _apart(store: ObjectStore, system: str, task: str, file: Path) -> dict[str, 
     """A round in a process of its own, whose imports and buffers are no other's."""
     asked = json.dumps([system, task, store.options, str(file)])
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.bench.store"], input=asked, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.store"], input=asked, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise UserError(f"{system} could not {task} the object: {' '.join(done.stderr.split())[-300:]}")
@@ -78,7 +78,7 @@ def measure(system: str, task: str, options: dict[str, Any], file: Path) -> dict
 
         fs, name = s3fs.S3FileSystem(**options), "bench/object"
     else:
-        from pipelines.urls import filesystem
+        from storage.urls import filesystem
 
         fs, name = filesystem("s3://bench/object", options)
     with fs.open(name) as source:

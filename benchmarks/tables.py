@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.peers import PEERS
-from jobs.bench.plan import short
+from benchmarks.peers import PEERS
+from benchmarks.plan import short
 
 _SHORT = {
     "lwm_ring": "LWM ring",

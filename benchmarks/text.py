@@ -37,15 +37,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.machine import machine
-from jobs.bench.object_store import ObjectStore, object_store
-from pipelines.urls import open_url
+from benchmarks.machine import machine
+from storage.errors import BadData, UserError
+from storage.urls import open_url
+from testing.s3_server import ObjectStore, object_store
 from tokenization.document import Document
-from tokenization.documents import write_documents
-from tokenization.errors import BadData, UserError
 from tokenization.fields import FieldSpec, build_each
-from tokenization.records import BadRecord, Record, read_records
-from tokenization.text import load_text_tokenizer
+from tokenization.readers.records import BadRecord, Record, read_records
+from tokenization.shards.document_parquet import write_documents
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 TARGET = 25.0

@@ -24,12 +24,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.frames_alone import decode_figures, encode_figures, write_vqgan
-from jobs.bench.looped_clip import upload_looped
-from jobs.bench.machine import machine
-from jobs.bench.object_store import object_store
-from jobs.bench.tokenize_stage import bench_cluster, hour_figures, pipeline_figures
-from tokenization.vqgan.config import VQGANConfig
+from benchmarks.frames_alone import decode_figures, encode_figures, write_vqgan
+from benchmarks.looped_clip import upload_looped
+from benchmarks.machine import machine
+from benchmarks.tokenize_stage import bench_cluster, hour_figures, pipeline_figures
+from testing.s3_server import object_store
+from tokenization.codecs.vqgan.config import VQGANConfig
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,23 @@ import numpy as np
 import psutil
 import torch
 
-from jobs.bench.frames_alone import forks, write_vqgan
-from jobs.bench.looped_clip import FPS, SIZE, pictures, upload_looped
-from jobs.bench.object_store import ObjectStore
-from pipelines.capacity import Capacity
-from pipelines.cluster import ray_instance
-from pipelines.progress import bar
+from benchmarks.frames_alone import forks, write_vqgan
+from benchmarks.looped_clip import FPS, SIZE, pictures, upload_looped
+from pipelines.build import joint_vocabulary
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.cluster.ray_cluster import ray_instance
+from pipelines.codecs.load import WEIGHTS
 from pipelines.recipe import Recipe
-from pipelines.sources import list_sources
-from pipelines.stages import joint_vocabulary
-from pipelines.storage import Store
-from pipelines.tokenize.encoders import vqgan_pool
-from pipelines.tokenize.pool import wait_until_ready
+from pipelines.sources.listing import list_sources
+from pipelines.tokenize.encode_media import vqgan_pool
+from pipelines.tokenize.encoder_pool import wait_until_ready
 from pipelines.tokenize.stage import tokenize_by
-from pipelines.vqgan.load import WEIGHTS
-from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
+from storage.errors import UserError
+from storage.store import Store
+from testing.s3_server import ObjectStore
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 
 SMALL = VQGANConfig(
     resolution=SIZE,

@@ -35,24 +35,24 @@ import torch.distributed as dist
 from rich.table import Table
 from torch.multiprocessing import get_context
 
-from jobs.bench.machine import machine
-from jobs.bench.mixes import document_mix
-from jobs.bench.plain_training import PlainDocument, PlainTrainer
-from jobs.bench.tables import claims_table, print_tables
-from jobs.bench.text import plays
+from benchmarks.machine import machine
+from benchmarks.mixes import document_mix
+from benchmarks.plain_training import PlainDocument, PlainTrainer
+from benchmarks.tables import claims_table, print_tables
+from benchmarks.text import plays
 from model import checkpoint
-from model.attention.hardware import CPU_CORES
-from model.config import llama_config
-from model.engine import EngineSettings, TrainingEngine
-from model.flops import step_flops
-from model.kernels.chosen import Kernels
-from model.llama import build_llama
-from model.mesh import build_mesh
-from model.rank_batch import Dispatcher, attention_shape
-from model.schedule import Schedule
-from model.weights import RandomWeights
+from model.attention.plan.hardware import CPU_CORES
+from model.layers.kernels.interface import Kernels
+from model.llama.config import llama_config
+from model.llama.flops import step_flops
+from model.llama.initial_weights import RandomWeights
+from model.llama.llama import build_llama
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import build_mesh
+from model.training.rank_batch import Dispatcher, attention_shape
 from tokenization.document import PackedSequence
-from tokenization.loader import join_sequences
+from tokenization.loader.loader import join_sequences
 
 SYSTEMS: dict[str, int] = {
     "ours": 1,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from jobs import bench, inspect, plan, run, trace
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 USER_MISTAKE = 2
 _COMMANDS: tuple[ModuleType, ...] = (run, plan, inspect, trace, bench)

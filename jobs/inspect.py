@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 HELP = "print what a stage's folder, a shard set or a checkpoint holds"
 
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the contents; with --verify the exit code is 1 when something is not as it was committed."""
-    from pipelines.contents import describe
-    from pipelines.verification import THREADS, verify
+    from pipelines.inspect.describe import describe
+    from pipelines.inspect.verify import THREADS, verify
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads} is less than 1")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from jobs.plan_memory import print_memory
 from jobs.run import add_recipe
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
-    from pipelines.dag import PlannedStage
+    from pipelines.dag.stage import PlannedStage
 
 HELP = "print a recipe's stages: which are done, which will run and why; --memory: what training takes of a device"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the plan; nothing is run or written."""
-    from pipelines.recipe.file import load_recipe
+    from pipelines.recipe.load import load_recipe
     from pipelines.run import plan_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
-    from model.memory_plan import MemoryPlan
-    from pipelines.memory import StageMemory
+    from model.memory_estimate.plan import MemoryPlan
     from pipelines.recipe import Recipe
+    from pipelines.train.memory_advice import StageMemory
 
 GIB = 2**30
 
 
 def print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> None:
     """Print the memory of a recipe's train stages; gpu_memory: GiB of a device, None for no verdict."""
-    from pipelines.memory import recipe_memory
+    from pipelines.train.memory_advice import recipe_memory
 
     stages = recipe_memory(recipe, None if gpu_memory is None else int(gpu_memory * GIB))
     if as_json:

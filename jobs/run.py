@@ -36,9 +36,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the recipe on the cluster that RAY_ADDRESS names, or on a Ray instance of its own."""
-    from pipelines.profiled_steps import ProfiledSteps
-    from pipelines.recipe.file import load_recipe
+    from pipelines.recipe.load import load_recipe
     from pipelines.run import root_store, run_recipe
+    from pipelines.train.profiled_steps import ProfiledSteps
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     profile = arguments.profile and ProfiledSteps.parse(arguments.profile, arguments.profile_all_ranks)

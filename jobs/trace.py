@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the lineage; with --out also write the frames."""
-    from pipelines.lineage import describe, find, save_frames
+    from pipelines.inspect.trace import describe, find, save_frames
 
     traced = find(arguments.shard, arguments.key)
     description = describe(traced)

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.dag import Stage, digest
-from pipelines.profiled_steps import ProfiledSteps
-from pipelines.progress import bar
+from pipelines.cluster.progress import bar
+from pipelines.dag.stage import Stage, digest
 from pipelines.recipe import Recipe, TrainStage
-from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
-from pipelines.storage import Store
-from pipelines.urls import fetch_file, list_objects
-from tokenization.errors import UserError
-from tokenization.text import load_text_tokenizer
+from pipelines.sources.listing import SourceObject, list_sources, listing_digest, read_objects, write_objects
+from pipelines.train.profiled_steps import ProfiledSteps
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import fetch_file, list_objects
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 Manifest = dict[str, Any]
@@ -65,7 +65,7 @@ def _sources(objects: Sequence[SourceObject]) -> Stage:
     return Stage(
         name="sources",
         settings=listing_digest(objects),
-        module="pipelines.sources",
+        module="pipelines.sources.listing",
         inputs=(),
         run=lambda run: write_objects(run.store, objects),
     )
@@ -76,7 +76,7 @@ def _vqgan(recipe: Recipe) -> Stage:
     assert vqgan is not None
 
     def run(stage: StageRun) -> Manifest:
-        from pipelines.vqgan import vqgan_task
+        from pipelines.codecs import vqgan_task
 
         objects = read_objects(stage.inputs["sources"][0]) if vqgan.train else []
         with bar("vqgan", vqgan.train.steps if vqgan.train else None, "step") as line:
@@ -90,7 +90,7 @@ def _vqgan(recipe: Recipe) -> Stage:
             "train": vqgan.train.model_dump(exclude={"checkpoint_steps"}) if vqgan.train else None,
             "seed": recipe.seed,
         },
-        module="pipelines.vqgan",
+        module="pipelines.codecs",
         inputs=("sources",) if vqgan.train else (),
         run=run,
     )
@@ -146,7 +146,7 @@ def _tokenize(recipe: Recipe, media: bool) -> Stage:
 
 def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
     def run(this: StageRun) -> Manifest:
-        from pipelines.pack import PackJob, cut_pack_partitions, pack_all
+        from pipelines.pack.stage import PackJob, cut_pack_partitions, pack_all
 
         documents, tokenized = this.inputs["tokenize"]
         parts = tokenized["outputs"]["partitions"]
@@ -167,7 +167,7 @@ def _pack(recipe: Recipe, stage: TrainStage) -> Stage:
             "document_tokens": [stage.min_document_tokens, stage.max_document_tokens],
             "seed": recipe.seed,
         },
-        module="pipelines.pack",
+        module="pipelines.pack.stage",
         inputs=("tokenize",),
         run=run,
     )

@@ -8,16 +8,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.capacity import needed_at_once
-from pipelines.cluster import ray_instance
-from pipelines.dag import MANIFEST, STARTED, PlannedStage, plan
-from pipelines.kernels import check_kernels
-from pipelines.lease import STALE_SECONDS, lease
-from pipelines.profiled_steps import ProfiledSteps
+from pipelines.build import Manifest, StageRun, build_stages
+from pipelines.cluster.capacity import needed_at_once
+from pipelines.cluster.ray_cluster import ray_instance
+from pipelines.dag.stage import MANIFEST, STARTED, PlannedStage, plan
 from pipelines.recipe import Recipe
-from pipelines.stages import Manifest, StageRun, build_stages
-from pipelines.storage import Store
-from pipelines.weights_and_biases import check_wandb
+from pipelines.train.check_kernels import check_kernels
+from pipelines.train.check_wandb import check_wandb
+from pipelines.train.profiled_steps import ProfiledSteps
+from storage.lease import STALE_SECONDS, lease
+from storage.store import Store
 
 log = logging.getLogger("ringworld")
 

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 _TEMPORARY = ".tmp-"
 _FULL = 1 << 20  # bytes: with less room than this a disk is full

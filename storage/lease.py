@@ -24,9 +24,9 @@ from typing import Any
 
 import psutil
 
-from pipelines.storage import Store
-from pipelines.urls import reaching
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import reaching
 
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0

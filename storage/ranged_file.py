@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.buckets.client import PAUSE_SECONDS, pause
-from pipelines.buckets.errors import Request, StoreError
-from pipelines.buckets.filesystem import BucketFileSystem
-from pipelines.urls import filesystem
-from tokenization.seekable import SeekableReader
+from storage.object_store.client import PAUSE_SECONDS, pause
+from storage.object_store.errors import Request, StoreError
+from storage.object_store.filesystem import BucketFileSystem
+from storage.seekable import SeekableReader
+from storage.urls import filesystem
 
 ATTEMPTS = 5
 _CLIENTS = {"aiohttp", "http", "urllib3"}

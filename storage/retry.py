@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tokenization.errors import is_passing
+from storage.errors import is_passing
 
 ATTEMPTS, PAUSE = 20, 30.0
 """How often, and the seconds between; a store's client has asked several times before it tells of a failure."""

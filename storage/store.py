@@ -23,11 +23,11 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.buckets.errors import StoreError
-from pipelines.buckets.filesystem import BucketFileSystem, S3FileSystem
-from pipelines.buckets.uploads import end_uploads
-from pipelines.urls import CACHE, fetch_file, filesystem, open_url
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.object_store.errors import StoreError
+from storage.object_store.filesystem import BucketFileSystem, S3FileSystem
+from storage.object_store.multipart_uploads import end_uploads
+from storage.urls import CACHE, fetch_file, filesystem, open_url
 
 log = logging.getLogger("ringworld")
 

@@ -22,9 +22,9 @@ import fsspec
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines import buckets
-from pipelines.buckets.errors import StoreError
-from tokenization.errors import UserError
+from storage import object_store as buckets
+from storage.errors import UserError
+from storage.object_store.errors import StoreError
 
 buckets.register()
 

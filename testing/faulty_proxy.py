@@ -23,6 +23,7 @@ class Rule:
     seen: int = 0
 
     def take(self, line: str) -> Fault:
+        """The fault for a request of this first line, if it is one to fail and there are any left."""
         if self.seen >= self.times or not re.search(self.matching, line):
             return None
         self.seen += 1
@@ -111,8 +112,8 @@ class Faults:
                 length, sent = length - len(piece), sent + len(piece)
             if kind == "cut-request":
                 return
-            answer, rest = _head(server)
-            client.sendall(answer)
+            start, rest = _head(server)
+            client.sendall(start)
             left = int(count) if kind == "cut" else None
             while rest and left != 0:
                 piece = rest if left is None else rest[:left]

@@ -62,6 +62,7 @@ def recoded(path: Path, target: Path, options: dict[str, str], codec: str = "lib
     """The same pictures, small, by an encoder with these options."""
     with av.open(str(path)) as source, av.open(str(target), "w") as file:
         stream = file.add_stream(codec, rate=30, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for frame in source.decode(video=0):
             small = frame.reformat(96, 64, "yuv420p")

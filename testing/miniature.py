@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 
 ROOT = Path(__file__).parents[1]
 ACT_BYTES = 12_000
@@ -65,6 +65,7 @@ def sample(package: str, path: str) -> Path:
 
 
 def train_tokenizer(texts: Path, target: Path) -> None:
+    """A small byte-level BPE tokenizer of these texts, as `tokenizer.json`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -126,6 +127,7 @@ def text_recipe(data: Path | str, root: Path | str, **changes: Any) -> dict[str,
 
 
 def write_recipe(path: Path, tree: dict[str, Any]) -> Path:
+    """The recipe as YAML at `path`."""
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
 

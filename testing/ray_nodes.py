@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from miniature import environment
 
-from jobs.bench.object_store import free_ports
+from testing.miniature import environment
+from testing.s3_server import free_ports
 
 BIN = Path(sys.executable).parent
 PATIENCE = 120.0

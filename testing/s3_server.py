@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 if TYPE_CHECKING:
     import s3fs

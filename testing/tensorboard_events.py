@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipelines.train.metrics import step_figures
+from pipelines.train.metrics.steps import step_figures
 
 Shown = dict[str, list[tuple[int, float]]]
 

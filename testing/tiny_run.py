@@ -13,25 +13,25 @@ from typing import Any
 import av
 import numpy as np
 
-from model.config import llama_config
-from model.engine import StepMetrics
-from model.llama import build_llama
+from model.llama.config import llama_config
+from model.llama.llama import build_llama
+from model.training.engine import StepMetrics
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject, list_sources, write_objects
-from pipelines.storage import Store
-from pipelines.train.metrics import step_line
-from pipelines.urls import open_url
+from pipelines.sources.listing import SourceObject, list_sources, write_objects
+from pipelines.train.metrics.steps import step_line
+from storage.store import Store
+from storage.urls import open_url
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_tokens
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
-from tokenization.text import load_text_tokenizer
-from tokenization.video import decode_frames
+from tokenization.media.video import decode_frames
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
 
 VQGAN_SIZES = {
     "resolution": 16,
@@ -48,6 +48,7 @@ SENTENCE = "the sea was calm and the old ship went slowly home while all the bir
 
 
 def tiny_recipe(folder: Path, **evaluate: Any) -> Recipe:
+    """A recipe of books and clips below `folder`, small enough to train in seconds."""
     stage = {"rope_theta": 10000, "steps": 4, "lr": 1e-3}
     return Recipe.model_validate(
         {
@@ -108,6 +109,7 @@ def make_run(folder: Path) -> tuple[Recipe, dict[str, tuple[Store, dict[str, Any
 
 
 def story(seed: int, sentences: int = 60) -> str:
+    """Made-up sentences, the same for the same seed."""
     generator = np.random.default_rng(seed)
     lines = []
     for _ in range(sentences):
@@ -133,6 +135,7 @@ def write_clip(path: Path, speed: int, frames: int = 16) -> None:
 
 
 def document(found: SourceObject, recipe: Recipe, vqgan: VQGAN) -> tuple[bool, Document]:
+    """What tokenizing makes of one listed object, and whether it is held out."""
     tokenizer = load_text_tokenizer()
     with open_url(found.url) as file:
         if found.kind == "text":

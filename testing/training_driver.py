@@ -8,28 +8,29 @@ its part of the manifest when it is done.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 from pathlib import Path
 
 import ray
-from test_bad_shards import CONTEXT, packed
-from tiny_run import VOCABULARY, tiny_recipe
 
-from jobs.cli import set_up_logging
-from pipelines.capacity import Capacity
-from pipelines.cluster import ray_instance
-from pipelines.progress import bar
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.recipe import Recipe
-from pipelines.storage import Store
 from pipelines.train import train_stage
+from storage.store import Store
+from testing.packed_shards import CONTEXT, packed
+from testing.tiny_run import VOCABULARY, tiny_recipe
 
 BATCH, STEPS, CHECKPOINT_STEPS = 14, 72, 4
 """Sequences of a batch, which 2 workers share evenly and 3 or 4 do not."""
 
 
 def recipe_of(folder: Path, **train: object) -> Recipe:
+    """The tiny recipe with one train stage of `STEPS` steps."""
     tree = tiny_recipe(folder).model_dump(mode="json")
     stage = {**tree["train"]["stages"][0], "context": CONTEXT, "steps": STEPS, "batch_tokens": BATCH * CONTEXT}
     tree["train"] |= {"checkpoint_steps": CHECKPOINT_STEPS, "keep_checkpoints": 100, "eps": 1e-5, **train}
@@ -39,7 +40,9 @@ def recipe_of(folder: Path, **train: object) -> Recipe:
 
 
 def main() -> None:
-    set_up_logging()
+    """Pack, then train a stage for each line of JSON on stdin: its name, how many trainers to wait for, and what to set
+    of `train`. Its manifest is written beside it."""
+    logging.basicConfig(level=logging.INFO)
     folder = Path(sys.argv[1])
     shards = Store(str(folder / "pack"))
     manifest, _ = packed(shards)

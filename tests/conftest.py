@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
-from miniature import lay_out, recipe, ringworld, write_recipe
+
+from testing.miniature import lay_out, recipe, ringworld, write_recipe
+from testing.s3_server import ObjectStore
+from testing.s3_server import object_store as running_store
 
 # The same examples every time, so that whether a change passes is a matter of the change; HYPOTHESIS_PROFILE=explore
 # draws new ones.
@@ -37,6 +40,13 @@ def undisturbed(sources: Path, shared: Path) -> Path:
         assert done.returncode == 0, done.stderr
 
     return made_once(shared / "undisturbed", run) / "run"
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server with a bucket `data`."""
+    with running_store("data") as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

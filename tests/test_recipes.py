@@ -11,9 +11,9 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.recipe.file import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.run import plan_recipe
-from pipelines.urls import list_objects, open_url
+from storage.urls import list_objects, open_url
 
 ROOT = Path(__file__).parents[1]
 K, M = 2**10, 2**20

@@ -25,10 +25,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from storage.errors import BadData, UserError
 from tokenization.compiled import compiled
-from tokenization.errors import BadData, UserError
-from tokenization.samples import uniform_sample
-from tokenization.text import TextTokenizer
+from tokenization.media.frame_sampling import uniform_sample
+from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 BOS, EOS = "<|bos|>", "<|eos|>"

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.attention.exchange import Exchange, Transfer
-from model.attention.runs import AHEAD, KEPT_BACK, Message, RankPlan, Run, Stage, cut_runs
+from model.attention.p2p import Exchange, Transfer
+from model.attention.plan.runs import AHEAD, KEPT_BACK, Message, RankPlan, Run, Stage, cut_runs
 
 
 class Block(NamedTuple):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.functional import pad
 
-from model.attention.runs import Range, Run, joined
+from model.attention.plan.runs import Range, Run, joined
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from model.attention.exchange import Exchange
-from model.attention.kernels import attend, attend_
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
+from model.attention.flash_kernels import attend, attend_
+from model.attention.p2p import Exchange
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.runs import Run
+from model.attention.plan.sequence_plan import SequencePlan
 from model.attention.ring import packed_ring_attention
-from model.attention.runs import Run
 
 NAME = "ring"
 

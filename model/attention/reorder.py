@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.attention.plan import SequencePlan
+from model.attention.plan.sequence_plan import SequencePlan
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.attention.exchange import Exchange, as_exchange
-from model.attention.kept import store_result, stored_result
-from model.attention.kernels import accumulator_dtype, attend, attend_, attend_backward_
-from model.attention.plan import SequencePlan
-from model.attention.routes import blocks
-from model.attention.runs import RankPlan
+from model.attention.block_exchange import blocks
+from model.attention.flash_kernels import accumulator_dtype, attend, attend_, attend_backward_
+from model.attention.p2p import Exchange, as_exchange
+from model.attention.plan.runs import RankPlan
+from model.attention.plan.sequence_plan import SequencePlan
+from model.attention.saved_results import store_result, stored_result
 from model.attention.ulysses import heads_for_tokens, tokens_for_heads
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from model.attention.exchange import Exchange, Transfer
-from model.clock import StepClock
+from model.attention.p2p import Exchange, Transfer
+from model.step_timer import StepClock
 
 
 class TimedExchange:

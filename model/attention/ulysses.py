@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention.exchange import Exchange
+from model.attention.p2p import Exchange
 
 
 def tokens_for_heads(q: Tensor, k: Tensor, v: Tensor, exchange: Exchange, degree: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ The format knows no mesh and no ZeRO stage: whoever loads reads the ranges that 
 is a pickle.
 """
 
-from model.checkpoint.load import load, load_latest, load_weights
+from model.checkpoint.loader import load, load_latest, load_weights
 from model.checkpoint.manifest import (
     COMMIT,
     DamagedError,
@@ -21,7 +21,7 @@ from model.checkpoint.manifest import (
     read_manifest,
     verify,
 )
-from model.checkpoint.write import Lost, Writer, Written, save
+from model.checkpoint.writer import Lost, Writer, Written, save
 
 __all__ = [
     "COMMIT",

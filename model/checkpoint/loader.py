@@ -31,15 +31,15 @@ from model.checkpoint.manifest import (
     step_name,
     steps,
 )
-from model.checkpoint.random_state import derive_random_state, set_random_state
+from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
-from model.checkpoint.state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
-from model.folder import Folder
-from tokenization.errors import UserError
+from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
+from storage.errors import UserError
+from storage.folder import Folder
 
 if TYPE_CHECKING:
-    from model.engine import TrainingEngine
-    from model.mesh import Mesh
+    from model.training.engine import TrainingEngine
+    from model.training.mesh import Mesh
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from model.folder import Folder
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.folder import Folder
 
 COMMIT = "COMMIT"
 FORMAT = 2

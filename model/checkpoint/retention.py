@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from model.checkpoint.manifest import COMMIT, committed_steps, step_name, steps
-from model.folder import Folder
+from storage.folder import Folder
 
 
 def retain(root: Folder, step: int, keep: int | None, files: Collection[str]) -> None:

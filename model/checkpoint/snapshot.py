@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.manifest import Range
-from model.checkpoint.state import PARTS, Fragment
+from model.checkpoint.zero_state import PARTS, Fragment
 
 FILE_BYTES = 2**29
 """About the size at which a next file begins; whoever needs any of a file has to read and hash all of it."""

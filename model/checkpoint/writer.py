@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, step_name
-from model.checkpoint.random_state import random_state
-from model.checkpoint.retain import forget, retain
+from model.checkpoint.retention import forget, retain
+from model.checkpoint.rng_state import random_state
 from model.checkpoint.snapshot import Snapshot
-from model.checkpoint.state import adam_steps, held, parameters
-from model.folder import Folder
-from model.patience import patiently
+from model.checkpoint.zero_state import adam_steps, held, parameters
+from storage.folder import Folder
+from storage.retry import patiently
 
 if TYPE_CHECKING:
-    from model.engine import TrainingEngine
+    from model.training.engine import TrainingEngine
 
 _TIMEOUT = timedelta(hours=2)  # of a rank whose store is slow; a dead one is noticed at once
 _PIECE = 2**26  # bytes hashed and written at a time

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint.manifest import Range
-from model.parameters import whole_shape
-from tokenization.errors import UserError
+from model.training.parameter_groups import whole_shape
+from storage.errors import UserError
 
 if TYPE_CHECKING:
-    from model.engine import TrainingEngine
+    from model.training.engine import TrainingEngine
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.engine import TrainingEngine
-from model.folder import Folder
-from model.llama import empty_llama
-from model.parameters import whole_shape
-from model.stored_weights import CONFIG, INDEX
+from model.llama.hf_weights import CONFIG, INDEX
+from model.llama.llama import empty_llama
+from model.training.engine import TrainingEngine
+from model.training.parameter_groups import whole_shape
+from storage.folder import Folder
 
 FILE_BYTES = 2 << 30
 """Of weights in a file, at most, unless it holds a single one; so much rank 0 has on the host."""

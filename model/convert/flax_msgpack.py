@@ -19,7 +19,7 @@ import msgpack
 import torch
 from torch import Tensor
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 NDARRAY = 1  # flax's ext type of an array
 CHUNKED = "__msgpack_chunked_array__"

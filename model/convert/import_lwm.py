@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from model.config import llama_config, text_vocab_size
-from model.msgpack_leaves import read_leaves
-from tokenization.errors import UserError
+from model.convert.flax_msgpack import read_leaves
+from model.llama.config import llama_config, text_vocab_size
+from storage.errors import UserError
 
 LAYER_NAMES = {
     "attention/wq/kernel": "self_attn.q_proj",

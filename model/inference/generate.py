@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.decoding import Decoder, choose, guided
-from model.llama import inference
+from model.inference.kv_decoder import Decoder, choose, guided
+from model.llama.llama import inference
 from tokenization.vocabulary import JointVocabulary
 
 

@@ -19,7 +19,7 @@ PREFILL_CHUNK = 4096
 class Decoder:
     """State of a batch of B sequences: KV cache, mask, and the hidden state that predicts the next token.
 
-    Use within `model.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty.
+    Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty.
     """
 
     def __init__(self, model: LlamaForCausalLM, prompts: Sequence[np.ndarray], prefill_chunk: int = PREFILL_CHUNK):

@@ -1,6 +1,6 @@
 """Decoder layers that keep less between forward and backward, with transformers' Llama otherwise as it is.
 
-In: a model of `model.llama`, with its weights or still empty, and `MemorySettings`. Out: the same, its layers of
+In: a model of `model.llama.llama`, with its weights or still empty, and `MemorySettings`. Out: the same, its layers of
 another class: weights, names and results stay, what autograd keeps of a layer changes.
 """
 
@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from model.attention.kept import Kept
-from model.memory import MemorySettings
-from model.tiled_mlp import TiledLlamaMLP, only_saving
+from model.attention.saved_results import Kept
+from model.layers.memory_settings import MemorySettings
+from model.layers.tiled_mlp import TiledLlamaMLP, only_saving
 
 
 def make_lean(model: LlamaForCausalLM, settings: MemorySettings) -> None:

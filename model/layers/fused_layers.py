@@ -1,7 +1,7 @@
 """Transformers' Llama with fused kernels in its norms, attention and MLPs; weights, names and results stay.
 
-In: a model of `model.llama`, made lean or not, with its weights or still empty, and a choice of kernels. Out: the same,
-its modules of other classes.
+In: a model of `model.llama.llama`, made lean or not, with its weights or still empty, and a choice of kernels. Out: the
+same, its modules of other classes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
-from model.kernels.chosen import Kernels, LayerKernels, load_kernels
-from model.tiled_mlp import TiledLlamaMLP, check_swiglu
+from model.layers.kernels.interface import Kernels, LayerKernels, load_kernels
+from model.layers.tiled_mlp import TiledLlamaMLP, check_swiglu
 
 
 def fuse(model: LlamaForCausalLM, name: Kernels) -> None:

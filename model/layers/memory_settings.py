@@ -1,7 +1,8 @@
 """What training may spend on memory: which activations are kept or computed again, what lives in host memory, tiles.
 
-In: a recipe's or a caller's choice. Out: one `MemorySettings`, which the engine applies (`model.lean_layer`,
-DeepSpeed's offloading) and by which `model.memory_plan` predicts the peak. No choice changes a gradient.
+In: a recipe's or a caller's choice. Out: one `MemorySettings`, which the engine applies
+(`model.layers.activation_checkpointing`, DeepSpeed's offloading) and by which `model.memory_estimate.plan` predicts the
+peak. No choice changes a gradient.
 """
 
 from __future__ import annotations

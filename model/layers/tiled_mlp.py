@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from model.kernels.chosen import SwiGLU
+from model.layers.kernels.interface import SwiGLU
 
 _only_saving: ContextVar[bool] = ContextVar("only_saving", default=False)
 
@@ -35,7 +35,10 @@ def only_saving() -> Iterator[None]:
 
 
 class TiledLlamaMLP(LlamaMLP):
-    """A Llama's MLP that works in tiles of `tile` tokens. ZeRO-3 has to gather it whole: see `model.lean_layer`."""
+    """A Llama's MLP that works in tiles of `tile` tokens.
+
+    ZeRO-3 has to gather it whole: see `model.layers.activation_checkpointing`.
+    """
 
     tile: int
     swiglu: SwiGLU

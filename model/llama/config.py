@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 PRESETS: dict[str, dict[str, int]] = {
     "7B": {

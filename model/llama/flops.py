@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from transformers import LlamaConfig
 
-from model.config import text_vocab_size
+from model.llama.config import text_vocab_size
 
 # Dense bf16 operations a second, from NVIDIA's data sheets, which also give the double of it, "with sparsity". By parts
 # of the name that torch.cuda.get_device_name gives; the first that is in it holds.

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, LlamaConfig
 
-from model.weights import EMBEDDINGS, HEAD, weight_shapes
-from tokenization.errors import UserError
+from model.llama.initial_weights import EMBEDDINGS, HEAD, weight_shapes
+from storage.errors import UserError
 
 CONFIG = "config.json"
 ONE_FILE = "model.safetensors"

@@ -1,7 +1,7 @@
 """Where a model's first weights come from, one at a time, so that nobody has to hold them all.
 
 In: a configuration and a seed, or weights that lack the rows of vision ids. Out: `Weights`, which gives each tensor by
-its Hugging Face name when it is asked for. Those of a checkpoint's files are in `model.stored_weights`.
+its Hugging Face name when it is asked for. Those of a checkpoint's files are in `model.llama.hf_weights`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.config import text_vocab_size
-from tokenization.errors import UserError
+from model.llama.config import text_vocab_size
+from storage.errors import UserError
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

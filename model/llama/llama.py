@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from model.attention.register import NAME as RING
-from model.attention.register import ring_attention_forward
-from model.loss import LossHead
-from model.rope import FP32_TABLES, ExactRotaryEmbedding, rounding_rotated
-from model.stored_weights import StoredWeights, stored_config
-from model.weights import EMBEDDINGS, RandomWeights, Weights
+from model.attention.hf_interface import NAME as RING
+from model.attention.hf_interface import ring_attention_forward
+from model.llama.hf_weights import StoredWeights, stored_config
+from model.llama.initial_weights import EMBEDDINGS, RandomWeights, Weights
+from model.llama.loss import LossHead
+from model.llama.rope import FP32_TABLES, ExactRotaryEmbedding, rounding_rotated
 
 # The ring computes in v's dtype; the rotation before it stays in fp32.
 AttentionInterface.register(RING, rounding_rotated(ring_attention_forward))

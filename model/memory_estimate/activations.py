@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from transformers import LlamaConfig
 
-from model.attention.plan import SequencePlan
-from model.attention.runs import RankPlan
-from model.config import text_vocab_size
-from model.engine import EngineSettings
+from model.attention.plan.runs import RankPlan
+from model.attention.plan.sequence_plan import SequencePlan
+from model.llama.config import text_vocab_size
+from model.training.engine import EngineSettings
 
 FP32 = 4
 

@@ -8,9 +8,9 @@ which torch gives in powers of two, activations are counted so; what DeepSpeed o
 
 from __future__ import annotations
 
-from model.engine import EngineSettings
-from model.export import FILE_BYTES
-from model.zero_memory import FP32, ZeroBytes
+from model.convert.export_hf import FILE_BYTES
+from model.memory_estimate.zero import FP32, ZeroBytes
+from model.training.engine import EngineSettings
 
 
 def host_moments(

@@ -3,7 +3,7 @@
 In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: what is held at
 the moment when most is, in bytes on the device, and what waits on the host. The moments looked at are the loss, the
 last layer's backward (all activations are still there), the first reduction of gradients, the first layer's backward
-(all gradients are there), and the update; on the host, those of `model.host_memory`.
+(all gradients are there), and the update; on the host, those of `model.memory_estimate.host`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from transformers import LlamaConfig
 
-from model.activation_memory import ActivationBytes, activation_bytes
-from model.attention.plan import SequencePlan
-from model.engine import EngineSettings
-from model.host_memory import host_moments
-from model.zero_memory import ZeroBytes, zero_bytes
+from model.attention.plan.sequence_plan import SequencePlan
+from model.memory_estimate.activations import ActivationBytes, activation_bytes
+from model.memory_estimate.host import host_moments
+from model.memory_estimate.zero import ZeroBytes, zero_bytes
+from model.training.engine import EngineSettings
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """device: bytes by part at the peak; moment: when that is; moments: the total at each. on_host: bytes by part at
-    each moment that `model.host_memory` knows.
+    each moment that `model.memory_estimate.host` knows.
     """
 
     device: Mapping[str, int]

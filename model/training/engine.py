@@ -1,7 +1,8 @@
 """One optimizer step at a time: this rank's shares of micro-batches in, updated weights and figures out.
 
 DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh is ours
-(`model.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients wrongly.
+(`model.training.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients
+wrongly.
 
 The gradient of a step is that of the global batch's loss, sum(w * nll) / N over all tokens on all ranks in all
 micro-batches, N being the examples of the global batch. DeepSpeed averages over the world and over the accumulation,
@@ -24,22 +25,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.attention.exchange import Exchange, GroupExchange
-from model.attention.timed import TimedExchange
-from model.clock import StepClock
-from model.kernels.chosen import Kernels
-from model.kernels.layers import fuse
-from model.lean_layer import make_lean
-from model.llama import empty_llama, fill
-from model.loss import CHUNK
-from model.memory import MemorySettings
-from model.mesh import Mesh
-from model.parameters import parameter_groups
-from model.rank_batch import RankBatch
-from model.schedule import Schedule
-from model.step import MicroBatchLoss
-from model.weights import Weights
-from model.zero_memory import reduce_bucket
+from model.attention.p2p import Exchange, GroupExchange
+from model.attention.timed_p2p import TimedExchange
+from model.layers.activation_checkpointing import make_lean
+from model.layers.fused_layers import fuse
+from model.layers.kernels.interface import Kernels
+from model.layers.memory_settings import MemorySettings
+from model.llama.initial_weights import Weights
+from model.llama.llama import empty_llama, fill
+from model.llama.loss import CHUNK
+from model.memory_estimate.zero import reduce_bucket
+from model.step_timer import StepClock
+from model.training.lr_schedule import Schedule
+from model.training.mesh import Mesh
+from model.training.micro_batch_loss import MicroBatchLoss
+from model.training.parameter_groups import parameter_groups
+from model.training.rank_batch import RankBatch
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
 _SOURCE_SUMS = ("source_weighted", "source_nll", "source_targets")

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.config import text_vocab_size
-from model.loss import CHUNK
-from model.rank_batch import RankBatch
+from model.llama.config import text_vocab_size
+from model.llama.loss import CHUNK
+from model.training.rank_batch import RankBatch
 from tokenization.vocabulary import MODALITIES
 
 
@@ -23,8 +23,8 @@ def micro_batch_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the token losses of this rank, and its sums per modality.
 
-    model: of `model.llama`, with its weights. batch: the rank's share, on the model's device. group: the process group
-    of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
+    model: of `model.llama.llama`, with its weights. batch: the rank's share, on the model's device. group: the process
+    group of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
 
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a
     rank without targets; the caller divides by the examples in the global batch. sums: detached fp64 scalars

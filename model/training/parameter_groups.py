@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from model.engine import EngineSettings
+    from model.training.engine import EngineSettings
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:

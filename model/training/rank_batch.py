@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention.choices import Route
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.options import Route
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

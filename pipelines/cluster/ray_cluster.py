@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import ray
 
-from pipelines.capacity import Capacity
-from tokenization.errors import BadData, UserError
+from pipelines.cluster.capacity import Capacity
+from storage.errors import BadData, UserError
 
 log = logging.getLogger("ringworld")
 

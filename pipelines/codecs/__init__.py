@@ -1,5 +1,5 @@
 """The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames."""
 
-from pipelines.vqgan.stage import vqgan_task
+from pipelines.codecs.stage import vqgan_task
 
 __all__ = ["vqgan_task"]

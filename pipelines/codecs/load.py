@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pipelines.recipe import VisualTokenizer
-from pipelines.storage import Store
-from tokenization.vqgan.model import VQGAN
+from storage.store import Store
+from tokenization.codecs.vqgan.model import VQGAN
 
 WEIGHTS = "weights"
 """The stage's folder of them."""

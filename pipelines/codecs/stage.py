@@ -10,11 +10,11 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import own_errors
-from pipelines.progress import Bar, following
+from pipelines.cluster.progress import Bar, following
+from pipelines.cluster.ray_cluster import own_errors
 from pipelines.recipe import VisualTokenizer
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
+from pipelines.sources.listing import SourceObject
+from storage.store import Store
 
 
 def vqgan_task(
@@ -33,6 +33,6 @@ def vqgan_task(
 def _make(
     recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
 ) -> dict[str, Any]:
-    from pipelines.vqgan.make import make_vqgan
+    from pipelines.codecs.vqgan import make_vqgan
 
     return make_vqgan(recipe, objects, seed, store, reports)

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.frames import object_frames
-from pipelines.progress import Meter
+from pipelines.cluster.progress import Meter
+from pipelines.codecs.load import WEIGHTS
 from pipelines.recipe import VisualTokenizer
-from pipelines.sources import SourceObject
-from pipelines.storage import Store, fetch_url_folder
-from pipelines.urls import fetch_file
-from pipelines.vqgan.load import WEIGHTS
-from tokenization.errors import BadData, UserError
-from tokenization.vqgan.lwm import load_lwm_vqgan
-from tokenization.vqgan.model import VQGAN
-from tokenization.vqgan.train import TrainSettings, train_vqgan
+from pipelines.sources.frames import object_frames
+from pipelines.sources.listing import SourceObject
+from storage.errors import BadData, UserError
+from storage.store import Store, fetch_url_folder
+from storage.urls import fetch_file
+from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
+from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.train import TrainSettings, train_vqgan
 
 log = logging.getLogger("ringworld")
 

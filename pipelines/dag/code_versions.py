@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLLOWED = ("tokenization", "model", "pipelines.media", "pipelines.frames", "pipelines.decoder")
+_FOLLOWED = ("tokenization", "model", "pipelines.sources.media", "pipelines.sources.frames", "pipelines.decoder")
 
 
 @functools.cache

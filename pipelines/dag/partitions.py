@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import own_errors
-from pipelines.storage import Store
+from pipelines.cluster.ray_cluster import own_errors
+from storage.store import Store
 
 
 def record_name(partition: str) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.code_hash import code_hashes
-from pipelines.storage import Store
+from pipelines.dag.code_versions import code_hashes
+from storage.store import Store
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"

@@ -20,15 +20,15 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from pipelines.buckets.errors import StoreError
 from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent, outside
 from pipelines.decoder.messages import receive, receive_block, send
-from pipelines.urls import open_url
-from tokenization.errors import BadData, UserError
-from tokenization.media import media_frames
-from tokenization.samples import Samples
-from tokenization.tar_samples import Window
-from tokenization.video import count_samples
+from storage.errors import BadData, UserError
+from storage.object_store.errors import StoreError
+from storage.urls import open_url
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.frames import media_frames
+from tokenization.media.video import count_samples
+from tokenization.readers.webdataset_tar import Window
 
 _REREADS = 8  # of a whole file; more is a reader that goes in circles
 _LONGEST_REASON = 1000

@@ -20,10 +20,10 @@ import numpy as np
 
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.decoder.process import DecoderDiedError, DecoderProcess, StrainedError
-from tokenization.errors import BadData
-from tokenization.media import MediaKind
-from tokenization.samples import Samples
-from tokenization.video import FrameChunk
+from storage.errors import BadData
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.frames import MediaKind
+from tokenization.media.video import FrameChunk
 
 _KILLS = 4  # of processes in a row, without an answer between them
 
@@ -52,7 +52,7 @@ def decoded_frames(
     samples: Samples | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[FrameChunk]:
-    """Frames as `tokenization.media.media_frames` makes them, which see.
+    """Frames as `tokenization.media.frames.media_frames` makes them, which see.
 
     Raises BadData on what cannot be decoded within the limits; OSError and UserError of opening and reading the content
     as they are; OSError when the process is killed again and again.
@@ -68,7 +68,7 @@ def decoded_frames(
 
 
 def counted_samples(content: Content, fps: float, limits: Limits = DEFAULT_LIMITS) -> int:
-    """Samples of a whole video, as `tokenization.video.count_samples` counts them. Raises as `decoded_frames` does."""
+    """Samples of a whole video, by `tokenization.media.video.count_samples`. Raises as `decoded_frames` does."""
     blocks, held = _held(content)
     fields = {**held, "fps": fps, "samples": None}
     (count,) = _answers(lambda decoder: iter([decoder.count(fields, *blocks)]), limits)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.buckets.errors import StoreError
 from pipelines.decoder import child
 from pipelines.decoder.limits import Limits
 from pipelines.decoder.messages import BrokenMessageError, receive, receive_block, send
-from tokenization.errors import BadData, UserError
-from tokenization.video import FrameChunk
+from storage.errors import BadData, UserError
+from storage.object_store.errors import StoreError
+from tokenization.media.video import FrameChunk
 
 _STRAY = 5  # seconds that a process that has closed its pipe may take to end
 

@@ -10,10 +10,10 @@ import numpy as np
 import safetensors.numpy
 
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject, read_objects
-from pipelines.storage import Store
-from pipelines.urls import fetch_file
-from tokenization.text import TextTokenizer, load_text_tokenizer
+from pipelines.sources.listing import SourceObject, read_objects
+from storage.store import Store
+from storage.urls import fetch_file
+from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 CONTINUATIONS = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from model.llama import load_llama
+from model.llama.llama import load_llama
 from pipelines.evaluate.job import EvaluateJob
 
 

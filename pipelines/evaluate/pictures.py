@@ -8,13 +8,13 @@ import itertools
 import numpy as np
 from PIL import Image
 
+from pipelines.codecs.load import load_vqgan
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
-from pipelines.vqgan.load import load_vqgan
-from tokenization.vqgan.model import VQGAN
+from pipelines.sources.frames import object_frames
+from pipelines.sources.listing import SourceObject
+from storage.store import Store
+from tokenization.codecs.vqgan.model import VQGAN
 
 _GAP = 2
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 
+from pipelines.cluster.progress import Bar
+from pipelines.dag.partitions import record_name, run_partitions
 from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
 from pipelines.evaluate.table import tabulate
-from pipelines.partitions import record_name, run_partitions
-from pipelines.progress import Bar
 from pipelines.recipe import Recipe
-from pipelines.storage import Store
+from storage.store import Store
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")
@@ -121,23 +121,23 @@ def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
     """What measures a part of this kind, imported where it runs: the driver needs no torch, and text no VQGAN."""
     match kind:
         case "loss":
-            from pipelines.evaluate.heldout import score_part
+            from pipelines.evaluate.tasks.heldout_loss import score_part
 
             return score_part
         case "needle":
-            from pipelines.evaluate.needle import needle_part
+            from pipelines.evaluate.tasks.needle import needle_part
 
             return needle_part
         case "reconstruction":
-            from pipelines.evaluate.reconstructions import reconstruct_part
+            from pipelines.evaluate.tasks.reconstruction import reconstruct_part
 
             return reconstruct_part
         case "continuation":
-            from pipelines.evaluate.generation import continue_part
+            from pipelines.evaluate.tasks.generation import continue_part
 
             return continue_part
         case "prompt":
-            from pipelines.evaluate.generation import prompt_part
+            from pipelines.evaluate.tasks.generation import prompt_part
 
             return prompt_part
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from model import checkpoint
-from pipelines.dag import MANIFEST, STARTED
-from pipelines.storage import Store
-from tokenization.errors import UserError
+from pipelines.dag.stage import MANIFEST, STARTED
+from storage.errors import UserError
+from storage.store import Store
 
 
 def describe(url: str) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dag import MANIFEST
-from pipelines.storage import Store
-from pipelines.urls import reaching
+from pipelines.dag.stage import MANIFEST
+from storage.errors import BadData, UserError
+from storage.store import Store
+from storage.urls import reaching
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData, UserError
-from tokenization.shard_index import ShardSet, ShardStats
-from tokenization.shards import read_sequence
-from tokenization.text import TextTokenizer, load_text_tokenizer
+from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.shard import read_sequence
+from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 Manifest = dict[str, Any]
@@ -116,8 +116,8 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
     Raises UserError if the run's VQGAN is not there or not the one that made the codes.
     """
     from pipelines.evaluate.pictures import save_png
-    from tokenization.vqgan.config import VQGANConfig
-    from tokenization.vqgan.model import VQGAN
+    from tokenization.codecs.vqgan.config import VQGANConfig
+    from tokenization.codecs.vqgan.model import VQGAN
 
     if "vqgan" not in traced.stages:
         raise UserError(f"{traced.shard}: the run has no VQGAN, so there is no frame to decode; leave out --out")

@@ -14,14 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from model import checkpoint
-from pipelines.contents import checkpoint_manifest, recognise, stage_folders
-from pipelines.dag import MANIFEST
-from pipelines.partitions import record_name
-from pipelines.progress import bar
-from pipelines.storage import Store
-from tokenization.errors import UserError
-from tokenization.shard_index import ShardSet, ShardStats
-from tokenization.shards import verify_shard
+from pipelines.cluster.progress import bar
+from pipelines.dag.partitions import record_name
+from pipelines.dag.stage import MANIFEST
+from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
+from storage.errors import UserError
+from storage.store import Store
+from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.shard import verify_shard
 
 THREADS = min(16, 4 * (os.cpu_count() or 1))
 """More than cores: of an object store most threads wait. Each holds one file open."""

@@ -14,16 +14,16 @@ from typing import Any
 
 import ray
 
-from pipelines.partitions import record_name, run_partitions
-from pipelines.progress import Bar
+from pipelines.cluster.progress import Bar
+from pipelines.dag.partitions import record_name, run_partitions
 from pipelines.recipe import Pack, TrainStage
-from pipelines.storage import Store
+from storage.errors import UserError
+from storage.store import Store
 from tokenization.document import Document, PackedSequence
-from tokenization.documents import read_documents
-from tokenization.errors import UserError
-from tokenization.packing import PackCounts, filled, pack
-from tokenization.shard_index import ShardSet, ShardStats
-from tokenization.shards import write_shard
+from tokenization.packing.pack import PackCounts, filled, pack
+from tokenization.shards.document_parquet import read_documents
+from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")

@@ -2,8 +2,8 @@
 
 from pipelines.recipe.base import EncoderResources, Resources
 from pipelines.recipe.data import Kind, Pack, Source, Tokenize, VisualTokenizer
+from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.train import Attention, BadSteps, Hardware, Memory, Train, TrainStage
-from pipelines.recipe.tree import Recipe
 
 __all__ = [
     "Attention",

@@ -106,8 +106,8 @@ def _check_attention(recipe: Recipe, key: str, stage: TrainStage) -> None:
             f"stage's sp, or set {key}.attention"
         )
     if recipe.model.init is None:  # a checkpoint's heads are known once it is loaded
-        from model.config import llama_config  # with torch, which a decode task that has a recipe does without
-        from model.rank_batch import attention_shape
+        from model.llama.config import llama_config  # with torch, which a decode task that has a recipe does without
+        from model.training.rank_batch import attention_shape
 
         config = llama_config(recipe.model.size, 1, stage.context, stage.rope_theta)
         if wrong := attention.unfit_for(attention_shape(config, recipe.train.precision).kv_heads):

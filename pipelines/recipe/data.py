@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.decoder.limits import Limits
 from pipelines.recipe.base import Config, EncoderResources, Positive, Resources
-from tokenization.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.config import VQGANConfig
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
 
@@ -83,7 +83,7 @@ class VisualTokenizer(Config):
 
     config: Literal["lwm", "small"] | dict[str, int | list[int]] = "lwm"
     """`lwm`: 256 px, 8,192 codes of 64 dimensions, 146M parameters. `small`: 64 px, 2,048 codes, trained in minutes on
-    two cores. Or the sizes of tokenization.vqgan.VQGANConfig one by one."""
+    two cores. Or the sizes of tokenization.codecs.vqgan.VQGANConfig one by one."""
     weights: str | None = None
     """A folder in diffusers' format, or LWM's released pickle."""
     train: VQGANTraining | None = None

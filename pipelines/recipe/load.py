@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.recipe import Recipe
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.attention.choices import Layout, Route
-from model.attention.hardware import CPU_CORES
-from model.attention.hardware import Hardware as Speeds
-from model.kernels.chosen import Kernels
-from model.memory import Activations, MemorySettings
+from model.attention.plan.hardware import CPU_CORES
+from model.attention.plan.hardware import Hardware as Speeds
+from model.attention.plan.options import Layout, Route
+from model.layers.kernels.interface import Kernels
+from model.layers.memory_settings import Activations, MemorySettings
 from pipelines.recipe.base import Config, Name, Positive, Resources
 
 Objective = Literal["text", "vision-text"]

@@ -10,8 +10,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.report import dag, figures
-from pipelines.report.facts import context_name, count
+from pipelines.report import dag_svg as dag
+from pipelines.report import figures
+from pipelines.report.summary import context_name, count
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:

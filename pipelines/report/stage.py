@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.recipe import Recipe
-from pipelines.report.facts import gather
 from pipelines.report.page import render
-from pipelines.storage import Store
+from pipelines.report.summary import gather
+from storage.store import Store
 
 HTML = "report.html"
 JSON = "report.json"

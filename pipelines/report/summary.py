@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.recipe import Recipe
 from pipelines.report.verdicts import verdicts
-from pipelines.storage import Store
-from pipelines.train.metrics import read_metrics, step_seconds, tokens_per_second, whole_seconds
+from pipelines.train.metrics.steps import read_metrics, step_seconds, tokens_per_second, whole_seconds
+from storage.store import Store
 
 Inputs = Mapping[str, tuple[Store, Mapping[str, Any]]]
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)

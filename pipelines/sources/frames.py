@@ -7,11 +7,11 @@ from typing import Any
 
 from pipelines.decoder.client import counted_samples, decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
-from pipelines.media import BadMedium, Medium, media_of
-from pipelines.sources import SourceObject
-from tokenization.errors import BadData
-from tokenization.samples import Samples
-from tokenization.video import FrameChunk
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import BadMedium, Medium, media_of
+from storage.errors import BadData
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.video import FrameChunk
 
 _MEDIA_TOLD_APART = 64  # of a tar or a file of records: no medium gives more than such a share of the frames asked for
 

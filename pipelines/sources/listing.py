@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.dag import digest
+from pipelines.dag.stage import digest
 from pipelines.recipe import Kind, Recipe, Source
-from pipelines.storage import Store
-from pipelines.urls import join_url, list_objects, open_url
-from tokenization.errors import UserError
-from tokenization.media import IMAGES, VIDEOS
-from tokenization.records import EXTENSIONS, SideData
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import join_url, list_objects, open_url
+from tokenization.media.frames import IMAGES, VIDEOS
+from tokenization.readers.records import EXTENSIONS, SideData
 
 OBJECTS = "objects.jsonl"
 

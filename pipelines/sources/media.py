@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.decoder.client import Content
-from pipelines.sources import SourceObject
-from pipelines.urls import object_info, open_url, public_url
-from tokenization.errors import BadData, UserError
-from tokenization.media import MediaKind, kind_by_name
-from tokenization.records import BadRecord, read_records
-from tokenization.tar_samples import BadSample, read_samples
+from pipelines.sources.listing import SourceObject
+from storage.errors import BadData, UserError
+from storage.urls import object_info, open_url, public_url
+from tokenization.media.frames import MediaKind, kind_by_name
+from tokenization.readers.records import BadRecord, read_records
+from tokenization.readers.webdataset_tar import BadSample, read_samples
 
 # Where a record may point besides the place of its own file. fsspec has more schemes; some read scripts, or write.
 _ELSEWHERE = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "package"})

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.tokenize.records import Record, Tally, TokenizeJob
+from storage.errors import BadData
 from tokenization.document import Document
-from tokenization.errors import BadData
 from tokenization.fields import FieldSpec, build_each, spec_for_record
-from tokenization.text import TextTokenizer
+from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from pipelines.media import BadMedium, Medium, Origin
-from pipelines.progress import Meter
+from pipelines.cluster.progress import Meter
 from pipelines.recipe import EncoderResources, VisualTokenizer
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
-from pipelines.tokenize.pool import PoolSize, encoder_pool
-from tokenization.errors import BadData
-from tokenization.video import FrameChunk
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import BadMedium, Medium, Origin
+from pipelines.tokenize.encoder_pool import PoolSize, encoder_pool
+from storage.errors import BadData
+from storage.store import Store
+from tokenization.media.video import FrameChunk
 
 if TYPE_CHECKING:
-    from tokenization.vqgan.model import VQGAN
+    from tokenization.codecs.vqgan.model import VQGAN
 
 
 def vqgan_pool(recipe: VisualTokenizer, weights: Store, resources: EncoderResources) -> AbstractContextManager[Any]:
@@ -50,7 +50,7 @@ class _Encoder:
         """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
         import torch  # half a GiB that decode tasks and the pool do without
 
-        from pipelines.vqgan.load import load_vqgan
+        from pipelines.codecs.load import load_vqgan
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"

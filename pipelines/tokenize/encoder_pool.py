@@ -20,8 +20,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from pipelines.cluster import own_errors
-from pipelines.progress import Meter
+from pipelines.cluster.progress import Meter
+from pipelines.cluster.ray_cluster import own_errors
 
 log = logging.getLogger("ringworld")
 

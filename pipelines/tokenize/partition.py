@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 import ray
 
-from pipelines.buckets.errors import StoreError
-from pipelines.partitions import Pieces, record_name
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
-from pipelines.tokenize.pieces import Piece, cut_video, encode_piece, join_pieces, missing
+from pipelines.dag.partitions import Pieces, record_name
+from pipelines.sources.listing import SourceObject
+from pipelines.tokenize.documents import to_documents
 from pipelines.tokenize.records import Record, Tally, TokenizeJob, encode_objects, media_records, text_records
-from pipelines.tokenize.to_documents import to_documents
-from pipelines.urls import fetch_file
+from pipelines.tokenize.video_pieces import Piece, cut_video, encode_piece, join_pieces, missing
+from storage.errors import BadData, UserError
+from storage.object_store.errors import StoreError
+from storage.store import Store
+from storage.urls import fetch_file
 from tokenization.document import Document
-from tokenization.documents import write_documents
-from tokenization.errors import BadData, UserError
-from tokenization.text import load_text_tokenizer
+from tokenization.shards.document_parquet import write_documents
+from tokenization.text.tokenizer import load_text_tokenizer
 
 log = logging.getLogger("ringworld")
 

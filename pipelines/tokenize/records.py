@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.frames import medium_frames
-from pipelines.media import BadMedium, Medium, media_of
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject
-from pipelines.tokenize.encoders import Encoded, encode_media
-from pipelines.urls import open_url
-from tokenization.errors import BadData
-from tokenization.records import BadRecord, read_records
-from tokenization.samples import Samples
-from tokenization.video import FrameChunk
+from pipelines.sources.frames import medium_frames
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import BadMedium, Medium, media_of
+from pipelines.tokenize.encode_media import Encoded, encode_media
+from storage.errors import BadData
+from storage.urls import open_url
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.video import FrameChunk
+from tokenization.readers.records import BadRecord, read_records
 from tokenization.vocabulary import JointVocabulary
 
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import ray
 
-from pipelines.partitions import PieceTasks, run_partitions
-from pipelines.progress import Bar
+from pipelines.cluster.progress import Bar
+from pipelines.dag.partitions import PieceTasks, run_partitions
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
-from pipelines.tokenize.encoders import vqgan_pool
+from pipelines.sources.listing import SourceObject
+from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import cut_partitions, tokenize_partition, tokenize_piece
-from pipelines.tokenize.pieces import PIECES, Piece
 from pipelines.tokenize.records import TokenizeJob
-from pipelines.urls import fetch_file, public_url
-from tokenization.errors import UserError
-from tokenization.text import load_text_tokenizer
+from pipelines.tokenize.video_pieces import PIECES, Piece
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import fetch_file, public_url
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from pipelines.frames import count_frames
-from pipelines.media import BadMedium, Medium, Origin, media_of
-from pipelines.sources import SourceObject
-from pipelines.storage import Store
-from pipelines.tokenize.encoders import Encoded, join_encoded
+from pipelines.sources.frames import count_frames
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import BadMedium, Medium, Origin, media_of
+from pipelines.tokenize.encode_media import Encoded, join_encoded
 from pipelines.tokenize.records import TokenizeJob, encode_objects
-from tokenization.samples import Samples, choose_samples
+from storage.store import Store
+from tokenization.media.frame_sampling import Samples, choose_samples
 
 PIECES = "pieces"
 _REASON = "bad"

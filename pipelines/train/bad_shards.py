@@ -15,12 +15,12 @@ from typing import TypedDict
 
 import ray
 
-from pipelines.ranged import RangedFile
-from pipelines.storage import Store
-from tokenization.errors import UserError
-from tokenization.shard_index import ShardSet
-from tokenization.shard_reader import Opener
-from tokenization.shards import hash_file
+from storage.errors import UserError
+from storage.ranged_file import RangedFile
+from storage.store import Store
+from tokenization.loader.shard_reader import Opener
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import hash_file
 
 log = logging.getLogger("ringworld")
 

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from model.engine import StepMetrics
-from model.spikes import SpikeDetector
+from model.training.engine import StepMetrics
+from model.training.loss_spikes import SpikeDetector
 from pipelines.recipe import BadSteps
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 class BadStepWatch:

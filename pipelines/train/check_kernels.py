@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from model.kernels.chosen import missing_for
+from model.layers.kernels.interface import missing_for
 from pipelines.recipe import Recipe
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 def check_kernels(recipe: Recipe) -> None:

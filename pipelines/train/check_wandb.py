@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from pipelines.recipe import Recipe
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 def check_wandb(recipe: Recipe) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from model.mesh import Mesh
-from model.rank_batch import Dispatcher, RankBatch, attention_shape
-from pipelines.bad_shards import opener
-from pipelines.pack import read_set
-from pipelines.shard_cache import ShardCache
+from model.training.mesh import Mesh
+from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from pipelines.pack.stage import read_set
+from pipelines.train.bad_shards import opener
 from pipelines.train.job import TrainJob
-from pipelines.urls import CACHE
-from tokenization.errors import UserError
-from tokenization.loader import Loader, accumulation
-from tokenization.order import SequenceOrder
-from tokenization.shard_index import ShardSet
-from tokenization.shard_reader import Opener
+from pipelines.train.shard_cache import ShardCache
+from storage.errors import UserError
+from storage.urls import CACHE
+from tokenization.loader.loader import Loader, accumulation
+from tokenization.loader.order import SequenceOrder
+from tokenization.loader.shard_reader import Opener
+from tokenization.shards.index import ShardSet
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

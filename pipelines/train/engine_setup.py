@@ -8,16 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from model import checkpoint
-from model.config import llama_config
-from model.engine import EngineSettings
-from model.schedule import Schedule
-from model.stored_weights import CONFIG, StoredWeights, stored_config
-from model.weights import RandomWeights, Weights, join_vision
+from model.llama.config import llama_config
+from model.llama.hf_weights import CONFIG, StoredWeights, stored_config
+from model.llama.initial_weights import RandomWeights, Weights, join_vision
+from model.training.engine import EngineSettings
+from model.training.lr_schedule import Schedule
 from pipelines.recipe import Train, TrainStage
-from pipelines.storage import Store, fetch_url_folder
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
-from tokenization.errors import UserError
-from tokenization.loader import accumulation
+from storage.errors import UserError
+from storage.store import Store, fetch_url_folder
+from tokenization.loader.loader import accumulation
 
 
 def initial_weights(job: TrainJob) -> Weights:

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.recipe import Resources, Train, TrainStage
-from tokenization.loader import accumulation
+from tokenization.loader.loader import accumulation
 
 log = logging.getLogger("ringworld")
 

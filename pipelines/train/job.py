@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.profiled_steps import ProfiledSteps
 from pipelines.recipe import Recipe, TrainStage
-from pipelines.storage import Store
+from pipelines.train.profiled_steps import ProfiledSteps
+from storage.store import Store
 from tokenization.vocabulary import JointVocabulary
 
 MODEL = "model"

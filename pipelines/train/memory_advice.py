@@ -1,8 +1,8 @@
 """What each train stage of a recipe will take of its workers' memory, and the cheapest settings that fit a device.
 
 In: a recipe, and what a device has, if it is to fit. Out: one `StageMemory` a train stage. Nothing is allocated or run:
-the numbers are `model.memory_plan`'s, for the engine settings that the stage would train with, on the fewest workers
-that it may get, with each sequence one document, which is what takes most.
+the numbers are `model.memory_estimate.plan`'s, for the engine settings that the stage would train with, on the fewest
+workers that it may get, with each sequence one document, which is what takes most.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig
 
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
-from model.config import llama_config
-from model.memory_plan import MemoryPlan, plan_memory
-from model.rank_batch import attention_shape
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
+from model.llama.config import llama_config
+from model.memory_estimate.plan import MemoryPlan, plan_memory
+from model.training.rank_batch import attention_shape
+from pipelines.build import joint_vocabulary
 from pipelines.recipe import Memory, Recipe, Train, TrainStage
-from pipelines.stages import joint_vocabulary
+from pipelines.train.engine_setup import engine_settings
 from pipelines.train.group_size import group_sizes
-from pipelines.train.initial import engine_settings
 
 log = logging.getLogger("ringworld")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)

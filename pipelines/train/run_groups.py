@@ -25,12 +25,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from model import checkpoint
-from model.patience import patiently
-from pipelines.cluster import own_errors
+from pipelines.cluster.ray_cluster import own_errors
 from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
-from pipelines.train.oversight import Oversight
-from tokenization.errors import UserError
+from pipelines.train.supervise import Oversight
+from storage.errors import UserError
+from storage.retry import patiently
 
 log = logging.getLogger("ringworld")
 
@@ -131,7 +131,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     """What a worker runs. Only it imports the engine: driver and controller would take seconds for it, for nothing."""
-    from pipelines.train.worker import train_worker
+    from pipelines.train.train_loop import train_worker
 
     train_worker(config)
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from tokenization.errors import BadData
-from tokenization.shard_index import ShardStats
-from tokenization.shard_reader import Opener
-from tokenization.shards import hash_file
+from storage.errors import BadData
+from tokenization.loader.shard_reader import Opener
+from tokenization.shards.index import ShardStats
+from tokenization.shards.shard import hash_file
 
 IDLE_SECONDS = 900.0
 _CHUNK = 1 << 22

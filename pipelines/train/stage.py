@@ -15,18 +15,18 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.bad_shards import bad_shards
-from pipelines.cluster import own_errors
-from pipelines.profiled_steps import ProfiledSteps
-from pipelines.progress import Bar, following
-from pipelines.pulse import start_watch
+from pipelines.cluster.heartbeat import start_watch
+from pipelines.cluster.progress import Bar, following
+from pipelines.cluster.ray_cluster import own_errors
 from pipelines.recipe import Recipe, TrainStage
-from pipelines.storage import Store
+from pipelines.train.bad_shards import bad_shards
 from pipelines.train.data import shard_sets
-from pipelines.train.groups import train_in_groups
 from pipelines.train.job import MODEL, TrainJob
-from pipelines.train.metrics import bad_step_figures, read_metrics, tokens_per_second, total_lost
-from tokenization.errors import BadData, UserError
+from pipelines.train.metrics.steps import bad_step_figures, read_metrics, tokens_per_second, total_lost
+from pipelines.train.profiled_steps import ProfiledSteps
+from pipelines.train.run_groups import train_in_groups
+from storage.errors import BadData, UserError
+from storage.store import Store
 from tokenization.vocabulary import JointVocabulary
 
 log = logging.getLogger("ringworld")

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from pipelines.pulse import Beat, end_worker, find_hang
+from pipelines.cluster.heartbeat import Beat, end_worker, find_hang
 from pipelines.train.group_size import fastest_with_room, rounds
 from pipelines.train.job import TrainJob
 

@@ -15,23 +15,23 @@ import torch.distributed as dist
 import transformers
 
 from model import checkpoint
-from model.attention.kernels import kernel_name
-from model.engine import TrainingEngine
-from model.export import export_hf
-from model.mesh import Mesh, build_mesh
-from model.weights import BlankWeights, Weights
-from pipelines.progress import Meter
-from pipelines.pulse import Pulse
-from pipelines.storage import Store
+from model.attention.flash_kernels import kernel_name
+from model.convert.export_hf import export_hf
+from model.llama.initial_weights import BlankWeights, Weights
+from model.training.engine import TrainingEngine
+from model.training.mesh import Mesh, build_mesh
+from pipelines.cluster.heartbeat import Pulse
+from pipelines.cluster.progress import Meter
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import batch_loader, describe, stage_dispatcher
-from pipelines.train.initial import engine_settings, initial_weights, last_checkpoint_before, schedule
+from pipelines.train.engine_setup import engine_settings, initial_weights, last_checkpoint_before, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
-from pipelines.train.metrics import checkpoint_figures, lost_to_bad_shards
-from pipelines.train.monitor import Monitor
-from pipelines.train.sinks.files import remove_uncommitted
-from tokenization.errors import UserError
-from tokenization.loader import Batch
+from pipelines.train.metrics.files import remove_uncommitted
+from pipelines.train.metrics.monitor import Monitor
+from pipelines.train.metrics.steps import checkpoint_figures, lost_to_bad_shards
+from storage.errors import UserError
+from storage.store import Store
+from tokenization.loader.loader import Batch
 
 log = logging.getLogger("ringworld")
 

@@ -11,7 +11,7 @@ _CLASSES = {"S3": ("s3", "s3a"), "GCS": ("gs", "gcs"), "Azure": ("az", "abfs")}
 
 
 def register() -> None:
-    """Let fsspec, in this process, open the URLs of these schemes by `pipelines.buckets.filesystem`."""
+    """Let fsspec, in this process, open the URLs of these schemes by `storage.object_store.filesystem`."""
     for name, schemes in _CLASSES.items():
         for scheme in schemes:
-            fsspec.register_implementation(scheme, f"pipelines.buckets.filesystem.{name}FileSystem", clobber=True)
+            fsspec.register_implementation(scheme, f"storage.object_store.filesystem.{name}FileSystem", clobber=True)

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from pipelines.buckets.errors import Kind, Request, StoreError
-from pipelines.buckets.options import Settings, azure_settings, gcs_settings, s3_settings
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.object_store.errors import Kind, Request, StoreError
+from storage.object_store.options import Settings, azure_settings, gcs_settings, s3_settings
 
 log = logging.getLogger("ringworld")
 

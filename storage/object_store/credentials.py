@@ -15,7 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 _PROCESS_SECONDS = 60
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 Kind = Literal["passing", "denied", "expired", "full", "changed", "unnamable", "unsupported", "refused"]
 """passing: the same request may succeed in a moment. expired: with fresh credentials. unnamable: the client can ask for

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, TypeVar
 import obstore
 from fsspec.spec import AbstractFileSystem
 
-from pipelines.buckets.client import Client
-from pipelines.buckets.errors import StoreError, past_end
-from pipelines.buckets.read_ahead import ReadAheadFile
+from storage.object_store.client import Client
+from storage.object_store.errors import StoreError, past_end
+from storage.object_store.read_ahead import ReadAheadFile
 
 _PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4

@@ -15,8 +15,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from urllib.parse import quote, unquote, urlsplit
 
-from pipelines.buckets.credentials import Keys
-from pipelines.buckets.options import Settings
+from storage.object_store.credentials import Keys
+from storage.object_store.options import Settings
 
 _SECONDS = 30
 _NOTHING = hashlib.sha256(b"").hexdigest()

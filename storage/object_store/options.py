@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.buckets.credentials import Keys, profile_keys, profile_settings
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.object_store.credentials import Keys, profile_keys, profile_settings
 
 ATTEMPTS = 7
 _QUICK_RETRIES = 4

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import obstore
 
-from pipelines.buckets.errors import past_end
-from tokenization.seekable import SeekableReader
+from storage.object_store.errors import past_end
+from storage.seekable import SeekableReader
 
 if TYPE_CHECKING:
-    from pipelines.buckets.filesystem import BucketFileSystem
+    from storage.object_store.filesystem import BucketFileSystem
 
 FIRST = 2**18
 LARGEST = 2**23

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.bench.attention import Settings, _digest, _padded, _same
-from jobs.bench.lwm_ring import LwmRing
-from jobs.bench.peers import PEERS, pad_documents
-from jobs.bench.slow import SlowExchange
+from benchmarks.attention import Settings, _digest, _padded, _same
+from benchmarks.lwm_ring import LwmRing
+from benchmarks.peers import PEERS, pad_documents
+from benchmarks.slow import SlowExchange
 from jobs.cli import main
-from model.attention.exchange import NoExchange
-from model.attention.plan import SequencePlan
+from model.attention.p2p import NoExchange
+from model.attention.plan.sequence_plan import SequencePlan
 
 
 def test_every_systems_plan_shares_the_sequence_over_all_ranks() -> None:
@@ -76,7 +76,7 @@ def test_a_slow_exchange_counts_what_comes_and_lets_it_arrive_one_after_the_othe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("jobs.bench.slow.time", clock)
+    monkeypatch.setattr("benchmarks.slow.time", clock)
     slow = SlowExchange(NoExchange(), seconds_per_byte=0.01)
     first, second = (slow.start({}, {1: torch.zeros(100)}) for _ in range(2))
     clock.sleep(1)  # computing meanwhile

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.drawings import DRAWINGS, digest
+from benchmarks.drawings import DRAWINGS, digest
 
 DOCS = Path(__file__).parents[2] / "docs"
 

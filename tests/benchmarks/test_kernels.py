@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.bench.kernels import block_costs, kernels_report
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.planner import plan_sequence
-from tokenization.errors import UserError
+from benchmarks.kernels import block_costs, kernels_report
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.planner import plan_sequence
+from storage.errors import UserError
 
 
 def test_the_ideal_call_is_of_the_same_work() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench.loader import Settings, _joined, _ours, _systems, _theirs, _write, claims
+from benchmarks.loader import Settings, _joined, _ours, _systems, _theirs, _write, claims
 from jobs.cli import USER_MISTAKE, main
 
 SMALL = Settings(context=2048, sequences=24, per_shard=10, batch=4)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.bench.allocations import peak_bytes
-from jobs.bench.memory import WITHIN, _line
+from benchmarks.allocations import peak_bytes
+from benchmarks.memory import WITHIN, _line
 from jobs.cli import USER_MISTAKE, main
 
 

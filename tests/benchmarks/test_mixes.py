@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.bench.mixes import MIXES, Kind, document_mix, useful_pairs
-from tokenization.errors import UserError
+from benchmarks.mixes import MIXES, Kind, document_mix, useful_pairs
+from storage.errors import UserError
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.bench.pack import (
+from benchmarks.pack import (
     claims,
     cut,
     mixed_lengths,
@@ -15,8 +15,8 @@ from jobs.bench.pack import (
     tree_best_fit,
     windowed_filling,
 )
-from tokenization.best_fit import best_fit
-from tokenization.errors import UserError
+from storage.errors import UserError
+from tokenization.packing.best_fit import best_fit
 
 
 def test_documents_are_drawn_from_the_mix_and_are_the_same_every_time() -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.bench.mixes import document_mix, useful_pairs
-from jobs.bench.peers import PEERS, direct_outcome, min_heap, pad_documents, per_document_zigzag
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.layouts import Assignment, contiguous
-from model.attention.segments import cut_at_documents, traffic
+from benchmarks.mixes import document_mix, useful_pairs
+from benchmarks.peers import PEERS, direct_outcome, min_heap, pad_documents, per_document_zigzag
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.layouts import Assignment, contiguous
+from model.attention.plan.segments import cut_at_documents, traffic
 
 SHAPE, HARDWARE = AttentionShape(heads=32, kv_heads=8), Hardware()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.peers import PEERS
-from jobs.bench.plan import claims, plan_report
+from benchmarks.peers import PEERS
+from benchmarks.plan import claims, plan_report
 from jobs.cli import USER_MISTAKE, main
-from model.attention.hardware import AttentionShape, Hardware
+from model.attention.plan.hardware import AttentionShape, Hardware
 
 
 def test_a_report_has_a_cell_for_each_combination_and_a_row_for_each_system(tmp_path: Path) -> None:

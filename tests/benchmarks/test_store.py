@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.bench.store import SYSTEMS, TASKS, print_store, store_report
+from benchmarks.store import SYSTEMS, TASKS, print_store, store_report
 
 pytestmark = pytest.mark.slow
 

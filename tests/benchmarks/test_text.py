@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.bench.text import CORPORA, claims, corpus, in_format, measure, text_report
-from tokenization.errors import UserError
+from benchmarks.text import CORPORA, claims, corpus, in_format, measure, text_report
+from storage.errors import UserError
 
 
 def test_a_corpus_is_cut_at_its_size_and_has_no_empty_text() -> None:

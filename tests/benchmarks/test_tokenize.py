@@ -9,10 +9,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from jobs.bench.looped_clip import FPS, SIZE, looped, pictures
-from jobs.bench.tokenize import Claim, Settings, print_tokenize, tokenize_report
-from jobs.bench.tokenize_stage import SMALL
-from tokenization.video import decode_frames
+from benchmarks.looped_clip import FPS, SIZE, looped, pictures
+from benchmarks.tokenize import Claim, Settings, print_tokenize, tokenize_report
+from benchmarks.tokenize_stage import SMALL
+from tokenization.media.video import decode_frames
 
 
 def test_a_looped_clip_repeats_its_pictures(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench.plain_training import PlainDocument, budgeted_rows, packed_rows, padded_rows
-from jobs.bench.train import SYSTEMS, Settings, _differences, claims, model_size, print_train, train_report
+from benchmarks.plain_training import PlainDocument, budgeted_rows, packed_rows, padded_rows
+from benchmarks.train import SYSTEMS, Settings, _differences, claims, model_size, print_train, train_report
 from jobs.cli import main
 
 
@@ -99,6 +99,6 @@ def test_the_benchmark_runs_in_processes_end_to_end(capsys: pytest.CaptureFixtur
 
 def test_a_report_goes_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"tokens": 2, "documents": 1, "systems": {}, "claims": []}
-    monkeypatch.setattr("jobs.bench.train.train_report", lambda settings: {**made, "context": settings.context})
+    monkeypatch.setattr("benchmarks.train.train_report", lambda settings: {**made, "context": settings.context})
     assert main(["bench", "train", "--context", "2048", "--json", str(tmp_path / "r.json")]) == 0
     assert json.loads((tmp_path / "r.json").read_text())["context"] == 2048

@@ -6,10 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from test_watch import line_of
-
-from pipelines.train.machine import PARTS, part_figures
-from pipelines.train.metrics import step_figures
+from pipelines.train.metrics.machine import PARTS, part_figures
+from pipelines.train.metrics.steps import step_figures
+from tests.pipelines.train.metrics.test_monitor import line_of
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "ringworld.json"
 ON_A_MACHINE = {"useful_tokens_per_second", "memory_resident_bytes", "memory_peak_bytes"}

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature import ringworld
 
 from jobs.cli import main
+from testing.miniature import ringworld
 
 Inspect = Callable[..., tuple[int, Any]]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature import ringworld
 
 from jobs.cli import main
+from testing.miniature import ringworld
 
 pytestmark = pytest.mark.slow
 

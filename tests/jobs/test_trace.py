@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature import VQGAN_SIZES, ringworld
 from PIL import Image
 
 from jobs.cli import main
 from jobs.trace import _safe
-from pipelines.lineage import _pieces, describe, find
+from pipelines.inspect.trace import _pieces, describe, find
+from testing.miniature import VQGAN_SIZES, ringworld
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
-from tokenization.media import media_frames
-from tokenization.packing import split_document
-from tokenization.shard_index import ShardSet
+from tokenization.media.frames import media_frames
+from tokenization.packing.pack import split_document
+from tokenization.shards.index import ShardSet
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
 
 Trace = Callable[..., Any]
 VOCABULARY = JointVocabulary.for_codebook(100, 10)

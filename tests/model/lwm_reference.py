@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
-from model.llama import build_llama
-from model.lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
-from model.rank_batch import rank_batch
-from model.step import micro_batch_loss
-from tokenization.loader import MicroBatch
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
+from model.convert.import_lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.llama.llama import build_llama
+from model.training.micro_batch_loss import micro_batch_loss
+from model.training.rank_batch import rank_batch
+from tokenization.loader.loader import MicroBatch
 
 DATA = Path(__file__).parents[1] / "data" / "lwm"
 TEXT = 512  # text ids of both models

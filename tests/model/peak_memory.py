@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jobs.bench.allocations import peak_bytes
+from benchmarks.allocations import peak_bytes
 
 __all__ = ["Widths", "peak_bytes"]
 

@@ -12,16 +12,16 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.config import llama_config
-from model.engine import EngineSettings, TrainingEngine
-from model.llama import build_llama
-from model.mesh import Mesh
-from model.rank_batch import Dispatcher, RankBatch, attention_shape
-from model.schedule import Schedule
-from model.weights import RandomWeights
+from model.llama.config import llama_config
+from model.llama.initial_weights import RandomWeights
+from model.llama.llama import build_llama
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import Mesh
+from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
 from tokenization.document import Document
-from tokenization.loader import MicroBatch, join_sequences
-from tokenization.packing import pack
+from tokenization.loader.loader import MicroBatch, join_sequences
+from tokenization.packing.pack import pack
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=320, codebook_size=64)

@@ -13,13 +13,13 @@ import deepspeed
 import torch
 from torch import nn
 
-from model.config import llama_config
-from model.engine import EngineSettings, TrainingEngine
-from model.llama import build_llama
-from model.mesh import Mesh
-from model.schedule import Schedule
-from model.stored_weights import StoredWeights, stored_config
-from model.weights import RandomWeights, Weights, join_vision, weight_shapes
+from model.llama.config import llama_config
+from model.llama.hf_weights import StoredWeights, stored_config
+from model.llama.initial_weights import RandomWeights, Weights, join_vision, weight_shapes
+from model.llama.llama import build_llama
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import Mesh
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 5, "num_attention_heads": 8}
 TEXT, JOINT = 6144, 8192

@@ -16,8 +16,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from attention_groups import run_in_processes
-from play_batch import (
+
+from model.layers.memory_settings import MemorySettings
+from model.training.engine import TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import build_mesh
+from model.training.micro_batch_loss import micro_batch_loss
+from model.training.parameter_groups import whole_shape
+from model.training.rank_batch import Dispatcher
+from tests.model.attention_groups import run_in_processes
+from tests.model.play_batch import (
     N_SEQUENCES,
     PaddedReference,
     global_batch,
@@ -26,16 +34,8 @@ from play_batch import (
     tiny_engine,
     tiny_llama,
 )
-from whole_state import whole_weights
-
-from model.engine import TrainingEngine
-from model.memory import MemorySettings
-from model.mesh import build_mesh
-from model.parameters import whole_shape
-from model.rank_batch import Dispatcher
-from model.schedule import Schedule
-from model.step import micro_batch_loss
-from tokenization.loader import MicroBatch
+from tests.model.whole_state import whole_weights
+from tokenization.loader.loader import MicroBatch
 
 STEPS = 4
 TOLERANCE = 1e-5

@@ -8,11 +8,11 @@ Ulysses pairs.
 from __future__ import annotations
 
 import pytest
-from attention_groups import run_in_processes
-from play_batch import N_SEQUENCES, PaddedReference, relative_difference
-from test_gradient_law import STEPS, TOLERANCE, Case, Sharing, assert_padded_training, share, train
 
-from model.memory import MemorySettings
+from model.layers.memory_settings import MemorySettings
+from tests.model.attention_groups import run_in_processes
+from tests.model.play_batch import N_SEQUENCES, PaddedReference, relative_difference
+from tests.model.test_gradient_law import STEPS, TOLERANCE, Case, Sharing, assert_padded_training, share, train
 
 EVERYTHING = MemorySettings("all-but-attention", True, 50, True, True)  # no length is a multiple of 50
 CASES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.lwm import lwm_tensors
+from model.convert.import_lwm import lwm_tensors
 from tests.model.lwm_reference import (
     TEXT,
     arrays,

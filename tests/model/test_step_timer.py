@@ -1,4 +1,4 @@
-"""model/clock.py and model/attention/timed.py: seconds by part, and waits for other ranks."""
+"""model/step_timer.py and model/attention/timed_p2p.py: seconds by part, and waits for other ranks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention.exchange import Transfer
-from model.attention.timed import TimedExchange
-from model.clock import StepClock
+from model.attention.p2p import Transfer
+from model.attention.timed_p2p import TimedExchange
+from model.step_timer import StepClock
 
 
 class Time:
@@ -28,7 +28,7 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     time = Time()
-    monkeypatch.setattr("model.clock.time", time)
+    monkeypatch.setattr("model.step_timer.time", time)
     return time
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from model.engine import TrainingEngine
-from model.export import master_weight
-from model.parameters import whole_shape
+from model.convert.export_hf import master_weight
+from model.training.engine import TrainingEngine
+from model.training.parameter_groups import whole_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -1,4 +1,4 @@
-"""A Ray instance in the test's own process, and a real S3 server: neither is started unless a test asks for it."""
+"""A Ray instance in the test's own process, started where a test asks for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import pytest
 import ray
 import torch
 
-from jobs.bench.object_store import ObjectStore
-from jobs.bench.object_store import object_store as running_store
-from model.mesh import build_mesh
-from pipelines.train.groups import Interruption
+from model.training.mesh import build_mesh
 from pipelines.train.job import TrainJob
-from pipelines.train.worker import train_worker
+from pipelines.train.run_groups import Interruption
+from pipelines.train.train_loop import train_worker
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +36,3 @@ def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr("pipelines.train.stage.train_in_groups", train_here)
     yield
     torch.use_deterministic_algorithms(False)  # a recipe may have asked for them
-
-
-@pytest.fixture(scope="session")
-def object_store() -> Iterator[ObjectStore]:
-    """An S3 server with a bucket `data`."""
-    with running_store("data") as store:
-        yield store

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature import environment, recipe, ringworld, text_recipe, write_recipe
 
 from jobs.cli import main
-from pipelines.dag import MANIFEST
-from pipelines.partitions import record_name
+from pipelines.dag.partitions import record_name
+from pipelines.dag.stage import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.storage import Store
-from tokenization.documents import read_documents
+from storage.store import Store
+from testing.miniature import environment, recipe, ringworld, text_recipe, write_recipe
+from tokenization.shards.document_parquet import read_documents
 
 Command = Callable[..., str]
 
@@ -75,7 +75,7 @@ def test_a_second_driver_on_the_same_output_is_refused_by_name_of_the_first(
     sources: Path, tmp_path: Path, refused: Command
 ) -> None:
     script = (
-        "import time; from pipelines.lease import lease; from pipelines.storage import Store\n"
+        "import time; from storage.lease import lease; from storage.store import Store\n"
         f"with lease(Store({str(tmp_path / 'run')!r})):\n    print('held', flush=True); time.sleep(120)\n"
     )
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment())

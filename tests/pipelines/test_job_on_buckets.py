@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from miniature import ROOT, ringworld, text_recipe, write_recipe
-from ray_nodes import BIN, RayNodes
 
-from jobs.bench.object_store import KEY, SECRET, ObjectStore, free_ports
-from pipelines.lease import LEASE
-from pipelines.storage import Store
+from storage.lease import LEASE
+from storage.store import Store
+from testing.miniature import ROOT, ringworld, text_recipe, write_recipe
+from testing.ray_nodes import BIN, RayNodes
+from testing.s3_server import KEY, SECRET, ObjectStore, free_ports
 
 pytestmark = pytest.mark.slow
 

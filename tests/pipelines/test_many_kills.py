@@ -17,9 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
-from miniature import recipe, write_recipe
-from ray_nodes import RayNodes
-from test_resume import manifests, outputs
+
+from testing.miniature import recipe, write_recipe
+from testing.ray_nodes import RayNodes
+from tests.pipelines.test_resume import manifests, outputs
 
 pytestmark = pytest.mark.slow
 

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from miniature import VQGAN_SIZES, recipe, sample
-from test_media_records import IMAGES, VIDEO, write_tar
 
-from pipelines.dag import MANIFEST
+from pipelines.codecs.vqgan import _gather
+from pipelines.dag.stage import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources import list_sources
-from pipelines.storage import Store
-from pipelines.vqgan.make import _gather
+from pipelines.sources.listing import list_sources
+from storage.store import Store
+from testing.miniature import VQGAN_SIZES, recipe, sample
+from tests.pipelines.sources.test_media_records import IMAGES, VIDEO, write_tar
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
-from tokenization.documents import read_documents
-from tokenization.image import load_image
-from tokenization.text import load_text_tokenizer
+from tokenization.media.image import load_image
+from tokenization.shards.document_parquet import read_documents
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
 
 pytestmark = pytest.mark.slow
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 import pytest
-from miniature import environment, recipe, ringworld, write_recipe
 
-from pipelines.storage import TEMPORARY_PREFIX, Store
-from pipelines.train.metrics import read_metrics
-from tests.tensorboard_events import shown_by_tensorboard, shown_of
+from pipelines.train.metrics.steps import read_metrics
+from storage.store import TEMPORARY_PREFIX, Store
+from testing.miniature import environment, recipe, ringworld, write_recipe
+from testing.tensorboard_events import shown_by_tensorboard, shown_of
 
 pytestmark = pytest.mark.slow
 

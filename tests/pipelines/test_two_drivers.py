@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import Driver
-from faulty_proxy import Faults, Rule
-from miniature import ringworld, text_recipe, write_recipe
 
-from jobs.bench.object_store import KEY, SECRET, ObjectStore
-from pipelines.lease import LEASE, STALE_SECONDS
-from pipelines.storage import Store
-from pipelines.urls import list_objects
+from storage.lease import LEASE, STALE_SECONDS
+from storage.store import Store
+from storage.urls import list_objects
+from testing.drivers import Driver
+from testing.faulty_proxy import Faults, Rule
+from testing.miniature import ringworld, text_recipe, write_recipe
+from testing.s3_server import KEY, SECRET, ObjectStore
 
 pytestmark = pytest.mark.slow
 

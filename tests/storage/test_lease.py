@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from pipelines import lease as leases
-from pipelines.lease import LEASE, STALE_SECONDS, lease
-from pipelines.storage import Store
-from tokenization.errors import UserError
+from storage import lease as leases
+from storage.errors import UserError
+from storage.lease import LEASE, STALE_SECONDS, lease
+from storage.store import Store
 
 HOLDER = """
 import signal, sys, time
-from pipelines import lease as leases
-from pipelines.storage import Store
-from tokenization.errors import UserError
+from storage import lease as leases
+from storage.store import Store
+from storage.errors import UserError
 leases.HEARTBEAT_SECONDS = 0.05
 try:
     with leases.lease(Store(sys.argv[1])) as store:

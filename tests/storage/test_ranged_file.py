@@ -10,19 +10,19 @@ from urllib.parse import urlsplit
 import fsspec
 import numpy as np
 import pytest
-from faulty_proxy import Faults
 
-from jobs.bench.object_store import KEY, SECRET, ObjectStore
-from pipelines.bad_shards import opener
-from pipelines.ranged import RangedFile
-from pipelines.storage import Store
+from pipelines.train.bad_shards import opener
+from storage.errors import BadData, UserError
+from storage.ranged_file import RangedFile
+from storage.store import Store
+from testing.faulty_proxy import Faults
+from testing.s3_server import KEY, SECRET, ObjectStore
 from tokenization.document import Document
-from tokenization.errors import BadData, UserError
-from tokenization.loader import Loader
-from tokenization.order import SequenceOrder
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.loader.loader import Loader
+from tokenization.loader.order import SequenceOrder
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 BODY = np.random.default_rng(0).bytes(3 * 2**20)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.lease import LEASE, lease
-from pipelines.storage import TEMPORARY_PREFIX, Store
-from pipelines.urls import list_objects, open_url
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.lease import LEASE, lease
+from storage.store import TEMPORARY_PREFIX, Store
+from storage.urls import list_objects, open_url
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -60,7 +60,7 @@ def test_creating_is_refused_when_the_name_is_taken(store: Store) -> None:
 def test_half_written_files_of_killed_writers_are_never_listed_and_can_be_swept(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     script = (
-        "import os, signal; from pipelines.storage import Store\n"
+        "import os, signal; from storage.store import Store\n"
         f"with Store({str(tmp_path)!r}).writing('shards/0.tar') as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -106,7 +106,7 @@ def test_a_missing_file_and_an_unknown_scheme_are_named(tmp_path: Path) -> None:
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     script = (
-        "import sys, time; from pipelines.lease import lease; from pipelines.storage import Store\n"
+        "import sys, time; from storage.lease import lease; from storage.store import Store\n"
         f"with lease(Store({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.errors import BadData, UserError
 from tokenization import fields
-from tokenization.errors import BadData, UserError
 from tokenization.fields import FieldSpec, build_each, build_tokens, spec_for_record
-from tokenization.records import BadRecord, read_records
-from tokenization.text import TextTokenizer, load_text_tokenizer
+from tokenization.readers.records import BadRecord, read_records
+from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 DATA = Path(__file__).parents[1] / "data" / "fields"

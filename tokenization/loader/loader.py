@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from storage.errors import UserError
 from tokenization.document import PackedSequence
-from tokenization.errors import UserError
-from tokenization.order import SequenceOrder
-from tokenization.shard_index import ShardSet
-from tokenization.shard_reader import Opener, Place, ShardReader, padding
+from tokenization.loader.order import SequenceOrder
+from tokenization.loader.shard_reader import Opener, Place, ShardReader, padding
+from tokenization.shards.index import ShardSet
 
 State = dict[str, int]
 

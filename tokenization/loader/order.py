@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 from tokenization.permutation import derive_key, mix64, permute
 
 SHORTEST_PERIOD = 1 << 12

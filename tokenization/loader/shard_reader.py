@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from storage.errors import BadData, UserError
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData, UserError
-from tokenization.packing import PAD_ID
-from tokenization.shard_index import IndexEntry, ShardSet, ShardStats
-from tokenization.shards import hash_file, read_tensors
+from tokenization.packing.pack import PAD_ID
+from tokenization.shards.index import IndexEntry, ShardSet, ShardStats
+from tokenization.shards.shard import hash_file, read_tensors
 
 Opener = Callable[[str], BinaryIO]
 Place = tuple[int, int]

@@ -11,10 +11,10 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from tokenization.errors import BadData
-from tokenization.image import load_image
-from tokenization.samples import Samples, choose_samples
-from tokenization.video import FrameChunk, count_samples, decode_frames
+from storage.errors import BadData
+from tokenization.media.frame_sampling import Samples, choose_samples
+from tokenization.media.image import load_image
+from tokenization.media.video import FrameChunk, count_samples, decode_frames
 
 MediaKind = Literal["video", "image"]
 

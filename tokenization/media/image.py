@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tokenization.errors import BadData
+from storage.errors import BadData
 
 # Formats that are only pixels. Pillow's others include PostScript, which it hands to an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")

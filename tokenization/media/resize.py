@@ -12,7 +12,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-from tokenization.errors import BadData
+from storage.errors import BadData
 
 
 class SquareConverter:

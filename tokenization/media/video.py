@@ -35,10 +35,10 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tokenization import unseen
-from tokenization.errors import BadData
-from tokenization.samples import Samples
-from tokenization.squares import SquareConverter
+from storage.errors import BadData
+from tokenization.media import skip_unused_frames as unseen
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.resize import SquareConverter
 
 # Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
 # whatever the file is called; an input must not make the reader open anything else.

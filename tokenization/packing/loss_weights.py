@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from storage.errors import UserError
 from tokenization.document import Document
-from tokenization.errors import UserError
 from tokenization.vocabulary import JointVocabulary
 
 Objective = Literal["text", "vision-text"]

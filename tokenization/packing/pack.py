@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tokenization.best_fit import best_fit
 from tokenization.document import Document, PackedSequence
-from tokenization.filling import fill_from
+from tokenization.packing.best_fit import best_fit
+from tokenization.packing.loss_weights import Objective, check_objective, loss_weights
+from tokenization.packing.subset_sum import fill_from
 from tokenization.permutation import derive_key, permute
 from tokenization.vocabulary import JointVocabulary
-from tokenization.weights import Objective, check_objective, loss_weights
 
 __all__ = ["PackCounts", "best_fit", "fill", "filled", "loss_weights", "pack", "pack_window", "split_document"]
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenization.best_fit import check_lengths, least_at_least, levels, push, unmark
 from tokenization.compiled import compiled
+from tokenization.packing.best_fit import check_lengths, least_at_least, levels, push, unmark
 
 LONG = 16  # a length over one part in so many of the capacity is a long one
 CLOSING = 6  # the last room of a bin is that of so many short ones of mean length: enough that their sums are dense

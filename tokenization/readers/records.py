@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenization.errors import BadData, UserError
+from storage.errors import BadData, UserError
 
 MAX_RECORD_BYTES = 64 << 20  # a book of several million tokens is 10 to 20 MB
 READ_BYTES = 1 << 20

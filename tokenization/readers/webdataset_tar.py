@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from tokenization.errors import BadData
-from tokenization.media import MediaKind, kind_by_name
-from tokenization.records import BOM, MAX_RECORD_BYTES, decode_text
-from tokenization.seekable import SeekableReader
+from storage.errors import BadData
+from storage.seekable import SeekableReader
+from tokenization.media.frames import MediaKind, kind_by_name
+from tokenization.readers.records import BOM, MAX_RECORD_BYTES, decode_text
 
 HELD_BYTES = 16 << 20  # a medium up to this size is held, a larger one read where it lies
 HEADER_BYTES = 1 << 16  # of one long name or extended header

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.errors import BadData
 from tokenization.document import Document
-from tokenization.errors import BadData
 
 ROW_GROUP_TOKENS = 1 << 22  # 16 MB
 ROW_GROUP_DOCUMENTS = 1 << 14

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenization.errors import UserError
+from storage.errors import UserError
+from tokenization.packing.loss_weights import Objective
 from tokenization.vocabulary import JointVocabulary
-from tokenization.weights import Objective
 
 BLOCK = 512  # bytes of a tar block: members and their headers begin at multiples of it
 

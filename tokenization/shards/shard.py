@@ -23,9 +23,9 @@ import numpy as np
 import safetensors.numpy
 from isal.isal_zlib import crc32  # zlib's own takes 60 us for a sequence of 32K tokens, this one 5
 
+from storage.errors import BadData
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData
-from tokenization.shard_index import BLOCK, IndexEntry, ShardIndex, ShardSet, ShardStats
+from tokenization.shards.index import BLOCK, IndexEntry, ShardIndex, ShardSet, ShardStats
 from tokenization.vocabulary import JointVocabulary
 
 __all__ = [

@@ -24,8 +24,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from tokenization.byte_pairs import SPACE, BytePairs, suits
-from tokenization.errors import BadData, UserError
+from storage.errors import BadData, UserError
+from tokenization.text.bpe import SPACE, BytePairs, suits
 
 MAX_PART_CHARS = 1 << 20  # no place to cut within this: not a text; encoding it takes about 400 bytes a character
 

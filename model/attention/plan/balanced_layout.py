@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.attention.layouts import Assignment
+from model.attention.plan.layouts import Assignment
 from tokenization.compiled import compiled
 
 

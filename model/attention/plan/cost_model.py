@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.runs import KEPT_BACK
-from model.attention.segments import Traffic, stage_of_distance
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.runs import KEPT_BACK
+from model.attention.plan.segments import Traffic, stage_of_distance
 from tokenization.compiled import compiled
 
 BACKWARD_OVER_FORWARD = 2.5

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.attention.choices import Route
-from model.attention.cost import Cost, direct_cost, relay_cost
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.layouts import Assignment, contiguous, zigzag
-from model.attention.plan import SequencePlan
-from model.attention.segments import cut_at_documents, traffic
-from model.attention.shared import shared_over_fewest
+from model.attention.plan.balanced_layout import shared_over_fewest
+from model.attention.plan.cost_model import Cost, direct_cost, relay_cost
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.layouts import Assignment, contiguous, zigzag
+from model.attention.plan.options import Route
+from model.attention.plan.segments import cut_at_documents, traffic
+from model.attention.plan.sequence_plan import SequencePlan
 
 TOLERANCES = (0.005, 0.03, 0.1, 0.3)
 

@@ -13,8 +13,8 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from model.attention.runs import Message, Range, Run, Stage, joined, joined_runs
-from model.attention.segments import Segments, stage_of_distance, traffic
+from model.attention.plan.runs import Message, Range, Run, Stage, joined, joined_runs
+from model.attention.plan.segments import Segments, stage_of_distance, traffic
 
 
 def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[tuple[Run, ...], tuple[Stage, ...]]:

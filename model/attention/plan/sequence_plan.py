@@ -13,11 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
-from model.attention.choices import Route
-from model.attention.derive import direct_stages, relay_stages
-from model.attention.layouts import Assignment
-from model.attention.runs import RankPlan
-from model.attention.segments import Segments, cut_at_documents
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.options import Route
+from model.attention.plan.rank_plan import direct_stages, relay_stages
+from model.attention.plan.runs import RankPlan
+from model.attention.plan.segments import Segments, cut_at_documents
 
 
 @dataclass(frozen=True, eq=False)

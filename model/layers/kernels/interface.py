@@ -1,7 +1,7 @@
 """Which kernels run a decoder layer's position-wise parts: torch's own, fused by torch.compile, or Liger's.
 
 In: a name. Out: `LayerKernels`, or what is missing here to run them. A choice changes nothing but rounding and speed;
-attention has kernels of its own (`model.attention.kernels`).
+attention has kernels of its own (`model.attention.flash_kernels`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class LayerKernels:
 def load_kernels(name: Kernels) -> LayerKernels:
     """The kernels of "compile" or "liger"; imports what they need, which takes seconds."""
     if name == "liger":
-        from model.kernels.liger import KERNELS
+        from model.layers.kernels.liger import KERNELS
     else:
-        from model.kernels.compiled import KERNELS
+        from model.layers.kernels.torch_compile import KERNELS
     return KERNELS
 
 

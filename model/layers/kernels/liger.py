@@ -7,7 +7,7 @@ from liger_kernel.ops.rope import LigerRopeFunction
 from liger_kernel.ops.swiglu import LigerSiLUMulFunction, swiglu_backward, swiglu_forward
 from torch import Tensor
 
-from model.kernels.chosen import LayerKernels, SwiGLU
+from model.layers.kernels.interface import LayerKernels, SwiGLU
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.kernels.chosen import LayerKernels, SwiGLU
+from model.layers.kernels.interface import LayerKernels, SwiGLU
 
 # A few small kernels are compiled where they are used: no worker needs a pool of compiling processes beside it.
 torch._inductor.config.compile_threads = 1

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.generate import generate_frames
+from model.inference.generate import generate_frames
 from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.pictures import run_vqgan, save_png, strip, windows
-from tokenization.errors import BadData
+from storage.errors import BadData
+from tokenization.codecs.vqgan.metrics import psnr
 from tokenization.fields import FieldSpec, build_tokens
-from tokenization.vqgan.metrics import psnr
 
 
 def continue_part(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:

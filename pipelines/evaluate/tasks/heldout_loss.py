@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.rank_batch import Dispatcher
-from model.step import micro_batch_loss
-from pipelines.bad_shards import opener
+from model.training.micro_batch_loss import micro_batch_loss
+from model.training.rank_batch import Dispatcher
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
-from pipelines.pack import read_set
-from pipelines.storage import Store
+from pipelines.pack.stage import read_set
+from pipelines.train.bad_shards import opener
+from storage.store import Store
 from tokenization.document import PackedSequence
-from tokenization.loader import join_sequences
-from tokenization.samples import uniform_sample
-from tokenization.shard_index import ShardSet
-from tokenization.shards import read_sequence
+from tokenization.loader.loader import join_sequences
+from tokenization.media.frame_sampling import uniform_sample
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import read_sequence
 from tokenization.vocabulary import MODALITIES, JointVocabulary
 
 COUNTED_TOKENS = 2**24

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.decoding import Decoder, choose
-from model.llama import inference
-from pipelines.evaluate.haystack import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
+from model.inference.kv_decoder import Decoder, choose
+from model.llama.llama import inference
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
-from pipelines.urls import open_url
-from tokenization.errors import BadData
+from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
+from storage.errors import BadData
+from storage.urls import open_url
 from tokenization.fields import FieldSpec
-from tokenization.records import BadRecord, read_records
-from tokenization.text import TextTokenizer
+from tokenization.readers.records import BadRecord, read_records
+from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 ANSWER_TOKENS = 24

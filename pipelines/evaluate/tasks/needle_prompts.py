@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenization.errors import UserError
-from tokenization.text import TextTokenizer
+from storage.errors import UserError
+from tokenization.text.tokenizer import TextTokenizer
 
 BUFFER_TOKENS = 200
 """Kept free for the answer; in a context shorter than 1,600 tokens an eighth of it."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.evaluate.job import EvaluateJob, spread
 from pipelines.evaluate.pictures import run_vqgan, sampled_frames, save_png, strip
-from tokenization.errors import BadData
-from tokenization.vqgan.metrics import psnr
+from storage.errors import BadData
+from tokenization.codecs.vqgan.metrics import psnr
 
 OBJECTS = 16
 """Videos and images of each split that are measured, evenly spread over the listing."""

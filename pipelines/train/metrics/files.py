@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.storage import Store
 from pipelines.train.job import METRICS, TENSORBOARD
-from pipelines.train.metrics import write_metrics
-from pipelines.train.sinks.sink import Held
+from pipelines.train.metrics.sink import Held
+from pipelines.train.metrics.steps import write_metrics
+from storage.store import Store
 
 
 class MetricsFile(Held):

@@ -12,8 +12,8 @@ import psutil
 import torch
 from transformers import LlamaConfig
 
-from model.engine import StepMetrics
-from model.flops import peak_flops, step_flops
+from model.llama.flops import peak_flops, step_flops
+from model.training.engine import StepMetrics
 
 PARTS = ("load", "communication", "forward", "backward", "update")
 """`load` waits for the next batch. `communication` waits for other ranks' keys, within forward and backward."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from model.clock import StepClock
-from model.engine import StepMetrics, TrainingEngine
+from model.step_timer import StepClock
+from model.training.engine import StepMetrics, TrainingEngine
 from pipelines.train.data import source_names
 from pipelines.train.job import TrainJob
-from pipelines.train.machine import PARTS, device_peak, memory, part_figures, speed
-from pipelines.train.metrics import step_figures, step_line
-from pipelines.train.profiling import Profile
-from pipelines.train.sinks.files import MetricsFile, TensorBoard
-from pipelines.train.sinks.sink import Publish, RayMetrics, Sink, Terminal
-from pipelines.train.sinks.weights_and_biases import WeightsAndBiases
-from tokenization.loader import Batch
+from pipelines.train.metrics.files import MetricsFile, TensorBoard
+from pipelines.train.metrics.machine import PARTS, device_peak, memory, part_figures, speed
+from pipelines.train.metrics.profiler import Profile
+from pipelines.train.metrics.sink import Publish, RayMetrics, Sink, Terminal
+from pipelines.train.metrics.steps import step_figures, step_line
+from pipelines.train.metrics.wandb import WeightsAndBiases
+from tokenization.loader.loader import Batch
 
 
 class Monitor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from pipelines.progress import Meter
+from pipelines.cluster.progress import Meter
 
 SHOWN = ("loss", "tokens_per_second", "mfu", "loader_stall_seconds")
 """Figures beside the terminal's bar."""

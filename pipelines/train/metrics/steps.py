@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.storage import Store
 from pipelines.train.job import METRICS
-from tokenization.loader import Batch
+from storage.store import Store
+from tokenization.loader.loader import Batch
 
 if TYPE_CHECKING:
     from model.checkpoint import Lost, Written
-    from model.engine import StepMetrics
+    from model.training.engine import StepMetrics
 
 
 def read_metrics(store: Store) -> Iterator[dict[str, Any]]:

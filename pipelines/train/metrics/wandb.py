@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.dag import digest
+from pipelines.dag.stage import digest
 from pipelines.train.job import TrainJob
-from pipelines.train.sinks.sink import Held
+from pipelines.train.metrics.sink import Held
 
 
 class WeightsAndBiases(Held):

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_groups import dense_results, random_tensors, relative_error
 from torch import Tensor
 
-from model.attention import kernels
-from model.attention.kernels import attend, attend_, attend_backward_
-from model.attention.runs import Run
+from model.attention import flash_kernels as kernels
+from model.attention.flash_kernels import attend, attend_, attend_backward_
+from model.attention.plan.runs import Run
+from tests.model.attention_groups import dense_results, random_tensors, relative_error
 
 # One document of 40 tokens whose keys come in two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [

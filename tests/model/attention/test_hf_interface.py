@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from attention_groups import random_tensors, relative_error, run_in_processes
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.attention.dispatch import dispatch, in_order
-from model.attention.plan import SequencePlan
-from model.attention.planner import plan_sequence
-from model.attention.register import NAME, ring_attention_forward
+from model.attention.hf_interface import NAME, ring_attention_forward
+from model.attention.plan.planner import plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
+from model.attention.reorder import dispatch, in_order
+from tests.model.attention_groups import random_tensors, relative_error, run_in_processes
 
 CU_SEQLENS = np.array([0, 37, 38, 90, 128])
 VOCABULARY = 50

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from attention_groups import run_in_processes
-from memory import peak_bytes
 
-from model.attention.choices import Route
-from model.attention.plan import SequencePlan
-from model.attention.planner import LAYOUTS
+from model.attention.plan.options import Route
+from model.attention.plan.planner import LAYOUTS
+from model.attention.plan.runs import AHEAD
+from model.attention.plan.sequence_plan import SequencePlan
 from model.attention.ring import packed_ring_attention
-from model.attention.runs import AHEAD
+from tests.model.attention_groups import run_in_processes
+from tests.model.peak_memory import peak_bytes
 
 HEADS, KV_HEADS, SIZE, ITEMSIZE = 4, 2, 32, 4
 CASES: list[tuple[str, Route]] = [("zigzag", "direct"), ("zigzag", "relay"), ("shared-0.5%", "direct")]

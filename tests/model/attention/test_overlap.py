@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_groups import ThreadExchange, forward_backward, random_tensors, run_in_threads
 from torch import Tensor
 
 from model.attention import ring
-from model.attention.choices import Route
-from model.attention.exchange import Transfer
-from model.attention.plan import SequencePlan
-from model.attention.planner import LAYOUTS
+from model.attention.p2p import Transfer
+from model.attention.plan.options import Route
+from model.attention.plan.planner import LAYOUTS
+from model.attention.plan.sequence_plan import SequencePlan
+from tests.model.attention_groups import ThreadExchange, forward_backward, random_tensors, run_in_threads
 
 BACKWARD = 2.5
 """What a pair costs in the backward, in forwards."""

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from attention_groups import (
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.planner import LAYOUTS, plan_sequence
+from model.attention.plan.sequence_plan import SequencePlan
+from model.attention.reorder import dispatch, gather_in_order
+from model.attention.ring import packed_ring_attention
+from tests.model.attention_groups import (
     dense_results,
     forward_backward,
     packed_order,
@@ -20,13 +27,6 @@ from attention_groups import (
     run_in_processes,
     run_in_threads,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from model.attention.dispatch import dispatch, gather_in_order
-from model.attention.layouts import Assignment
-from model.attention.plan import SequencePlan
-from model.attention.planner import LAYOUTS, plan_sequence
-from model.attention.ring import packed_ring_attention
 
 # By name: boundaries within 240 tokens, which divide by P for all P below.
 MIXES = {

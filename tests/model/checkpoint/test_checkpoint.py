@@ -1,4 +1,4 @@
-"""model/checkpoint and model/export.py: resuming is exact to the bit, and a torn checkpoint never counts."""
+"""model/checkpoint and model/convert/export_hf.py: resuming is exact to the bit, and a torn checkpoint never counts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from unittest import mock
 import fsspec
 import pytest
 import torch
-from attention_groups import run_in_processes
-from play_batch import rank_batches, tiny_engine
 from transformers import AutoModelForCausalLM
-from whole_state import differing, whole_state, whole_weights
 
-from model import checkpoint, export
-from model.engine import TrainingEngine
-from model.folder import Folder
-from model.mesh import Mesh, build_mesh
-from tokenization.errors import UserError
+from model import checkpoint
+from model.convert import export_hf as export
+from model.training.engine import TrainingEngine
+from model.training.mesh import Mesh, build_mesh
+from storage.errors import UserError
+from storage.folder import Folder
+from tests.model.attention_groups import run_in_processes
+from tests.model.play_batch import rank_batches, tiny_engine
+from tests.model.whole_state import differing, whole_state, whole_weights
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +105,9 @@ def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | 
         if save_to is not None:
             checkpoint.save(engine, save_to, {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
     if save_to is not None:
-        with mock.patch("model.export.FILE_BYTES", SMALL_FILE if case.zero_stage == 3 else export.FILE_BYTES):
+        with mock.patch(
+            "model.convert.export_hf.FILE_BYTES", SMALL_FILE if case.zero_stage == 3 else export.FILE_BYTES
+        ):
             export.export_hf(engine, f"{save_to}/model")
     tensors = whole_state(engine)
     engine.close()

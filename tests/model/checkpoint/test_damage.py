@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from attention_groups import run_in_processes
-from play_batch import rank_batches, tiny_config, tiny_engine
-from whole_state import whole_weights
 
 from model import checkpoint
-from model.checkpoint.retain import retain
-from model.engine import EngineSettings, TrainingEngine
-from model.folder import Folder
-from model.mesh import build_mesh
-from model.schedule import Schedule
-from model.weights import RandomWeights
-from tokenization.errors import UserError
+from model.checkpoint.retention import retain
+from model.llama.initial_weights import RandomWeights
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import build_mesh
+from storage.errors import UserError
+from storage.folder import Folder
+from tests.model.attention_groups import run_in_processes
+from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
+from tests.model.whole_state import whole_weights
 
 pytestmark = pytest.mark.slow
 

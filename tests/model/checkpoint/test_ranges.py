@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from model.checkpoint.load import copies
+from model.checkpoint.loader import copies
 from model.checkpoint.manifest import FileEntry, Manifest, Range
 from model.checkpoint.snapshot import Snapshot, plan_files, tensor_key
-from model.checkpoint.state import PARTS, Fragment
+from model.checkpoint.zero_state import PARTS, Fragment
 
 NUMELS = {"embed": 97, "norm": 3, "up": 40}
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from attention_groups import run_in_processes
-from play_batch import rank_batches, relative_difference, tiny_engine
-from whole_state import MOMENTS, adam_counters, differing, whole_state
 
 from model import checkpoint
-from model.mesh import Mesh, build_mesh
+from model.training.mesh import Mesh, build_mesh
+from tests.model.attention_groups import run_in_processes
+from tests.model.play_batch import rank_batches, relative_difference, tiny_engine
+from tests.model.whole_state import MOMENTS, adam_counters, differing, whole_state
 
 pytestmark = pytest.mark.slow
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attention_groups import failure, run_in_processes
-from play_batch import rank_batches, tiny_config, tiny_engine
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-from whole_state import differing, whole_state
 
-from model import checkpoint, patience
-from model.folder import Folder
-from model.mesh import build_mesh
-from model.weights import weight_shapes
-from tokenization.errors import UserError
+from model import checkpoint
+from model.llama.initial_weights import weight_shapes
+from model.training.mesh import build_mesh
+from storage import retry as patience
+from storage.errors import UserError
+from storage.folder import Folder
+from tests.model.attention_groups import failure, run_in_processes
+from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
+from tests.model.whole_state import differing, whole_state
 
 pytestmark = pytest.mark.slow
 

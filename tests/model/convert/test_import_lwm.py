@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
-from model.config import text_vocab_size
-from model.lwm import convert_lwm, llama_tensors, lwm_config, lwm_tensors, open_lwm
-from model.msgpack_leaves import CHUNKED, read_leaves, write_leaves
+from model.convert.flax_msgpack import CHUNKED, read_leaves, write_leaves
+from model.convert.import_lwm import convert_lwm, llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.llama.config import text_vocab_size
+from storage.errors import UserError
 from tests.model.lwm_reference import DATA, EVERY, TEXT, arrays, joint
-from tests.model.memory import peak_bytes
-from tokenization.errors import UserError
+from tests.model.peak_memory import peak_bytes
 
 VISION = DATA / "vision_V1_fp32"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import llama_config
-from model.decoding import Decoder, choose, guided
-from model.generate import Sampling, generate_frames, generate_text, stream_frames
-from model.llama import build_llama, inference
+from model.inference.generate import Sampling, generate_frames, generate_text, stream_frames
+from model.inference.kv_decoder import Decoder, choose, guided
+from model.llama.config import llama_config
+from model.llama.llama import build_llama, inference
 from tests.model.lwm_reference import TEXT, arrays, joint, load
 from tokenization.vocabulary import JointVocabulary
 

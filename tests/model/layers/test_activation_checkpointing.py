@@ -1,4 +1,4 @@
-"""model/lean_layer.py in one process: what each choice computes again, holds at its peak, and refuses."""
+"""model/layers/activation_checkpointing.py: what each choice computes again, holds at its peak, and refuses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from memory import Widths, peak_bytes
-from play_batch import VOCABULARY, tiny_llama
 
-from model.attention import kernels
-from model.config import llama_config
-from model.lean_layer import make_lean
-from model.llama import build_llama
-from model.memory import MemorySettings
-from model.rank_batch import Dispatcher, RankBatch
-from model.step import micro_batch_loss
-from tokenization.loader import MicroBatch
+from model.attention import flash_kernels as kernels
+from model.layers.activation_checkpointing import make_lean
+from model.layers.memory_settings import MemorySettings
+from model.llama.config import llama_config
+from model.llama.llama import build_llama
+from model.training.micro_batch_loss import micro_batch_loss
+from model.training.rank_batch import Dispatcher, RankBatch
+from tests.model.peak_memory import Widths, peak_bytes
+from tests.model.play_batch import VOCABULARY, tiny_llama
+from tokenization.loader.loader import MicroBatch
 
 N_TOKENS = 1024
 LAYERS = 3

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from memory import peak_bytes
-from play_batch import tiny_llama
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from model.kernels import chosen
-from model.kernels.chosen import LayerKernels, load_kernels, missing_for
-from model.kernels.layers import fuse
-from model.lean_layer import make_lean
-from model.memory import MemorySettings
-from model.rope import rope_tables
+from model.layers.activation_checkpointing import make_lean
+from model.layers.fused_layers import fuse
+from model.layers.kernels import interface as chosen
+from model.layers.kernels.interface import LayerKernels, load_kernels, missing_for
+from model.layers.memory_settings import MemorySettings
+from model.llama.rope import rope_tables
+from tests.model.peak_memory import peak_bytes
+from tests.model.play_batch import tiny_llama
 
 THETA, HEAD, EPS = 5e7, 16, 1e-6
 HEADS, KV_HEADS, HIDDEN, WIDE = 4, 2, 32, 64
@@ -169,7 +169,7 @@ def test_a_fused_model_has_the_weights_names_of_a_plain_one_and_still_generates(
 
 
 def test_kernels_of_an_mlp_that_is_no_swiglu_are_refused(monkeypatch):
-    monkeypatch.setattr("model.kernels.layers.load_kernels", lambda name: None)
+    monkeypatch.setattr("model.layers.fused_layers.load_kernels", lambda name: None)
     model = tiny_llama()
     model.config.hidden_act = "gelu"
     with pytest.raises(ValueError, match="kernels compile are for an MLP of silu without biases, not gelu"):

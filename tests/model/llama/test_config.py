@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from model.config import PRESETS, llama_config, text_vocab_size
-from tokenization.errors import UserError
+from model.llama.config import PRESETS, llama_config, text_vocab_size
+from storage.errors import UserError
 
 SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
 

@@ -1,18 +1,18 @@
-"""model/flops.py: by hand, and beside what torch counts as it computes."""
+"""model/llama/flops.py: by hand, and beside what torch counts as it computes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from play_batch import VOCABULARY, global_batch, tiny_config, tiny_llama
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import PRESETS, llama_config
-from model.flops import peak_flops, step_flops
-from model.rank_batch import Dispatcher
-from model.step import micro_batch_loss
+from model.llama.config import PRESETS, llama_config
+from model.llama.flops import peak_flops, step_flops
+from model.training.micro_batch_loss import micro_batch_loss
+from model.training.rank_batch import Dispatcher
+from tests.model.play_batch import VOCABULARY, global_batch, tiny_config, tiny_llama
 
 
 def test_a_step_by_hand() -> None:

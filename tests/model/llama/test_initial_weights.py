@@ -1,4 +1,4 @@
-"""model/weights.py and model/stored_weights.py: a model's first weights, one at a time."""
+"""model/llama/initial_weights.py and model/llama/hf_weights.py: a model's first weights, one at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llama import SIZES
 from transformers import LlamaConfig
 
-from model.config import llama_config, text_vocab_size
-from model.llama import build_llama, load_llama, whole_llama
-from model.stored_weights import INDEX, ONE_FILE, StoredWeights, stored_config
-from model.weights import EMBEDDINGS, HEAD, BlankWeights, RandomWeights, Weights, join_vision, weight_shapes
-from tokenization.errors import UserError
+from model.llama.config import llama_config, text_vocab_size
+from model.llama.hf_weights import INDEX, ONE_FILE, StoredWeights, stored_config
+from model.llama.initial_weights import (
+    EMBEDDINGS,
+    HEAD,
+    BlankWeights,
+    RandomWeights,
+    Weights,
+    join_vision,
+    weight_shapes,
+)
+from model.llama.llama import build_llama, load_llama, whole_llama
+from storage.errors import UserError
+from tests.model.llama.test_llama import SIZES
 
 TEXT = llama_config(SIZES, vocab_size=64, context=64, rope_theta=1e4)
 JOINT = llama_config(SIZES, vocab_size=96, context=64, rope_theta=1e4, text_size=64)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from model.attention.planner import plan_sequence
-from model.config import llama_config, text_vocab_size
-from model.llama import build_llama, inference, load_llama
-from tokenization.errors import UserError
+from model.attention.plan.planner import plan_sequence
+from model.llama.config import llama_config, text_vocab_size
+from model.llama.llama import build_llama, inference, load_llama
+from storage.errors import UserError
 
 SIZES = {
     "hidden_size": 32,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model.loss import LossHead, token_nll, weighted_loss
-from tests.model.memory import Widths, peak_bytes
+from model.llama.loss import LossHead, token_nll, weighted_loss
+from tests.model.peak_memory import Widths, peak_bytes
 
 TEXT, VISION, WIDTH = 48, 24, 16
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from model.config import llama_config
-from model.rope import FP32_TABLES, ExactRotaryEmbedding, rope_tables, rounding_rotated
+from model.llama.config import llama_config
+from model.llama.rope import FP32_TABLES, ExactRotaryEmbedding, rope_tables, rounding_rotated
 from tests.model.lwm_reference import arrays
 
 

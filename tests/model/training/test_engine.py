@@ -1,4 +1,4 @@
-"""model/engine.py and model/mesh.py on two real processes: what a step does, reports and refuses."""
+"""model/training/engine.py and model/training/mesh.py on two real processes: what a step does, reports and refuses."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_groups import failure, run_in_processes
-from play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
-from start_memory import N_LAYER, N_PARAMETERS, save_text_model, starts
-from whole_state import whole_weights
 
-from model.engine import EngineSettings, TrainingEngine
-from model.mesh import Mesh, build_mesh
-from model.rank_batch import RankBatch
-from model.schedule import Schedule
-from tokenization.errors import UserError
+from model.training.engine import EngineSettings, TrainingEngine
+from model.training.lr_schedule import Schedule
+from model.training.mesh import Mesh, build_mesh
+from model.training.rank_batch import RankBatch
+from storage.errors import UserError
+from tests.model.attention_groups import failure, run_in_processes
+from tests.model.play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
+from tests.model.start_memory import N_LAYER, N_PARAMETERS, save_text_model, starts
+from tests.model.whole_state import whole_weights
 
 SMALL = 16 << 20  # bytes of what a start imports and makes beside weights
 WARM_UP = Schedule(peak=1e-2, warmup_steps=2)

@@ -1,4 +1,4 @@
-"""model/spikes.py: what is a spike and what is noise."""
+"""model/training/loss_spikes.py: what is a spike and what is noise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from model.spikes import SpikeDetector
+from model.training.loss_spikes import SpikeDetector
 
 
 def test_a_spike_stands_out_of_the_losses_before_it() -> None:

@@ -1,10 +1,10 @@
-"""model/schedule.py against the rates that LWM's released optimizer reported, and at its corners."""
+"""model/training/lr_schedule.py against the rates that LWM's released optimizer reported, and at its corners."""
 
 from __future__ import annotations
 
 import pytest
 
-from model.schedule import Schedule
+from model.training.lr_schedule import Schedule
 
 # Reported by LWM's released trainer over four steps with lr 5e-3, end_lr 1e-3, 2 warm-up and 10 decay steps. It reports
 # the schedule after counting the step, that is at s + 1, though its s-th update was made with the rate at s.

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import llama_config
-from model.llama import build_llama
-from model.loss import token_nll
-from model.rank_batch import Dispatcher
-from model.step import MicroBatchLoss, micro_batch_loss
-from tests.model.memory import Widths
-from tokenization.loader import MicroBatch
+from model.llama.config import llama_config
+from model.llama.llama import build_llama
+from model.llama.loss import token_nll
+from model.training.micro_batch_loss import MicroBatchLoss, micro_batch_loss
+from model.training.rank_batch import Dispatcher
+from tests.model.peak_memory import Widths
+from tokenization.loader.loader import MicroBatch
 
 TEXT, VOCABULARY = 40, 96
 SIZES = {

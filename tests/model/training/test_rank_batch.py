@@ -13,17 +13,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from play_batch import CONTEXT, SEED, VOCABULARY, play_documents, tiny_config
 
-from model.attention.dispatch import in_order
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.planner import LAYOUTS
-from model.rank_batch import Dispatcher, RankBatch, attention_shape
-from tokenization.loader import Loader, MicroBatch
-from tokenization.order import SequenceOrder
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.planner import LAYOUTS
+from model.attention.reorder import in_order
+from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from tests.model.play_batch import CONTEXT, SEED, VOCABULARY, play_documents, tiny_config
+from tokenization.loader.loader import Loader, MicroBatch
+from tokenization.loader.order import SequenceOrder
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 
 SHAPE = AttentionShape(heads=4, kv_heads=2, head_size=8, itemsize=4)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.capacity import needed_at_once
-from pipelines.recipe.file import load_recipe
+from pipelines.cluster.capacity import needed_at_once
+from pipelines.recipe.load import load_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def test_a_training_group_needs_all_its_workers_at_once_and_a_pool_its_first() -> None:

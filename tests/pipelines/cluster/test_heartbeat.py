@@ -1,4 +1,4 @@
-"""pipelines/pulse.py: who hangs, from what each worker last said."""
+"""pipelines/cluster/heartbeat.py: who hangs, from what each worker last said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.pulse import START_SECONDS, Beat, Standing, Watch, find_hang
+from pipelines.cluster.heartbeat import START_SECONDS, Beat, Standing, Watch, find_hang
 
 LIMIT = 10.0
 
@@ -85,7 +85,7 @@ def test_a_hang_is_told_by_rank_process_node_and_place() -> None:
 
 def test_a_watch_counts_from_the_last_change_and_forgets_groups_before(monkeypatch: Any) -> None:
     now = [100.0]
-    monkeypatch.setattr("pipelines.pulse.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipelines.cluster.heartbeat.time.monotonic", lambda: now[0])
     watch = Watch()
     watch.begin(1)
     watch.beat(standing(0).beat)

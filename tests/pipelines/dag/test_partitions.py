@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.partitions import Pieces, PieceTasks, committed, record_name, run_partitions
-from pipelines.storage import Store
-from tokenization.errors import UserError
+from pipelines.dag.partitions import Pieces, PieceTasks, committed, record_name, run_partitions
+from storage.errors import UserError
+from storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

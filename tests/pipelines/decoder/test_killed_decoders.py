@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from miniature import recipe
 
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.storage import Store
+from storage.store import Store
+from testing.miniature import recipe
 
 _KILLS = 12
 

@@ -10,24 +10,24 @@ import pytest
 import ray
 import torch
 from PIL import Image
-from tiny_run import VOCABULARY, make_run
 
-from model.generate import generate_text
-from model.llama import inference
+from model.inference.generate import generate_text
+from model.llama.llama import inference
+from pipelines.cluster.progress import bar
 from pipelines.evaluate import evaluate_all
-from pipelines.evaluate.generation import continuation_prompt, continue_part, prompt_part
-from pipelines.evaluate.haystack import follow
-from pipelines.evaluate.heldout import score_part
 from pipelines.evaluate.job import EvaluateJob, spread
 from pipelines.evaluate.models import trained_model
-from pipelines.evaluate.needle import ask, choice_nats, nats, needle_part
 from pipelines.evaluate.pictures import strip
-from pipelines.evaluate.reconstructions import reconstruct_part
 from pipelines.evaluate.stage import cut_parts
 from pipelines.evaluate.table import tabulate
-from pipelines.progress import bar
-from pipelines.storage import Store
-from tokenization.text import load_text_tokenizer
+from pipelines.evaluate.tasks.generation import continuation_prompt, continue_part, prompt_part
+from pipelines.evaluate.tasks.heldout_loss import score_part
+from pipelines.evaluate.tasks.needle import ask, choice_nats, nats, needle_part
+from pipelines.evaluate.tasks.needle_prompts import follow
+from pipelines.evaluate.tasks.reconstruction import reconstruct_part
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, make_run
+from tokenization.text.tokenizer import load_text_tokenizer
 
 
 @pytest.fixture(scope="module")

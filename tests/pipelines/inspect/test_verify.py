@@ -9,17 +9,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from tiny_run import VOCABULARY
 
-from pipelines import verification
-from pipelines.dag import MANIFEST
-from pipelines.partitions import record_name
-from pipelines.storage import Store
-from pipelines.verification import verify
+from pipelines.dag.partitions import record_name
+from pipelines.dag.stage import MANIFEST
+from pipelines.inspect import verify as verification
+from pipelines.inspect.verify import verify
+from storage.store import Store
+from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 
 SHARDS = 12
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import VOCABULARY, tiny_recipe
 
-from pipelines.storage import Store
 from pipelines.train.data import sequence_order, shard_sets
 from pipelines.train.job import TrainJob
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.document import Document
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 
 CONTEXT = 64
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_run import VOCABULARY, tiny_recipe
 
-from pipelines.pack import PackJob, PackPartition, _documents, cut_pack_partitions, read_set
-from pipelines.storage import Store
+from pipelines.pack.stage import PackJob, PackPartition, _documents, cut_pack_partitions, read_set
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.document import Document, PackedSequence
-from tokenization.documents import read_documents, write_documents
-from tokenization.shards import read_sequence
+from tokenization.shards.document_parquet import read_documents, write_documents
+from tokenization.shards.shard import read_sequence
 
 
 def tokenized(name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from model.attention.hardware import CPU_CORES, Hardware
-from model.memory import MemorySettings
-from pipelines.dag import plan
+from model.attention.plan.hardware import CPU_CORES, Hardware
+from model.layers.memory_settings import MemorySettings
+from pipelines.build import HOW_A_STAGE_RUNS, WHAT_TRAINING_COMPUTES, build_stages
+from pipelines.dag.stage import plan
 from pipelines.recipe import Train, TrainStage
-from pipelines.recipe.file import load_recipe
-from pipelines.stages import HOW_A_STAGE_RUNS, WHAT_TRAINING_COMPUTES, build_stages
-from pipelines.storage import Store
-from tokenization.errors import UserError
+from pipelines.recipe.load import load_recipe
+from storage.errors import UserError
+from storage.store import Store
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 
 
 def test_overrides_reach_into_lists_and_read_numbers_as_yaml_users_write_them() -> None:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.report.dag import draw, duration, layout, needed_edges
+from pipelines.report.dag_svg import draw, duration, layout, needed_edges
 
 INPUTS = {
     "sources": [],

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pipelines.report import ink
+from pipelines.report import svg_style as ink
 from pipelines.report.figures import heldout_bars, needle_maps, smoothed, training_curves
 
 PER_STEP = {

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import VOCABULARY, make_run, with_run_facts
 
 from pipelines.evaluate import stage as evaluation
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.recipe import Recipe
 from pipelines.report import write_report
-from pipelines.report.facts import _mfu
 from pipelines.report.page import shown_rows
-from pipelines.storage import Store
+from pipelines.report.summary import _mfu
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, make_run, with_run_facts
 
 Run = tuple[Recipe, dict[str, tuple[Store, dict[str, Any]]]]
 HOSTILE = "s3://bucket/<script>alert(1)</script>.mp4"

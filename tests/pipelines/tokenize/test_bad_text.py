@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from miniature import ROOT, environment
-from tiny_run import VOCABULARY, tiny_recipe
 
-from pipelines.sources import list_sources
+from pipelines.sources.listing import list_sources
+from pipelines.tokenize.documents import to_documents
 from pipelines.tokenize.records import Tally, TokenizeJob, text_records
-from pipelines.tokenize.to_documents import to_documents
-from tokenization import records
-from tokenization.text import load_text_tokenizer
+from testing.miniature import ROOT, environment
+from testing.tiny_run import VOCABULARY, tiny_recipe
+from tokenization.readers import records
+from tokenization.text.tokenizer import load_text_tokenizer
 
 MB = 1_000_000
 LIMIT = records.MAX_RECORD_BYTES
@@ -186,7 +186,7 @@ MEMORY = 900 * MB
 MEASURED = """
 import json, sys, threading
 from pathlib import Path
-from test_bad_text import outcome
+from tests.pipelines.tokenize.test_bad_text import outcome
 
 def resident(name):
     with open("/proc/self/status") as status:
@@ -215,7 +215,7 @@ def test_what_large_ones_take_of_memory(tmp_path: Path) -> None:
     paths[-1].write_text(json.dumps({"text": whole}, ensure_ascii=False))
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(tmp_path), *map(str, paths)],
-        env=environment(PYTHONPATH=":".join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])),
+        env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=240,

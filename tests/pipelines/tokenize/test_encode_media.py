@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.media import BadMedium, Medium, Origin
-from pipelines.sources import SourceObject
-from pipelines.tokenize.encoders import Encoded, _Batches, _Pending, encode_media
-from tokenization.errors import BadData
-from tokenization.video import FrameChunk
+from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import BadMedium, Medium, Origin
+from pipelines.tokenize.encode_media import Encoded, _Batches, _Pending, encode_media
+from storage.errors import BadData
+from tokenization.media.video import FrameChunk
 
 pytestmark = pytest.mark.slow
 

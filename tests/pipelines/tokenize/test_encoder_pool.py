@@ -14,9 +14,9 @@ import psutil
 import pytest
 import ray
 
-from pipelines.cluster import own_errors
-from pipelines.tokenize.pool import PoolSize, encoder_pool, wait_until_ready
-from tokenization.errors import UserError
+from pipelines.cluster.ray_cluster import own_errors
+from pipelines.tokenize.encoder_pool import PoolSize, encoder_pool, wait_until_ready
+from storage.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature import VQGAN_SIZES
 
 from pipelines.recipe import Kind
-from pipelines.sources import SourceObject
+from pipelines.sources.listing import SourceObject
 from pipelines.tokenize import cut_partitions
+from testing.miniature import VQGAN_SIZES
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
-from tokenization.documents import read_documents
-from tokenization.media import media_frames
-from tokenization.text import load_text_tokenizer
+from tokenization.media.frames import media_frames
+from tokenization.shards.document_parquet import read_documents
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
 
 CODES = VQGANConfig(**VQGAN_SIZES).codes_per_frame
 VOCABULARY = JointVocabulary.for_codebook(512, 64, bos_id=0, eos_id=1)

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import ray
-from miniature import VQGAN_SIZES, recipe, sample
 
-from pipelines.partitions import Pieces
-from pipelines.progress import bar
+from pipelines.build import joint_vocabulary
+from pipelines.cluster.progress import bar
+from pipelines.dag.partitions import Pieces
 from pipelines.recipe import Recipe
-from pipelines.sources import list_sources
-from pipelines.stages import joint_vocabulary
-from pipelines.storage import Store
+from pipelines.sources.listing import list_sources
 from pipelines.tokenize import tokenize_all
 from pipelines.tokenize.partition import _tokenized, cut_partitions
-from pipelines.tokenize.pieces import cut_video, encode_piece, missing
 from pipelines.tokenize.records import TokenizeJob
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
+from pipelines.tokenize.video_pieces import cut_video, encode_piece, missing
+from storage.store import Store
+from testing.miniature import VQGAN_SIZES, recipe, sample
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

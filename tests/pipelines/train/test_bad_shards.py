@@ -4,45 +4,23 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from tiny_run import VOCABULARY, tiny_recipe
 
-from model.mesh import Mesh
-from model.rank_batch import Dispatcher
-from pipelines.bad_shards import RECORD, bad_shards
-from pipelines.progress import bar
+from model.training.mesh import Mesh
+from model.training.rank_batch import Dispatcher
+from pipelines.cluster.progress import bar
 from pipelines.recipe import Recipe
-from pipelines.storage import Store
+from pipelines.train.bad_shards import RECORD, bad_shards
 from pipelines.train.data import batch_loader
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics.steps import read_metrics
 from pipelines.train.stage import bad_data_told, train_stage
-from tokenization.document import Document
-from tokenization.errors import UserError
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
-
-CONTEXT, PER_SHARD, STEPS, BATCH = 64, 8, 5, 8
-
-
-def packed(store: Store, shards: int = 4) -> tuple[dict[str, Any], ShardSet]:
-    """The manifest of a pack stage of one source, and its set."""
-    rng = np.random.default_rng(5)
-    documents = (
-        Document(f"b{number}", "books", rng.integers(3, 500, 40).astype(np.int32), ((1, 40),)) for number in range(999)
-    )
-    sequences = pack(documents, CONTEXT, VOCABULARY, "text", window=100)
-    names, stats = [f"shards/{number}.tar" for number in range(shards)], []
-    for name in names:
-        with store.writing(name) as file:
-            stats.append(write_shard(file, islice(sequences, PER_SHARD), VOCABULARY))
-    shard_set = ShardSet(CONTEXT, VOCABULARY, "text", tuple(names), tuple(stats))
-    store.write_json("sets/books-train.json", shard_set.to_json())
-    return {"outputs": {"sets": {"books": {"train": {"file": "sets/books-train.json"}}}}}, shard_set
+from storage.errors import UserError
+from storage.store import Store
+from testing.packed_shards import BATCH, CONTEXT, PER_SHARD, STEPS, packed
+from testing.tiny_run import VOCABULARY, tiny_recipe
 
 
 def damage(store: Store, name: str) -> None:

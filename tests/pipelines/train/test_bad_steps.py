@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_bad_shards import CONTEXT, recipe_of
-from tiny_run import VOCABULARY
 
-from model.engine import StepMetrics
-from pipelines.progress import bar
+from model.training.engine import StepMetrics
+from pipelines.cluster.progress import bar
 from pipelines.recipe import BadSteps
-from pipelines.storage import Store
 from pipelines.train import train_stage
 from pipelines.train.bad_steps import BadStepWatch
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics.steps import read_metrics
+from storage.errors import UserError
+from storage.store import Store
+from testing.packed_shards import CONTEXT
+from testing.tiny_run import VOCABULARY
+from tests.pipelines.train.test_bad_shards import recipe_of
 from tokenization.document import Document
-from tokenization.errors import UserError
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 
 STEPS, BATCH = 40, 2
 SEQUENCES, NOISE = 90, range(60, 62)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import USER_MISTAKE, main
-from model.kernels import chosen
+from model.layers.kernels import interface as chosen
 
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 
 
 @pytest.mark.parametrize(

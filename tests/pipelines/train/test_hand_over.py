@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_bad_shards import CONTEXT, packed, recipe_of
-from tiny_run import VOCABULARY
 
-from pipelines.progress import bar
+from pipelines.cluster.progress import bar
 from pipelines.recipe import Recipe
-from pipelines.storage import Store
 from pipelines.train import train_stage
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.store import Store
+from testing.packed_shards import CONTEXT, packed
+from testing.tiny_run import VOCABULARY
+from tests.pipelines.train.test_bad_shards import recipe_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_this_process")]
 

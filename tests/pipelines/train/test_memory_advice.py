@@ -1,4 +1,4 @@
-"""pipelines/memory.py: what a recipe's train stages take, which fit a device, and the cheapest settings that do."""
+"""pipelines/train/memory_advice.py: what train stages take, which fit a device, and the cheapest settings that do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from model.memory import MemorySettings
-from pipelines.memory import GIB, StageMemory, recipe_memory
-from pipelines.recipe.file import load_recipe
+from model.layers.memory_settings import MemorySettings
+from pipelines.recipe.load import load_recipe
+from pipelines.train.memory_advice import GIB, StageMemory, recipe_memory
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 FIXED = ["text_tokenizer.path=/nowhere", "train.min_workers=128"]
 SPENDTHRIFT = ["train.zero=1", "train.memory={}"]
 

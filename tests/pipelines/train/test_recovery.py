@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -17,17 +16,16 @@ from typing import Any
 
 import psutil
 import pytest
-from ray_nodes import RayNodes
-from training_driver import CHECKPOINT_STEPS, STEPS
 
-from pipelines.storage import Store
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics.steps import read_metrics
+from storage.store import Store
+from testing.ray_nodes import RayNodes
+from testing.training_driver import CHECKPOINT_STEPS, STEPS
 
 pytestmark = pytest.mark.slow
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
 PATIENCE = 480.0
 HANG_SECONDS = 12.0
 
@@ -107,11 +105,10 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     driver = None
     try:
         address = nodes.start_head()
-        path = os.pathsep.join([str(HERE), str(HERE.parent), nodes.environment()["PYTHONPATH"]])
         with (folder / "log").open("wb") as log:
             driver = subprocess.Popen(
-                [sys.executable, str(HERE / "training_driver.py"), str(folder)],
-                env=nodes.environment(RAY_ADDRESS=address) | {"PYTHONPATH": path},
+                [sys.executable, "-m", "testing.training_driver", str(folder)],
+                env=nodes.environment(RAY_ADDRESS=address),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -1,4 +1,4 @@
-"""pipelines/train/groups.py: what each group of workers is started with, and after what another one is."""
+"""pipelines/train/run_groups.py: what each group of workers is started with, and after what another one is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import ray
 from ray.train.torch import TorchTrainer
-from test_train_stage import job_of
 
-from model import patience
-from pipelines.buckets.errors import Request
-from pipelines.pulse import start_watch
-from pipelines.train import groups
-from pipelines.train.groups import _Trainer, train_in_groups
-from tokenization.errors import UserError
+from pipelines.cluster.heartbeat import start_watch
+from pipelines.train import run_groups as groups
+from pipelines.train.run_groups import _Trainer, train_in_groups
+from storage import retry as patience
+from storage.errors import UserError
+from storage.object_store.errors import Request
+from tests.pipelines.train.test_stage import job_of
 
 
 def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_run import VOCABULARY
 
-from pipelines.shard_cache import ShardCache
 from pipelines.train.data import shard_opener
+from pipelines.train.shard_cache import ShardCache
+from storage.errors import BadData
+from testing.tiny_run import VOCABULARY
 from tokenization.document import PackedSequence
-from tokenization.errors import BadData
-from tokenization.shard_index import ShardSet, ShardStats
-from tokenization.shards import write_shard
+from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.shard import write_shard
 
 
 class Remote:

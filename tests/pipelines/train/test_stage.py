@@ -7,19 +7,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_run import VOCABULARY, tiny_recipe
 
-from model.attention.hardware import AttentionShape
-from model.config import llama_config
-from model.llama import build_llama, whole_llama
-from model.mesh import Mesh
+from model.attention.plan.hardware import AttentionShape
+from model.llama.config import llama_config
+from model.llama.llama import build_llama, whole_llama
+from model.training.mesh import Mesh
 from pipelines.recipe import Attention, Hardware
-from pipelines.storage import Store
 from pipelines.train.data import describe, stage_dispatcher
-from pipelines.train.initial import initial_weights
+from pipelines.train.engine_setup import initial_weights
 from pipelines.train.job import TrainJob
-from tokenization.errors import UserError
-from tokenization.loader import MicroBatch
+from storage.errors import UserError
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, tiny_recipe
+from tokenization.loader.loader import MicroBatch
 
 MESH = Mesh(dp=1, sp=4, rank=3, sp_group=None)
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8}

@@ -1,4 +1,4 @@
-"""pipelines/train/oversight.py goes on watching, whatever Ray answers."""
+"""pipelines/train/supervise.py goes on watching, whatever Ray answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import RayError
-from tiny_run import VOCABULARY, tiny_recipe
 
-from pipelines.pulse import Beat, Standing
-from pipelines.storage import Store
-from pipelines.train import oversight
+from pipelines.cluster.heartbeat import Beat, Standing
+from pipelines.train import supervise as oversight
 from pipelines.train.job import TrainJob
-from pipelines.train.oversight import Oversight
+from pipelines.train.supervise import Oversight
+from storage.store import Store
+from testing.tiny_run import VOCABULARY, tiny_recipe
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_proxy import Faults, Rule
 
-from jobs.bench.object_store import KEY, SECRET, ObjectStore
-from pipelines.buckets import client
-from pipelines.buckets.errors import StoreError
-from pipelines.ranged import RangedFile
-from pipelines.storage import Store
-from pipelines.urls import list_objects, object_info, open_url
+from storage.object_store import client
+from storage.object_store.errors import StoreError
+from storage.ranged_file import RangedFile
+from storage.store import Store
+from storage.urls import list_objects, object_info, open_url
+from testing.faulty_proxy import Faults, Rule
+from testing.s3_server import KEY, SECRET, ObjectStore
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_proxy import Faults
 
-from jobs.bench.object_store import ObjectStore
-from pipelines.buckets.errors import StoreError
-from pipelines.buckets.read_ahead import FIRST, LARGEST
-from pipelines.storage import Store
-from pipelines.urls import fetch_file, filesystem, list_objects, open_url
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.object_store.errors import StoreError
+from storage.object_store.read_ahead import FIRST, LARGEST
+from storage.store import Store
+from storage.urls import fetch_file, filesystem, list_objects, open_url
+from testing.faulty_proxy import Faults
+from testing.s3_server import ObjectStore
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def test_a_killed_writer_leaves_no_file_on_its_disk_and_nothing_in_the_bucket(
 ) -> None:
     script = (
         "import os, signal, sys; sys.modules['s3fs'] = sys.modules['botocore'] = None  # not needed\n"
-        "from pipelines.storage import Store\n"
+        "from storage.store import Store\n"
         f"with Store('s3://data/killed', {filled.options!r}).writing('shards/0.tar') as file:\n"
         "    file.write(bytes(10**6)); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.buckets.client import Client
-from pipelines.buckets.credentials import Keys
-from pipelines.buckets.errors import Request
-from pipelines.buckets.options import azure_settings, bucket_region, gcs_settings, s3_settings
-from pipelines.urls import list_objects
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.object_store.client import Client
+from storage.object_store.credentials import Keys
+from storage.object_store.errors import Request
+from storage.object_store.options import azure_settings, bucket_region, gcs_settings, s3_settings
+from storage.urls import list_objects
 
 KEYS = {"key": "k", "secret": "s"}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.object_store import ObjectStore
-from pipelines.lease import LEASE, lease
-from pipelines.storage import Store
-from pipelines.urls import list_objects
-from tokenization.errors import UserError
+from storage.errors import UserError
+from storage.lease import LEASE, lease
+from storage.store import Store
+from storage.urls import list_objects
+from testing.s3_server import ObjectStore
 
 pytestmark = pytest.mark.slow
 

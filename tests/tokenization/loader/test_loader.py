@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
-from tokenization.errors import BadData, UserError
-from tokenization.loader import Batch, Loader, MicroBatch, join_sequences
-from tokenization.order import SequenceOrder
-from tokenization.packing import pack
-from tokenization.shards import ShardSet, read_sequence, write_shard
+from tokenization.loader.loader import Batch, Loader, MicroBatch, join_sequences
+from tokenization.loader.order import SequenceOrder
+from tokenization.packing.pack import pack
+from tokenization.shards.shard import ShardSet, read_sequence, write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)

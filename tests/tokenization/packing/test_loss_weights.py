@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.errors import UserError
 from tokenization.document import Document
-from tokenization.errors import UserError
-from tokenization.packing import pack
+from tokenization.packing.loss_weights import Objective, check_objective, loss_weights
+from tokenization.packing.pack import pack
 from tokenization.vocabulary import JointVocabulary
-from tokenization.weights import Objective, check_objective, loss_weights
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=50, codebook_size=20)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenization.document import Document, PackedSequence
-from tokenization.packing import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, pack_window, split_document
+from tokenization.packing.pack import TOO_SHORT, PackCounts, best_fit, fill, filled, pack, pack_window, split_document
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=1 << 20, codebook_size=20)
@@ -303,7 +303,7 @@ def test_packing_runs_where_numba_may_write_nowhere(tmp_path: Path) -> None:
         "c.InTreeCacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(PermissionError('read-only'))\n"
         "import logging; logging.basicConfig(level=logging.INFO)\n"
         "import numpy as np\n"
-        "from tokenization.packing import best_fit\n"
+        "from tokenization.packing.pack import best_fit\n"
         "assert best_fit(np.array([3, 5, 4]), 8)[1] == 2\n"
     )
     environment = {**os.environ, "HOME": str(occupied), "XDG_CACHE_HOME": str(occupied / "cache")}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenization.filling import LONG, fill_from
+from tokenization.packing.subset_sum import LONG, fill_from
 
 
 @given(

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenization.errors import BadData, UserError
-from tokenization.records import READ_BYTES, BadRecord, SideData, read_records
+from storage.errors import BadData, UserError
+from tokenization.readers.records import READ_BYTES, BadRecord, SideData, read_records
 
 
 def read(content: bytes, url: str, **options: int) -> list[Any]:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
-from tokenization import tar_samples
-from tokenization.tar_samples import BLOCK, BadSample, Sample, Window, _split, read_samples
+from tokenization.readers import webdataset_tar as tar_samples
+from tokenization.readers.webdataset_tar import BLOCK, BadSample, Sample, Window, _split, read_samples
 
 Member = tuple[str, bytes]
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.errors import BadData
 from tokenization.document import Document
-from tokenization.documents import read_documents, write_documents
-from tokenization.errors import BadData
+from tokenization.shards.document_parquet import read_documents, write_documents
 
 JSON = st.recursive(
     st.none()

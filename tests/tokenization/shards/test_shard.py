@@ -14,11 +14,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
-from tokenization.errors import BadData, UserError
-from tokenization.packing import filled, pack
-from tokenization.shard_index import BLOCK
-from tokenization.shards import ShardSet, ShardStats, member_name, read_sequence, verify_shard, write_shard
+from tokenization.packing.pack import filled, pack
+from tokenization.shards.index import BLOCK
+from tokenization.shards.shard import ShardSet, ShardStats, member_name, read_sequence, verify_shard, write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)

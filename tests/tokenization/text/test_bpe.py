@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from tokenization.byte_pairs import SPACE, BytePairs, suits
+from tokenization.text.bpe import SPACE, BytePairs, suits
 
 Merges = list[tuple[str, str]]
 

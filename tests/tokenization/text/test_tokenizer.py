@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from tokenization.errors import BadData, UserError
-from tokenization.text import MAX_PART_CHARS, SPACE, TextTokenizer, load_text_tokenizer
+from storage.errors import BadData, UserError
+from tokenization.text.tokenizer import MAX_PART_CHARS, SPACE, TextTokenizer, load_text_tokenizer
 
-FIXTURES = Path(__file__).parents[1] / "data" / "fields"
+FIXTURES = Path(__file__).parents[2] / "data" / "fields"
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first example loads the models
 
 
@@ -203,7 +203,7 @@ def test_a_vocabulary_whose_words_may_end_with_spaces_is_encoded_as_exactly(tmp_
 def test_a_hundred_megabyte_line_is_encoded_in_memory_in_proportion() -> None:
     """In a process of its own, whose peak is then that of the line: text, bytes, ids and the tokenizer itself."""
     code = (
-        "import resource; from tokenization.text import load_text_tokenizer; t = load_text_tokenizer();"
+        "import resource; from tokenization.text.tokenizer import load_text_tokenizer; t = load_text_tokenizer();"
         "t.encode('warm'); line = 'To be, or not to be: that is the question. ' * 2_400_000;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; n = len(t.encode(line));"
         "print(len(line), n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
@@ -217,7 +217,7 @@ def test_a_hundred_megabyte_line_is_encoded_in_memory_in_proportion() -> None:
 
 def test_loading_is_quick_cached_and_the_same_every_time() -> None:
     code = (
-        "import time; start = time.process_time(); from tokenization.text import load_text_tokenizer;"
+        "import time; start = time.process_time(); from tokenization.text.tokenizer import load_text_tokenizer;"
         "t = load_text_tokenizer(); took = time.process_time() - start; import hashlib;"
         "print(took, hashlib.sha256(t._tokenizer.to_str().encode()).hexdigest())"
     )

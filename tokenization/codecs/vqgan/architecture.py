@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import VQModel
 
-from tokenization.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.config import VQGANConfig
 
 
 def build_vqgan(config: VQGANConfig, seed: int | None = None) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenization.errors import UserError
+from storage.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

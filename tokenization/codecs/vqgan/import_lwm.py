@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN
+from storage.errors import UserError
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN
 
 # All that numpy's own pickles name, under its module names before and after 2.0. None of these runs code from its
 # arguments: the first two build an array from bytes, the third a scalar.

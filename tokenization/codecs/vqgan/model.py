@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
+from storage.errors import UserError
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
 
 __all__ = ["VQGAN", "VQGANConfig", "build_vqgan", "nearest_codes", "pixels_of"]
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
+from storage.errors import UserError
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
 
 _LIVELY = 0.45  # standard deviation of the pixels, which span 2, of a clip in full light
 

@@ -8,16 +8,16 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from attention_groups import allowed_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention.choices import Layout
-from model.attention.cost import direct_cost, relay_cost
-from model.attention.hardware import AttentionShape, Hardware
-from model.attention.planner import LAYOUTS, TIGHTEST, TOLERANCES, candidates, plan_sequence
-from model.attention.segments import Traffic, cut_at_documents, traffic
-from model.attention.shared import shared_over_fewest
+from model.attention.plan.balanced_layout import shared_over_fewest
+from model.attention.plan.cost_model import direct_cost, relay_cost
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.options import Layout
+from model.attention.plan.planner import LAYOUTS, TIGHTEST, TOLERANCES, candidates, plan_sequence
+from model.attention.plan.segments import Traffic, cut_at_documents, traffic
+from tests.model.attention_groups import allowed_pairs
 
 GQA = AttentionShape(heads=32, kv_heads=8)
 
@@ -95,8 +95,8 @@ def test_a_rank_takes_part_in_one_long_document_or_two_where_one_ends() -> None:
 
 def test_the_same_sequence_gives_the_same_plan_in_another_process() -> None:
     code = (
-        "import sys, hashlib, numpy as np; sys.path[:0] = ['tests/model', '.']\n"
-        "from test_attention_planner import mixed, GQA, plan_sequence\n"
+        "import hashlib, numpy as np\n"
+        "from tests.model.attention.plan.test_planner import mixed, GQA, plan_sequence\n"
         "p = plan_sequence(mixed(65536, 30000, 5), 16, shape=GQA)\n"
         "print(p.layout, p.ulysses, p.route, hashlib.sha256(b''.join(x.tobytes() for x in p.assignment)).hexdigest())"
     )

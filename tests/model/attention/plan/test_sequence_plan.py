@@ -8,17 +8,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from attention_groups import allowed_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention.choices import Route
-from model.attention.dispatch import dispatch, in_order
-from model.attention.layouts import Assignment
-from model.attention.plan import SequencePlan
-from model.attention.planner import LAYOUTS
-from model.attention.runs import Run, cut_runs
-from model.attention.segments import stage_of_distance, traffic
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.options import Route
+from model.attention.plan.planner import LAYOUTS
+from model.attention.plan.runs import Run, cut_runs
+from model.attention.plan.segments import stage_of_distance, traffic
+from model.attention.plan.sequence_plan import SequencePlan
+from model.attention.reorder import dispatch, in_order
+from tests.model.attention_groups import allowed_pairs
 
 
 @st.composite

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import llama_config
-from model.llama import build_llama
-from pipelines.evaluate.heldout import read_sequences, score_sequences, target_counts
+from model.llama.config import llama_config
+from model.llama.llama import build_llama
 from pipelines.evaluate.table import cross_entropy, entropy
-from pipelines.storage import Store
+from pipelines.evaluate.tasks.heldout_loss import read_sequences, score_sequences, target_counts
+from storage.store import Store
 from tokenization.document import Document
-from tokenization.packing import pack
-from tokenization.shard_index import ShardSet
-from tokenization.shards import write_shard
+from tokenization.packing.pack import pack
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary(50, 20, 22)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.evaluate.haystack import (
+from pipelines.evaluate.tasks.needle_prompts import (
     CITIES,
     Needle,
     answer_buffer,
@@ -19,8 +19,8 @@ from pipelines.evaluate.haystack import (
     found,
     question,
 )
-from tokenization.errors import UserError
-from tokenization.text import load_text_tokenizer
+from storage.errors import UserError
+from tokenization.text.tokenizer import load_text_tokenizer
 
 TOKENIZER = load_text_tokenizer()
 TEXT = 'The sea was calm. "Go home!" said Mr. Gray to the birds.\nThe ship of 3.5 tons went slowly home. '

@@ -10,23 +10,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_run import tiny_recipe
 
-from model.config import llama_config
-from model.engine import StepMetrics
-from pipelines.profiled_steps import ProfiledSteps
+from model.llama.config import llama_config
+from model.training.engine import StepMetrics
+from pipelines.build import build_stages
 from pipelines.recipe import Recipe
-from pipelines.stages import build_stages
-from pipelines.storage import Store
+from pipelines.train.check_wandb import check_wandb
 from pipelines.train.job import TrainJob
-from pipelines.train.machine import device_peak, memory, part_figures, speed
-from pipelines.train.metrics import read_metrics, step_figures, step_line, tokens_per_second, whole_seconds
-from pipelines.train.sinks.files import MetricsFile, TensorBoard, remove_uncommitted
-from pipelines.train.sinks.sink import Terminal
-from pipelines.train.sinks.weights_and_biases import WeightsAndBiases
-from pipelines.weights_and_biases import check_wandb
-from tests.tensorboard_events import shown_by_tensorboard, shown_of
-from tokenization.errors import UserError
+from pipelines.train.metrics.files import MetricsFile, TensorBoard, remove_uncommitted
+from pipelines.train.metrics.machine import device_peak, memory, part_figures, speed
+from pipelines.train.metrics.sink import Terminal
+from pipelines.train.metrics.steps import read_metrics, step_figures, step_line, tokens_per_second, whole_seconds
+from pipelines.train.metrics.wandb import WeightsAndBiases
+from pipelines.train.profiled_steps import ProfiledSteps
+from storage.errors import UserError
+from storage.store import Store
+from testing.tensorboard_events import shown_by_tensorboard, shown_of
+from testing.tiny_run import tiny_recipe
 
 SIZES = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage import Store
-from pipelines.train.metrics import read_metrics, step_figures
-from tests.tensorboard_events import shown_by_tensorboard, shown_of
+from pipelines.train.metrics.steps import read_metrics, step_figures
+from storage.store import Store
+from testing.tensorboard_events import shown_by_tensorboard, shown_of
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokenization.vqgan.metrics import psnr
+from tokenization.codecs.vqgan.metrics import psnr
 
 
 def test_psnr_of_known_errors() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.model import VQGAN, pixels_of
+from storage.errors import UserError
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN, pixels_of
 
 SMALL = VQGANConfig(
     resolution=32, channels=(8, 16, 32), res_blocks=1, latent_channels=16, embed_dim=8, codebook_size=256, norm_groups=8

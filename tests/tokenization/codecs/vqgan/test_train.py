@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokenization.errors import UserError
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.metrics import psnr
-from tokenization.vqgan.model import VQGAN
-from tokenization.vqgan.train import Trainer, TrainSettings, train_vqgan
+from storage.errors import UserError
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.metrics import psnr
+from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.train import Trainer, TrainSettings, train_vqgan
 
 TINY = VQGANConfig(
     resolution=16, channels=(16, 32), res_blocks=1, latent_channels=16, embed_dim=8, codebook_size=64, norm_groups=4

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tokenization.errors import UserError
-from tokenization.vqgan.architecture import build_vqgan
-from tokenization.vqgan.config import VQGANConfig
-from tokenization.vqgan.lwm import diffusers_name, load_lwm_vqgan, read_lwm_parameters
-from tokenization.vqgan.model import VQGAN, nearest_codes
+from storage.errors import UserError
+from tokenization.codecs.vqgan.architecture import build_vqgan
+from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.import_lwm import diffusers_name, load_lwm_vqgan, read_lwm_parameters
+from tokenization.codecs.vqgan.model import VQGAN, nearest_codes
 
-DATA = Path(__file__).parents[2] / "data" / "vqgan"
+DATA = Path(__file__).parents[3] / "data" / "vqgan"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What a training step takes of a device and of its host, predicted part by part, without allocating anything."""

@@ -1,0 +1,1 @@
+"""Codecs that turn media into tokens and back."""

@@ -1,0 +1,1 @@
+"""Encoded videos and images to square frames at sampled times."""

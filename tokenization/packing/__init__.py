@@ -1,0 +1,1 @@
+"""Documents into packed sequences: which go together, and the loss weight of each token."""

@@ -1,0 +1,1 @@
+"""Records and samples out of text, JSONL, Parquet and tar files."""
