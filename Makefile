@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # One compute thread a process: the work is spread over processes, and two threads on a busy core cost more than they give.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: install quickstart test test-fast lint format constraints clean
+.PHONY: install quickstart test test-fast test-faults lint format constraints clean
 
 install: $(STAMP)
 
@@ -25,10 +26,14 @@ quickstart: install
 	$(BIN)/ringworld run recipes/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST) -m 'not faults'
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(PYTEST) -m 'not slow and not faults'
+
+# Kills, hangs, two drivers and long runs.
+test-faults: install
+	$(PYTEST) -m faults
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -30,7 +30,7 @@ def test_a_claim_is_met_on_its_own_side() -> None:
     assert not Claim("", 1.5, 1.6, at_most=True).met
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_all_parts_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.dict(os.environ):  # in which it leaves the credentials of its store
         report = tokenize_report(Settings(SMALL, seconds=5, encoded=2, frames=42, clips=2, hour=10, rounds=1))

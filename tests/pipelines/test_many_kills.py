@@ -22,7 +22,7 @@ from testing.miniature import recipe, write_recipe
 from testing.ray_nodes import RayNodes
 from tests.pipelines.test_resume import manifests, outputs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 VICTIMS = {"worker": 7, "decoder": 3, "encoder": 3, "pool": 2, "driver": 3, "node": 2}
 TITLES = {

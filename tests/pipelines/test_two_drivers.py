@@ -18,7 +18,7 @@ from testing.faulty_proxy import Faults, Rule
 from testing.miniature import ringworld, text_recipe, write_recipe
 from testing.s3_server import KEY, SECRET, ObjectStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 def records(store: Store, stage: str) -> list[str]:

@@ -202,7 +202,7 @@ def test_a_crash_that_a_second_process_confirms_is_bad_data() -> None:
     assert not decoders()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_process_that_is_killed_each_time_says_nothing_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(client.DecoderProcess):
         def frames(self, *arguments: Any) -> Iterator[FrameChunk]:

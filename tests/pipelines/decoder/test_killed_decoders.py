@@ -35,7 +35,7 @@ def tokenized(root: Path) -> Store:
     return Store(str(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.usefixtures("local_ray")
 def test_a_stage_whose_decoders_are_killed_makes_the_same_bytes(
     undisturbed: Path, sources: Path, tmp_path: Path

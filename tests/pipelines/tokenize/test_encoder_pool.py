@@ -73,6 +73,7 @@ def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: 
     wait_for(lambda: not pids(tmp_path) & last)
 
 
+@pytest.mark.faults
 def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(2, 2)) as pool:
         wait_until_ready(pool)
@@ -86,6 +87,7 @@ def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path)
         assert len(list(tmp_path.iterdir())) == 5
 
 
+@pytest.mark.faults
 def test_the_pools_own_death_costs_a_repetition(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(1, 1)) as pool:
         answers = call(pool, *range(6))

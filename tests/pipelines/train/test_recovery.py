@@ -22,7 +22,7 @@ from storage.store import Store
 from testing.ray_nodes import RayNodes
 from testing.training_driver import CHECKPOINT_STEPS, STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 log = logging.getLogger(__name__)
 
