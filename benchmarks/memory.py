@@ -38,7 +38,7 @@ from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 WITHIN = 0.15
 STRAIGHT = 0.999

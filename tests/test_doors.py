@@ -16,7 +16,7 @@ ROOMS = tuple(sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if 
 ALLOWED = {
     "storage": {"storage"},
     "tokenization": {"tokenization", "storage"},
-    "model": {"model", "storage", "tokenization.vocabulary", "tokenization.compiled"},
+    "model": {"model", "storage", "tokenization.vocabulary", "tokenization.compiled", "tokenization.loader.batch"},
     "pipelines": {"pipelines", "tokenization", "model", "storage", "ray"},
     "testing": {"testing", "pipelines", "tokenization", "model", "storage", "ray"},
     "benchmarks": {"benchmarks", "testing", "pipelines", "tokenization", "model", "storage"},

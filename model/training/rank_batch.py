@@ -8,7 +8,7 @@ ahead of the training, so that a step only copies to the device and computes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,29 +18,10 @@ from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import Route
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
+from tokenization.loader.batch import MicroBatch
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
-
-
-class MicroBatch(Protocol):
-    """S tokens of packed documents, the same on all ranks of one sp group.
-
-    tokens, labels: int32 [S]; labels[i] is what position i predicts. loss_weight: float32 [S], the weight of labels[i]
-    before the division by N, 0 where nothing is learnt. cu_seqlens: int32 [n_documents + 1], from 0 to S. source: int16
-    [S], which source of the mixture each token is of, -1 in padding; None: all are of source 0.
-    """
-
-    @property
-    def tokens(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def labels(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def loss_weight(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def cu_seqlens(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def source(self) -> np.ndarray | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)

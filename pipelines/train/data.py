@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
@@ -13,7 +13,8 @@ from pipelines.train.job import TrainJob
 from pipelines.train.shard_cache import ShardCache
 from storage.errors import UserError
 from storage.urls import CACHE
-from tokenization.loader.loader import Loader, accumulation
+from tokenization.loader.batch import Batch
+from tokenization.loader.loader import Loader, State, accumulation
 from tokenization.loader.order import SequenceOrder
 from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardSet
@@ -47,10 +48,12 @@ def sequence_order(job: TrainJob, sets: Mapping[str, ShardSet]) -> SequenceOrder
     )
 
 
-def batch_loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, Any] | None) -> Loader:
-    """This rank's batches from `state` on, None: from the first; they are `RankBatch`es by `dispatcher`."""
+def rank_batches(
+    job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, int] | None
+) -> Iterator[tuple[Batch[RankBatch], State]]:
+    """This rank's batches from `state` on, None: from the first; `dispatcher` makes this rank's share of each."""
     sets = shard_sets(job)
-    return Loader(
+    loader = Loader(
         shard_opener(job, sets),
         list(sets.values()),
         sequence_order(job, sets),
@@ -62,8 +65,8 @@ def batch_loader(job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mappi
         state=state,
         workers=0 if job.shards.is_local else READERS,
         skip=job.skip,
-        prepare=dispatcher,
     )
+    return loader.prepared(dispatcher)
 
 
 def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:

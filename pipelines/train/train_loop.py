@@ -20,10 +20,11 @@ from model.convert.export_hf import export_hf
 from model.llama.initial_weights import BlankWeights, Weights
 from model.training.engine import TrainingEngine
 from model.training.mesh import Mesh, build_mesh
+from model.training.rank_batch import RankBatch
 from pipelines.cluster.heartbeat import Pulse
 from pipelines.cluster.progress import Meter
 from pipelines.train.bad_steps import BadStepWatch
-from pipelines.train.data import batch_loader, describe, stage_dispatcher
+from pipelines.train.data import describe, rank_batches, stage_dispatcher
 from pipelines.train.engine_setup import engine_settings, initial_weights, last_checkpoint_before, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.files import remove_uncommitted
@@ -31,7 +32,7 @@ from pipelines.train.metrics.monitor import Monitor
 from pipelines.train.metrics.steps import checkpoint_figures, lost_to_bad_shards
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.loader.loader import Batch
+from tokenization.loader.batch import Batch
 
 log = logging.getLogger("ringworld")
 
@@ -64,7 +65,7 @@ class _Rank:
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
-        self.state: Mapping[str, Any] | None = None  # of the loader, after the last batch
+        self.state: Mapping[str, int] | None = None  # of the loader, after the last batch
         if restored := self._restore():
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
@@ -103,7 +104,7 @@ class _Rank:
         """To the end of the stage and its exported model, or until a group of another size is to go on."""
         engine, stage, mesh = self.engine, self.job.stage, self.mesh
         dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
-        batches = iter(batch_loader(self.job, mesh, dispatcher, self.state))
+        batches = rank_batches(self.job, mesh, dispatcher, self.state)
         is_first = True
         while engine.step < stage.steps:
             self.pulse.at(engine.step, "load")
@@ -127,7 +128,7 @@ class _Rank:
         if mesh.rank == 0:
             ray.get(self.watch.finish.remote())
 
-    def _step(self, batch: Batch) -> bool:
+    def _step(self, batch: Batch[RankBatch]) -> bool:
         """Train on a batch. False where that made the stage go back to its last checkpoint."""
         self.pulse.at(self.engine.step, "train")
         metrics = self.engine.train_step(batch.micro_batches, batch.n_examples, self.bad_steps.is_spike)
@@ -145,7 +146,7 @@ class _Rank:
             self._save()  # at once, with where the loader is now: a killed run does not meet the same batch again
             self.writer.wait()
             return False
-        lost = lost_to_bad_shards(batch, self.job.stage.context)
+        lost = lost_to_bad_shards(batch.lost, self.job.stage.context)
         dropped = {} if verdict == "good" else {"dropped": why}
         if lost and self.mesh.rank == 0:
             log.warning(

@@ -15,7 +15,7 @@ from model.convert.import_lwm import llama_tensors, lwm_config, lwm_tensors, ope
 from model.llama.llama import build_llama
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import rank_batch
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 DATA = Path(__file__).parents[1] / "data" / "lwm"
 TEXT = 512  # text ids of both models

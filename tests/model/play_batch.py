@@ -20,7 +20,8 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
 from tokenization.document import Document
-from tokenization.loader.loader import MicroBatch, join_sequences
+from tokenization.loader.batch import MicroBatch
+from tokenization.loader.loader import join_sequences
 from tokenization.packing.pack import pack
 from tokenization.vocabulary import JointVocabulary
 

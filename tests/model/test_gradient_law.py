@@ -35,7 +35,7 @@ from tests.model.play_batch import (
     tiny_llama,
 )
 from tests.model.whole_state import whole_weights
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 STEPS = 4
 TOLERANCE = 1e-5

@@ -1,6 +1,6 @@
 """Shards to batches: each rank's micro-batches of one optimizer step, with the normaliser of the whole global batch.
 
-In: shard sets (one a source), the global order of their sequences, and this rank's place. Out: `(Batch, state)` without
+In: shard sets (one a source), the global order of their sequences, and this rank's place. Out: `(batch, state)` without
 end; handing the state to a new loader goes on at the exact next sequence, on any number of ranks.
 
 Step k takes the next `batch_sequences` positions of the order. They are dealt out micro-batch by micro-batch, in each
@@ -23,53 +23,24 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from storage.errors import UserError
 from tokenization.document import PackedSequence
+from tokenization.loader.batch import Batch, MicroBatch, Part
 from tokenization.loader.order import SequenceOrder
 from tokenization.loader.shard_reader import Opener, Place, ShardReader, padding
 from tokenization.shards.index import ShardSet
 
 State = dict[str, int]
+Item = TypeVar("Item")
 
 IDLE = "idle"
 """Key of the padding that stands where a rank has no sequence of the batch left to read."""
 _BLOCK = 4096
 """Positions of the order worked out at once; one at a time costs more than reading them."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """`rows` packed sequences end to end: S' = rows * S tokens for one forward pass.
-
-    tokens: int32 [S']. labels: int32 [S'], the next token where it is a target with loss, else 0. loss_weight: float32
-    [S'], aligned to labels, before the division by N; 0 where there is no target. cu_seqlens: int32 [n+1], from 0 to
-    S', padding runs included. keys: of the sequences, in order. source: int16 [S'], which of the loader's sources each
-    token is of, -1 in padding; None: all are of one.
-    """
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    loss_weight: np.ndarray
-    cu_seqlens: np.ndarray
-    keys: tuple[str, ...]
-    source: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One optimizer step of one data-parallel rank.
-
-    micro_batches: each a `MicroBatch`, or what the loader's `prepare` made of it. n_examples: N of the whole global
-    batch, equal on all ranks, 1 at least. lost: keys of the global batch's sequences that padding stands for.
-    """
-
-    micro_batches: tuple[Any, ...]
-    n_examples: int
-    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +76,7 @@ def join_sequences(sequences: Sequence[PackedSequence], sources: Sequence[int] |
 
 
 class Loader:
-    """Iterates over `(Batch, state)`; each iteration starts from the state the loader was made with.
+    """Iterates over `(Batch[MicroBatch], state)`; each iteration starts from the state the loader was made with.
 
     opener: opens a shard by its name in the sets, as a seekable binary file. sources: one set a source of `order`, of
     one context, vocabulary and objective. batch_sequences: sequences of a global batch. rows: sequences of a
@@ -113,11 +84,9 @@ class Loader:
     loader of any geometry. prefetch: batches read ahead in a thread, 0 for none. workers: threads that read sequences
     for it, two ahead each, 0 for none; worthwhile where reads wait for an object store. max_open: shards held open.
     verify: re-hash each shard when it is first opened. skip: names of bad shards, the same on all ranks; see above.
-    prepare: called with each micro-batch where it is put together, hence in the thread that reads ahead; what it
-    returns takes the micro-batch's place.
 
     Raises ValueError where the batch does not divide, UserError where sets disagree or hold nothing. Iterating raises
-    BadData naming shard and sequence on corrupt data, and whatever the opener and `prepare` raise.
+    BadData naming shard and sequence on corrupt data, and whatever the opener raises.
     """
 
     def __init__(
@@ -131,13 +100,12 @@ class Loader:
         dp_size: int = 1,
         grad_accum: int = 1,
         rows: int | None = None,
-        state: Mapping[str, Any] | None = None,
+        state: Mapping[str, int] | None = None,
         prefetch: int = 2,
         workers: int = 0,
         max_open: int = 8,
         verify: bool = False,
         skip: Collection[str] = (),
-        prepare: Callable[[MicroBatch], Any] | None = None,
     ) -> None:
         self.rows = _rows(batch_sequences, dp_size, grad_accum, rows)
         if not 0 <= dp_rank < dp_size:
@@ -154,13 +122,20 @@ class Loader:
         )
         self._lost = [_lost(source, frozenset(skip)) for source in self.sources]
         self._n_examples = [source.n_examples * ~lost for source, lost in zip(self.sources, self._lost)]
-        self._prepare = prepare or (lambda micro_batch: micro_batch)
 
-    def __iter__(self) -> Iterator[tuple[Batch, State]]:
-        batches = self._batches()
+    def __iter__(self) -> Iterator[tuple[Batch[MicroBatch], State]]:
+        return self.prepared(lambda micro_batch: micro_batch)
+
+    def prepared(self, prepare: Callable[[MicroBatch], Part]) -> Iterator[tuple[Batch[Part], State]]:
+        """The same batches with `prepare(micro_batch)` in place of each micro-batch.
+
+        It is called where the micro-batch is put together, hence in the thread that reads ahead; what it raises is
+        raised by the iteration.
+        """
+        batches = self._batches(prepare)
         return _read_ahead(batches, self.prefetch) if self.prefetch else batches
 
-    def _batches(self) -> Iterator[tuple[Batch, State]]:
+    def _batches(self, prepare: Callable[[MicroBatch], Part]) -> Iterator[tuple[Batch[Part], State]]:
         steps, reading = itertools.tee(self._steps())
         reader = self._reader()
         sequences = reader.read_all(place for step in reading for place in step.mine)
@@ -171,7 +146,7 @@ class Loader:
                 for n_rows in self._rows_read():
                     read, of = list(itertools.islice(sequences, n_rows)), list(itertools.islice(sources, n_rows))
                     idle = [padding(IDLE, self.sources[0].context)] * (self.rows - n_rows)
-                    micro_batches.append(self._prepare(join_sequences(read + idle, of + [0] * len(idle))))
+                    micro_batches.append(prepare(join_sequences(read + idle, of + [0] * len(idle))))
                 yield Batch(tuple(micro_batches), step.n_examples, step.lost), self.order.state(step.end)
         finally:
             sequences.close()  # type: ignore[attr-defined]  # a generator: ends its threads
@@ -222,12 +197,12 @@ class _Failed:
         self.error = error
 
 
-def _read_ahead(steps: Iterator[tuple[Batch, State]], depth: int) -> Iterator[tuple[Batch, State]]:
+def _read_ahead(steps: Iterator[Item], depth: int) -> Iterator[Item]:
     """`steps`, produced in a thread at most `depth` ahead. Its errors are raised here; closing this ends the thread."""
-    ready: queue.Queue[tuple[Batch, State] | _Failed] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[Item | _Failed] = queue.Queue(maxsize=depth)
     closed = threading.Event()
 
-    def hand_over(item: tuple[Batch, State] | _Failed) -> None:
+    def hand_over(item: Item | _Failed) -> None:
         while not closed.is_set():
             try:
                 ready.put(item, timeout=0.1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from model.step_timer import StepClock
 from model.training.engine import StepMetrics, TrainingEngine
+from model.training.rank_batch import RankBatch
 from pipelines.train.data import source_names
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import MetricsFile, TensorBoard
@@ -19,7 +20,8 @@ from pipelines.train.metrics.profiler import Profile
 from pipelines.train.metrics.sink import Publish, RayMetrics, Sink, Terminal
 from pipelines.train.metrics.steps import step_figures, step_line
 from pipelines.train.metrics.wandb import WeightsAndBiases
-from tokenization.loader.loader import Batch
+from tokenization.loader.batch import Batch
+from tokenization.loader.loader import State
 
 
 class Monitor:
@@ -36,7 +38,7 @@ class Monitor:
         if engine.mesh.rank == 0:
             self._sinks = _sinks(job, reports)
 
-    def next(self, batches: Iterator[tuple[Batch, dict[str, int]]]) -> tuple[Batch, dict[str, int]]:
+    def next(self, batches: Iterator[tuple[Batch[RankBatch], State]]) -> tuple[Batch[RankBatch], State]:
         """The next batch; how long it was waited for is the loader's stall."""
         self._profile.before(self._engine.step)
         with self._clock.part("load"):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.train.job import METRICS
 from storage.store import Store
-from tokenization.loader.loader import Batch
 
 if TYPE_CHECKING:
     from model.checkpoint import Lost, Written
@@ -87,9 +86,9 @@ def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:
     return sum(step["tokens"] for step in steps) / max(sum(map(whole_seconds, steps)), 1e-9)
 
 
-def lost_to_bad_shards(batch: Batch, context: int) -> dict[str, int]:
-    """Of a step, over all ranks; nothing where nothing is lost."""
-    return {"lost_sequences": len(batch.lost), "lost_tokens": len(batch.lost) * context} if batch.lost else {}
+def lost_to_bad_shards(lost: Sequence[str], context: int) -> dict[str, int]:
+    """What a step lost over all ranks, from its batch's `lost` keys; an empty dict where nothing is lost."""
+    return {"lost_sequences": len(lost), "lost_tokens": len(lost) * context} if lost else {}
 
 
 def bad_step_figures(steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher, RankBatch
 from tests.model.peak_memory import Widths, peak_bytes
 from tests.model.play_batch import VOCABULARY, tiny_llama
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 N_TOKENS = 1024
 LAYERS = 3

@@ -14,7 +14,7 @@ from model.llama.loss import token_nll
 from model.training.micro_batch_loss import MicroBatchLoss, micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from tests.model.peak_memory import Widths
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 TEXT, VOCABULARY = 40, 96
 SIZES = {

@@ -19,7 +19,8 @@ from model.attention.plan.planner import LAYOUTS
 from model.attention.reorder import in_order
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
 from tests.model.play_batch import CONTEXT, SEED, VOCABULARY, play_documents, tiny_config
-from tokenization.loader.loader import Loader, MicroBatch
+from tokenization.loader.batch import MicroBatch
+from tokenization.loader.loader import Loader
 from tokenization.loader.order import SequenceOrder
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
@@ -139,8 +140,8 @@ def test_a_loader_resumed_anywhere_dispatches_the_same_shares() -> None:
 
     def shares(state: dict | None, steps: int) -> tuple[list[RankBatch], dict]:
         geometry = {"dp_rank": 1, "dp_size": 2, "grad_accum": 2}
-        loader = Loader(opened, [shards], order, 8, **geometry, state=state, prepare=prepare)
-        seen = list(islice(iter(loader), steps))
+        loader = Loader(opened, [shards], order, 8, **geometry, state=state)
+        seen = list(islice(loader.prepared(prepare), steps))
         return [share for batch, _ in seen for share in batch.micro_batches], seen[-1][1]
 
     whole, _ = shares(None, 6)

@@ -13,7 +13,7 @@ from model.training.rank_batch import Dispatcher
 from pipelines.cluster.progress import bar
 from pipelines.recipe import Recipe
 from pipelines.train.bad_shards import RECORD, bad_shards
-from pipelines.train.data import batch_loader
+from pipelines.train.data import rank_batches
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics
 from pipelines.train.stage import bad_data_told, train_stage
@@ -49,7 +49,7 @@ def test_a_corrupt_shard_ends_the_stage_and_is_named_with_its_hash_and_the_remed
         r"says [0-9a-f]{64}.*set train\.max_bad_shards and run again$"
     )
     with pytest.raises(UserError, match=said), bad_data_told("train-text"):
-        list(islice(batch_loader(job, Mesh(dp=1, sp=1, rank=0, sp_group=None), Dispatcher(), None), STEPS))
+        list(islice(rank_batches(job, Mesh(dp=1, sp=1, rank=0, sp_group=None), Dispatcher(), None), STEPS))
 
 
 @pytest.mark.slow

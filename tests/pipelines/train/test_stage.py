@@ -19,7 +19,7 @@ from pipelines.train.job import TrainJob
 from storage.errors import UserError
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe
-from tokenization.loader.loader import MicroBatch
+from tokenization.loader.batch import MicroBatch
 
 MESH = Mesh(dp=1, sp=4, rank=3, sp_group=None)
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 8}

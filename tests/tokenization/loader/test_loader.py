@@ -16,7 +16,8 @@ import pytest
 
 from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
-from tokenization.loader.loader import Batch, Loader, MicroBatch, join_sequences
+from tokenization.loader.batch import Batch, MicroBatch
+from tokenization.loader.loader import Loader, join_sequences
 from tokenization.loader.order import SequenceOrder
 from tokenization.packing.pack import pack
 from tokenization.shards.shard import ShardSet, read_sequence, write_shard
@@ -90,7 +91,7 @@ def run_ranks(corpus, order, batch_sequences: int, dp: int, accum: int, steps: i
         per_rank.append(list(islice(iter(loader), steps)))
     keys, n_examples = [], []
     for step in zip(*per_rank):
-        batches: list[Batch] = [batch for batch, _ in step]
+        batches: list[Batch[MicroBatch]] = [batch for batch, _ in step]
         for micro in zip(*(batch.micro_batches for batch in batches)):
             keys += [key for micro_batch in micro for key in micro_batch.keys]
         assert len({batch.n_examples for batch in batches}) == 1, "all ranks must divide by one N"
@@ -189,7 +190,7 @@ def test_micro_batches_are_prepared_where_they_are_read(corpus, prefetch: int, t
 
     geometry = {"dp_size": 2, "dp_rank": 1, "grad_accum": 2, "prefetch": prefetch}
     plain = list(islice(iter(Loader(store, sets, order_of(sets), 8, **geometry)), 3))
-    prepared = list(islice(iter(Loader(store, sets, order_of(sets), 8, **geometry, prepare=prepare)), 3))
+    prepared = list(islice(Loader(store, sets, order_of(sets), 8, **geometry).prepared(prepare), 3))
     assert names == {thread}
     for (batch, state), (expected, expected_state) in zip(prepared, plain, strict=True):
         assert batch.micro_batches == tuple(micro_batch.keys for micro_batch in expected.micro_batches)
@@ -206,7 +207,7 @@ def test_errors_of_the_preparation_surface_in_the_consumer(corpus, prefetch: int
             raise ValueError("no plan for this one")
         return micro_batch
 
-    steps = iter(Loader(store, sets, order_of(sets), 4, prefetch=prefetch, prepare=prepare))
+    steps = Loader(store, sets, order_of(sets), 4, prefetch=prefetch).prepared(prepare)
     assert len(list(islice(steps, 2))) == 2, "what lies before is delivered"
     with pytest.raises(ValueError, match="no plan for this one"):
         next(steps)
