@@ -2,6 +2,7 @@
 
 from pipelines.recipe.base import EncoderResources, Resources
 from pipelines.recipe.data import Kind, Pack, Source, Tokenize, VisualTokenizer
+from pipelines.recipe.output_settings import output_settings
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.train import Attention, BadSteps, Hardware, Memory, Train, TrainStage
 
@@ -20,4 +21,5 @@ __all__ = [
     "Train",
     "TrainStage",
     "VisualTokenizer",
+    "output_settings",
 ]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.decoder.limits import Limits
 from pipelines.recipe.base import Config, EncoderResources, Positive, Resources
+from storage.settings import OutputNeutral
 from tokenization.codecs.vqgan.config import VQGANConfig
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
@@ -75,7 +76,7 @@ class VQGANTraining(Config):
     """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
     threads: Positive = 1
     """Compute threads; on cores that other work shares, two are slower than one."""
-    checkpoint_steps: Positive = 100
+    checkpoint_steps: OutputNeutral[Positive] = 100
 
 
 class VisualTokenizer(Config):
@@ -127,14 +128,14 @@ class Tokenize(Config):
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
     records that name media."""
-    piece_seconds: float = Field(default=300.0, gt=0)
+    piece_seconds: OutputNeutral[float] = Field(default=300.0, gt=0)
     """A longer video is decoded in pieces of so many seconds, by as many tasks, on as many nodes as there are."""
-    in_flight_mib: Positive = 32
+    in_flight_mib: OutputNeutral[Positive] = 32
     """Frames that a decode task has under way to the encoders at most, in MiB; all decode tasks together have so many
     times more of them in Ray's object stores."""
-    decode: Resources = Resources()
-    encode: EncoderResources = EncoderResources()
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    decode: OutputNeutral[Resources] = Resources()
+    encode: OutputNeutral[EncoderResources] = EncoderResources()
+    max_bad_fraction: OutputNeutral[float] = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of objects or records ends in quarantine."""
 
     @property
@@ -151,4 +152,4 @@ class Pack(Config):
     partition_tokens: Positive = 2**30
     """Documents are packed in partitions of about so many tokens."""
     sequences_per_shard: Positive = 1024
-    pool: Resources = Resources()
+    pool: OutputNeutral[Resources] = Resources()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipelines.recipe.base import Config, Positive, Resources
+from storage.settings import OutputNeutral
 
 
 class Needle(Config):
@@ -35,4 +36,4 @@ class Evaluate(Config):
     generation: Generation | None = None
     reconstructions: int = 8
     """Held-out frames shown beside their reconstruction."""
-    resources: Resources = Resources()
+    resources: OutputNeutral[Resources] = Resources()

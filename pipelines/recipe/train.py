@@ -13,6 +13,7 @@ from model.attention.plan.options import Layout, Route
 from model.layers.kernels.interface import Kernels
 from model.layers.memory_settings import Activations, MemorySettings
 from pipelines.recipe.base import Config, Name, Positive, Resources
+from storage.settings import OutputNeutral
 
 Objective = Literal["text", "vision-text"]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -120,7 +121,7 @@ class TrainStage(Config):
     context: Positive
     rope_theta: Above0
     steps: Positive
-    tokens: Positive | None = None
+    tokens: OutputNeutral[Positive | None] = None
     """In place of `steps`: at least so many tokens, in whole batches."""
     batch_tokens: Positive
     """Tokens of the global batch, over all data-parallel ranks and accumulation steps."""
@@ -131,20 +132,20 @@ class TrainStage(Config):
     final_lr: AtLeast0 | None = None
     """None: constant after the warm-up; a number: cosine decay down to it."""
     warmup_steps: int = Field(default=0, ge=0)
-    sp: Positive = 1
+    sp: OutputNeutral[Positive] = 1
     """Sequence-parallel ranks that share a sequence by ring attention; the rest of the workers is data-parallel."""
-    attention: Attention | None = None
+    attention: OutputNeutral[Attention | None] = None
     """How those ranks share it in this stage; None: train.attention."""
-    rows: Positive = 1
+    rows: OutputNeutral[Positive] = 1
     """Sequences that one forward pass concatenates (short contexts leave a device idle)."""
-    zero: Literal[0, 1, 2, 3] | None = None
+    zero: OutputNeutral[Literal[0, 1, 2, 3] | None] = None
     """DeepSpeed ZeRO stage of this stage; None: train.zero."""
-    memory: Memory | None = None
+    memory: OutputNeutral[Memory | None] = None
     """What this stage saves of memory; None: train.memory."""
     min_document_tokens: int = Field(default=0, ge=0)
     max_document_tokens: Positive | None = None
     """Only documents of these lengths (LWM: longer books in later stages)."""
-    export: str | None = None
+    export: OutputNeutral[str | None] = None
     """URL that the finished stage's Hugging Face checkpoint is copied to."""
 
     @model_validator(mode="before")
@@ -185,12 +186,12 @@ class BadSteps(Config):
 class Train(Config):
     """The training engine, common to all stages."""
 
-    workers: Positive = 1
-    min_workers: Positive | None = None
+    workers: OutputNeutral[Positive] = 1
+    min_workers: OutputNeutral[Positive | None] = None
     """With it a stage trains on as many workers, from so many to `workers`, as the cluster has room for, and goes on
     with more or fewer as nodes come and go; None: always on `workers`."""
-    resources: Resources = Resources()
-    zero: Literal[0, 1, 2, 3] = 1
+    resources: OutputNeutral[Resources] = Resources()
+    zero: OutputNeutral[Literal[0, 1, 2, 3]] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     weight_decay: AtLeast0 = 0.1
     decay: Literal["all", "matrices"] = "all"
@@ -199,38 +200,39 @@ class Train(Config):
     eps: Above0 = 1e-8
     clip_norm: AtLeast0 = 1.0
     """A gradient whose norm, over all parameters, is larger is scaled down to it; 0: none is, at any ZeRO stage."""
-    loss_chunk: Positive = 1024
+    loss_chunk: OutputNeutral[Positive] = 1024
     """Tokens whose logits exist at once."""
-    memory: Memory = Memory()
-    kernels: Kernels = "torch"
+    memory: OutputNeutral[Memory] = Memory()
+    kernels: OutputNeutral[Kernels] = "torch"
     """What runs a layer's norms, rotary embedding and SwiGLU; it changes rounding alone. torch: a kernel for each
     operation. compile: each part fused by torch.compile, on CPU or GPU. liger: Liger Kernel's, on a GPU, by the
     optional package `ringworld[liger]`."""
     bad_steps: BadSteps = BadSteps()
-    checkpoint_steps: Positive = 100
-    keep_checkpoints: Positive = 2
+    checkpoint_steps: OutputNeutral[Positive] = 100
+    keep_checkpoints: OutputNeutral[Positive] = 2
     """The newest ones stay. With 1, a damaged one has none before it to go back to."""
-    max_restarts: int = Field(default=3, ge=0)
+    max_restarts: OutputNeutral[int] = Field(default=3, ge=0)
     """Failures of a worker, a node or the network without a checkpoint between them that a stage survives."""
-    hang_seconds: float = Field(default=1800.0, gt=0)
+    hang_seconds: OutputNeutral[float] = Field(default=1800.0, gt=0)
     """A worker that has not been heard of, or that all others have waited for, for so long is ended, and the stage goes
     on from its last checkpoint. A step must take less, and so must each piece of a start, a save or an export."""
-    max_bad_shards: int = Field(default=0, ge=0)
+    max_bad_shards: OutputNeutral[int] = Field(default=0, ge=0)
     """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
     stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""
-    shard_cache_gib: float = Field(default=0, ge=0)
+    shard_cache_gib: OutputNeutral[float] = Field(default=0, ge=0)
     """Room on each node's local disk for shards from an object store, re-hashed as they arrive; worthwhile where a
     stage's shards fit. What does not fit is read sequence by sequence, as all is at 0."""
-    tensorboard: bool = True
+    tensorboard: OutputNeutral[bool] = True
     """Keep TensorBoard's event files in each stage's folder, `tensorboard/`."""
-    wandb: Wandb | None = None
+    wandb: OutputNeutral[Wandb | None] = None
     """Send each step's figures to Weights & Biases too."""
-    deterministic: bool = False
+    deterministic: OutputNeutral[bool] = False
     """On GPUs, sum in the same order every time, at some cost: a run is then the same to the bit as one like it, as on
     CPUs it always is."""
-    hardware: Hardware = Hardware()
-    attention: Attention = Attention()
-    stages: list[TrainStage] = Field(min_length=1)
+    hardware: OutputNeutral[Hardware] = Hardware()
+    attention: OutputNeutral[Attention] = Attention()
+    stages: OutputNeutral[list[TrainStage]] = Field(min_length=1)
+    """The curriculum. Each says for itself what its model depends on."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Train:
