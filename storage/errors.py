@@ -8,18 +8,18 @@ import errno
 class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the file, the key and the remedy."""
 
-    passing = False
-    """Whether it may pass with nothing mended, as where a store does not answer just now."""
+    transient = False
+    """Whether the same may succeed later with nothing mended, as where a store does not answer just now."""
 
 
 class BadData(Exception):  # noqa: N818 - it describes the data, not the program
     """One object or record that cannot be used. The message is the reason that goes into the quarantine list."""
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same may succeed in a while with nothing mended: a store, or a disk over a network, is not there."""
     if isinstance(error, UserError):
-        return error.passing
+        return error.transient
     return isinstance(error, ConnectionError | TimeoutError) or (
         isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE)
     )

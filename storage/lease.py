@@ -26,7 +26,7 @@ import psutil
 
 from storage.errors import UserError
 from storage.store import Store
-from storage.urls import reaching
+from storage.urls import first_contact
 
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0
@@ -81,7 +81,7 @@ def lease(store: Store) -> Iterator[Store]:
     """
     held = _Held(store)
     try:
-        with reaching(store.path()):
+        with first_contact(store.path()):
             held.acquire()
     except FileNotFoundError as error:
         raise UserError(f"{store.path()}: no such place ({error}); create the bucket or mend storage.root") from None

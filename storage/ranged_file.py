@@ -56,7 +56,7 @@ class RangedFile(SeekableReader):
                 break
             failures = 0 if more else failures + 1
             if failures >= self.attempts:
-                raise asked.failed(error.said, error.kind, failures)
+                raise asked.failure(error.reason, error.kind, failures)
             attempt = max(1, failures)
             if isinstance(self._fs, BucketFileSystem):
                 self._fs.client(self._path)[0].wait(asked, error, attempt, self.pause)
@@ -94,8 +94,8 @@ class RangedFile(SeekableReader):
         if not _passes(error):
             if _status(error) is None and not isinstance(error, OSError):
                 raise error
-            raise asked.failed(_said(error), "refused")
-        return got, asked.failed(_said(error), "passing")
+            raise asked.failure(_said(error), "refused")
+        return got, asked.failure(_said(error), "transient")
 
 
 def _status(error: Exception) -> int | None:

@@ -62,7 +62,7 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     prefix = pattern[: len(pattern) - len(_tail(pattern))] if "://" in pattern else ""
     base = _package_folder(pattern) if pattern.startswith("package://") else None
     try:
-        with reaching(pattern):
+        with first_contact(pattern):
             found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
     except FileNotFoundError:
         found = {}
@@ -115,7 +115,7 @@ def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
 
 
 @contextlib.contextmanager
-def reaching(url: str) -> Iterator[None]:
+def first_contact(url: str) -> Iterator[None]:
     """First contact with a place: whatever keeps it from answering is the user's to mend, told in one sentence.
 
     A FileNotFoundError passes through: the caller knows what should have been there.
@@ -125,14 +125,14 @@ def reaching(url: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # client libraries raise what they like: aiohttp's are no OSErrors
-        at_first = isinstance(error, StoreError) and error.kind in ("passing", "denied", "refused")
+        at_first = isinstance(error, StoreError) and error.kind in ("transient", "denied", "refused")
         if isinstance(error, UserError) and not at_first:
             raise
         if "://" not in url and not isinstance(error, OSError):
             raise
-        said = " ".join(str(getattr(error, "said", "") or error).split())
+        reason = " ".join(str(getattr(error, "reason", "") or error).split())
         raise UserError(
-            f"{url}: cannot be used ({said}); check the path or bucket, the endpoint and the credentials"
+            f"{url}: cannot be used ({reason}); check the path or bucket, the endpoint and the credentials"
         ) from None
 
 

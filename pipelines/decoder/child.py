@@ -149,7 +149,7 @@ def _told(error: Exception, strain: Strain) -> dict[str, Any]:
     if isinstance(error, BadData):
         return {"is": "bad", "reason": _reason(error), "strained": bool(strain)}
     if isinstance(error, StoreError):
-        return {"is": "store_error", "message": str(error), "said": error.said, "kind": error.kind}
+        return {"is": "store_error", "message": str(error), "reason": error.reason, "kind": error.kind}
     if isinstance(error, UserError):
         return {"is": "user_error", "said": str(error)}
     if isinstance(error, OSError):

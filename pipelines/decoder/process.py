@@ -163,7 +163,7 @@ def _error(reply: dict[str, Any]) -> Exception | None:
         case "bad":
             return BadData(reply["reason"])
         case "store_error":
-            return StoreError(reply["message"], reply["said"], reply["kind"])
+            return StoreError(reply["message"], reply["reason"], reply["kind"])
         case "user_error":
             return UserError(reply["said"])
         case "os_error":

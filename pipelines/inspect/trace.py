@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.dag.stage import MANIFEST
 from storage.errors import BadData, UserError
 from storage.store import Store
-from storage.urls import reaching
+from storage.urls import first_contact
 from tokenization.document import PackedSequence
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import read_sequence
@@ -49,7 +49,7 @@ def find(url: str, key: str) -> Traced:
     store = Store(home)
     manifest = None
     if shards == "shards" and name.endswith(".tar"):
-        with reaching(url):
+        with first_contact(url):
             manifest = _manifest(store)
     if manifest is None or "sets" not in manifest.get("outputs", {}):
         raise UserError(
@@ -137,7 +137,7 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
             for first in range(0, len(whole), _FRAMES_AT_ONCE):
                 some = whole[first : first + _FRAMES_AT_ONCE]
                 codes = traced.vocabulary.ids_to_codes(np.stack([piece.tokens[frame.inside] for frame, _ in some]))
-                with reaching(folder):
+                with first_contact(folder):
                     for picture, (frame, shown) in zip(vqgan.decode(codes), some):
                         name = f"document-{number:04d}-{place}-frame-{frame.number:05d}.png"
                         shown["file"] = save_png(store, name, picture)

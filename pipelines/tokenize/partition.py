@@ -94,7 +94,7 @@ def _patiently(name: str, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except OSError as error:
-            if isinstance(error, StoreError) and error.kind != "passing":  # it says itself what to mend
+            if isinstance(error, StoreError) and error.kind != "transient":  # it says itself what to mend
                 raise
             # A store that does not answer says nothing of the data: quarantine would make its mood part of the output.
             if attempt == _READ_ATTEMPTS:

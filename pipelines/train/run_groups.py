@@ -30,7 +30,7 @@ from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.supervise import Oversight
 from storage.errors import UserError
-from storage.retry import patiently
+from storage.retry import retry
 
 log = logging.getLogger("ringworld")
 
@@ -58,7 +58,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     """Train to the end of the stage. Returns the failures on the way.
 
     Raises what the last group raised after `train.max_restarts` failures without a checkpoint between them, and at
-    once what a restart would not mend (BadData, and a UserError that does not pass by itself).
+    once what a restart would not mend (BadData, and a UserError that is not transient).
     """
     label, failures, attempt, committed = f"train-{job.stage.name}", 0, 0, _committed(job)
     interruptions: list[Interruption] = []
@@ -79,7 +79,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
                     failed, failed_at = error, time.time()
                     _end_workers_left()
                 except UserError as error:
-                    if not error.passing:
+                    if not error.transient:
                         raise
                     failed, failed_at = error, time.time()
             first_step_at = ray.get(watch.first_report.remote())
@@ -178,7 +178,7 @@ def _committed(job: TrainJob) -> int:
     """The last checkpoint's step; a store that is away is waited for: until it is back no group could start."""
     folder = job.store.at(CHECKPOINTS)
     ask = partial(checkpoint.latest_committed, folder.path(), options=folder.options)
-    return patiently(ask, f"train-{job.stage.name}") or 0
+    return retry(ask, f"train-{job.stage.name}") or 0
 
 
 def _reason(error: Exception) -> str:

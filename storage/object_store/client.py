@@ -87,13 +87,13 @@ class Client:
                 if not isinstance(error, StoreError) or not self.passes(error.kind):
                     raise error from None
                 if attempt >= self.attempts:
-                    raise asked.failed(error.said, error.kind, attempt) from None
+                    raise asked.failure(error.reason, error.kind, attempt) from None
                 self.wait(asked, error, attempt)
         raise AssertionError("unreachable")
 
     def passes(self, kind: Kind) -> bool:
         """Whether to ask again after an error of this kind."""
-        return kind == "passing" or (kind == "expired" and self.settings.renewable)
+        return kind == "transient" or (kind == "expired" and self.settings.renewable)
 
     def wait(self, asked: Request, error: StoreError, attempt: int, first: float | None = None) -> None:
         """Pause before the next attempt, which is made with credentials looked up anew where those have expired."""
@@ -134,5 +134,5 @@ def pause(asked: Request, error: StoreError, attempt: int, first: float | None =
     now = time.monotonic()
     if now - _SAID.get(asked.endpoint, -_LOG_EVERY_SECONDS) >= _LOG_EVERY_SECONDS:
         _SAID[asked.endpoint] = now
-        log.warning("%s: cannot be %s just now (%s); trying again for a while", asked.url, asked.doing, error.said)
+        log.warning("%s: cannot be %s just now (%s); trying again for a while", asked.url, asked.doing, error.reason)
     time.sleep((PAUSE_SECONDS if first is None else first) * 2 ** (attempt - 1) * random.uniform(0.8, 1.2))

@@ -12,12 +12,12 @@ from typing import Literal
 
 from storage.errors import UserError
 
-Kind = Literal["passing", "denied", "expired", "full", "changed", "unnamable", "unsupported", "refused"]
-"""passing: the same request may succeed in a moment. expired: with fresh credentials. unnamable: the client can ask for
-no object of this name. unsupported: the store has no such request. refused: whatever else."""
+Kind = Literal["transient", "denied", "expired", "full", "changed", "unnamable", "unsupported", "refused"]
+"""transient: the same request may succeed in a moment. expired: with fresh credentials. unnamable: the client can ask
+for no object of this name. unsupported: the store has no such request. refused: whatever else."""
 
 _REMEDIES: dict[Kind, str] = {
-    "passing": "check that it is up and the credentials, and run again to carry on",
+    "transient": "check that it is up and the credentials, and run again to carry on",
     "denied": "check the credentials and what they allow, and run again to carry on",
     "expired": "the credentials have expired: get fresh ones (storage.options, the AWS_ variables or the profile's "
     "file, whichever they are from) and run again to carry on",
@@ -31,7 +31,7 @@ _REMEDIES: dict[Kind, str] = {
 _PREPOSITIONS = {"read": "from", "written": "to", "listed": "by", "removed": "from"}
 _EXPIRED = re.compile("Expired|TokenRefreshRequired")
 _FULL = re.compile("Quota|InsufficientStorage|StorageFull|StorageLimit")
-_PASSING = {"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+_TRANSIENT = {"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "Throttling", "ThrottlingException"}
 _METADATA_SERVICE = "http://169.254.169.254"
 
 
@@ -43,10 +43,10 @@ def past_end(raised: Exception) -> bool:
 class StoreError(UserError, OSError):
     """A request to an object store that failed: an OSError to whoever tries again, a UserError to whoever gives up."""
 
-    def __init__(self, message: str, said: str = "", kind: Kind = "passing") -> None:
+    def __init__(self, message: str, reason: str = "", kind: Kind = "transient") -> None:
         super().__init__(message)
-        self.said, self.kind = said, kind
-        self.passing = kind == "passing"
+        self.reason, self.kind = reason, kind
+        self.transient = kind == "transient"
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,28 @@ class Request:
         if isinstance(raised, FileNotFoundError) or status == 404 or code in ("NoSuchKey", "NoSuchBucket"):
             return FileNotFoundError(self.url)
         kind = _kind(raised, status, code, text)
-        said = self._said(text, status, code)
+        reason = self._reason(text, status, code)
         if _METADATA_SERVICE in text:
-            said = "no credentials: none in storage.options, the environment or a profile, nor any that the machine has"
-        return self.failed(said, kind)
+            reason = "no credentials: none in storage.options, the environment or a profile, nor any of the machine"
+        return self.failure(reason, kind)
 
-    def failed(self, said: str, kind: Kind, attempts: int = 1) -> StoreError:
+    def failure(self, reason: str, kind: Kind, attempts: int = 1) -> StoreError:
         """The error in one sentence."""
         tried = f" in {attempts} attempts" if attempts > 1 else ""
         store = f" {_PREPOSITIONS[self.doing]} the store{f' at {self.endpoint}' if self.endpoint else ''}"
-        message = f"{self.url}: cannot be {self.doing}{tried}{store} ({said}); {_REMEDIES[kind]}"
-        return StoreError(message, said, kind)
+        message = f"{self.url}: cannot be {self.doing}{tried}{store} ({reason}); {_REMEDIES[kind]}"
+        return StoreError(message, reason, kind)
 
-    def _said(self, text: str, status: int | None, code: str) -> str:
+    def _reason(self, text: str, status: int | None, code: str) -> str:
         message = found[1] if (found := re.search(r"<Message>([^<]*)</Message>", text)) else ""
         if status:
-            said = f"{status} {code}: {message}" if message else f"{status} {code}"
+            reason = f"{status} {code}: {message}" if message else f"{status} {code}"
         else:
-            said = text.partition(" - ")[2] or text
-        said = " ".join(said.split()).strip(" :")
+            reason = text.partition(" - ")[2] or text
+        reason = " ".join(reason.split()).strip(" :")
         for secret in self.secrets:
-            said = said.replace(secret, "...")
-        return said
+            reason = reason.replace(secret, "...")
+        return reason
 
 
 def _kind(raised: Exception, status: int | None, code: str, text: str) -> Kind:
@@ -105,6 +105,6 @@ def _kind(raised: Exception, status: int | None, code: str, text: str) -> Kind:
         return "unsupported"
     if type(raised).__name__ == "PreconditionError":
         return "changed"
-    if code in _PASSING or status in (408, 409, 429) or (status or 0) >= 500:
-        return "passing"
-    return "passing" if status is None and "HTTP error" in text else "refused"
+    if code in _TRANSIENT or status in (408, 409, 429) or (status or 0) >= 500:
+        return "transient"
+    return "transient" if status is None and "HTTP error" in text else "refused"

@@ -109,7 +109,7 @@ def test_trouble_is_raised_as_itself_and_costs_no_process(tmp_path: Path) -> Non
         decoded(Content("none://x"))
     with forbidding() as store, pytest.raises(StoreError, match="check the credentials") as denied:
         decoded(Content("s3://bucket/film.mp4", {"endpoint_url": store, "key": "k", "secret": "hush"}))
-    assert (denied.value.kind, denied.value.said) == ("denied", "403")
+    assert (denied.value.kind, denied.value.reason) == ("denied", "403")
     assert_same(decoded(PICTURE, "image"), here(PICTURE, "image"))
     assert decoders() == [pid]
 

@@ -30,7 +30,7 @@ def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "starts"), [("passing", 2), ("denied", 1)])
+@pytest.mark.parametrize(("kind", "starts"), [("transient", 2), ("denied", 1)])
 def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
     local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Any, starts: int
 ) -> None:
@@ -39,13 +39,13 @@ def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
     def fit(job: Any, watch: Any, attempt: int, size: int) -> None:
         attempts.append(attempt)
         if attempt == 1:
-            raise Request("s3://data/run", "written").failed("503 SlowDown", kind)
+            raise Request("s3://data/run", "written").failure("503 SlowDown", kind)
         ray.get(watch.finish.remote())
 
     def committed(url: str, options: Any) -> int:
         asked.append(url)
         if attempts and len(asked) < 5:
-            raise Request(url, "listed").failed("no answer", "passing")
+            raise Request(url, "listed").failure("no answer", "transient")
         return 0
 
     asked: list[str] = []
@@ -53,7 +53,7 @@ def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
     monkeypatch.setattr(groups.checkpoint, "latest_committed", committed)
     monkeypatch.setattr(patience, "PAUSE", 0)
     monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
-    if kind == "passing":
+    if kind == "transient":
         (interruption,) = train_in_groups(job_of(tmp_path), start_watch())
         assert interruption.reason.startswith("StoreError: s3://data/run: cannot be written")
     else:
