@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := --retries 1 --index-url https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # One compute thread a process: the work is spread over processes, and two threads on a busy core cost more than they give.
 export OMP_NUM_THREADS ?= 1
@@ -15,11 +18,12 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@# Without an NVIDIA driver the CPU build of torch, from any index configured, else from PyTorch's own.
-	if [ -e /dev/nvidiactl ]; then $(BIN)/pip install --quiet -c constraints.txt torch; \
-	else $(BIN)/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)+cpu" || \
-	     $(BIN)/pip install --quiet --index-url https://download.pytorch.org/whl/cpu "torch==$$(sed -n 's/^torch==//p' constraints.txt)"; fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[samples,dev]'
+	@# Without an NVIDIA driver the CPU build of torch, where there is one for this Python and an index that has it answers.
+	@if [ -e /dev/nvidiactl ]; then $(PIP) -c constraints.txt torch; \
+	elif echo "torch: the CPU build, from the indexes configured" && $(PIP) "$(TORCH)+cpu" 2>/dev/null; then :; \
+	elif echo "torch: not there; from PyTorch's CPU index" && $(PIP) $(CPU_INDEX) "$(TORCH)" 2>/dev/null; then :; \
+	else echo "torch: not there either; the ordinary build, from the indexes configured" && $(PIP) "$(TORCH)"; fi
+	$(PIP) -c constraints.txt -e '.[samples,dev]'
 	touch $(STAMP)
 
 quickstart: install
