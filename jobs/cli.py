@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jobs import bench, inspect, plan, run, trace
+from jobs import bench, init, inspect, plan, run, trace
 from storage.errors import UserError
 
 USER_MISTAKE = 2
-_COMMANDS: tuple[ModuleType, ...] = (run, plan, inspect, trace, bench)
+_COMMANDS: tuple[ModuleType, ...] = (init, run, plan, inspect, trace, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

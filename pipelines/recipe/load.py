@@ -28,7 +28,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({_one_line(error)}); mend the file") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: this file holds no mapping of keys; start from recipes/quickstart.yaml")
+        raise UserError(f"{path}: this file holds no mapping of keys; start from the one that `ringworld init` writes")
     for override in overrides or []:
         _apply_override(tree, override)
     _make_paths_absolute(tree)
