@@ -1,6 +1,6 @@
 """Transformers' Llama with fused kernels in its norms, attention and MLPs; weights, names and results stay.
 
-In: a model of `model.llama.llama`, made lean or not, with its weights or still empty, and a choice of kernels. Out: the
+In: a model of `model.llama.llama`, with its weights or still empty, and a choice of kernels. Out: the
 same, its modules of other classes.
 """
 
@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor
 from transformers import LlamaForCausalLM
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from model.layers.kernels.interface import Kernels, LayerKernels, load_kernels
+from model.layers.kernels.interface import Kernels, LayerKernels
+from model.layers.kernels.load import load_kernels
 from model.layers.tiled_mlp import TiledLlamaMLP, check_swiglu
+from model.llama.rope import ExactLlamaAttention
 
 
 def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
@@ -22,13 +23,16 @@ def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
     if name == "torch":
         return
     kernels = load_kernels(name)
-    for module in model.modules():
-        if isinstance(module, TiledLlamaMLP):
-            module.swiglu = kernels.swiglu
-            continue
+    modules = list(model.modules())
+    for module in modules:
         if type(module) is LlamaMLP:
             check_swiglu(module, f"kernels {name} are", "set kernels: torch")
-        if (fused := _FUSED.get(type(module))) is not None:
+    for module in modules:
+        if isinstance(module, TiledLlamaMLP):
+            module.swiglu = kernels.swiglu
+        elif isinstance(module, ExactLlamaAttention):
+            module.rotate = kernels.rotate
+        elif (fused := _FUSED.get(type(module))) is not None:
             module.__class__ = fused
             cast(Any, module).kernels = kernels
 
@@ -53,28 +57,4 @@ class FusedLlamaMLP(LlamaMLP):
         return self.down_proj(self.kernels.swiglu.forward(self.gate_proj(x), self.up_proj(x)))
 
 
-class FusedLlamaAttention(LlamaAttention):
-    """Transformers' attention, queries and keys turned by one kernel and rounded by it to their own dtype."""
-
-    kernels: LayerKernels
-
-    def forward(  # type: ignore[override]  # the others pass on
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Arguments and result of `LlamaAttention.forward`, which generates where there is a cache."""
-        if kwargs.get("past_key_values") is not None:
-            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q, k, v = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.kernels.rotate(q, k, *position_embeddings)
-        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.flatten(2)), weights
-
-
-_FUSED = {LlamaRMSNorm: FusedRMSNorm, LlamaMLP: FusedLlamaMLP, LlamaAttention: FusedLlamaAttention}
+_FUSED = {LlamaRMSNorm: FusedRMSNorm, LlamaMLP: FusedLlamaMLP}

@@ -1,8 +1,8 @@
 """Transformers' own `LlamaForCausalLM`, made ready for long packed sequences without changing what it is.
 
-Three things differ from a stock instance, none of them visible in a checkpoint: the rotary module computes exact
-angles, the head can give the loss in chunks, and "ring" attention is registered and chosen. What `save_pretrained`
-writes is a plain Hugging Face checkpoint, and `load_llama` reads any.
+Three things differ from a stock instance, none of them visible in a checkpoint: queries and keys are turned by exact
+angles, the head can give the loss in chunks, and "ring" attention is chosen. What `save_pretrained` writes is a plain
+Hugging Face checkpoint, and `load_llama` reads any.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.attention.hf_interface import NAME as RING
-from model.attention.hf_interface import ring_attention_forward
 from model.llama.hf_weights import StoredWeights, stored_config
 from model.llama.initial_weights import EMBEDDINGS, RandomWeights, Weights
 from model.llama.loss import LossHead
-from model.llama.rope import FP32_TABLES, ExactRotaryEmbedding, rounding_rotated
-
-# The ring computes in v's dtype; the rotation before it stays in fp32.
-AttentionInterface.register(RING, rounding_rotated(ring_attention_forward))
-FP32_TABLES.add(RING)
+from model.llama.rope import ExactLlamaAttention, ExactRotaryEmbedding
 
 
 def build_llama(
@@ -57,6 +52,8 @@ def empty_llama(config: LlamaConfig, attention: str = RING, dtype: torch.dtype =
     with torch.device("meta"):
         model = LlamaForCausalLM._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
     model.model.rotary_emb = ExactRotaryEmbedding(model.config)
+    for layer in model.model.layers:
+        ExactLlamaAttention.adopt(layer.self_attn)
     model.lm_head = LossHead.adopt(model.lm_head)
     return model
 

@@ -1,8 +1,9 @@
 """Rotary position tables that stay exact at a million tokens.
 
 An angle is position x theta^(-2i/d). In fp32 the tables are off by up to 1e-2 at position 1M with theta 5e7, in bf16 by
-1.6 at position 1,000. Here angles are computed in fp64 and only their cosines and sines are rounded, which costs
-nothing beside one layer and leaves transformers' Llama as it is: `ExactRotaryEmbedding` takes its rotary's place.
+1.6 at position 1,000. Here angles are computed in fp64 and their cosines and sines rounded to fp32, which costs nothing
+beside one layer: `ExactRotaryEmbedding` takes the place of transformers' own. `ExactLlamaAttention` turns queries and
+keys by these tables and rounds them once, as LWM does, before a cache or an attention function sees them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import Cache, LlamaConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
-#: Attention functions that take q and k in fp32 beside v in the model's dtype (see `rounding_rotated`).
-FP32_TABLES: set[str] = set()
+Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(q [B, T, H, D], k [B, T, Hkv, D], cos and sin fp32 [B, T, D]) to q and k turned, in their own dtypes."""
 
 
 def rope_tables(positions: Tensor, theta: float, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -27,10 +30,9 @@ def rope_tables(positions: Tensor, theta: float, head_dim: int) -> tuple[Tensor,
 
 
 class ExactRotaryEmbedding(nn.Module):
-    """Drop-in for `LlamaRotaryEmbedding` of rope_type "default": same call, exact angles, no buffer a cast can spoil.
+    """In the place of `LlamaRotaryEmbedding` of rope_type "default": same call, exact fp32 tables in any model.
 
-    Tables are fp32 where the attention function rounds q and k after the rotation (as LWM does), and the hidden states'
-    dtype for stock attention functions, which want q, k and v in one dtype.
+    It has no buffer that a cast of the model could round. Raises ValueError on another rope_type.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -38,22 +40,48 @@ class ExactRotaryEmbedding(nn.Module):
         rope: dict[str, Any] = dict(config.rope_parameters or {})
         if rope.get("rope_type") != "default":
             raise ValueError(f"exact tables exist for rope_type 'default', not {rope.get('rope_type')!r}")
-        self.config = config
         self.theta = float(rope["rope_theta"])
         self.head_dim = int(config.head_dim or config.hidden_size // config.num_attention_heads)
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """x: hidden states, for their dtype. position_ids: int64 [B, T]. Returns cos and sin [B, T, head_dim]."""
-        cos, sin = rope_tables(position_ids, self.theta, self.head_dim)
-        dtype = torch.float32 if self.config._attn_implementation in FP32_TABLES else x.dtype
-        return cos.to(dtype), sin.to(dtype)
+        """x: not used. position_ids: int64 [B, T]. Returns cos and sin, fp32 [B, T, head_dim]."""
+        return rope_tables(position_ids, self.theta, self.head_dim)
 
 
-def rounding_rotated(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an attention function: q and k, turned in fp32, are rounded once to v's dtype before they enter it."""
+def rotate_by_torch(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Rotate`: in fp32 at least, rounded once."""
+    turned_q, turned_k = apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+    return turned_q.to(q.dtype), turned_k.to(k.dtype)
 
-    def rounded(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return attention(module, query.to(value.dtype), key.to(value.dtype), value, *args, **kwargs)
 
-    return rounded
+class ExactLlamaAttention(LlamaAttention):
+    """Transformers' attention for fp32 tables: q, k and v reach the cache and the attention function in one dtype."""
+
+    rotate: Rotate = staticmethod(rotate_by_torch)
+    """What turns queries and keys where there is no cache; a kernel may take its place."""
+
+    @classmethod
+    def adopt(cls, attention: LlamaAttention) -> None:
+        """Make `attention` one, with its weights and their names as they are."""
+        attention.__class__ = cls
+
+    def forward(  # type: ignore[override]  # the others pass on
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Arguments and result of `LlamaAttention.forward`."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
+        turn = self.rotate if past_key_values is None else rotate_by_torch
+        q, k, v = (x.transpose(1, 2) for x in (*turn(q, k, *position_embeddings), v))
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        out, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.o_proj(out.flatten(2)), weights

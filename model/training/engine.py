@@ -39,7 +39,7 @@ from model.step_timer import StepClock
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.micro_batch_loss import MicroBatchLoss
-from model.training.parameter_groups import parameter_groups
+from model.training.parameter_groups import Decay, parameter_groups
 from model.training.rank_batch import RankBatch
 
 _SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
@@ -61,8 +61,7 @@ class EngineSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    decay: Literal["all", "matrices"] = "all"
-    """Which parameters the decay is on: all, norms and embeddings too, as LWM does, or only those of two dimensions."""
+    decay: Decay = "all"
     loss_chunk: int = CHUNK
     """Targets whose logits exist at once."""
     memory: MemorySettings = field(default_factory=MemorySettings)
@@ -289,7 +288,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     _fill(model, weights, mesh, config if settings.zero_stage == 3 else None)
     module = MicroBatchLoss(model)
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings),
+        parameter_groups(module, settings.decay),
         lr=0.0,
         betas=settings.betas,
         eps=settings.eps,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from model.training.engine import EngineSettings
+Decay = Literal["all", "matrices"]
+"""Which parameters the weight decay is on: all, norms and embeddings too, as LWM does, or those of two dimensions."""
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
@@ -17,10 +17,10 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return shape
 
 
-def parameter_groups(module: nn.Module, settings: EngineSettings) -> list[dict[str, Any]]:
-    """The optimizer's groups: one, or, with `decay` "matrices", a second of the vectors, which do not decay."""
+def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
+    """The optimizer's groups: one, or, with "matrices", a second of the vectors, which do not decay."""
     parameters = list(module.parameters())
-    if settings.decay == "all":
+    if decay == "all":
         return [{"params": parameters}]
     return [
         {"params": [p for p in parameters if len(whole_shape(p)) > 1]},

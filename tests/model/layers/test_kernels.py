@@ -16,8 +16,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from model.layers.activation_checkpointing import make_lean
 from model.layers.fused_layers import fuse
-from model.layers.kernels import interface as chosen
-from model.layers.kernels.interface import LayerKernels, load_kernels, missing_for
+from model.layers.kernels import load as loading
+from model.layers.kernels.interface import LayerKernels
+from model.layers.kernels.load import load_kernels, missing_for
 from model.layers.memory_settings import MemorySettings
 from model.llama.rope import rope_tables
 from tests.model.peak_memory import peak_bytes
@@ -178,8 +179,8 @@ def test_kernels_of_an_mlp_that_is_no_swiglu_are_refused(monkeypatch):
 
 def test_what_is_missing_is_told(monkeypatch):
     assert missing_for("torch") is None
-    monkeypatch.setattr(chosen, "_is_installed", lambda package: False)
-    monkeypatch.setattr(chosen, "_has_compiler", lambda: False)
+    monkeypatch.setattr(loading, "_is_installed", lambda package: False)
+    monkeypatch.setattr(loading, "_has_compiler", lambda: False)
     assert missing_for("liger").startswith("the package liger-kernel is not installed; pip install 'ringworld[liger]'")
     assert missing_for("compile").startswith("torch.compile finds no C++ compiler; install g++")
     assert missing_for("torch") is None

@@ -102,6 +102,25 @@ def test_bf16_goes_through_the_ring_with_fp32_rotation():
     assert (out.float() - exact).norm() / exact.norm() < 2e-2
 
 
+@pytest.mark.parametrize("attention", ["ring", "sdpa", "eager"])
+def test_a_bf16_model_is_called_and_generates_with_a_cache_of_its_own_dtype(attention):
+    """The keys in the cache are turned in fp32, and rounded once: twice the bytes would be kept otherwise."""
+    model = build_llama(config(), 0, attention, torch.bfloat16)
+    exact = build_llama(config(), 0, attention)
+    ids = torch.randint(0, 96, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output, expected = model(ids, use_cache=True), exact(ids, use_cache=True)
+    assert output.logits.dtype == torch.bfloat16
+    assert (output.logits - expected.logits).norm() / expected.logits.norm() < 2e-2
+    for layer in output.past_key_values.layers:
+        assert {layer.keys.dtype, layer.values.dtype} == {torch.bfloat16}
+    with torch.no_grad():
+        last = model(ids[:, -1:], past_key_values=output.past_key_values).logits[0, -1]
+        whole = exact(torch.cat((ids, ids[:, -1:]), 1)).logits[0, -1]
+    assert (last - whole).norm() / whole.norm() < 2e-2
+    assert model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0).shape == (1, 24)
+
+
 def test_a_mistral_is_a_llama_by_another_name(tmp_path):
     sizes = {**SIZES, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 64}
     torch.manual_seed(0)

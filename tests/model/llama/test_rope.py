@@ -7,10 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 
 from model.llama.config import llama_config
-from model.llama.rope import FP32_TABLES, ExactRotaryEmbedding, rope_tables, rounding_rotated
+from model.llama.llama import build_llama
+from model.llama.rope import ExactRotaryEmbedding, rope_tables
 from tests.model.lwm_reference import arrays
 
 
@@ -63,14 +69,27 @@ def test_module_answers_as_transformers_own_and_survives_a_cast():
     assert torch.equal(exact.bfloat16()(x, positions)[0], before)
 
 
-def test_tables_are_fp32_only_where_the_attention_rounds_after_the_rotation():
-    x, positions = torch.zeros(1, 4, 256, dtype=torch.bfloat16), torch.arange(4)[None]
-    assert "ring" in FP32_TABLES
-    assert ExactRotaryEmbedding(config("ring"))(x, positions)[0].dtype == torch.float32
-    assert ExactRotaryEmbedding(config("sdpa"))(x, positions)[0].dtype == torch.bfloat16
-    q, v = torch.randn(2, 3), torch.randn(2, 3).bfloat16()
-    seen = rounding_rotated(lambda module, *qkv: [t.dtype for t in qkv])(torch.nn.Identity(), q, q, v)
-    assert seen == [torch.bfloat16] * 3
+@pytest.mark.parametrize("attention", ["ring", "sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rotation_is_in_fp32_at_least_and_attention_gets_q_k_and_v_in_the_models_dtype(attention, dtype, monkeypatch):
+    layer = build_llama(config(attention), 0, attention, dtype).model.layers[0].self_attn
+    seen, positions = [], torch.arange(1_048_572, 1_048_576)[None]
+    ours = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
+
+    def look(module, q, k, v, *args, **kwargs):
+        seen.extend((q, k, v))
+        return ours(module, q, k, v, *args, **kwargs)
+
+    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS, "get_interface", lambda *_: look)
+    x = torch.randn(1, 4, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tables = ExactRotaryEmbedding(config(attention))(x, positions)
+    assert {table.dtype for table in tables} == {torch.float32}
+    assert layer(x, tables)[0].dtype == dtype
+    assert [x.dtype for x in seen] == [dtype] * 3
+    projected = (project(x).view(1, 4, 2, 128) for project in (layer.q_proj, layer.k_proj))
+    exact = apply_rotary_pos_emb(*projected, *tables, unsqueeze_dim=2)
+    for turned, expected in zip(seen, exact):
+        assert torch.equal(turned.transpose(1, 2), expected.to(dtype))
 
 
 def test_scaled_rope_types_are_refused():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import USER_MISTAKE, main
-from model.layers.kernels import interface as chosen
+from model.layers.kernels import load as loading
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 
@@ -25,8 +25,8 @@ QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 def test_kernels_that_cannot_be_had_are_told_before_anything_runs(
     overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chosen, "_is_installed", lambda package: False)
-    monkeypatch.setattr(chosen, "_has_compiler", lambda: False)
+    monkeypatch.setattr(loading, "_is_installed", lambda package: False)
+    monkeypatch.setattr(loading, "_has_compiler", lambda: False)
     root = tmp_path / "run"
     settings = [f"storage.root={root}", *overrides]
     words = [word for setting in settings for word in ("--set", setting)]
