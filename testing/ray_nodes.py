@@ -23,7 +23,7 @@ from testing.s3_server import free_ports
 
 BIN = Path(sys.executable).parent
 PATIENCE = 120.0
-_SMALL = ("--dashboard-agent-listen-port=0", "--object-store-memory=100000000")
+SMALL = ("--dashboard-agent-listen-port=0", "--object-store-memory=100000000")
 
 
 @dataclass
@@ -52,12 +52,17 @@ class RayNodes:
         """Start the head, with one CPU, and wait until other nodes can join it; its address."""
         gcs, dashboard, client = free_ports(3)
         ports = (f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}")
-        self.start("--head", *ports, "--num-cpus=1", *_SMALL)
+        self.start("--head", *ports, "--num-cpus=1", *SMALL)
+        self.wait_for_port(gcs)
+        return f"127.0.0.1:{gcs}"
+
+    def wait_for_port(self, port: int) -> None:
+        """Wait until the node started last answers at a port."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                socket.create_connection(("127.0.0.1", gcs), timeout=1).close()
-                return f"127.0.0.1:{gcs}"
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
             except OSError:
                 assert self.nodes[-1].poll() is None, Path(self.folders[-1], "start.log").read_text()
                 assert time.monotonic() < deadline
@@ -65,7 +70,7 @@ class RayNodes:
 
     def join(self, address: str, cpus: int, resource: str, amount: int) -> subprocess.Popen[bytes]:
         """Start a node that offers so much of a custom resource; the node."""
-        self.start(f"--address={address}", f"--num-cpus={cpus}", f'--resources={{"{resource}": {amount}}}', *_SMALL)
+        self.start(f"--address={address}", f"--num-cpus={cpus}", f'--resources={{"{resource}": {amount}}}', *SMALL)
         return self.nodes[-1]
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
