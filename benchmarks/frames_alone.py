@@ -31,6 +31,7 @@ from storage.urls import open_url
 from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.media.frame_sampling import FrameRequest
 
 
 def decode_figures(url: str, options: dict[str, Any], rounds: int) -> dict[str, float]:
@@ -66,7 +67,7 @@ def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
 def _decoded(url: str, options: dict[str, Any]) -> tuple[int, float, float]:
     (medium,) = media_of(_listed(url), options)
     assert isinstance(medium, Medium)
-    frames = partial(medium_frames, medium, fps=FPS, size=SIZE, chunk=32)
+    frames = partial(medium_frames, medium, FrameRequest(fps=FPS, size=SIZE, chunk=32))
     next(frames(), None)  # the decoder's process is started, and all is imported
     return _counted(chunk.frames for chunk in frames())
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from storage.errors import UserError
 from testing.s3_server import ObjectStore
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 
 FPS = 4
@@ -63,5 +64,5 @@ def pictures(count: int) -> np.ndarray:
     """The first `count` of its frames, FPS a second: uint8 [count, SIZE, SIZE, 3]."""
     with tempfile.TemporaryDirectory() as folder:
         path = looped(Path(folder) / "clip.mp4", count / FPS + 1)
-        frames = np.concatenate([chunk.frames for chunk in decode_frames(path, fps=FPS, size=SIZE)])
+        frames = np.concatenate([chunk.frames for chunk in decode_frames(path, FrameRequest(fps=FPS, size=SIZE))])
     return frames[:count]

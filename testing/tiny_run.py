@@ -26,6 +26,7 @@ from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_tokens
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
@@ -141,7 +142,7 @@ def document(found: SourceObject, recipe: Recipe, vqgan: VQGAN) -> tuple[bool, D
         if found.kind == "text":
             record: dict[str, Any] = {"text": file.read().decode()}
         else:
-            chunks = decode_frames(file, fps=recipe.tokenize.fps, size=16)
+            chunks = decode_frames(file, FrameRequest(fps=recipe.tokenize.fps, size=16))
             record = {"vision": vqgan.encode(np.concatenate([chunk.frames for chunk in chunks]))}
     spec = FieldSpec.parse(recipe.sources[found.source].fields[0])
     tokens, spans = build_tokens(record, spec, tokenizer, VOCABULARY)

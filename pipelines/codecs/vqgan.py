@@ -25,6 +25,7 @@ from storage.urls import fetch_file
 from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.codecs.vqgan.train import TrainSettings, train_vqgan
+from tokenization.media.frame_sampling import FrameRequest
 
 log = logging.getLogger("ringworld")
 
@@ -110,12 +111,12 @@ def _gather(
         raise UserError(
             "vqgan.train: no video or image to train on that is not held out; add sources or name vqgan.weights"
         )
-    share = math.ceil(settings.max_frames / len(objects))
+    request = FrameRequest(fps=settings.fps, size=size, max_frames=math.ceil(settings.max_frames / len(objects)))
     weights: list[float] = []
     for found in objects:
         start = scratch.tell()
         try:
-            for chunk in object_frames(found, options, fps=settings.fps, size=size, chunk=64, max_frames=share):
+            for chunk in object_frames(found, options, request):
                 scratch.write(chunk.frames.tobytes())
         except BadData as error:
             log.warning("vqgan: left out %s: %s", found.url, error)

@@ -18,14 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-
 from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent, outside
-from pipelines.decoder.messages import receive, receive_block, send
+from pipelines.decoder.messages import receive, receive_block, receive_request, send
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from storage.urls import open_url
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
 from tokenization.media.video import count_samples
 from tokenization.readers.webdataset_tar import Window
@@ -60,25 +58,23 @@ def main() -> None:
 @dataclass(frozen=True)
 class _Request:
     """fields: which bytes to read and what to make of them, as the client sends them. held: the bytes of the file,
-    where they come with it.
+    where they come with it. frames: which frames to make, None where they are only counted.
     """
 
     fields: dict[str, Any]
     held: bytearray | None
-    samples: Samples | None
+    frames: FrameRequest | None
 
 
 def _next_request() -> _Request | None:
     fields = receive(0)
     if fields is None:
         return None
-    held, samples = None, None
+    held = None
     if fields["held"] is not None:
         receive_block(0, held := bytearray(fields["held"]))
-    if fields["samples"] is not None:
-        receive_block(0, numbers := np.empty(fields["samples"], dtype=np.int64))
-        samples = Samples(numbers, fields["to_end"])
-    return _Request(fields, held, samples)
+    frames = receive_request(0, fields["request"]) if fields["do"] == "frames" else None
+    return _Request(fields, held, frames)
 
 
 def _answer(request: _Request, replies: int, stopwatch: Stopwatch, strain: Strain) -> None:
@@ -86,20 +82,10 @@ def _answer(request: _Request, replies: int, stopwatch: Stopwatch, strain: Strai
     try:
         with _opened(request) as opened:
             file = cast(BinaryIO, _Watched(opened, stopwatch))
-            if fields["do"] == "count":
+            if request.frames is None:
                 send(replies, {"is": "count", "count": count_samples(file, fields["fps"])})
                 return
-            chunks = media_frames(
-                file,
-                fields["kind"],
-                fps=fields["fps"],
-                size=fields["size"],
-                chunk=fields["chunk"],
-                max_frames=fields["max_frames"],
-                part=tuple(fields["part"]),
-                samples=request.samples,
-            )
-            for chunk in chunks:
+            for chunk in media_frames(file, fields["kind"], request.frames):
                 send(replies, {"is": "frames", "count": len(chunk)}, chunk.times, chunk.frames)
                 stopwatch.progress()
         reply: dict[str, Any] = {"is": "end"}

@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.decoder.process import DecoderDiedError, DecoderProcess, StrainedError
 from storage.errors import BadData
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind
 from tokenization.media.video import FrameChunk
 
@@ -43,35 +41,22 @@ class Content:
 def decoded_frames(
     content: Content,
     kind: MediaKind | None,
-    *,
-    fps: float,
-    size: int,
-    chunk: int,
-    max_frames: int | None = None,
-    part: tuple[float, float] = (0.0, 1.0),
-    samples: Samples | None = None,
+    request: FrameRequest,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[FrameChunk]:
-    """Frames as `tokenization.media.frames.media_frames` makes them, which see.
+    """Frames as `tokenization.media.frames.media_frames` makes them.
 
     Raises BadData on what cannot be decoded within the limits; OSError and UserError of opening and reading the content
     as they are; OSError when the process is killed again and again.
     """
     blocks, held = _held(content)
-    wanted: dict[str, Any] = {"fps": fps, "size": size, "chunk": chunk, "max_frames": max_frames, "part": part}
-    wanted |= {"samples": None, "to_end": None}
-    if samples is not None:
-        numbers = np.ascontiguousarray(samples.numbers, dtype=np.int64)
-        wanted |= {"samples": len(numbers), "to_end": bool(samples.to_end)}
-        blocks = [*blocks, numbers] if len(numbers) else blocks
-    return _answers(lambda decoder: decoder.frames({**held, "kind": kind, **wanted}, *blocks), limits)
+    return _answers(lambda decoder: decoder.frames({**held, "kind": kind}, request, *blocks), limits)
 
 
 def counted_samples(content: Content, fps: float, limits: Limits = DEFAULT_LIMITS) -> int:
     """Samples of a whole video, by `tokenization.media.video.count_samples`. Raises as `decoded_frames` does."""
     blocks, held = _held(content)
-    fields = {**held, "fps": fps, "samples": None}
-    (count,) = _answers(lambda decoder: iter([decoder.count(fields, *blocks)]), limits)
+    (count,) = _answers(lambda decoder: iter([decoder.count({**held, "fps": fps}, *blocks)]), limits)
     return count
 
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import asdict, replace
 from typing import Any
+
+import numpy as np
+
+from tokenization.media.frame_sampling import FrameRequest, Samples
 
 _LENGTH = struct.Struct("<I")
 _LONGEST = 1 << 20  # of the JSON
@@ -55,6 +60,25 @@ def receive_block(fd: int, buffer: Any) -> None:
         if not got:
             raise BrokenMessageError("the pipe ended inside a message")
         view = view[got:]
+
+
+def request_message(request: FrameRequest) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A request for frames as JSON, and the block of its sample numbers that follows, if it has any."""
+    fields = asdict(replace(request, samples=None))
+    if request.samples is None:
+        return fields, []
+    numbers = np.ascontiguousarray(request.samples.numbers, dtype=np.int64)
+    fields["samples"] = {"count": len(numbers), "to_end": bool(request.samples.to_end)}
+    return fields, [numbers] if len(numbers) else []
+
+
+def receive_request(fd: int, fields: dict[str, Any]) -> FrameRequest:
+    """The request that `request_message` wrote, whose block comes next. Raises BrokenMessageError."""
+    samples = None
+    if fields["samples"] is not None:
+        receive_block(fd, numbers := np.empty(fields["samples"]["count"], dtype=np.int64))
+        samples = Samples(numbers, fields["samples"]["to_end"])
+    return FrameRequest(**{**fields, "part": tuple(fields["part"]), "samples": samples})
 
 
 def _write(fd: int, buffer: Any) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 
 from pipelines.decoder import child
 from pipelines.decoder.limits import Limits
-from pipelines.decoder.messages import BrokenMessageError, receive, receive_block, send
+from pipelines.decoder.messages import BrokenMessageError, receive, receive_block, request_message, send
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import FrameChunk
 
 _STRAY = 5  # seconds that a process that has closed its pipe may take to end
@@ -89,13 +90,14 @@ class DecoderProcess:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    def frames(self, fields: dict[str, Any], *blocks: Any) -> Iterator[FrameChunk]:
+    def frames(self, fields: dict[str, Any], request: FrameRequest, *blocks: Any) -> Iterator[FrameChunk]:
         """Frames as `media_frames` makes them. Raises what it raises, `StrainedError` and `DecoderDiedError`."""
-        self._ask({"do": "frames", **fields}, *blocks)
-        size = fields["size"]
+        wanted, numbers = request_message(request)
+        self._ask({"do": "frames", **fields, "request": wanted}, *blocks, *numbers)
+        size = request.size
         while (reply := self._receive())["is"] == "frames":
             count = reply.get("count")
-            if not isinstance(count, int) or not 0 < count <= fields["chunk"]:
+            if not isinstance(count, int) or not 0 < count <= request.chunk:
                 raise self._death()
             times, frames = np.empty(count), np.empty((count, size, size, 3), dtype=np.uint8)
             self._fill(times)

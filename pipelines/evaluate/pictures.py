@@ -15,6 +15,7 @@ from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject
 from storage.store import Store
 from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.media.frame_sampling import FrameRequest
 
 _GAP = 2
 
@@ -27,24 +28,15 @@ def run_vqgan(job: EvaluateJob) -> VQGAN:
 
 def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:
     """uint8 [n, size, size, 3]: at most so many frames, evenly spaced over the object. Raises BadData."""
-    chunks = object_frames(
-        found,
-        recipe.storage.options,
-        fps=recipe.tokenize.fps,
-        size=size,
-        chunk=most,
-        max_frames=most,
-        limits=recipe.tokenize.decoder_limits,
-    )
+    request = FrameRequest(fps=recipe.tokenize.fps, size=size, chunk=most, max_frames=most)
+    chunks = object_frames(found, recipe.storage.options, request, recipe.tokenize.decoder_limits)
     return np.concatenate([chunk.frames for chunk in chunks])
 
 
 def windows(found: SourceObject, recipe: Recipe, size: int, length: int, most: int) -> list[np.ndarray]:
     """At most so many windows of successive frames, uint8 [length, size, size, 3], from the clip's start on."""
-    settings = recipe.tokenize
-    chunks = object_frames(
-        found, recipe.storage.options, fps=settings.fps, size=size, chunk=length, limits=settings.decoder_limits
-    )
+    request = FrameRequest(fps=recipe.tokenize.fps, size=size, chunk=length)
+    chunks = object_frames(found, recipe.storage.options, request, recipe.tokenize.decoder_limits)
     return [chunk.frames for chunk in itertools.islice(chunks, most) if len(chunk) == length]
 
 

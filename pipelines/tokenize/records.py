@@ -7,7 +7,7 @@ goes to the tally's quarantine and costs itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.recipe import Recipe
@@ -17,7 +17,7 @@ from pipelines.sources.media import BadMedium, Medium, media_of
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from storage.urls import open_url
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.video import FrameChunk
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.vocabulary import JointVocabulary
@@ -93,17 +93,10 @@ def encode_objects(
     samples: of an object that is one video, what to take of it, if that has been chosen already.
     """
     settings = job.recipe.tokenize
+    request = FrameRequest(fps=settings.fps, size=job.resolution, chunk=settings.chunk_frames, samples=samples)
 
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
-        return medium_frames(
-            medium,
-            fps=settings.fps,
-            size=job.resolution,
-            chunk=settings.chunk_frames,
-            max_frames=job.max_frames(found),
-            samples=samples,
-            limits=settings.decoder_limits,
-        )
+        return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
 
     media = ((found, medium) for found in objects for medium in media_of(found, job.recipe.storage.options))
     yield from encode_media(media, frames, pool, settings.chunk_frames, settings.in_flight_mib * 2**20)

@@ -12,11 +12,12 @@ import pytest
 from benchmarks.looped_clip import FPS, SIZE, looped, pictures
 from benchmarks.tokenize import Claim, Settings, print_tokenize, tokenize_report
 from benchmarks.tokenize_stage import SMALL
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 
 
 def test_a_looped_clip_repeats_its_pictures(tmp_path: Path) -> None:
-    chunks = list(decode_frames(looped(tmp_path / "a.mp4", 10.5), fps=25, size=16))
+    chunks = list(decode_frames(looped(tmp_path / "a.mp4", 10.5), FrameRequest(fps=25, size=16)))
     frames = np.concatenate([chunk.frames for chunk in chunks])
     assert len(frames) == 2 * 132
     np.testing.assert_array_equal(frames[:132], frames[132:])

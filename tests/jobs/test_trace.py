@@ -20,6 +20,7 @@ from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
 from tokenization.packing.pack import split_document
 from tokenization.shards.index import ShardSet
@@ -78,7 +79,7 @@ def test_frames_are_traced_to_their_times_and_come_back_as_the_vqgan_shows_them(
     shard, key = sequences(stage(undisturbed, "pack-video"), "clips-train")[0]
     found = trace(shard, key, "--out", tmp_path)
     with (sources / "clips/carphone.mp4").open("rb") as file:
-        (chunk,) = media_frames(file, "video", fps=12, size=32, chunk=64, max_frames=60)
+        (chunk,) = media_frames(file, "video", FrameRequest(fps=12, size=32, chunk=64, max_frames=60))
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     shown = vqgan.decode(vqgan.encode(chunk.frames))
     named = []

@@ -37,7 +37,7 @@ from av.video.stream import VideoStream
 
 from storage.errors import BadData
 from tokenization.media import skip_unused_frames as unseen
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.resize import SquareConverter
 
 # Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
@@ -63,43 +63,32 @@ class FrameChunk:
         return len(self.frames)
 
 
-def decode_frames(
-    file: BinaryIO | str | Path,
-    *,
-    fps: float,
-    size: int,
-    chunk: int = 64,
-    samples: Samples | None = None,
-    thread_count: int = 1,
-) -> Iterator[FrameChunk]:
-    """Sample a video at `fps`, cropped to its central square and resized to `size` pixels, `chunk` frames at a time.
+def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterator[FrameChunk]:
+    """Sample a video as requested, each frame cropped to its central square and resized, a chunk at a time.
 
-    samples: which of the samples to take, decoding but little more than what lies between the first and the last of
-    them; None takes all. Their frames and times are those of the whole. Rotation and non-square pixels are honoured. An
-    open `file` is read from its beginning and left open. Raises BadData on what cannot be read or decoded, ValueError
-    on a senseless request.
+    Where only some samples are taken, little more than what lies between the first and the last of them is decoded, and
+    their frames and times are those of the whole video; choosing them by number or share takes a pass over the packets.
+    Rotation and non-square pixels are honoured. An open `file` is read from its beginning and left open. Raises BadData
+    on what cannot be read or decoded.
     """
-    if fps <= 0 or size < 1 or chunk < 1:
-        raise ValueError(f"fps {fps}, size {size}, chunk {chunk}")
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
-            yield from decode_frames(
-                opened, fps=fps, size=size, chunk=chunk, samples=samples, thread_count=thread_count
-            )
+            yield from decode_frames(opened, request)
         return
+    samples = request.choose(lambda: count_samples(file, request.fps))
     if samples is not None and not len(samples):
         return
-    clock = _Clock.over(Fraction(fps), samples)
+    clock = _Clock.over(Fraction(request.fps), samples)
     wanted = None if samples is None else frozenset(samples.numbers.tolist())
-    convert = SquareConverter(size)
+    convert = SquareConverter(request.size)
     frames: list[np.ndarray] = []
     times: list[float] = []
-    for sample, frame in _samples(file, clock, thread_count):
+    for sample, frame in _samples(file, clock, request.threads):
         if wanted is not None and sample not in wanted:
             continue
         frames.append(convert(frame.picture, frame.aspect))
         times.append(float(clock.time(sample)))
-        if len(frames) == chunk:
+        if len(frames) == request.chunk:
             yield FrameChunk(np.stack(frames), np.array(times))
             frames, times = [], []
     if frames:
@@ -152,11 +141,11 @@ class _TimedFrame:
     aspect: Fraction
 
 
-def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple[int, _TimedFrame]]:
+def _samples(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[tuple[int, _TimedFrame]]:
     """(sample number, the frame seen at its time), in order."""
     shown: _TimedFrame | None = None
     sample = clock.first
-    for frame in _timed_frames(file, clock, thread_count):
+    for frame in _timed_frames(file, clock, threads):
         if shown is not None:
             if frame.at - shown.at > _LONGEST_STILL:
                 raise BadData(f"video clock jumps by {float(frame.at - shown.at):.0f} s at {float(shown.at):.2f} s")
@@ -171,23 +160,23 @@ def _samples(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[tuple
             yield last, shown
 
 
-def _timed_frames(file: BinaryIO, clock: _Clock, thread_count: int) -> Iterator[_TimedFrame]:
+def _timed_frames(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[_TimedFrame]:
     """The frames of the video, or those from some keyframe at or before its first sample; some unseen are missing."""
     start = clock.time(clock.first)
     if start >= _WORTH_A_SEEK:
         try:
-            yield from _decode(file, clock, thread_count, start)
+            yield from _decode(file, clock, threads, start)
             return
         except _SeekMissedError:  # nothing has been yielded then
             pass
-    yield from _decode(file, clock, thread_count, Fraction(0))
+    yield from _decode(file, clock, threads, Fraction(0))
 
 
 class _SeekMissedError(Exception):
     """The container did not bring us to a keyframe at or before the place asked for."""
 
 
-def _decode(file: BinaryIO, clock: _Clock, thread_count: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
+def _decode(file: BinaryIO, clock: _Clock, threads: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
     at = until = Fraction(0)
     origin: int | None = None
 
@@ -197,8 +186,8 @@ def _decode(file: BinaryIO, clock: _Clock, thread_count: int, seek_to: Fraction)
         return clock.has_sample((appears - origin) * tick - tick / 2, (goes - origin) * tick - tick / 2)
 
     with _opened(file) as (container, stream):
-        stream.codec_context.thread_count = thread_count
-        stream.codec_context.thread_type = "AUTO" if thread_count > 1 else "NONE"
+        stream.codec_context.thread_count = threads
+        stream.codec_context.thread_type = "AUTO" if threads > 1 else "NONE"
         tick = Fraction(stream.time_base or 0)
         try:
             frames = _whole_frames(container, stream, is_seen)

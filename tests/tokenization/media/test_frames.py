@@ -9,6 +9,7 @@ import pytest
 
 from storage.errors import BadData
 from testing.miniature import sample
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name, media_frames
 from tokenization.media.image import load_image
 
@@ -25,7 +26,7 @@ def test_the_extension_tells(name: str, kind: MediaKind | None) -> None:
 
 
 def frames(content: bytes, kind: MediaKind | None) -> np.ndarray:
-    chunks = media_frames(io.BytesIO(content), kind, fps=2, size=16, chunk=4)
+    chunks = media_frames(io.BytesIO(content), kind, FrameRequest(fps=2, size=16, chunk=4))
     return np.concatenate([chunk.frames for chunk in chunks])
 
 

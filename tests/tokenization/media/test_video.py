@@ -22,7 +22,7 @@ from PIL import Image
 
 from storage.errors import BadData
 from testing.made_media import encoded, recoded, remuxed, sound
-from tokenization.media.frame_sampling import Samples, choose_samples, uniform_sample
+from tokenization.media.frame_sampling import FrameRequest, Samples, choose_samples, uniform_sample
 from tokenization.media.video import FrameChunk, count_samples, decode_frames
 
 
@@ -44,7 +44,7 @@ def joined(chunks: Iterable[FrameChunk]) -> FrameChunk:
 
 
 def all_frames(file: BinaryIO | Path, **settings: Any) -> int:
-    return sum(len(chunk) for chunk in decode_frames(file, **{"fps": 25, "size": 16, **settings}))
+    return sum(len(chunk) for chunk in decode_frames(file, FrameRequest(**{"fps": 25, "size": 16, **settings})))
 
 
 # --- which frames ---------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_variable_frame_rate_matches_a_brute_force_oracle(fps: float, seed: int)
     stamps = (np.cumsum(gaps) + 500).tolist()  # the first frame is not at 0
     shades = [np.full((16, 16), 4 * number, dtype=np.uint8) for number in range(60)]
     video = encoded(shades, stamps=stamps)
-    chunk = joined(decode_frames(io.BytesIO(video), fps=fps, size=8))
+    chunk = joined(decode_frames(io.BytesIO(video), FrameRequest(fps=fps, size=8)))
 
     # Time runs from the first frame; a container of milliseconds can be half of one off.
     times = [Fraction(stamp - stamps[0], 1000) for stamp in stamps]
@@ -73,7 +73,7 @@ def test_variable_frame_rate_matches_a_brute_force_oracle(fps: float, seed: int)
 
 
 def test_sampling_at_the_videos_own_rate_gives_every_frame_once() -> None:
-    chunk = joined(decode_frames(BIKES, fps=25, size=16))
+    chunk = joined(decode_frames(BIKES, FrameRequest(fps=25, size=16)))
     with av.open(str(BIKES)) as file:
         own = [frame.to_ndarray(format="gray")[:, 184:456].mean() for frame in file.decode(video=0)]
     assert len(own) == len(chunk) == 250
@@ -83,14 +83,14 @@ def test_sampling_at_the_videos_own_rate_gives_every_frame_once() -> None:
 def test_a_clock_of_whole_milliseconds_still_gives_every_frame_once() -> None:
     shades = [np.full((16, 16), 2 * number, dtype=np.uint8) for number in range(90)]
     stamps = [round(number * 1000 / 30) for number in range(90)]  # 0, 33, 67, 100
-    chunk = joined(decode_frames(io.BytesIO(encoded(shades, stamps=stamps, rate=30)), fps=30, size=8))
+    chunk = joined(decode_frames(io.BytesIO(encoded(shades, stamps=stamps, rate=30)), FrameRequest(fps=30, size=8)))
     np.testing.assert_array_equal(chunk.frames[:, 0, 0, 0], 2 * np.arange(90))
 
 
 def test_chunks_are_bounded_and_their_size_changes_nothing() -> None:
-    whole = joined(decode_frames(BIKES, fps=4, size=16, chunk=1000))
+    whole = joined(decode_frames(BIKES, FrameRequest(fps=4, size=16, chunk=1000)))
     for chunk in (1, 7, 40):
-        parts = list(decode_frames(BIKES, fps=4, size=16, chunk=chunk))
+        parts = list(decode_frames(BIKES, FrameRequest(fps=4, size=16, chunk=chunk)))
         assert [len(part) for part in parts[:-1]] == [chunk] * (len(parts) - 1)
         assert 0 < len(parts[-1]) <= chunk
         np.testing.assert_array_equal(joined(parts).frames, whole.frames)
@@ -107,25 +107,25 @@ def span(start: int, end: int, *, to_end: bool = False) -> Samples:
 
 
 def test_a_long_video_is_thinned_as_lwm_does() -> None:
-    whole = joined(decode_frames(BIKES, fps=10, size=16))
+    whole = joined(decode_frames(BIKES, FrameRequest(fps=10, size=16)))
     for maximum in (1, 7, 99, 100, 101):
         samples = choose_samples(count(BIKES, 10), maximum)
-        thinned = joined(decode_frames(BIKES, fps=10, size=16, samples=samples))
+        thinned = joined(decode_frames(BIKES, FrameRequest(fps=10, size=16, samples=samples)))
         kept = uniform_sample(len(whole), maximum)
         np.testing.assert_array_equal(thinned.frames, whole.frames[kept])
         np.testing.assert_array_equal(thinned.times, whole.times[kept])
 
 
 def test_ranges_join_to_the_whole_with_and_without_a_seek() -> None:
-    whole = joined(decode_frames(WORLD, fps=4, size=16))
+    whole = joined(decode_frames(WORLD, FrameRequest(fps=4, size=16)))
     assert whole.times[-1] == 30.0
     edges = [0, 12, 50, 104, 121]
     ranges = [span(a, b, to_end=b == 121) for a, b in pairwise(edges)]
-    parts = [joined(decode_frames(WORLD, fps=4, size=16, samples=samples)) for samples in ranges]
+    parts = [joined(decode_frames(WORLD, FrameRequest(fps=4, size=16, samples=samples))) for samples in ranges]
     np.testing.assert_array_equal(joined(parts).frames, whole.frames)
     np.testing.assert_array_equal(joined(parts).times, whole.times)
-    assert list(decode_frames(WORLD, fps=4, size=16, samples=span(400, 500))) == []
-    assert list(decode_frames(WORLD, fps=4, size=16, samples=span(20, 20))) == []
+    assert list(decode_frames(WORLD, FrameRequest(fps=4, size=16, samples=span(400, 500)))) == []
+    assert list(decode_frames(WORLD, FrameRequest(fps=4, size=16, samples=span(20, 20)))) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:keyint=48:bframes=3:scenecut=0"}])
@@ -135,11 +135,11 @@ def test_pieces_join_to_the_whole_and_each_decodes_by_itself(
 ) -> None:
     path = recoded(WORLD, tmp_path / "recoded.mp4", options) if options else WORLD
     samples = choose_samples(count(path, 4), maximum, part)
-    whole = joined(decode_frames(path, fps=4, size=16, samples=samples))
+    whole = joined(decode_frames(path, FrameRequest(fps=4, size=16, samples=samples)))
     pieces = samples.pieces(span=23)
     assert len(pieces) > 3
     assert [piece.to_end for piece in pieces] == [False] * (len(pieces) - 1) + [part[1] == 1.0]
-    parts = [joined(decode_frames(path, fps=4, size=16, samples=piece)) for piece in pieces[::-1]][::-1]
+    parts = [joined(decode_frames(path, FrameRequest(fps=4, size=16, samples=piece))) for piece in pieces[::-1]][::-1]
     np.testing.assert_array_equal(joined(parts).frames, whole.frames)
     np.testing.assert_array_equal(joined(parts).times, whole.times)
 
@@ -159,8 +159,8 @@ def test_a_seek_saves_most_of_the_decoding(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_change_nothing() -> None:
-    one = joined(decode_frames(BIKES, fps=4, size=32))
-    two = joined(decode_frames(BIKES, fps=4, size=32, thread_count=2))
+    one = joined(decode_frames(BIKES, FrameRequest(fps=4, size=32)))
+    two = joined(decode_frames(BIKES, FrameRequest(fps=4, size=32, threads=2)))
     np.testing.assert_array_equal(one.frames, two.frames)
 
 
@@ -198,14 +198,14 @@ UPRIGHT = ["red", "green", "blue", "white"]
 @pytest.mark.parametrize("shape", [(64, 128), (128, 64), (64, 64), (50, 94)])
 def test_the_central_square_is_kept(shape: tuple[int, int]) -> None:
     video = encoded([quadrants(*shape)] * 3, pixels="bgr0")
-    frame = joined(decode_frames(io.BytesIO(video), fps=25, size=32)).frames[0]
+    frame = joined(decode_frames(io.BytesIO(video), FrameRequest(fps=25, size=32))).frames[0]
     assert corners(frame) == UPRIGHT
     edge = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
     assert edge.max(axis=1).min() > 200, "nothing of what is left and right of the square"
 
 
 def test_resizing_agrees_with_pillow() -> None:
-    frame = joined(decode_frames(BUNNY, fps=1, size=64)).frames[2]
+    frame = joined(decode_frames(BUNNY, FrameRequest(fps=1, size=64))).frames[2]
     with av.open(str(BUNNY)) as file:
         picture = next(f.to_image() for number, f in enumerate(file.decode(video=0)) if number == 50)
     square = picture.crop((280, 0, 1000, 720)).resize((64, 64), Image.Resampling.BICUBIC)
@@ -216,7 +216,7 @@ def test_pixels_that_are_not_square_are_stretched() -> None:
     # 64x64 pixels, each twice as wide as high: on the screen 128x64, whose centre is the middle half of the columns.
     picture = np.asarray(Image.fromarray(quadrants(64, 128)).resize((64, 64), Image.Resampling.NEAREST))
     video = encoded([picture] * 2, codec="libx264", container="mp4", pixels="yuv444p", aspect=Fraction(2))
-    frame = joined(decode_frames(io.BytesIO(video), fps=25, size=32)).frames[0]
+    frame = joined(decode_frames(io.BytesIO(video), FrameRequest(fps=25, size=32))).frames[0]
     assert corners(frame) == UPRIGHT
     assert frame[0].max(axis=1).min() > 200
 
@@ -237,7 +237,7 @@ def test_a_turned_phones_video_stands_upright(degrees: int) -> None:
     header = video.index(b"tkhd") + 4  # its 3x3 matrix of 16.16 numbers begins 40 bytes in
     one = 1 << 16
     struct.pack_into(">iiiiiiiii", video, header + 40, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
-    assert corners(joined(decode_frames(io.BytesIO(bytes(video)), fps=25, size=32)).frames[0]) == expected
+    assert corners(joined(decode_frames(io.BytesIO(bytes(video)), FrameRequest(fps=25, size=32))).frames[0]) == expected
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 1), (1, 48), (1, 1), (3, 5)])
@@ -245,7 +245,7 @@ def test_a_video_one_pixel_wide_is_a_video(height: int, width: int) -> None:
     for codec, pixels in (("libvpx", "yuv420p"), ("rawvideo", "gray")):
         picture = np.full((height, width, 3), 200, dtype=np.uint8)
         video = encoded([picture] * 3, codec=codec, pixels=pixels)
-        chunk = joined(decode_frames(io.BytesIO(video), fps=25, size=16))
+        chunk = joined(decode_frames(io.BytesIO(video), FrameRequest(fps=25, size=16)))
         assert chunk.frames.shape == (3, 16, 16, 3)
         assert np.abs(chunk.frames.astype(int) - 200).max() <= 3
 
@@ -256,7 +256,7 @@ def test_a_change_of_resolution_midway_is_followed_without_timestamps_too() -> N
         encoded([quadrants(*shape)] * 10, codec="libx264", container="h264", pixels="yuv444p")
         for shape in ((64, 96), (96, 64))
     ]
-    chunk = joined(decode_frames(io.BytesIO(b"".join(parts)), fps=25, size=32))
+    chunk = joined(decode_frames(io.BytesIO(b"".join(parts)), FrameRequest(fps=25, size=32)))
     assert len(chunk) == 20
     assert corners(chunk.frames[0]) == corners(chunk.frames[-1]) == UPRIGHT
 
@@ -265,22 +265,22 @@ def test_a_change_of_resolution_midway_is_followed_without_timestamps_too() -> N
 
 
 def test_an_open_file_and_an_object_in_storage_are_read_like_a_path() -> None:
-    expected = joined(decode_frames(BIKES, fps=4, size=16)).frames
+    expected = joined(decode_frames(BIKES, FrameRequest(fps=4, size=16))).frames
     with BIKES.open("rb") as file:
         file.read(1000)
-        np.testing.assert_array_equal(joined(decode_frames(file, fps=4, size=16)).frames, expected)
+        np.testing.assert_array_equal(joined(decode_frames(file, FrameRequest(fps=4, size=16))).frames, expected)
         assert not file.closed
     fsspec.filesystem("memory").pipe_file("/clips/bikes.mp4", BIKES.read_bytes())
     with fsspec.open("memory://clips/bikes.mp4") as stored:
-        np.testing.assert_array_equal(joined(decode_frames(stored, fps=4, size=16)).frames, expected)
+        np.testing.assert_array_equal(joined(decode_frames(stored, FrameRequest(fps=4, size=16))).frames, expected)
 
 
 def test_memory_is_that_of_a_chunk_not_of_the_video() -> None:
     chunk, size = 8, 96
     one = chunk * size * size * 3
-    next(decode_frames(WORLD, fps=30, size=size, chunk=chunk))  # what is allocated once
+    next(decode_frames(WORLD, FrameRequest(fps=30, size=size, chunk=chunk)))  # what is allocated once
     tracemalloc.start()
-    total = sum(part.frames.nbytes for part in decode_frames(WORLD, fps=30, size=size, chunk=chunk))
+    total = sum(part.frames.nbytes for part in decode_frames(WORLD, FrameRequest(fps=30, size=size, chunk=chunk)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert total > 100 * one
@@ -391,4 +391,4 @@ def test_an_empty_object_is_bad_data_however_it_is_stored(protocol: str, tmp_pat
     with fsspec.open(url, "wb"):
         pass
     with fsspec.open(url, "rb") as file, pytest.raises(BadData):
-        list(decode_frames(file, fps=4, size=32))
+        list(decode_frames(file, FrameRequest(fps=4, size=32)))
