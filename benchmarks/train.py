@@ -51,6 +51,7 @@ from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, attention_shape
+from storage.store import Store
 from tokenization.document import PackedSequence
 from tokenization.loader.loader import join_sequences
 
@@ -292,7 +293,7 @@ class _Ours:
             Schedule(LEARNING_RATE, warmup_steps=1),  # the first update has a rate of 0
         )
         self._writer = (
-            checkpoint.Writer(self._engine, f"{store}-checkpoints", keep=1) if name == "ours_saving" else None
+            checkpoint.Writer(self._engine, Store(f"{store}-checkpoints"), keep=1) if name == "ours_saving" else None
         )
         self._dispatcher = Dispatcher(sp, self._engine.mesh.sp_rank, attention_shape(config, "fp32"), CPU_CORES)
 

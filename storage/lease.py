@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
+import math
 import os
 import signal
 import socket
@@ -38,38 +40,43 @@ INTERRUPT_SECONDS = 15.0
 FENCE_SECONDS = 1.0
 """How old an answer may be that the lease is still one's own."""
 
+_ACQUIRE_ATTEMPTS = 20
+_FIELDS = {"owner", "host", "pid", "started", "beat"}
 _CONFIRMED: dict[str, float] = {}  # by owner: when this process last saw that it holds the lease
 
 
 @dataclass(frozen=True)
 class Fence:
-    """Raises UserError where the lease of `store` is no longer `owner`'s. Travels to tasks."""
+    """Raises UserError where the lease of `store` is no longer `owner`'s. Travels to tasks and workers.
+
+    max_age: seconds for which an answer of the store counts.
+    """
 
     store: Store
     owner: str
+    max_age: float = FENCE_SECONDS
 
     def __call__(self) -> None:
         """Ask, unless the last answer is young."""
         asked = time.monotonic()
-        if asked - _CONFIRMED.get(self.owner, -FENCE_SECONDS) < FENCE_SECONDS:
+        if asked - _CONFIRMED.get(self.owner, -math.inf) < self.max_age:
             return
         holder = self._holder()
-        if holder is None or holder["owner"] != self.owner:
+        if holder.get("owner") != self.owner:
             raise lost(self.store, holder)
         _CONFIRMED[self.owner] = asked
 
-    def _holder(self) -> dict[str, Any] | None:
+    def _holder(self) -> dict[str, Any]:
         """What the lease says. A network disk may not find for a moment what a heartbeat replaces all the time."""
         for seconds in (0.1, 0.5):
             try:
-                holder: dict[str, Any] | None = self.store.read_json(LEASE)
-                if holder is not None:
+                if holder := holder_of(self.store.read_bytes(LEASE)):
                     return holder
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
             time.sleep(seconds)
-        return self.store.read_json(LEASE)
+        return holder_of(self.store.read_bytes(LEASE))
 
 
 @contextlib.contextmanager
@@ -79,7 +86,7 @@ def lease(store: Store) -> Iterator[Store]:
     Raises UserError when another living driver holds it, when nothing can be written there, or in the block, in the
     main thread, when another driver has taken it over.
     """
-    held = _Held(store)
+    held = _Heartbeat(store)
     try:
         with first_contact(store.path()):
             held.acquire()
@@ -90,7 +97,7 @@ def lease(store: Store) -> Iterator[Store]:
     heart = threading.Thread(target=held.beat, name="lease-heartbeat", daemon=True)
     heart.start()
     try:
-        yield dataclasses.replace(store, fence=Fence(store, held.owner))
+        yield dataclasses.replace(store, fence=Fence(store, held.owner, FENCE_SECONDS))
     except BaseException:  # the signal is a KeyboardInterrupt
         if held.taken_over:
             raise held.taken_over from None
@@ -104,7 +111,7 @@ def lease(store: Store) -> Iterator[Store]:
             store.replace_json(LEASE, held.written, None)
 
 
-class _Held:
+class _Heartbeat:
     """A driver's hold on a folder. written: the lease as it last wrote it."""
 
     def __init__(self, store: Store) -> None:
@@ -125,22 +132,39 @@ class _Held:
 
     def acquire(self) -> None:
         """Take the lease, or raise UserError that names its holder."""
-        while True:
+        for _ in range(_ACQUIRE_ATTEMPTS):
             self.written = self._now()
             if self.store.create_json(LEASE, self.written):
                 return
-            holder = self.store.read_json(LEASE)
-            if holder is None:
+            data = self.store.read_bytes(LEASE)
+            if data is None:  # let go of just now
                 continue
-            if holder["owner"] == self.owner:  # it was created, and the answer lost
+            holder = holder_of(data)
+            if holder.get("owner") == self.owner:  # it was created, and the answer lost
                 return
-            if not _is_dead(holder):
-                raise UserError(
-                    f"{self.store.path()}: another driver (pid {holder['pid']} on {holder['host']}) writes here; wait "
-                    f"for it, stop it, or give this run its own storage.root"
-                )
-            if self.store.replace_json(LEASE, holder, self.written):
+            self._check_dead(holder)
+            if self.store.replace_json(LEASE, data, self.written):
                 return
+        raise UserError(f"{self.store.path(LEASE)}: other drivers take this lease by turns; stop them and run again")
+
+    def _check_dead(self, holder: dict[str, Any]) -> None:
+        """Raise UserError where the lease's holder lives, or may live."""
+        if holder and not _is_dead(holder):
+            raise UserError(
+                f"{self.store.path()}: another driver (pid {holder['pid']} on {holder['host']}) writes here; wait "
+                f"for it, stop it, or give this run its own storage.root"
+            )
+        if not holder and (age := self._age()) < STALE_SECONDS:
+            raise UserError(
+                f"{self.store.path(LEASE)}: this file does not say which driver writes here (it is empty or damaged), "
+                f"and was written {age:.0f} s ago; if no driver runs, delete it, or run again in {STALE_SECONDS:.0f} s"
+            )
+
+    def _age(self) -> float:
+        try:
+            return self.store.age(LEASE)
+        except (FileNotFoundError, NotImplementedError):  # just gone; or nobody knows: wait for the user's word
+            return 0.0
 
     def beat(self) -> None:
         """Renew the lease until the block ends; end the block when the lease is another's."""
@@ -152,8 +176,8 @@ class _Held:
                 if self.store.replace_json(LEASE, self.written, now):
                     self.written = now
                     continue
-                holder = self.store.read_json(LEASE)
-                if holder is not None and holder["owner"] == self.owner:  # it was replaced, and the answer lost
+                holder = holder_of(self.store.read_bytes(LEASE))
+                if holder.get("owner") == self.owner:  # it was replaced, and the answer lost
                     self.written = holder
                     continue
                 self.taken_over = lost(self.store, holder)
@@ -168,7 +192,16 @@ class _Held:
             self.ended.wait(INTERRUPT_SECONDS)
 
 
-def lost(store: Store, holder: dict[str, Any] | None) -> UserError:
+def holder_of(data: bytes | None) -> dict[str, Any]:
+    """What a lease says of its holder; nothing where there is no lease, or it is not what a driver writes."""
+    try:
+        holder = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) and holder.keys() >= _FIELDS else {}
+
+
+def lost(store: Store, holder: dict[str, Any]) -> UserError:
     """What a driver says that finds another in its place."""
     by = f"is now that of pid {holder['pid']} on {holder['host']}" if holder else "is gone: another driver has had it"
     return UserError(

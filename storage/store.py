@@ -2,21 +2,19 @@
 
 A write is visible whole or not at all: on a local disk through a temporary file in the same folder, `fsync` and rename;
 on an object store through one put, which is atomic there. A store that a lease fences writes nothing once the lease is
-another's.
+another's; it travels to tasks and workers with its fence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from io import BufferedRandom
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from storage.errors import UserError
+from storage.local_files import TEMPORARY_PREFIX, create_file, link_file, locked, remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem, S3FileSystem
 from storage.object_store.multipart_uploads import end_uploads
@@ -31,12 +30,10 @@ from storage.urls import CACHE, fetch_file, filesystem, open_url
 
 log = logging.getLogger("ringworld")
 
-TEMPORARY_PREFIX = ".tmp-"
-
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of any fsspec file system. Names are relative, with `/`.
+    """A folder of any fsspec file system. Names are relative, with `/`. Methods raise UserError on an unusable URL.
 
     fence: called before every change, and raises where this process may no longer make any.
     """
@@ -66,16 +63,33 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether the name holds a committed object."""
-        fs, path = filesystem(self.path(name), self.options)
+        fs, path = self._filesystem(name)
         return bool(fs.exists(path))
 
-    def read_json(self, name: str) -> Any | None:
-        """The JSON of a name, or None when it is absent."""
+    def age(self, name: str) -> float:
+        """Seconds since the name was last written, by the clock of this machine; FileNotFoundError when absent."""
+        fs, path = self._filesystem(name)
+        written: datetime.datetime = fs.modified(path)
+        return (datetime.datetime.now(datetime.UTC) - written).total_seconds()
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """What a name holds, or None when it is absent."""
         try:
             with self.open(name) as file:
-                return json.loads(file.read())
+                return file.read()
         except FileNotFoundError:
             return None
+
+    def read_json(self, name: str) -> Any | None:
+        """The JSON of a name, or None when it is absent. Raises UserError where it holds no JSON."""
+        data = self.read_bytes(name)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError:
+            raise UserError(
+                f"{self.path(name)}: {'the file is empty' if not data else 'this is not the JSON that was written'} (a "
+                f"power cut, a full disk?); delete it and run again"
+            ) from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Commit a JSON value by one atomic put; the bytes depend on the value alone."""
@@ -90,16 +104,9 @@ class Store:
         data = _json_bytes(value)
         self._check_fence()
         if self.is_local:
-            target = self.path(name)
-            with self._on_disk(), _temporary(target) as (file, temporary):
-                file.write(data)
-                file.flush()
-                try:
-                    os.link(temporary, target)
-                except FileExistsError:
-                    return False
-            return True
-        fs, path = filesystem(self.path(name), self.options)
+            with self._naming_a_full_disk():
+                return create_file(self.path(name), data)
+        fs, path = self._filesystem(name)
         try:
             fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -115,24 +122,25 @@ class Store:
     def replace_json(self, name: str, old: Any, new: Any) -> bool:
         """Commit `new` (None: remove the name) only if the name still holds `old`; whether it did.
 
-        One of several at once is told True on a local disk, and on a store with `If-Match`, but for removing there.
+        old: a JSON value, or the bytes of what is none. One of several at once is told True on a local disk, and on a
+        store with `If-Match`, but for removing there.
         """
         self._check_fence()
         if self.is_local:
-            with _locked(Path(self.path(name))) as held:
-                if held != old:
+            with locked(Path(self.path(name))) as data:
+                if not _holds(data, old):
                     return False
                 if new is None:
                     os.unlink(self.path(name))
                 else:
                     self.write_json(name, new)
             return True
-        fs, path = filesystem(self.path(name), self.options)
+        fs, path = self._filesystem(name)
         try:
             etag = fs.info(path).get("ETag")  # before the content, whose version cannot be an older one then
         except FileNotFoundError:
             return False
-        if self.read_json(name) != old:
+        if not _holds(self.read_bytes(name), old):
             return False
         if new is None:
             fs.rm_file(path)
@@ -148,60 +156,66 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[BufferedRandom]:
-        """A file to write that becomes visible under its name, whole, when the block ends without an exception."""
+        """A file to write that becomes visible under its name, whole, when the block ends without an exception.
+
+        Raises UserError where the disk is full, or where the fence says that this process may write no more.
+        """
         target = self.path(name)
-        with self._on_disk():
+        with self._naming_a_full_disk():
             if self.is_local:
-                with _temporary(target) as (file, temporary):
+                with whole_file(target, self._check_fence) as file:
                     yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.chmod(temporary, 0o644)
-                    self._check_fence()
-                    os.replace(temporary, target)
                 return
             with tempfile.TemporaryFile() as unnamed:  # so that a killed writer leaves nothing
                 yield unnamed
                 unnamed.flush()
                 self._check_fence()
-                fs, path = filesystem(target, self.options)
+                fs, path = self._filesystem(name)
                 fs.put_file(f"/dev/fd/{unnamed.fileno()}", path)
 
     def names(self, folder: str = "") -> list[str]:
         """Names of all committed objects below a folder, sorted."""
-        base = self.path(folder)
-        fs, path = filesystem(base, self.options)
+        fs, path = self._filesystem(folder)
         fs.invalidate_cache()
         start = len(path.rstrip("/")) + 1
         prefix = f"{folder.rstrip('/')}/" if folder else ""
         try:
-            found = fs.find(path)
+            below = fs.find(path)
         except FileNotFoundError:
             return []
-        return sorted(prefix + name[start:] for name in found if TEMPORARY_PREFIX not in name)
+        return sorted(prefix + name[start:] for name in below if TEMPORARY_PREFIX not in name)
 
     def folders(self, folder: str = "") -> list[str]:
-        """Names of the folders directly below a folder, sorted."""
-        start = len(folder.rstrip("/")) + 1 if folder else 0
-        return sorted({name[start:].split("/", 1)[0] for name in self.names(folder) if "/" in name[start:]})
+        """Names of the folders directly inside a folder, sorted."""
+        return sorted(name for name, info in self._inside(folder) if info["type"] == "directory")
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of each file directly inside a folder, by name; nothing where there is none."""
+        return {name: info["size"] for name, info in self._inside(folder) if info["type"] == "file"}
 
     def delete(self, name: str) -> None:
         """Remove a name if it is there."""
         self._check_fence()
-        fs, path = filesystem(self.path(name), self.options)
+        fs, path = self._filesystem(name)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all that it holds, if it is there."""
+        self._check_fence()
+        fs, path = self._filesystem(folder)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
 
     def sweep_temporaries(self, deep: bool = True, age: float = 0.0) -> int:
         """Remove what killed writers left in this folder: temporary files; on S3, unfinished uploads. How many.
 
         Only while no other writer works here. deep: and in all folders below. age: seconds that a file has been left.
         """
+        self._check_fence()
         if self.is_local:
-            folder = Path(self.path())
-            left = list((folder.rglob if deep else folder.glob)(f"{TEMPORARY_PREFIX}*"))
-            return sum(_remove_if_older(path, age) for path in left)
-        fs, path = filesystem(self.path(), self.options)
+            return remove_temporaries(self.path(), deep, age)
+        fs, path = self._filesystem()
         if not deep or not isinstance(fs, S3FileSystem):
             return 0
         client, prefix = fs.client(path)
@@ -210,24 +224,6 @@ class Store:
         except (OSError, SyntaxError) as error:  # refused, or answered by what is no XML
             log.info("%s: unfinished uploads cannot be looked for (%s)", self.path(), error)
             return 0
-
-    def _check_fence(self) -> None:
-        if self.fence:
-            self.fence()
-
-    @contextlib.contextmanager
-    def _on_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if self.is_local:
-                raise UserError(f"{self.path()}: the disk is full; free space or set storage.root elsewhere") from None
-            raise UserError(
-                f"{tempfile.gettempdir()}: the disk is full, where files are made before they are put in "
-                f"{self.path()}; free space or set TMPDIR elsewhere"
-            ) from None
 
     def hashes(self, folder: str) -> dict[str, str]:
         """sha256 hex of every object below a folder, by name."""
@@ -241,6 +237,22 @@ class Store:
                 digest.update(piece)
         return digest.hexdigest()
 
+    @contextlib.contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """A local path with the content of a name for the length of the block: the file itself, or an unnamed copy.
+
+        Raises FileNotFoundError when absent.
+        """
+        if self.is_local:
+            yield Path(self.path(name))
+            return
+        with tempfile.TemporaryFile() as unnamed:
+            copy = f"/dev/fd/{unnamed.fileno()}"
+            with self._naming_a_full_disk():
+                fs, path = self._filesystem(name)
+                fs.get_file(path, copy)
+            yield Path(copy)
+
     def fetch_folder(self, folder: str = "", *files: str) -> Path:
         """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files.
 
@@ -251,14 +263,39 @@ class Store:
         local = CACHE / hashlib.sha256(self.path(folder).encode()).hexdigest()
         start = len(folder) + 1 if folder else 0
         for name in self.names(folder):
-            if files and name[start:] not in files:
-                continue
-            target = local / name[start:]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link = target.with_name(f"{target.name}.{os.getpid()}.part")
-            link.symlink_to(fetch_file(self.path(name), self.options))
-            os.replace(link, target)
+            if not files or name[start:] in files:
+                link_file(local / name[start:], fetch_file(self.path(name), self.options))
         return local
+
+    def _filesystem(self, name: str = "") -> tuple[Any, str]:
+        return filesystem(self.path(name), self.options)
+
+    def _inside(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+        fs, path = self._filesystem(folder)
+        fs.invalidate_cache()
+        try:
+            entries = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in fs.ls(path, detail=True)]
+        except FileNotFoundError:
+            return []
+        return [(name, info) for name, info in entries if not name.startswith(TEMPORARY_PREFIX)]
+
+    def _check_fence(self) -> None:
+        if self.fence:
+            self.fence()
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if self.is_local:
+                raise UserError(f"{self.path()}: the disk is full; free space or set storage.root elsewhere") from None
+            raise UserError(
+                f"{tempfile.gettempdir()}: the disk is full, where files are made before they are put in "
+                f"{self.path()}; free space or set TMPDIR elsewhere"
+            ) from None
 
 
 def fetch_url_folder(url: str, options: dict[str, Any] | None = None, *files: str) -> Path:
@@ -268,53 +305,15 @@ def fetch_url_folder(url: str, options: dict[str, Any] | None = None, *files: st
     return Store(url, options or {}).fetch_folder("", *files)
 
 
-def _remove_if_older(path: Path, age: float) -> bool:
+def _holds(data: bytes | None, value: Any) -> bool:
+    """Whether bytes are those of a JSON value, or, where it is bytes itself, the same."""
+    if data is None or isinstance(value, bytes):
+        return data == value
     try:
-        if time.time() - path.stat().st_mtime < age:
-            return False
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
+        return bool(json.loads(data) == value)
+    except ValueError:
         return False
-    return True
 
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-@contextlib.contextmanager
-def _temporary(target: str) -> Iterator[tuple[BufferedRandom, str]]:
-    """An open file beside `target`, and its name, which is removed at the end if it is still there."""
-    folder = os.path.dirname(target)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file, temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[Any]:
-    """What a JSON file holds (None: it is not there), while no other process that locks it replaces it."""
-    while True:
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            yield None
-            return
-        with file:
-            with contextlib.suppress(OSError):  # some network disks have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except FileNotFoundError:
-                current = False
-            if current:
-                yield json.loads(file.read())
-                return

@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
-import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from storage import object_store as buckets
 from storage.errors import UserError
+from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 
 buckets.register()
@@ -31,6 +31,7 @@ buckets.register()
 CACHE = Path(tempfile.gettempdir()) / "ringworld-cache"
 """Where libraries that read only local files find copies of remote ones."""
 
+_ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
 
 
@@ -188,12 +189,7 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
     version = hashlib.sha256(f"{url} {_etag(fs, path, info)}".encode()).hexdigest()
     local = CACHE / version / Path(path).name
     if not local.exists():
-        local.parent.mkdir(parents=True, exist_ok=True)
-        for left in local.parent.iterdir():
-            writer = re.fullmatch(r"\.(\d+)\.part", left.name.removeprefix(local.name))
-            if writer and not psutil.pid_exists(int(writer[1])):  # of a process that was killed
-                left.unlink(missing_ok=True)
-        part = local.with_name(f"{local.name}.{os.getpid()}.part")
-        fs.get_file(path, str(part))
-        os.replace(part, local)
+        remove_temporaries(local.parent, age=_ABANDONED_SECONDS)
+        with whole_file(local) as file:
+            fs.get_file(path, f"/dev/fd/{file.fileno()}")
     return local

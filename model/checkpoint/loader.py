@@ -35,7 +35,7 @@ from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
 from storage.errors import UserError
-from storage.folder import Folder
+from storage.store import Store
 
 if TYPE_CHECKING:
     from model.training.engine import TrainingEngine
@@ -44,38 +44,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_latest(engine: TrainingEngine, url: str, options: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
-    """Restore an engine from the newest whole checkpoint below `url`; returns its client_state. Collective.
+def load_latest(engine: TrainingEngine, root: Store) -> Mapping[str, Any] | None:
+    """Restore an engine from the newest whole checkpoint below `root`; returns its client_state. Collective.
 
     Where any rank finds a file damaged, every rank says so in a warning, and the checkpoint before is used. None where
     none was ever committed. Raises UserError, on every rank, where there are some, but all are damaged.
     """
-    mesh, root = engine.mesh, Folder(url, options)
-    candidates = mesh.agreed(lambda: _newest_first(root))
+    candidates = engine.mesh.agreed(lambda: _newest_first(root))
     flaws = []
     for step, before in itertools.zip_longest(candidates, candidates[1:]):
         try:
-            return load(engine, url, step, options)
+            return load(engine, root, step)
         except DamagedError as error:
             instead = f"that of step {before} is used instead" if before is not None else "there is none before it"
             log.warning("checkpoint %s is damaged and not used: %s; %s", error.place, error.flaw, instead)
             flaws.append(f"step {step}: {error.flaw}")
     if flaws:
         raise UserError(
-            f"{url}: every checkpoint is damaged ({'; '.join(flaws)}): restore these files, or delete the folder to "
-            "train from the beginning"
+            f"{root.path()}: every checkpoint is damaged ({'; '.join(flaws)}): restore these files, or delete the "
+            "folder to train from the beginning"
         )
     return None
 
 
-def load(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+def load(engine: TrainingEngine, root: Store, step: int) -> Mapping[str, Any]:
     """Restore an engine, fresh or used, from a committed checkpoint; returns its client_state. Collective.
 
     On as many ranks as wrote it each has its random state again; on another number it is derived. Raises, on every
     rank, `DamagedError` (a UserError) where a file is not what was written, and the engine's state is then a mixture:
     load another checkpoint or give up; UserError where the model is another.
     """
-    manifest = _read_committed(engine, url, step, options, PARTS, with_random_state=True)
+    manifest = _read_committed(engine, root, step, PARTS, with_random_state=True)
     groups = {group: manifest.parameters[name][1] for name, (_, group) in parameters(engine).items()}
     set_adam_steps(engine, {group: manifest.adam_steps[written] for group, written in groups.items()})
     refresh(engine)
@@ -83,13 +82,13 @@ def load(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any]
     return manifest.client_state
 
 
-def load_weights(engine: TrainingEngine, url: str, step: int, options: Mapping[str, Any] | None = None) -> None:
+def load_weights(engine: TrainingEngine, root: Store, step: int) -> None:
     """Give a fresh engine the fp32 master weights of a committed checkpoint, and nothing else of it. Collective.
 
     So training goes on from what a stage before ended with, of which an export in bf16 keeps 8 bits a weight. Raises as
     `load` does.
     """
-    _read_committed(engine, url, step, options, (WEIGHT,), with_random_state=False)
+    _read_committed(engine, root, step, (WEIGHT,), with_random_state=False)
     refresh(engine)
 
 
@@ -127,7 +126,7 @@ def copies(needed: Sequence[Range], files: Mapping[str, FileEntry]) -> dict[str,
     return dict(plan)
 
 
-def _newest_first(root: Folder) -> list[int]:
+def _newest_first(root: Store) -> list[int]:
     """The committed steps; of the others it is said that they do not count."""
     found = []
     for step in reversed(steps(root)):
@@ -138,11 +137,11 @@ def _newest_first(root: Folder) -> list[int]:
     return found
 
 
-def _manifest(url: str, step: int, options: Mapping[str, Any] | None) -> Manifest:
+def _manifest(root: Store, step: int) -> Manifest:
     try:
-        return read_manifest(url, step, options)
+        return read_manifest(root, step)
     except ValueError as error:
-        raise DamagedError(f"{url}/{step_name(step)}", str(error)) from error
+        raise DamagedError(root.path(step_name(step)), str(error)) from error
 
 
 def _check_same_model(engine: TrainingEngine, manifest: Manifest, place: str) -> None:
@@ -161,18 +160,12 @@ def _in_words(shape: tuple[int, ...] | None) -> str:
 
 
 def _read_committed(
-    engine: TrainingEngine,
-    url: str,
-    step: int,
-    options: Mapping[str, Any] | None,
-    parts: Collection[str],
-    with_random_state: bool,
+    engine: TrainingEngine, root: Store, step: int, parts: Collection[str], with_random_state: bool
 ) -> Manifest:
     """Each rank's share of these parts of the optimizer's state into the engine; what was committed. Collective."""
-    root, mesh = Folder(url, options), engine.mesh
-    place = f"{url}/{step_name(step)}"
+    mesh, place = engine.mesh, root.path(step_name(step))
     with _flaws_of(place, COMMIT):
-        manifest = mesh.agreed(lambda: _manifest(url, step, options))
+        manifest = mesh.agreed(lambda: _manifest(root, step))
     _check_same_model(engine, manifest, place)
 
     def read() -> None:
@@ -184,7 +177,7 @@ def _read_committed(
     return manifest
 
 
-def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str, parts: Collection[str]) -> None:
+def _read(engine: TrainingEngine, root: Store, manifest: Manifest, place: str, parts: Collection[str]) -> None:
     """This rank's share, file by file."""
     fragments = held(engine)
     try:
@@ -197,7 +190,7 @@ def _read(engine: TrainingEngine, root: Folder, manifest: Manifest, place: str, 
         engine.mesh.on_piece(False)
 
 
-def _read_random_state(mesh: Mesh, root: Folder, manifest: Manifest, place: str) -> None:
+def _read_random_state(mesh: Mesh, root: Store, manifest: Manifest, place: str) -> None:
     if manifest.world_size == mesh.world_size:
         with _checked(root, manifest, manifest.random[mesh.rank], place) as path:
             set_random_state(path)
@@ -214,10 +207,10 @@ def _fill(fragments: Sequence[Fragment], path: Path, plan: Sequence[Copy], parts
 
 
 @contextmanager
-def _checked(root: Folder, manifest: Manifest, name: str, place: str) -> Iterator[Path]:
+def _checked(root: Store, manifest: Manifest, name: str, place: str) -> Iterator[Path]:
     """A local path with a file's content, its size and hash compared with what was committed."""
     entry = manifest.files[name]
-    with _flaws_of(place, name), root.fetched(f"{step_name(manifest.step)}/{name}") as path:
+    with _flaws_of(place, name), root.local_copy(f"{step_name(manifest.step)}/{name}") as path:
         if (size := path.stat().st_size) != entry.size:
             raise DamagedError(place, f"{name} is {size} bytes, not {entry.size}")
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """What `COMMIT` says of a checkpoint, which checkpoints a folder holds, and whether one is as it was written.
 
-In: a folder's URL. Out: steps, manifests and flaws in words. Nothing here knows of engines or process groups.
+In: the store of a folder. Out: steps, manifests and flaws in words. Nothing here knows of engines or process groups.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from storage.errors import UserError
-from storage.folder import Folder
+from storage.store import Store
 
 COMMIT = "COMMIT"
 FORMAT = 2
@@ -118,49 +118,49 @@ def step_name(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
 
 
-def steps(root: Folder) -> list[int]:
+def steps(root: Store) -> list[int]:
     """The steps of which there is a folder, committed or not, in order."""
     names = [name.removeprefix(_PREFIX) for name in root.folders() if name.startswith(_PREFIX)]
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def committed_steps(root: Folder) -> list[int]:
+def committed_steps(root: Store) -> list[int]:
     """The steps whose folder has a `COMMIT`, in order."""
     return [step for step in steps(root) if COMMIT in root.sizes(step_name(step))]
 
 
-def any_committed(url: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Whether a checkpoint below `url` was ever committed, be it damaged by now."""
-    return bool(committed_steps(Folder(url, options)))
+def any_committed(root: Store) -> bool:
+    """Whether a checkpoint below `root` was ever committed, be it damaged by now."""
+    return bool(committed_steps(root))
 
 
-def read_manifest(url: str, step: int, options: Mapping[str, Any] | None = None) -> Manifest:
+def read_manifest(root: Store, step: int) -> Manifest:
     """The manifest of a committed checkpoint.
 
     Raises FileNotFoundError where there is no `COMMIT`, ValueError where it is not what was written.
     """
-    with Folder(url, options).open(f"{step_name(step)}/{COMMIT}") as file:
+    with root.open(f"{step_name(step)}/{COMMIT}") as file:
         return Manifest.from_bytes(file.read())
 
 
-def latest_committed(url: str, hashes: bool = False, options: Mapping[str, Any] | None = None) -> int | None:
-    """The step of the newest whole checkpoint below `url`, None where there is none.
+def latest_committed(root: Store, hashes: bool = False) -> int | None:
+    """The step of the newest whole checkpoint below `root`, None where there is none.
 
     A torn one is passed over with a warning. hashes: read all files and compare their sha256 too, not the sizes alone.
     """
-    for step in reversed(steps(Folder(url, options))):
-        flaw = verify(url, step, hashes, options)
+    for step in reversed(steps(root)):
+        flaw = verify(root, step, hashes)
         if flaw is None:
             return step
-        log.warning("checkpoint %s/%s is torn and not used: %s", url, step_name(step), flaw)
+        log.warning("checkpoint %s is torn and not used: %s", root.path(step_name(step)), flaw)
     return None
 
 
-def verify(url: str, step: int, hashes: bool = True, options: Mapping[str, Any] | None = None) -> str | None:
+def verify(root: Store, step: int, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint, in one phrase, or None where it is whole. hashes: as of `latest_committed`."""
-    root, folder = Folder(url, options), step_name(step)
+    folder = step_name(step)
     try:
-        manifest = read_manifest(url, step, options)
+        manifest = read_manifest(root, step)
     except FileNotFoundError:
         return _TORN
     except ValueError as error:
@@ -170,10 +170,8 @@ def verify(url: str, step: int, hashes: bool = True, options: Mapping[str, Any] 
         if sizes.get(name) != entry.size:
             found = f"{sizes[name]} bytes" if name in sizes else "missing"
             return f"{name} is {found}, not {entry.size} bytes"
-        if hashes:
-            with root.open(f"{folder}/{name}") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    return changed(name)
+        if hashes and root.sha256(f"{folder}/{name}") != entry.sha256:
+            return changed(name)
     return None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from model.checkpoint.manifest import COMMIT, committed_steps, step_name, steps
-from storage.folder import Folder
+from storage.store import Store
 
 
-def retain(root: Folder, step: int, keep: int | None, files: Collection[str]) -> None:
+def retain(root: Store, step: int, keep: int | None, files: Collection[str]) -> None:
     """Of a folder in which `step` has just been committed with these files, and nothing else is being written.
 
     keep: how many committed checkpoints to leave, the newest; None leaves all. Those of later steps go in any case: the
@@ -24,7 +24,7 @@ def retain(root: Folder, step: int, keep: int | None, files: Collection[str]) ->
             root.delete(f"{step_name(step)}/{name}")
 
 
-def forget(root: Folder, step: int) -> None:
+def forget(root: Store, step: int) -> None:
     """Delete a checkpoint. Its `COMMIT` goes first, so that a half-deleted one does not count."""
     root.delete(f"{step_name(step)}/{COMMIT}")
-    root.delete(step_name(step))
+    root.delete_folder(step_name(step))

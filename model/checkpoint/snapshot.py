@@ -8,8 +8,10 @@ element that the rank holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,18 +97,26 @@ def _tensors(fragments: Sequence[Fragment]) -> Iterator[Tensor]:
 
 
 def _file_of(fragments: Sequence[Fragment]) -> PlannedFile:
-    """The header is as safetensors' format describes it: a length, JSON, and spaces up to a multiple of 8 bytes."""
-    entries, place = {}, 0
-    for fragment in fragments:
-        for part in PARTS:
-            stop = place + 4 * fragment.range.numel
-            entries[tensor_key(part, fragment.range)] = {
-                "dtype": "F32",
-                "shape": [fragment.range.numel],
-                "data_offsets": [place, stop],
-            }
-            place = stop
-    text = json.dumps(entries).encode()
+    header = safetensors_header(
+        {tensor_key(part, fragment.range): [fragment.range.numel] for fragment in fragments for part in PARTS}, "F32", 4
+    )
+    n_bytes = sum(4 * len(PARTS) * fragment.range.numel for fragment in fragments)
+    return PlannedFile(tuple(fragments), header, len(header) + n_bytes)
+
+
+def safetensors_header(
+    shapes: Mapping[str, Sequence[int]], dtype: str, item_bytes: int, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The beginning of a safetensors file of tensors of one dtype, in this order, whose bytes follow.
+
+    As the format describes it: a length, JSON, and spaces up to a multiple of 8 bytes. dtype: by the format's name.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, shape in shapes.items():
+        stop = place + item_bytes * math.prod(shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, stop]}
+        place = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    return PlannedFile(tuple(fragments), header, len(header) + place)
+    return len(text).to_bytes(8, "little") + text

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -27,8 +27,8 @@ from model.checkpoint.retention import forget, retain
 from model.checkpoint.rng_state import random_state
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.zero_state import adam_steps, held, parameters
-from storage.folder import Folder
 from storage.retry import retry
+from storage.store import Store
 
 if TYPE_CHECKING:
     from model.training.engine import TrainingEngine
@@ -63,22 +63,19 @@ class Written:
 
 
 class Writer:
-    """Saves an engine below `url`, one checkpoint at a time. Every method is collective.
+    """Saves an engine below `root`, one checkpoint at a time. Every method is collective.
 
-    keep: how many committed checkpoints to leave, the newest ones; None leaves all. options: fsspec's for the URL.
-    As a context manager it closes at the end; an error within leaves the save under way to itself.
+    keep: how many committed checkpoints to leave, the newest ones; None leaves all. As a context manager
+    it closes at the end; an error within leaves the save under way to itself.
     """
 
-    def __init__(
-        self, engine: TrainingEngine, url: str, keep: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> None:
-        self.url, self.keep = url, keep
+    def __init__(self, engine: TrainingEngine, root: Store, keep: int | None = None) -> None:
+        self.root, self.keep = root, keep
         self.lost: Lost | None = None
         """Of the last save."""
         self.written: Written | None = None
         """The last save that was committed."""
         self._engine = engine
-        self._root = Folder(url, options)
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
@@ -158,7 +155,7 @@ class Writer:
             self._failure = error
             return
         self.written = Written(manifest.step, time.perf_counter() - started, n_bytes)
-        log.info("%s committed at %s/%s", what, self.url, step_name(manifest.step))
+        log.info("%s committed at %s", what, self.root.path(step_name(manifest.step)))
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
         mesh = self._engine.mesh
@@ -170,9 +167,10 @@ class Writer:
         def commit() -> None:
             if before_commit is not None:
                 before_commit()
-            self._root.write(f"{step_name(whole.step)}/{COMMIT}", [whole.to_bytes()])
+            with self.root.writing(f"{step_name(whole.step)}/{COMMIT}") as file:
+                file.write(whole.to_bytes())
             try:
-                retain(self._root, whole.step, self.keep, whole.files)
+                retain(self.root, whole.step, self.keep, whole.files)
             except OSError as error:  # the checkpoint counts; what should have gone goes with the next one
                 log.warning("checkpoint of step %d: older ones could not be removed: %s", whole.step, error)
 
@@ -183,10 +181,10 @@ class Writer:
         """Remove what is left of killed writers; returns what this step's file names end in. Where the step is already
         committed they are new ones: until the new `COMMIT` takes its place the old one counts, and all its files stay.
         """
-        self._root.sweep()
-        names = self._root.sizes(step_name(step))
+        self.root.sweep_temporaries()
+        names = self.root.sizes(step_name(step))
         if COMMIT not in names:
-            forget(self._root, step)
+            forget(self.root, step)
             return ".safetensors"
         suffixes = (f".{take}.safetensors" for take in itertools.count(1))
         return next(suffix for suffix in suffixes if not any(name.endswith(suffix) for name in names))
@@ -200,14 +198,11 @@ class Writer:
     def _put(self, name: str, data: memoryview, ranges: tuple[Range, ...]) -> FileEntry:
         """Publish a file. The hash is of the memory, so that what a disk makes of it is held against that."""
         digest = hashlib.sha256()
-
-        def pieces() -> Iterator[memoryview]:
+        with self.root.writing(name) as file:
             for start in range(0, len(data), _PIECE):
                 piece = data[start : start + _PIECE]
                 digest.update(piece)
-                yield piece
-
-        self._root.write(name, pieces())
+                file.write(piece)
         self._engine.mesh.on_piece(False)
         return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges)
 
@@ -217,13 +212,7 @@ def random_name(rank: int, suffix: str) -> str:
     return f"rank-{rank:05d}-random{suffix}"
 
 
-def save(
-    engine: TrainingEngine,
-    url: str,
-    client_state: Mapping[str, Any],
-    keep: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> None:
+def save(engine: TrainingEngine, root: Store, client_state: Mapping[str, Any], keep: int | None = None) -> None:
     """Write and commit the checkpoint of the engine's current step, and return then. Collective; as `Writer.save`."""
-    with Writer(engine, url, keep, options) as writer:
+    with Writer(engine, root, keep) as writer:
         writer.save(client_state)

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from model.checkpoint.snapshot import safetensors_header
 from model.llama.hf_weights import CONFIG, INDEX
 from model.llama.llama import empty_llama
 from model.training.engine import TrainingEngine
 from model.training.parameter_groups import whole_shape
-from storage.folder import Folder
+from storage.store import Store
 
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FILE_BYTES = 2 << 30
 """Of weights in a file, at most, unless it holds a single one; so much rank 0 has on the host."""
 
 
-def export_hf(
-    engine: TrainingEngine, url: str, dtype: torch.dtype | None = None, options: Mapping[str, Any] | None = None
-) -> None:
-    """Write config.json and safetensors below `url`, loadable by any Llama server. Collective; rank 0 writes.
+def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None = None) -> None:
+    """Write config.json and safetensors below `target`, loadable by any Llama server. Collective; rank 0 writes.
 
     The weights are the optimizer's fp32 masters, cast to `dtype`: by default that of the training precision. Rank 0
     holds those of a file on the host meanwhile. config.json comes last, so a half-written export cannot be loaded.
     Raises UserError, on every rank, where the disk is full.
     """
     dtype = dtype or (torch.bfloat16 if engine.settings.precision == "bf16" else torch.float32)
-    llama, target = empty_llama(engine.model.config, dtype=dtype), Folder(url, options)
+    llama = empty_llama(engine.model.config, dtype=dtype)
     files = split_torch_state_dict_into_shards(
         llama.state_dict(), filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_BYTES
     )
@@ -57,25 +58,30 @@ def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
     return whole.reshape(whole_shape(parameter))
 
 
-def _clear(target: Folder) -> None:
+def _clear(target: Store) -> None:
     """What makes an export whole, and which files it has, is not to be that of one before."""
-    target.sweep()
+    target.sweep_temporaries()
     for name in (CONFIG, INDEX):
         target.delete(name)
 
 
-def _put_weights(target: Folder, file: str, weights: Mapping[str, Tensor]) -> None:
-    with target.workspace() as workspace:
-        save_file(dict(weights), workspace / file, metadata={"format": "pt"})
-        target.put(workspace / file, file)
+def _put_weights(target: Store, file: str, weights: Mapping[str, Tensor]) -> None:
+    """As `safetensors.torch.save_file` would, which only writes to a place of its own."""
+    shapes = {name: weights[name].shape for name in sorted(weights)}
+    dtype = next(iter(weights.values())).dtype
+    with target.writing(file) as opened:
+        opened.write(safetensors_header(shapes, _DTYPES[dtype], dtype.itemsize, {"format": "pt"}))
+        for name in shapes:
+            opened.write(weights[name].contiguous().view(torch.uint8).numpy().data)
 
 
-def _put_description(target: Folder, llama: LlamaForCausalLM, files: StateDictSplit) -> None:
-    with target.workspace() as workspace:
-        llama.config.save_pretrained(workspace)
-        llama.generation_config.save_pretrained(workspace)
+def _put_description(target: Store, llama: LlamaForCausalLM, files: StateDictSplit) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        llama.config.save_pretrained(made)
+        llama.generation_config.save_pretrained(made)
         if files.is_sharded:
             index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
-            (workspace / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-        for path in sorted(workspace.iterdir(), key=lambda path: path.name == CONFIG):
-            target.put(path, path.name)
+            (Path(made) / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        for path in sorted(Path(made).iterdir(), key=lambda path: path.name == CONFIG):
+            with target.writing(path.name) as file, path.open("rb") as source:
+                shutil.copyfileobj(source, file)

@@ -93,7 +93,7 @@ def _describe_model(store: Store) -> dict[str, Any]:
 def checkpoint_manifest(store: Store) -> checkpoint.Manifest:
     """What was committed of a checkpoint's folder. Raises FileNotFoundError, ValueError, KeyError or TypeError."""
     parent, _, name = store.url.rpartition("/")
-    return checkpoint.read_manifest(parent, int(name.rpartition("-")[2]), store.options)
+    return checkpoint.read_manifest(Store(parent, store.options), int(name.rpartition("-")[2]))
 
 
 _DESCRIBE: dict[str, Callable[[Store], dict[str, Any]]] = {

@@ -56,7 +56,7 @@ def last_checkpoint_before(job: TrainJob) -> tuple[Store, int] | None:
         return None
     steps = next(before.steps for before, after in pairwise(job.recipe.train.stages) if after.name == job.stage.name)
     store = job.before.at(CHECKPOINTS)
-    return (store, steps) if checkpoint.latest_committed(store.path(), options=store.options) == steps else None
+    return (store, steps) if checkpoint.latest_committed(store) == steps else None
 
 
 def _fetcher(job: TrainJob) -> Callable[..., Path]:

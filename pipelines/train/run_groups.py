@@ -176,8 +176,7 @@ def _end_workers_left() -> None:
 
 def _committed(job: TrainJob) -> int:
     """The last checkpoint's step; a store that is away is waited for: until it is back no group could start."""
-    folder = job.store.at(CHECKPOINTS)
-    ask = partial(checkpoint.latest_committed, folder.path(), options=folder.options)
+    ask = partial(checkpoint.latest_committed, job.store.at(CHECKPOINTS))
     return retry(ask, f"train-{job.stage.name}") or 0
 
 

@@ -53,7 +53,7 @@ def train_stage(
         interruptions = train_in_groups(job, watch)
     steps = list(read_metrics(store))
     if stage.export:
-        _export(store, Store(stage.export, recipe.storage.options))
+        _export(store, Store(stage.export, recipe.storage.options, store.fence))
     return {
         "outputs": {
             "model": MODEL,

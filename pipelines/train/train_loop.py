@@ -61,7 +61,7 @@ class _Rank:
         settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
         self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
         keep = job.recipe.train.keep_checkpoints
-        self.writer = checkpoint.Writer(self.engine, self.checkpoints.path(), keep, self.checkpoints.options)
+        self.writer = checkpoint.Writer(self.engine, self.checkpoints, keep)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
@@ -83,8 +83,8 @@ class _Rank:
 
     def _weights(self) -> Weights:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
-        weights, url, options = initial_weights(self.job), self.checkpoints.path(), self.checkpoints.options
-        is_begun = self.mesh.agreed(lambda: checkpoint.any_committed(url, options))
+        weights = initial_weights(self.job)
+        is_begun = self.mesh.agreed(lambda: checkpoint.any_committed(self.checkpoints))
         return BlankWeights(weights.config) if is_begun or self.before is not None else weights
 
     def _take_over(self, before: tuple[Store, int]) -> None:
@@ -93,7 +93,7 @@ class _Rank:
         if self.mesh.rank == 0:
             log.info("%s: starts from the fp32 weights at %s, step %d", self.label, store.path(), step)
         try:
-            checkpoint.load_weights(self.engine, store.path(), step, store.options)
+            checkpoint.load_weights(self.engine, store, step)
         except checkpoint.DamagedError as error:
             raise UserError(
                 f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; restore it, or delete this "
@@ -124,7 +124,7 @@ class _Rank:
         self.writer.close()
         self.monitor.close()
         self.pulse.at(engine.step, "export")
-        export_hf(engine, self.job.store.path(MODEL), options=self.job.store.options)
+        export_hf(engine, self.job.store.at(MODEL))
         if mesh.rank == 0:
             ray.get(self.watch.finish.remote())
 
@@ -160,7 +160,7 @@ class _Rank:
     def _restore(self) -> Mapping[str, Any] | None:
         """Have the engine, and what was seen of bad steps, as in the last whole checkpoint; what else it holds."""
         self.writer.wait()
-        restored = checkpoint.load_latest(self.engine, self.checkpoints.path(), self.checkpoints.options)
+        restored = checkpoint.load_latest(self.engine, self.checkpoints)
         if restored is not None:
             self.bad_steps.restore(restored["bad_steps"])
         if self.mesh.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from storage import lease as leases
 from storage.errors import UserError
 from storage.lease import LEASE, STALE_SECONDS, lease
 from storage.store import Store
+from storage.urls import filesystem
 
 HOLDER = """
 import signal, sys, time
@@ -170,3 +172,56 @@ def test_a_heartbeat_renews_the_lease_and_outlives_a_store_that_was_away(
         assert now["beat"] > first["beat"]
         assert not away
     assert os.listdir(tmp_path) == []
+
+
+UNREADABLE = [b"", b"\0" * 200, b'{\n "beat": 17', b"null", b"[]", b'{"owner": "x"}']
+
+
+@pytest.mark.parametrize("data", UNREADABLE)
+def test_a_lease_that_a_power_cut_emptied_or_tore_is_refused_while_young_and_taken_over_when_old(
+    store: Store, data: bytes
+) -> None:
+    with store.writing(LEASE) as file:
+        file.write(data)
+    with pytest.raises(UserError, match=r"lease\.json: this file does not say which driver .* delete it") as caught:
+        lease(store).__enter__()
+    assert "\n" not in str(caught.value)
+    make_old(store)
+    with lease(store) as fenced:
+        fenced.write_json("made", 1)
+    assert store.names() == ["made"]
+
+
+def make_old(store: Store) -> None:
+    fs, path = filesystem(store.path(LEASE), {})
+    if store.is_local:
+        os.utime(path, (time.time() - STALE_SECONDS - 1,) * 2)
+    else:
+        fs.store[path].modified -= datetime.timedelta(seconds=STALE_SECONDS + 1)
+
+
+def test_a_driver_whose_lease_is_emptied_has_lost_it(store: Store) -> None:
+    with lease(store) as fenced:
+        with store.writing(LEASE) as file:
+            file.write(b"")
+        with pytest.raises(UserError, match="the lease is gone: another driver has had it"):
+            fenced.write_json("made", 1)
+    assert store.names() == [LEASE]
+
+
+def test_a_lease_and_its_place_in_the_folder_are_synced_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{file}")).name, (tmp_path / LEASE).exists()))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with lease(Store(str(tmp_path))):
+        (temporary, before), folder = synced[:2]
+    assert temporary.startswith(".tmp-")
+    assert not before, "the file's bytes, before it has its name"
+    assert folder == (tmp_path.name, True), "and its name"

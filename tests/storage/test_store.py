@@ -121,3 +121,12 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> Non
     with lease(store):  # the dead driver's lease is taken over at once
         assert store.exists(LEASE)
     assert not store.exists(LEASE)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b'{"half": ', b"\xff\xfe"])
+def test_json_that_a_power_cut_emptied_or_tore_is_one_sentence_that_names_the_file(store: Store, data: bytes) -> None:
+    with store.at("folder").writing("manifest.json") as file:
+        file.write(data)
+    with pytest.raises(UserError, match=r"folder/manifest\.json: .*; delete it and run again$") as caught:
+        store.read_json("folder/manifest.json")
+    assert "\n" not in str(caught.value)

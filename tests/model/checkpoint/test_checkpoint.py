@@ -20,7 +20,7 @@ from model.convert import export_hf as export
 from model.training.engine import TrainingEngine
 from model.training.mesh import Mesh, build_mesh
 from storage.errors import UserError
-from storage.folder import Folder
+from storage.store import Store
 from tests.model.attention_groups import run_in_processes
 from tests.model.play_batch import rank_batches, tiny_engine
 from tests.model.whole_state import differing, whole_state, whole_weights
@@ -81,9 +81,9 @@ def hand_over(url: str) -> list[list[str]]:
         mesh = build_mesh(sp=2)
         batch, n_examples = rank_batches(mesh)
         engine = case_engine(case, mesh)
-        checkpoint.load_weights(engine, f"{url}/{number}", 3)
+        checkpoint.load_weights(engine, Store(f"{url}/{number}"), 3)
         tensors, loss, steps = whole_state(engine), engine.eval_step(batch, n_examples).loss, engine.step
-        checkpoint.load(engine, f"{url}/{number}", 3)
+        checkpoint.load(engine, Store(f"{url}/{number}"), 3)
         saved = whole_state(engine)
         wrong = [name for name, x in tensors.items() if not torch.equal(x, 0 * x if " " in name else saved[name])]
         wrong += [] if engine.eval_step(batch, n_examples).loss == loss else ["the weights it computes with"]
@@ -98,17 +98,17 @@ def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | 
     engine = case_engine(case, mesh)
     client_state = None
     if load_from is not None:
-        client_state = checkpoint.load_latest(engine, load_from)
+        client_state = checkpoint.load_latest(engine, Store(load_from))
     losses = []
     for _ in range(steps):
         losses.append(engine.train_step(batch, n_examples).loss)
         if save_to is not None:
-            checkpoint.save(engine, save_to, {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
+            checkpoint.save(engine, Store(save_to), {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
     if save_to is not None:
         with mock.patch(
             "model.convert.export_hf.FILE_BYTES", SMALL_FILE if case.zero_stage == 3 else export.FILE_BYTES
         ):
-            export.export_hf(engine, f"{save_to}/model")
+            export.export_hf(engine, Store(f"{save_to}/model"))
     tensors = whole_state(engine)
     engine.close()
     return Outcome(tensors, losses, client_state)
@@ -160,14 +160,14 @@ def test_a_checkpoint_names_all_its_files_and_is_whole(saved):
     folder, _ = saved
     for number, case in enumerate(CASES):
         url = str(folder / str(number))
-        manifest = checkpoint.read_manifest(url, 3)
+        manifest = checkpoint.read_manifest(Store(url), 3)
         there = {path.name for path in (folder / str(number) / "step-00000003").iterdir()}
         assert there == {*manifest.files, checkpoint.COMMIT}
         assert {entry.rank for entry in manifest.files.values()} == {0, 1}
         n_held = sum(one.numel for entry in manifest.files.values() for one in entry.ranges)
         assert n_held == sum(math.prod(shape) for shape, _ in manifest.parameters.values()), "nothing twice"
         assert (manifest.world_size, manifest.sp, manifest.zero_stage) == (2, 2, case.zero_stage)
-        assert checkpoint.verify(url, 3, hashes=True) is None
+        assert checkpoint.verify(Store(url), 3, hashes=True) is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(saved, tmp_path, ca
     shutil.copytree(saved[0] / "0", tmp_path / "copy")
     tear(tmp_path / "copy" / "step-00000003")
     with caplog.at_level(logging.WARNING):
-        assert checkpoint.latest_committed(str(tmp_path / "copy")) == 2
+        assert checkpoint.latest_committed(Store(str(tmp_path / "copy"))) == 2
     assert flaw in caplog.text
 
 
@@ -201,13 +201,15 @@ def test_bytes_that_changed_are_found_by_their_hash(saved, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert checkpoint.latest_committed(url) == 3
-    assert checkpoint.latest_committed(url, hashes=True) == 2
-    assert checkpoint.verify(url, 3) == "rank-00000-random.safetensors has another sha256 than when it was written"
+    assert checkpoint.latest_committed(Store(url)) == 3
+    assert checkpoint.latest_committed(Store(url), hashes=True) == 2
+    assert (
+        checkpoint.verify(Store(url), 3) == "rank-00000-random.safetensors has another sha256 than when it was written"
+    )
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert checkpoint.latest_committed(str(tmp_path / "nothing")) is None
+    assert checkpoint.latest_committed(Store(str(tmp_path / "nothing"))) is None
 
 
 def alone(group: Any, url: str) -> dict[str, Any]:
@@ -222,27 +224,27 @@ def alone(group: Any, url: str) -> dict[str, Any]:
         "/bucket/run/step-00000009/rank-00000-0000.safetensors", b"of a killed writer"
     )
     for keep in (None, 1):
-        checkpoint.save(engine, store, {"position": 1}, keep=keep)
+        checkpoint.save(engine, Store(store), {"position": 1}, keep=keep)
         engine.step += 1
     before = whole_weights(engine)
     told.clear()
-    export.export_hf(engine, f"{store}/model")
+    export.export_hf(engine, Store(f"{store}/model"))
     pieces["export"] = list(told)
     other = tiny_engine(mesh, zero_stage=2)
     told.clear()
-    position = checkpoint.load(other, store, 2)
+    position = checkpoint.load(other, Store(store), 2)
     pieces["load"] = list(told)
     after = whole_weights(other)
     seen: dict[str, Any] = {
         "pieces": pieces,
-        "steps": (checkpoint.latest_committed(store, hashes=True), other.step, position),
-        "folders": sorted(Folder(store).folders()),
-        "one_left": checkpoint.verify(store, 1),
+        "steps": (checkpoint.latest_committed(Store(store), hashes=True), other.step, position),
+        "folders": sorted(Store(store).folders()),
+        "one_left": checkpoint.verify(Store(store), 1),
         "equal": all(torch.equal(after[name], before[name]) for name in before),
-        "two_ranks": checkpoint.load(other, url, 3)["loader"],
+        "two_ranks": checkpoint.load(other, Store(url), 3)["loader"],
     }
     try:
-        checkpoint.load(other, "nowhere://x", 3)
+        checkpoint.load(other, Store("nowhere://x"), 3)
     except UserError as error:
         seen["no_scheme"] = str(error)
     return seen
@@ -255,7 +257,7 @@ def test_an_object_store_keeps_checkpoints_too(saved):
     assert seen["folders"] == ["model", "step-00000002"]
     assert seen["one_left"] == "it has no COMMIT"
     assert seen["two_ranks"] == {"epoch": 0, "position": 3}
-    assert "nowhere://x: this URL cannot be used" in seen["no_scheme"]
+    assert "the scheme 'nowhere' cannot be used" in seen["no_scheme"]
     own_then_others = [False, True]
     assert seen["pieces"] == {
         "start": own_then_others * (1 + 21),  # whether all weights are there, then each of them

@@ -18,7 +18,7 @@ from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from storage.errors import UserError
-from storage.folder import Folder
+from storage.store import Store
 from tests.model.attention_groups import run_in_processes
 from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
 from tests.model.whole_state import whole_weights
@@ -66,7 +66,7 @@ def observe(group: Any, url: str) -> dict[str, Any]:
     for _ in range(3):
         engine.train_step(batch, n_examples)
         weights.append(whole_weights(engine))
-        checkpoint.save(engine, f"{url}/whole", {"position": engine.step})
+        checkpoint.save(engine, Store(f"{url}/whole"), {"position": engine.step})
     engine.close()
     seen: dict[str, Any] = {}
     engine = tiny_engine(mesh, zero_stage=3)
@@ -74,33 +74,36 @@ def observe(group: Any, url: str) -> dict[str, Any]:
         copy = Path(url) / name
         mesh.together(lambda: made_copy(Path(url) / "whole", copy, damage) if mesh.rank == 0 else None)  # noqa: B023
         with caught_warnings() as warnings:
-            position = checkpoint.load_latest(engine, str(copy))
+            position = checkpoint.load_latest(engine, Store(str(copy)))
         now, then = whole_weights(engine), weights[1]
         same = now is None or then is None or all(torch.equal(now[key], then[key]) for key in then)
         seen[name] = Seen(position, engine.step, same, warnings)
 
     ruined = Path(url) / "ruined"
     mesh.together(lambda: made_copy(Path(url) / "whole", ruined, ruin) if mesh.rank == 0 else None)
-    seen["all"] = failure(lambda: checkpoint.load_latest(engine, str(ruined)))
-    seen["named"] = failure(lambda: checkpoint.load(engine, str(ruined), 3))
+    seen["all"] = failure(lambda: checkpoint.load_latest(engine, Store(str(ruined))))
+    seen["named"] = failure(lambda: checkpoint.load(engine, Store(str(ruined)), 3))
     torn = Path(url) / "torn"
     mesh.together(lambda: made_copy(Path(url) / "whole", torn, uncommit) if mesh.rank == 0 else None)
-    seen["torn"] = checkpoint.load_latest(engine, str(torn))
-    seen["none"] = checkpoint.load_latest(engine, f"{url}/nothing")
+    seen["torn"] = checkpoint.load_latest(engine, Store(str(torn)))
+    seen["none"] = checkpoint.load_latest(engine, Store(f"{url}/nothing"))
 
     # A run that has gone back to step 2 leaves nothing of what came after it, nor more than it is to keep.
     flipped = Path(url) / "flipped"
-    checkpoint.load_latest(engine, str(flipped))
-    checkpoint.save(engine, str(flipped), {"position": "again"}, keep=1)
-    seen["kept"] = (sorted(path.name for path in flipped.iterdir()), checkpoint.load_latest(engine, str(flipped)))
-    files = checkpoint.read_manifest(str(flipped), 2).files
+    checkpoint.load_latest(engine, Store(str(flipped)))
+    checkpoint.save(engine, Store(str(flipped)), {"position": "again"}, keep=1)
+    seen["kept"] = (
+        sorted(path.name for path in flipped.iterdir()),
+        checkpoint.load_latest(engine, Store(str(flipped))),
+    )
+    files = checkpoint.read_manifest(Store(str(flipped)), 2).files
     seen["only_its_files"] = {path.name for path in flipped.glob("step-00000002/*")} == {*files, "COMMIT"}
     engine.close()
 
     config = tiny_config()
     config.intermediate_size = 48
     other = TrainingEngine(RandomWeights(config, 0), mesh, EngineSettings(1, "fp32"), Schedule(0.0))
-    seen["other_model"] = failure(lambda: checkpoint.load_latest(other, f"{url}/whole"))
+    seen["other_model"] = failure(lambda: checkpoint.load_latest(other, Store(f"{url}/whole")))
     return seen
 
 
@@ -190,7 +193,7 @@ def test_the_newest_committed_stay_whatever_else_is_there(tmp_path: Path) -> Non
         (tmp_path / f"step-{step:08d}").mkdir()
         if step not in (3, 5):
             (tmp_path / f"step-{step:08d}" / "COMMIT").write_text("")
-    root = Folder(str(tmp_path))
+    root = Store(str(tmp_path))
     retain(root, 4, None, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (1, 2, 4)]
     retain(root, 4, 2, [])

@@ -14,6 +14,7 @@ import torch
 
 from model import checkpoint
 from model.training.mesh import Mesh, build_mesh
+from storage.store import Store
 from tests.model.attention_groups import run_in_processes
 from tests.model.play_batch import rank_batches, relative_difference, tiny_engine
 from tests.model.whole_state import MOMENTS, adam_counters, differing, whole_state
@@ -42,12 +43,12 @@ def run(mesh: Mesh, zero_stage: int, source: str | None, target: str | None, ste
     """Load, train and save."""
     engine = tiny_engine(mesh, zero_stage=zero_stage, **{"decay": "matrices", **settings})
     if source is not None:
-        assert checkpoint.load_latest(engine, source) == {"position": engine.step}
+        assert checkpoint.load_latest(engine, Store(source)) == {"position": engine.step}
     random, loaded = torch.get_rng_state(), whole_state(engine) if source is not None else {}
     batch, n_examples = rank_batches(mesh)
     losses = [engine.train_step(batch, n_examples).loss for _ in range(steps)]
     if target is not None:
-        checkpoint.save(engine, target, {"position": engine.step})
+        checkpoint.save(engine, Store(target), {"position": engine.step})
     decay = [group["weight_decay"] for group in engine.deepspeed.optimizer.param_groups]
     leg = Leg(loaded, whole_state(engine), losses, decay, adam_counters(engine), random)
     engine.close()

@@ -16,9 +16,9 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from model import checkpoint
 from model.llama.initial_weights import weight_shapes
 from model.training.mesh import build_mesh
-from storage import retry as patience
+from storage import retry as retries
 from storage.errors import UserError
-from storage.folder import Folder
+from storage.store import Store
 from tests.model.attention_groups import failure, run_in_processes
 from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
 from tests.model.whole_state import differing, whole_state
@@ -38,58 +38,58 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
     at_save = whole_state(engine)
 
     # No file is published before the engine has trained on, and its caller's state has moved on too.
-    gate, write, there = threading.Event(), Folder.write, []
+    gate, writing, there = threading.Event(), Store.writing, []
 
-    def held_back(root: Folder, name: str, pieces: Any) -> None:
+    def held_back(root: Store, name: str) -> Any:
         gate.wait()
-        write(root, name, pieces)
+        return writing(root, name)
 
-    Folder.write = held_back
-    writer, state = checkpoint.Writer(engine, url), {"position": 1}
-    cost = writer.save(state, before_commit=lambda: there.append(sorted(Folder(url).sizes("step-00000001"))))
+    Store.writing = held_back
+    writer, state = checkpoint.Writer(engine, Store(url)), {"position": 1}
+    cost = writer.save(state, before_commit=lambda: there.append(sorted(Store(url).sizes("step-00000001"))))
     seen["trained_meanwhile"] = engine.train_step(batch, n_examples).loss
     state["position"] = 2
     seen["before"] = (Path(url) / COMMIT).exists(), writer.written
     gate.set()
     seen["written"], seen["cost"] = writer.wait(), cost
-    Folder.write = write
+    Store.writing = writing
     seen["there"], seen["committed"] = there, (Path(url) / COMMIT).exists()
 
     seen["failed_before_commit"] = failure(lambda: fail_in_commit(writer))
     seen["uncommitted"] = (Path(url) / "step-00000002" / "COMMIT").exists()
     writer.save({"position": 3})
     seen["failed_again"] = failure(lambda: fail_in_commit(writer))
-    seen["still_there"] = checkpoint.load_latest(engine, url)
+    seen["still_there"] = checkpoint.load_latest(engine, Store(url))
 
     # A store that comes back, and in which the checkpoint before cannot be removed.
     asked = iter([True, True])
 
-    def unsteady(root: Folder, name: str, pieces: Any) -> None:
+    def unsteady(root: Store, name: str) -> Any:
         if mesh.rank == 1 and next(asked, False):
             raise ConnectionResetError("the store is away")
-        write(root, name, pieces)
+        return writing(root, name)
 
-    def held_fast(root: Folder, name: str) -> None:
+    def held_fast(root: Store, name: str) -> None:
         if name.startswith("step-00000001"):
             raise OSError("it stays")
         delete(root, name)
 
-    patience.PAUSE, Folder.write, delete, Folder.delete = 0.01, unsteady, Folder.delete, held_fast
+    retries.PAUSE, Store.writing, delete, Store.delete = 0.01, unsteady, Store.delete, held_fast
     writer.keep = 1
     engine.train_step(batch, n_examples)
     writer.save({"position": 4})
-    seen["patient"] = writer.wait(), next(asked, None), checkpoint.latest_committed(url)
-    Folder.write, Folder.delete = write, delete
+    seen["patient"] = writer.wait(), next(asked, None), checkpoint.latest_committed(Store(url))
+    Store.writing, Store.delete = writing, delete
     writer.close()
 
-    full = checkpoint.Writer(engine, small_disk if mesh.rank == 1 else f"{url}/ample")
+    full = checkpoint.Writer(engine, Store(small_disk if mesh.rank == 1 else f"{url}/ample"))
     full.save({})
     seen["full"] = failure(lambda: full.save({}))
     seen["full_again"] = full.wait()
     engine.close()
 
     engine = tiny_engine(mesh, zero_stage=3)
-    seen["position"] = checkpoint.load(engine, url, 1)
+    seen["position"] = checkpoint.load(engine, Store(url), 1)
     seen["differing"] = differing(whole_state(engine), at_save)
     engine.close()
     return seen
@@ -169,7 +169,7 @@ def test_a_store_that_is_away_for_a_while_costs_no_checkpoint(ranks: list[dict[s
 def test_a_full_disk_of_one_rank_is_told_by_all(ranks: list[dict[str, Any]], small_disk: Path) -> None:
     for seen in ranks:
         assert isinstance(seen["full"], UserError)
-        assert str(seen["full"]) == f"{small_disk}: the disk is full; free space or write elsewhere"
+        assert str(seen["full"]) == f"{small_disk}: the disk is full; free space or set storage.root elsewhere"
         assert seen["full_again"] is None
 
 
@@ -178,7 +178,7 @@ def killed_while_writing(group: Any, url: str) -> None:
     mesh = build_mesh(sp=2)
     batch, n_examples = rank_batches(mesh)
     engine = tiny_engine(mesh, zero_stage=2)
-    writer = checkpoint.Writer(engine, url)
+    writer = checkpoint.Writer(engine, Store(url))
     for _ in range(2):
         engine.train_step(batch, n_examples)
         writer.wait()
@@ -194,9 +194,9 @@ def carry_on(group: Any, url: str) -> tuple[int, Any]:
     mesh = build_mesh(sp=2)
     batch, n_examples = rank_batches(mesh)
     engine = tiny_engine(mesh, zero_stage=2)
-    client_state = checkpoint.load_latest(engine, url)
+    client_state = checkpoint.load_latest(engine, Store(url))
     engine.train_step(batch, n_examples)
-    checkpoint.save(engine, url, {"position": engine.step})
+    checkpoint.save(engine, Store(url), {"position": engine.step})
     return engine.step, client_state
 
 
@@ -204,8 +204,8 @@ def test_a_writer_killed_half_way_costs_only_its_own_checkpoint(tmp_path: Path) 
     with pytest.raises((ProcessExitedException, ProcessRaisedException)):
         run_in_processes(killed_while_writing, 2, str(tmp_path))
     assert "COMMIT" not in {path.name for path in (tmp_path / "step-00000002").glob("*")}
-    assert list(tmp_path.glob(".tmp-*")), "the killed rank leaves its file"
-    assert checkpoint.latest_committed(str(tmp_path)) == 1
+    assert list(tmp_path.rglob(".tmp-*")), "the killed rank leaves its file"
+    assert checkpoint.latest_committed(Store(str(tmp_path))) == 1
     assert run_in_processes(carry_on, 2, str(tmp_path)) == [(2, {"position": 1})] * 2
-    assert checkpoint.latest_committed(str(tmp_path), hashes=True) == 2
+    assert checkpoint.latest_committed(Store(str(tmp_path)), hashes=True) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]

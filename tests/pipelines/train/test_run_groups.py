@@ -15,6 +15,7 @@ from pipelines.train.run_groups import _Trainer, train_in_groups
 from storage import retry as patience
 from storage.errors import UserError
 from storage.object_store.errors import Request
+from storage.store import Store
 from tests.pipelines.train.test_stage import job_of
 
 
@@ -42,13 +43,13 @@ def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
             raise Request("s3://data/run", "written").failure("503 SlowDown", kind)
         ray.get(watch.finish.remote())
 
-    def committed(url: str, options: Any) -> int:
-        asked.append(url)
+    def committed(store: Store) -> int:
+        asked.append(store)
         if attempts and len(asked) < 5:
-            raise Request(url, "listed").failure("no answer", "transient")
+            raise Request(store.path(), "listed").failure("no answer", "transient")
         return 0
 
-    asked: list[str] = []
+    asked: list[Store] = []
     monkeypatch.setattr(groups, "_fit", fit)
     monkeypatch.setattr(groups.checkpoint, "latest_committed", committed)
     monkeypatch.setattr(patience, "PAUSE", 0)
