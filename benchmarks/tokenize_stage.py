@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.frames_alone import forks, write_vqgan
 from benchmarks.looped_clip import FPS, SIZE, pictures, upload_looped
-from pipelines.build import joint_vocabulary
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.cluster.ray_cluster import ray_instance
@@ -31,7 +30,8 @@ from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.encoder_pool import wait_until_ready
-from pipelines.tokenize.stage import tokenize_by
+from pipelines.tokenize.partition import cut_partitions
+from pipelines.tokenize.run import tokenize_by
 from storage.errors import UserError
 from storage.store import Store
 from testing.s3_server import ObjectStore
@@ -116,11 +116,11 @@ def _encoders(recipe: Recipe, weights: Path) -> Iterator[Any]:
 
 def _stage(pool: Any, recipe: Recipe, output: Store, limit: int | None = None) -> tuple[int, float]:
     """Frames and seconds of the tokenize stage by encoders that are ready, to its last commit; limit: of objects."""
-    objects, vocabulary = list_sources(recipe)[:limit], joint_vocabulary(recipe)
+    partitions = cut_partitions(list_sources(recipe)[:limit], recipe.tokenize.partition_bytes)
     started = time.perf_counter()
     with bar("tokenize", None, "part") as line:
-        manifest = tokenize_by(pool, recipe, objects, vocabulary, output, line)
-    return manifest["figures"]["frames"], time.perf_counter() - started
+        made = tokenize_by(pool, recipe, partitions, {}, output, line)
+    return made.record.figures.frames, time.perf_counter() - started
 
 
 def _bare(weights: Path, frames: int) -> float:

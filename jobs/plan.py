@@ -7,11 +7,11 @@ import json
 from typing import TYPE_CHECKING
 
 from jobs.plan_memory import print_memory
-from jobs.run import add_recipe
+from jobs.run import add_rebuild, add_recipe
 from storage.errors import UserError
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
-    from pipelines.dag.stage import PlannedStage
+    from pipelines.dag.plan import PlannedStage
 
 HELP = "print a recipe's stages: which are done, which will run and why; --memory: what training takes of a device"
 
@@ -19,6 +19,7 @@ HELP = "print a recipe's stages: which are done, which will run and why; --memor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The recipe's arguments, and --json."""
     add_recipe(parser)
+    add_rebuild(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument(
         "--memory", action="store_true", help="instead: what each train stage takes of a device, by part"
@@ -42,7 +43,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.memory:
         print_memory(recipe, arguments.gpu_memory, arguments.json)
         return 0
-    stages = plan_recipe(recipe)
+    stages = plan_recipe(recipe, arguments.rebuild)
     if arguments.json:
         print(json.dumps([_row(stage) for stage in stages], indent=1))
         return 0
@@ -50,7 +51,7 @@ def call(arguments: argparse.Namespace) -> int:
     for stage in stages:
         inputs = f"<- {', '.join(stage.stage.inputs)}" if stage.stage.inputs else ""
         print(f"{stage.name:<{width}}  {stage.status:<6}  {stage.fingerprint[:16]}  {inputs}")
-        for reason in stage.reasons:
+        for reason in stage.reasons + stage.notes:
             print(f"{'':<{width}}          {reason}")
     return 0
 
@@ -62,5 +63,6 @@ def _row(stage: PlannedStage) -> dict[str, object]:
         "fingerprint": stage.fingerprint,
         "inputs": list(stage.stage.inputs),
         "reasons": list(stage.reasons),
+        "notes": list(stage.notes),
         "folder": stage.store.path(),
     }

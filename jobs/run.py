@@ -19,6 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the stage's folder; changes nothing else",
     )
     parser.add_argument("--profile-all-ranks", action="store_true", help="of every worker instead of the first")
+    add_rebuild(parser)
+
+
+def add_rebuild(parser: argparse.ArgumentParser) -> None:
+    """Stages to make again."""
+    parser.add_argument(
+        "--rebuild",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make a stage again although it is done, and what depends on it; may be given several times",
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +54,7 @@ def call(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     profile = arguments.profile and ProfiledSteps.parse(arguments.profile, arguments.profile_all_ranks)
-    run_recipe(recipe, os.environ.get("RAY_ADDRESS"), profile)
+    run_recipe(recipe, os.environ.get("RAY_ADDRESS"), profile, arguments.rebuild)
     print(f"report: {root_store(recipe).path('report.html')}")
     return 0
 

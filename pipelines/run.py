@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from pipelines.build import Manifest, StageRun, build_stages
+from pipelines.build import build_stages
 from pipelines.cluster.capacity import needed_at_once
 from pipelines.cluster.ray_cluster import ray_instance
-from pipelines.dag.stage import MANIFEST, STARTED, PlannedStage, plan
+from pipelines.dag.code_versions import made_by
+from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
+from pipelines.dag.plan import REBUILDS, PlannedStage, plan
+from pipelines.dag.stage import StageContext
 from pipelines.recipe import Recipe
-from pipelines.train.check_kernels import check_kernels
-from pipelines.train.check_wandb import check_wandb
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.lease import STALE_SECONDS, lease
 from storage.store import Store
@@ -22,9 +23,9 @@ from storage.store import Store
 log = logging.getLogger("ringworld")
 
 
-def plan_recipe(recipe: Recipe) -> list[PlannedStage]:
-    """The recipe's stages with what is done, what will run, and why."""
-    return plan(build_stages(recipe), root_store(recipe))
+def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedStage]:
+    """The recipe's stages with what is done, what will run, and why. rebuild: as of `plan`."""
+    return plan(build_stages(recipe), root_store(recipe), rebuild)
 
 
 def root_store(recipe: Recipe) -> Store:
@@ -32,24 +33,38 @@ def root_store(recipe: Recipe) -> Store:
     return Store(recipe.storage.root, recipe.storage.options)
 
 
-def run_recipe(recipe: Recipe, address: str | None = None, profile: ProfiledSteps | None = None) -> dict[str, Manifest]:
+def run_recipe(
+    recipe: Recipe,
+    address: str | None = None,
+    profile: ProfiledSteps | None = None,
+    rebuild: Collection[str] = (),
+) -> dict[str, Manifest[Any]]:
     """Run every stage that is not done and return all manifests by stage name.
 
     address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. profile: steps to
-    trace of each train stage that runs. Raises UserError for what the user can mend; a stage that fails for another
-    reason raises what it raised.
+    trace of each train stage that runs. rebuild: names of stages to make again. Raises UserError for what the user can
+    mend; a stage that fails for another reason raises what it raised.
     """
-    check_wandb(recipe)
-    check_kernels(recipe)
     with lease(root_store(recipe)) as root:
         _sweep(root)
-        stages = plan(build_stages(recipe), root)
-        for stage in stages:
-            log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons))
-        if all(stage.status == "done" for stage in stages):
-            return {stage.name: _manifest(stage) for stage in stages}
-        with ray_instance(address, needed_at_once(recipe)):
-            return _run_all(stages, profile)
+        return run_stages(plan(build_stages(recipe), root, rebuild), root, address, profile)
+
+
+def run_stages(
+    stages: Sequence[PlannedStage], root: Store, address: str | None = None, profile: ProfiledSteps | None = None
+) -> dict[str, Manifest[Any]]:
+    """The same for stages that are planned below `root`, which this process alone writes to."""
+    for stage in stages:
+        log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons + stage.notes))
+    to_run = [stage.stage for stage in stages if stage.status != "done"]
+    for waiting in to_run:
+        waiting.check()
+    if not to_run:
+        return {stage.name: _output(stage).manifest for stage in stages}
+    if rebuilds := {stage.name: stage.declaration.rebuild for stage in stages if stage.declaration.rebuild}:
+        root.write_json(REBUILDS, rebuilds)
+    with ray_instance(address, needed_at_once(stage.resources() for stage in to_run)):
+        return _run_all(stages, profile)
 
 
 def _sweep(root: Store) -> None:
@@ -62,37 +77,39 @@ def _sweep(root: Store) -> None:
         log.info("removed %d half-written files of dead runs", swept)
 
 
-def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = None) -> dict[str, Manifest]:
-    manifests: dict[str, Manifest] = {}
-    by_name = {stage.name: stage for stage in stages}
+def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = None) -> dict[str, Manifest[Any]]:
+    outputs: dict[str, StageOutput[Any]] = {}
+    folders = {stage.name: "/".join(stage.store.url.split("/")[-3:]) for stage in stages}
     for stage in stages:
         if stage.status != "done":
-            inputs = {name: (by_name[name].store, manifests[name]) for name in stage.stage.inputs}
-            _run_one(stage, StageRun(stage.store, inputs, profile))
-        manifests[stage.name] = _manifest(stage)
-    return manifests
+            inputs = {name: outputs[name] for name in stage.stage.inputs}
+            _run_one(stage, StageContext(stage.store, inputs, profile), {name: folders[name] for name in inputs})
+        outputs[stage.name] = _output(stage)
+    return {name: output.manifest for name, output in outputs.items()}
 
 
-def _run_one(stage: PlannedStage, context: StageRun) -> None:
+def _run_one(stage: PlannedStage, context: StageContext, input_folders: dict[str, str]) -> None:
     started = time.monotonic()
     if not stage.store.exists(STARTED):
-        stage.store.write_json(STARTED, dict(stage.declaration))
-    result = stage.stage.run(context)
+        stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json()})
+    made = stage.stage.run(context)
     stage.store.sweep_temporaries()  # of workers that were killed meanwhile
     seconds = time.monotonic() - started
-    manifest: dict[str, Any] = {
-        **stage.declaration,
-        "fingerprint": stage.fingerprint,
-        "seconds": round(seconds, 3),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "quarantine": [],
-        **result,
-    }
-    stage.store.write_json(MANIFEST, manifest)
+    manifest = Manifest(
+        stage.declaration,
+        made.record,
+        made.quarantine,
+        stage.fingerprint,
+        input_folders,
+        made_by(stage.stage.libraries),
+        round(seconds, 3),
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    stage.store.write_json(MANIFEST, manifest.to_json())
     log.info("%s: done in %.1f s", stage.name, seconds)
 
 
-def _manifest(stage: PlannedStage) -> Manifest:
-    manifest: Manifest | None = stage.store.read_json(MANIFEST)
+def _output(stage: PlannedStage) -> StageOutput[Any]:
+    manifest = read_manifest(stage.store, stage.stage.record)
     assert manifest is not None, stage.name
-    return manifest
+    return StageOutput(stage.store, manifest)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
+from pipelines.pack.record import PackOutputs, PackRecord
 from storage.store import Store
 from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
@@ -17,8 +17,8 @@ from tokenization.shards.shard import write_shard
 CONTEXT, PER_SHARD, STEPS, BATCH = 64, 8, 5, 8
 
 
-def packed(store: Store, shards: int = 4) -> tuple[dict[str, Any], ShardSet]:
-    """The manifest of a pack stage of one source, and its set."""
+def packed(store: Store, shards: int = 4) -> tuple[PackRecord, ShardSet]:
+    """The record of a pack stage of one source, and its set."""
     rng = np.random.default_rng(5)
     documents = (
         Document(f"b{number}", "books", rng.integers(3, 500, 40).astype(np.int32), ((1, 40),)) for number in range(999)
@@ -30,4 +30,4 @@ def packed(store: Store, shards: int = 4) -> tuple[dict[str, Any], ShardSet]:
             stats.append(write_shard(file, islice(sequences, PER_SHARD), VOCABULARY))
     shard_set = ShardSet(CONTEXT, VOCABULARY, "text", tuple(names), tuple(stats))
     store.write_json("sets/books-train.json", shard_set.to_json())
-    return {"outputs": {"sets": {"books": {"train": {"file": "sets/books-train.json"}}}}}, shard_set
+    return PackRecord(PackOutputs({"books": {"train": {"file": "sets/books-train.json"}}})), shard_set

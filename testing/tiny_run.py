@@ -5,7 +5,6 @@ Two training stages: text at 128 tokens, then clips and text at 512. Each source
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,19 @@ import numpy as np
 from model.llama.config import llama_config
 from model.llama.llama import build_llama
 from model.training.engine import StepMetrics
+from pipelines.build import build_stages
+from pipelines.codecs.record import CodecOutputs, CodecRecord
+from pipelines.codecs.stage import CodecStage
+from pipelines.dag.manifest import Declaration, Manifest, StageOutput
+from pipelines.dag.stage import Stage, StageContext
+from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
+from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, list_sources, write_objects
+from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.stage import SourcesStage
 from pipelines.train.metrics.steps import step_line
+from pipelines.train.record import TrainFigures, TrainOutputs, TrainRecord
+from pipelines.train.stage import TrainStage
 from storage.store import Store
 from storage.urls import open_url
 from tokenization.codecs.vqgan.architecture import build_vqgan
@@ -83,7 +92,7 @@ def tiny_recipe(folder: Path, **evaluate: Any) -> Recipe:
     )
 
 
-def make_run(folder: Path) -> tuple[Recipe, dict[str, tuple[Store, dict[str, Any]]]]:
+def make_run(folder: Path) -> tuple[Recipe, dict[str, StageOutput[Any]]]:
     """The recipe and the evaluation's inputs, below `folder`."""
     recipe = tiny_recipe(folder)
     (folder / "data").mkdir(parents=True)
@@ -93,20 +102,29 @@ def make_run(folder: Path) -> tuple[Recipe, dict[str, tuple[Store, dict[str, Any
         write_clip(folder / "data" / f"{name}.mp4", speed)
     root = Store(recipe.storage.root).at("stages")
     objects = list_sources(recipe)
-    inputs = {"sources": (root.at("sources"), write_objects(root.at("sources"), objects))}
     vqgan = VQGAN(build_vqgan(VQGANConfig(**VQGAN_SIZES), seed=5))  # type: ignore[arg-type]
     vqgan.save(root.at("vqgan").path("weights"))
-    inputs["vqgan"] = (root.at("vqgan"), {"outputs": {"weights": "weights"}, "figures": {"steps": 9, "psnr": 11.5}})
-    documents = [document(found, recipe, vqgan) for found in objects]
-    for number, stage in enumerate(recipe.train.stages):
-        packed, trained = root.at(f"pack-{stage.name}"), root.at(f"train-{stage.name}")
-        inputs[packed_name := f"pack-{stage.name}"] = (packed, _pack(packed, stage, documents))
-        config = llama_config(LLAMA, VOCABULARY.size, stage.context, stage.rope_theta, text_size=32000)
-        build_llama(config, seed=number).save_pretrained(trained.path("model"))
-        figures = _metrics(trained, stage.steps, stage.batch_tokens, vision=stage.name == "video")
-        inputs[f"train-{stage.name}"] = (trained, {"outputs": {"model": "model"}, "figures": figures})
-        assert packed_name in inputs
-    return recipe, inputs
+    documents = [document(listed, recipe, vqgan) for listed in objects]
+    outputs: dict[str, StageOutput[Any]] = {}
+    for number, stage in enumerate(build_stages(recipe, objects)):
+        store = root.at(stage.name)
+        record: Any = None
+        match stage:
+            case SourcesStage():
+                record = stage.run(StageContext(store, {})).record
+            case CodecStage():
+                record = CodecRecord(CodecOutputs("weights"), {"steps": 9, "psnr": 11.5})
+            case PackStage():
+                record = _pack(store, stage.stage, documents)
+            case TrainStage():
+                settings = stage.stage
+                config = llama_config(LLAMA, VOCABULARY.size, settings.context, settings.rope_theta, text_size=32000)
+                build_llama(config, seed=number).save_pretrained(store.path("model"))
+                vision = settings.name == "video"
+                record = TrainRecord(TrainOutputs("model"), _metrics(store, settings, vision=vision))
+        if record is not None:
+            outputs[stage.name] = output(stage, store, record, 1.5 * number)
+    return recipe, outputs
 
 
 def story(seed: int, sentences: int = 60) -> str:
@@ -149,7 +167,7 @@ def document(found: SourceObject, recipe: Recipe, vqgan: VQGAN) -> tuple[bool, D
     return found.heldout, Document(f"{found.key}#0", found.source, tokens, spans)
 
 
-def _pack(store: Store, stage: Any, documents: list[tuple[bool, Document]]) -> dict[str, Any]:
+def _pack(store: Store, stage: Any, documents: list[tuple[bool, Document]]) -> PackRecord:
     sets: dict[str, dict[str, Any]] = {}
     for source in stage.mixture:
         for split in ("train", "heldout"):
@@ -163,13 +181,12 @@ def _pack(store: Store, stage: Any, documents: list[tuple[bool, Document]]) -> d
             totals = shard_set.totals()
             entry = {"file": f"sets/{source}-{split}.json", **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
             sets.setdefault(source, {})[split] = entry
-    return {
-        "outputs": {"sets": sets, "context": stage.context, "objective": stage.objective},
-        "figures": {"sequences": 9, "documents": 3, "split_documents": 2, "skipped": {}},
-    }
+    outputs = PackOutputs(sets, context=stage.context, objective=stage.objective)
+    return PackRecord(outputs, PackFigures(sequences=9, documents=3, split_documents=2))
 
 
-def _metrics(store: Store, steps: int, tokens: int, vision: bool) -> dict[str, Any]:
+def _metrics(store: Store, stage: Any, vision: bool) -> TrainFigures:
+    steps, tokens = stage.steps, stage.batch_tokens
     with store.writing("metrics/00000004.jsonl") as file:
         for step in range(steps):
             metrics = StepMetrics(
@@ -191,22 +208,11 @@ def _metrics(store: Store, steps: int, tokens: int, vision: bool) -> dict[str, A
             )
             line = step_line(metrics, ["books"], {"mfu": 0.25 + 0.1 * step, "step_seconds": 0.8})
             file.write((json.dumps(line) + "\n").encode())
-    return {"steps": steps, "tokens": steps * tokens, "tokens_per_second": tokens / 0.8, "last_loss": 7.0}
+    return TrainFigures(steps, steps * tokens, tokens / 0.8, last_loss=7.0)
 
 
-def with_run_facts(inputs: dict[str, tuple[Store, dict[str, Any]]]) -> dict[str, tuple[Store, dict[str, Any]]]:
-    """The manifests with what the driver adds to every stage's own part."""
-    names = list(inputs)
-    whole = {}
-    for number, (name, (store, part)) in enumerate(inputs.items()):
-        declaration = {"stage": name, "settings": {}, "code": {}, "inputs": {}}
-        fingerprint = hashlib.sha256(name.encode()).hexdigest()
-        facts = {"fingerprint": fingerprint, "seconds": 1.5 * number, "finished": "2025-01-01T00:00:00+00:00"}
-        whole[name] = (store, {**declaration, **facts, "quarantine": [], **part})
-    chain = {"vqgan": ["sources"], "tokenize": ["sources", "vqgan"], "pack-text": ["tokenize"], "report": names}
-    chain |= {"train-text": ["pack-text"], "pack-video": ["tokenize"], "train-video": ["pack-video", "train-text"]}
-    chain |= {"evaluate": [name for name in names if name not in ("evaluate", "tokenize")]}
-    for name, before in chain.items():
-        if name in whole:
-            whole[name][1]["inputs"] = {one: whole[one][1]["fingerprint"] for one in before if one in whole}
-    return whole
+def output(stage: Stage[Any], store: Store, record: Any, seconds: float = 0.0) -> StageOutput[Any]:
+    """A stage as done, with this record, at a fixed time."""
+    declaration = Declaration(stage.name, stage.kind, {}, stage.output_version, {name: name for name in stage.inputs})
+    facts = {"fingerprint": declaration.fingerprint, "seconds": seconds, "finished": "2025-01-01T00:00:00+00:00"}
+    return StageOutput(store, Manifest(declaration, record, **facts))  # type: ignore[arg-type]

@@ -19,8 +19,10 @@ import ray
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.cluster.ray_cluster import ray_instance
+from pipelines.dag.manifest import record_json
 from pipelines.recipe import Recipe
-from pipelines.train import train_stage
+from pipelines.train.job import TrainJob
+from pipelines.train.run import train_stage
 from storage.store import Store
 from testing.packed_shards import CONTEXT, packed
 from testing.tiny_run import VOCABULARY, tiny_recipe
@@ -45,7 +47,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     folder = Path(sys.argv[1])
     shards = Store(str(folder / "pack"))
-    manifest, _ = packed(shards)
+    record, _ = packed(shards)
     with ray_instance(os.environ["RAY_ADDRESS"], Capacity()):
         for line in sys.stdin:
             asked = json.loads(line)
@@ -55,8 +57,8 @@ def main() -> None:
             recipe = recipe_of(folder, **asked)
             stage, store = recipe.train.stages[0], Store(str(folder / name))
             with bar(name, STEPS, "step") as progress:
-                done = train_stage(recipe, stage, VOCABULARY, (shards, manifest), None, store, progress)
-            Store(str(folder)).write_json(f"{name}.json", done)
+                done = train_stage(TrainJob(recipe, stage, VOCABULARY, shards, record, None, store), progress)
+            Store(str(folder)).write_json(f"{name}.json", record_json(done))
 
 
 if __name__ == "__main__":

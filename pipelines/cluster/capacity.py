@@ -1,4 +1,4 @@
-"""What a recipe needs at the same time, so that a Ray instance of our own never leaves a stage waiting for ever.
+"""What stages need at the same time, so that a Ray instance of our own never leaves a stage waiting for ever.
 
 A task waits for room, and so does an actor by which a pool grows; the first ones of a pool, and all training workers,
 need theirs at once.
@@ -6,9 +6,11 @@ need theirs at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
 
-from pipelines.recipe import Recipe, Resources
+from pipelines.recipe import Resources
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,6 @@ class Capacity:
         return Capacity(max(self.cpus, other.cpus), max(self.gpus, other.gpus), custom)
 
 
-def needed_at_once(recipe: Recipe) -> Capacity:
-    """The capacity with which every stage of the recipe can run.
-
-    Of a range of training workers the least need their GPUs, which are there or not; CPUs and custom resources, which
-    are but numbers, are for all.
-    """
-    tokenize, train, nothing = recipe.tokenize, recipe.train, Capacity()
-    least = train.workers if train.min_workers is None else train.min_workers
-    needs = [
-        nothing.plus(tokenize.decode, 1).plus(tokenize.encode, tokenize.encode.min_workers if recipe.vqgan else 0),
-        nothing.plus(recipe.pack.pool, 1),
-        replace(nothing.plus(train.resources, train.workers), gpus=train.resources.gpus * least),
-        nothing.plus(recipe.evaluate.resources, 1),
-    ]
-    if recipe.vqgan and recipe.vqgan.train:
-        needs.append(Capacity(cpus=recipe.vqgan.train.threads))
-    total = nothing
-    for need in needs:
-        total = total.at_least(need)
-    return total
+def needed_at_once(needs: Iterable[Capacity]) -> Capacity:
+    """The capacity in which each of these fits, one after another."""
+    return reduce(Capacity.at_least, needs, Capacity())

@@ -1,38 +1,70 @@
-"""The vqgan stage as one Ray task, which alone imports what makes a VQGAN: the driver does without.
-
-Out: `weights/`, a diffusers `VQModel` folder, and the fingerprint of all its weights.
-"""
+"""The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from pipelines.cluster.progress import Bar, following
-from pipelines.cluster.ray_cluster import own_errors
-from pipelines.recipe import VisualTokenizer
-from pipelines.sources.listing import SourceObject
-from storage.store import Store
-
-
-def vqgan_task(
-    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, line: Bar
-) -> dict[str, Any]:
-    """Run the stage on the cluster and return its part of the manifest."""
-    threads = recipe.train.threads if recipe.train else 1
-    media = [found for found in objects if found.kind != "text" and not found.heldout]
-    with following(line) as reports, own_errors():
-        make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
-        outcome: dict[str, Any] = ray.get(make.remote(recipe, media, seed, store, reports))
-    return outcome
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.codecs.record import CodecRecord
+from pipelines.dag.fingerprint import url_digest
+from pipelines.dag.manifest import Manifest
+from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.recipe import Recipe, VisualTokenizer
+from pipelines.report.numbers import count
+from pipelines.sources.listing import read_objects
+from pipelines.sources.stage import SourcesRecord
 
 
-@ray.remote
-def _make(
-    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
-) -> dict[str, Any]:
-    from pipelines.codecs.vqgan import make_vqgan
+@dataclass(frozen=True)
+class CodecStage(Stage[CodecRecord]):
+    """Makes the recipe's VQGAN, which it has to have."""
 
-    return make_vqgan(recipe, objects, seed, store, reports)
+    kind = "vqgan"
+    record = CodecRecord
+    output_version = 1
+    libraries = ("torch", "diffusers", "av", "pillow")
+
+    recipe: Recipe
+
+    @property
+    def vqgan(self) -> VisualTokenizer:
+        """The recipe's part."""
+        assert self.recipe.vqgan is not None
+        return self.recipe.vqgan
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Frames, where it is trained."""
+        return ("sources",) if self.vqgan.train else ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Its sizes, and the weights' listing or how it is trained."""
+        vqgan = self.vqgan
+        return {
+            "config": vqgan.sizes.to_dict(),
+            "weights": url_digest(vqgan.weights, self.recipe.storage.options) if vqgan.weights else None,
+            "train": vqgan.train.model_dump(exclude={"checkpoint_steps"}) if vqgan.train else None,
+            "seed": self.recipe.seed,
+        }
+
+    def resources(self) -> Capacity:
+        """The threads of its training."""
+        return Capacity(cpus=self.vqgan.train.threads) if self.vqgan.train else Capacity()
+
+    def run(self, context: StageContext) -> Made[CodecRecord]:
+        """Import or train in one task of the cluster."""
+        from pipelines.codecs.run import make_codec
+
+        train = self.vqgan.train
+        objects = read_objects(context.input("sources", SourcesRecord).store) if train else []
+        with bar(self.name, train.steps if train else None, "step") as line:
+            return Made(make_codec(self.vqgan, objects, self.recipe.seed, context.store, line))
+
+    def summary(self, manifest: Manifest[CodecRecord]) -> tuple[str, ...]:
+        """Steps and quality of its training."""
+        figures = manifest.record.figures
+        steps = f"{count(figures['steps'])} steps" if "steps" in figures else "imported"
+        return (steps, *((f"{figures['psnr']:.1f} dB in training",) if "psnr" in figures else ()))

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.cluster.progress import Meter
 from pipelines.codecs.load import WEIGHTS
+from pipelines.codecs.record import CodecOutputs, CodecRecord
 from pipelines.recipe import VisualTokenizer
 from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject
@@ -34,8 +35,8 @@ _STATE = "training-state.pt"
 
 def make_vqgan(
     recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
-) -> dict[str, Any]:
-    """Commit the weights to the stage's folder; its part of the manifest."""
+) -> CodecRecord:
+    """Commit the weights to the stage's folder."""
     vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, reports)
     with tempfile.TemporaryDirectory() as folder:
         vqgan.save(folder)
@@ -43,8 +44,7 @@ def make_vqgan(
             with store.writing(f"{WEIGHTS}/{path.name}") as file:
                 file.write(path.read_bytes())
     store.delete(_STATE)
-    outputs = {"weights": WEIGHTS, "fingerprint": vqgan.fingerprint, "files": store.hashes(WEIGHTS)}
-    return {"outputs": outputs, "figures": figures}
+    return CodecRecord(CodecOutputs(WEIGHTS, vqgan.fingerprint, store.hashes(WEIGHTS)), figures)
 
 
 def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, dict[str, Any]]:

@@ -1,114 +1,94 @@
-"""The DAG: stages declared by inputs, settings and code; a fingerprint of those names the output folder.
+"""A stage of the DAG: one class in one folder, which `pipelines.build` lists.
 
-A changed setting re-runs exactly what depends on it and nothing else. Each stage folder holds `started.json` (the
-declaration, written when work begins) and `manifest.json` (written last, by one atomic put): a stage is done when its
-manifest is there, and not before.
+To add one, subclass `Stage`, declare its record (two frozen dataclasses, `outputs` and `figures`), and name it in the
+list. Everything else asks the stage: plan and resume its declaration, the cluster its resources, the driver its checks,
+report and dashboard its summary.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pipelines.dag.code_versions import code_hashes
+from pipelines.cluster.capacity import Capacity
+from pipelines.dag.manifest import Manifest, StageOutput
+from pipelines.train.profiled_steps import ProfiledSteps
 from storage.store import Store
 
-MANIFEST = "manifest.json"
-STARTED = "started.json"
-Status = Literal["done", "resume", "run"]
+R = TypeVar("R")
+Q = TypeVar("Q")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One node: what determines its output, and the function that makes it.
+class StageContext:
+    """What a running stage is given: its own folder, what its inputs made, and which training steps to trace."""
 
-    settings: plain JSON. module: the one whose code makes the output. inputs: names of stages before it.
-    run: called with the stage's `StageRun`; returns the stage-specific part of the manifest.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    module: str
-    inputs: tuple[str, ...]
-    run: Callable[[Any], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """A stage with its place in storage, whether it will run, and why."""
-
-    stage: Stage
-    fingerprint: str
-    declaration: Mapping[str, Any]
     store: Store
-    status: Status
-    reasons: tuple[str, ...]
+    inputs: Mapping[str, StageOutput[Any]]
+    profile: ProfiledSteps | None = None
+
+    def input(self, name: str, record: type[Q]) -> StageOutput[Q]:
+        """The output of one input, whose record has this type."""
+        output = self.inputs[name]
+        assert isinstance(output.record, record), f"{name} is no {record.__name__}"
+        return output
+
+
+@dataclass(frozen=True)
+class Made(Generic[R]):
+    """What a stage returns: its record, and what it put in quarantine, an entry with a reason each."""
+
+    record: R
+    quarantine: tuple[Mapping[str, Any], ...] = ()
+
+
+class Stage(ABC, Generic[R]):
+    """One node of the DAG. Objects are cheap: nothing heavy is imported before `run`."""
+
+    kind: ClassVar[str]
+    """What stages of this class are called together; `name` where there is one of them."""
+    record: ClassVar[type[Any]]
+    """The type of its record, a frozen dataclass with `outputs` and `figures`."""
+    output_version: ClassVar[int]
+    """Raised by hand whenever the same settings and inputs give other bytes than before; golden tests hold it."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version may show in the output: kept in the manifest, shown by `plan`."""
+    lane: ClassVar[Literal["data", "model"]] = "data"
+    """The row of the drawn DAG."""
 
     @property
     def name(self) -> str:
-        """The stage's name in the DAG."""
-        return self.stage.name
+        """Unique in the DAG."""
+        return self.kind
 
+    @property
+    def drawn_below(self) -> str | None:
+        """The stage of the upper row under which this one is drawn; None for a column of its own."""
+        return None
 
-def plan(stages: Sequence[Stage], store: Store) -> list[PlannedStage]:
-    """Decide for each stage, in order, whether its output is there. Pure but for reading the store."""
-    planned: dict[str, PlannedStage] = {}
-    for stage in stages:
-        declaration = {
-            "stage": stage.name,
-            "settings": _plain(stage.settings),
-            "code": code_hashes(stage.module),
-            "inputs": {name: planned[name].fingerprint for name in stage.inputs},
-        }
-        fingerprint = digest(declaration)
-        home = store.at("stages", stage.name, fingerprint[:16])
-        status: Status = "run"
-        reasons: tuple[str, ...] = ()
-        if home.exists(MANIFEST):
-            status = "done"
-        elif home.exists(STARTED):
-            status, reasons = "resume", ("started and not finished: carries on where it stopped",)
-        else:
-            reasons = _why(declaration, store.at("stages", stage.name))
-        planned[stage.name] = PlannedStage(stage, fingerprint, declaration, home, status, reasons)
-    return list(planned.values())
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the stages whose output this one reads."""
 
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """Plain JSON of all that shapes the output beside the inputs. Raises UserError where a named file is absent."""
 
-def digest(value: Any) -> str:
-    """sha256 of a value's canonical JSON, as hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    def resources(self) -> Capacity:
+        """What has to be free at the same time for the stage to run at all."""
+        return Capacity()
 
+    def check(self) -> None:
+        """Raise UserError for whatever can be refused before anything runs."""
+        return
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, sort_keys=True))
+    @abstractmethod
+    def run(self, context: StageContext) -> Made[R]:
+        """Make the output in `context.store`. Called again after a failure, it carries on."""
 
-
-def _why(declaration: Mapping[str, Any], history: Store) -> tuple[str, ...]:
-    """What changed since the run of this stage that differs least from the declaration."""
-    earlier = [history.at(folder).read_json(STARTED) for folder in history.folders()]
-    differences = [_differences(old, declaration) for old in earlier if old]
-    return min(differences, key=len) if differences else ("never run",)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    reasons = [f"input {name} changed" for name in new["inputs"] if old["inputs"].get(name) != new["inputs"][name]]
-    reasons += [f"setting {line}" for line in _changed("", old["settings"], new["settings"])]
-    reasons += [f"code of {name} changed" for name in new["code"] if old["code"].get(name) != new["code"][name]]
-    return tuple(reasons) or ("declared differently",)
-
-
-def _changed(key: str, old: Any, new: Any) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for part in sorted({*old, *new}):
-            lines += _changed(f"{key}.{part}".lstrip("."), old.get(part), new.get(part))
-        return lines
-    return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    def summary(self, manifest: Manifest[R]) -> tuple[str, ...]:
+        """What was made, in a few words each: for the report's DAG."""
+        return ()

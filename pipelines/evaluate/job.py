@@ -9,8 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.numpy
 
+from pipelines.codecs.record import CodecRecord
+from pipelines.codecs.stage import CodecStage
+from pipelines.dag.manifest import StageOutput
+from pipelines.pack.record import PackRecord
+from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, read_objects
+from pipelines.train.record import TrainRecord
+from pipelines.train.stage import TrainStage
 from storage.store import Store
 from storage.urls import fetch_file
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
@@ -39,7 +46,7 @@ class EvaluateJob:
 
     recipe: Recipe
     vocabulary: JointVocabulary
-    inputs: Mapping[str, tuple[Store, Mapping[str, Any]]]
+    inputs: Mapping[str, StageOutput[Any]]
     store: Store
 
     @property
@@ -55,11 +62,24 @@ class EvaluateJob:
     @property
     def has_vision(self) -> bool:
         """Whether there is a VQGAN and room in the vocabulary for its codes."""
-        return "vqgan" in self.inputs and self.vocabulary.vision_size > 0
+        return self.codec is not None and self.vocabulary.vision_size > 0
+
+    @property
+    def codec(self) -> StageOutput[CodecRecord] | None:
+        """The VQGAN; None where all is text."""
+        return self.inputs.get(CodecStage.kind)
+
+    def packed(self, stage: str) -> StageOutput[PackRecord]:
+        """What was packed for a training stage."""
+        return self.inputs[PackStage.named(stage)]
+
+    def trained(self, stage: str) -> StageOutput[TrainRecord]:
+        """What a training stage made."""
+        return self.inputs[TrainStage.named(stage)]
 
     def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
         """The raw objects of these kinds in one split, in the listing's order."""
-        found = read_objects(self.inputs["sources"][0])
+        found = read_objects(self.inputs["sources"].store)
         return [one for one in found if one.kind in kinds and one.heldout == heldout]
 
     def tokenizer(self) -> TextTokenizer:

@@ -14,9 +14,9 @@ from pipelines.evaluate.job import EvaluateJob
 
 def trained_model(job: EvaluateJob, stage: str) -> LlamaForCausalLM:
     """The model that a training stage made; parts of one stage that follow each other in a process share it."""
-    store, manifest = job.inputs[f"train-{stage}"]
+    trained = job.trained(stage)
     bf16 = job.device == "cuda" and job.recipe.train.precision == "bf16"
-    folder = store.fetch_folder(manifest["outputs"]["model"])
+    folder = trained.store.fetch_folder(trained.record.outputs.model)
     return _model(folder, job.device, torch.bfloat16 if bf16 else torch.float32)
 
 

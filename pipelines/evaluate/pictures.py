@@ -23,7 +23,8 @@ _GAP = 2
 def run_vqgan(job: EvaluateJob) -> VQGAN:
     """The run's VQGAN."""
     assert job.recipe.vqgan is not None
-    return load_vqgan(job.inputs["vqgan"][0], job.recipe.vqgan, device=job.device)
+    assert job.codec is not None
+    return load_vqgan(job.codec.store, job.recipe.vqgan, device=job.device)
 
 
 def sampled_frames(found: SourceObject, recipe: Recipe, size: int, most: int) -> np.ndarray:

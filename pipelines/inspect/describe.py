@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from model import checkpoint
-from pipelines.dag.stage import MANIFEST, STARTED
+from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, read_manifest
 from storage.errors import UserError
 from storage.store import Store
 
@@ -43,7 +43,7 @@ def _describe_run(store: Store) -> dict[str, Any]:
 
 
 def _describe_stage(store: Store) -> dict[str, Any]:
-    manifest = store.read_json(MANIFEST)
+    manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         started = store.read_json(STARTED) or {}
         return {
@@ -51,15 +51,17 @@ def _describe_stage(store: Store) -> dict[str, Any]:
             "status": "started, not finished",
             "partitions": len(store.names("partitions")),
         }
+    outputs = manifest.record.outputs
     return {
-        "stage": manifest["stage"],
+        "stage": manifest.declaration.stage,
         "status": "done",
-        "finished": manifest["finished"],
-        "seconds": manifest["seconds"],
-        "figures": manifest.get("figures", {}),
-        "quarantined": len(manifest["quarantine"]),
-        "inputs": manifest["inputs"],
-        **({"sets": manifest["outputs"]["sets"]} if "sets" in manifest.get("outputs", {}) else {}),
+        "finished": manifest.finished,
+        "seconds": manifest.seconds,
+        "figures": manifest.record.figures,
+        "quarantined": len(manifest.quarantine),
+        "inputs": manifest.declaration.inputs,
+        "made_by": manifest.made_by,
+        **({"sets": outputs["sets"]} if "sets" in outputs else {}),
     }
 
 

@@ -7,15 +7,22 @@ All is found from the run's manifests: the objects themselves are not opened and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from pipelines.dag.stage import MANIFEST
+from pipelines.codecs.stage import CodecStage
+from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord, StageOutput, read_manifest
+from pipelines.pack.record import PackRecord
+from pipelines.pack.stage import PackStage
+from pipelines.sources.stage import SourcesStage
+from pipelines.tokenize.record import KeptTokenizer, TokenizeRecord
+from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import first_contact
@@ -25,7 +32,6 @@ from tokenization.shards.shard import read_sequence
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
-Manifest = dict[str, Any]
 _FRAMES_AT_ONCE = 64
 _OBJECT = ("url", "etag", "part", "record", "sample", "member", "media")
 
@@ -39,7 +45,11 @@ class Traced:
     vocabulary: JointVocabulary
     objective: str
     pack: str
-    stages: dict[str, tuple[Store, Manifest]]
+    stages: dict[str, StageOutput[Any]]
+
+    def of_kind(self, kind: str) -> StageOutput[Any] | None:
+        """The stage of this kind, if one is behind the sequence."""
+        return next((one for one in self.stages.values() if one.manifest.declaration.kind == kind), None)
 
 
 def find(url: str, key: str) -> Traced:
@@ -50,8 +60,8 @@ def find(url: str, key: str) -> Traced:
     manifest = None
     if shards == "shards" and name.endswith(".tar"):
         with first_contact(url):
-            manifest = _manifest(store)
-    if manifest is None or "sets" not in manifest.get("outputs", {}):
+            manifest = read_manifest(store, PackRecord) if _kind(store) == PackStage.kind else None
+    if manifest is None:
         raise UserError(
             f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in "
             f"stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
@@ -68,16 +78,17 @@ def find(url: str, key: str) -> Traced:
     except (FileNotFoundError, BadData) as error:
         missing = isinstance(error, FileNotFoundError)
         raise UserError(f"{url}: {'there is no such file' if missing else error}; pack it again") from None
-    stages = {manifest["stage"]: (store, manifest), **_before(store, manifest)}
-    return Traced(url, sequence, shard_set.vocabulary, shard_set.objective, manifest["stage"], stages)
+    name = manifest.declaration.stage
+    stages = {name: StageOutput(store, manifest), **_before(store, manifest)}
+    return Traced(url, sequence, shard_set.vocabulary, shard_set.objective, name, stages)
 
 
 def describe(traced: Traced) -> dict[str, Any]:
     """All that is known of the sequence, plain JSON; `documents` in the order of its tokens."""
-    sequence, tokenize = traced.sequence, traced.stages["tokenize"]
-    tokenizer = _tokenizer(*tokenize)
+    sequence, tokenize, codec = traced.sequence, traced.of_kind(TokenizeStage.kind), traced.of_kind(CodecStage.kind)
+    assert tokenize is not None, "documents are tokenized"
+    kept, tokenizer = _tokenizer(tokenize)
     boundaries = sequence.cu_seqlens.tolist()
-    vqgan = traced.stages.get("vqgan")
     documents = []
     for number, lineage in enumerate(sequence.lineage):
         start, end = boundaries[number : number + 2]
@@ -102,11 +113,15 @@ def describe(traced: Traced) -> dict[str, Any]:
         "objective": traced.objective,
         "documents": documents,
         "stages": {
-            name: {"fingerprint": manifest["fingerprint"], "folder": store.path(), "settings": manifest["settings"]}
-            for name, (store, manifest) in traced.stages.items()
+            name: {
+                "fingerprint": output.manifest.fingerprint,
+                "folder": output.store.path(),
+                "settings": output.manifest.declaration.settings,
+            }
+            for name, output in traced.stages.items()
         },
-        "text_tokenizer": tokenize[1]["outputs"]["text_tokenizer"],
-        "vqgan": {"fingerprint": vqgan[1]["outputs"]["fingerprint"]} if vqgan else None,
+        "text_tokenizer": asdict(kept),
+        "vqgan": {"fingerprint": codec.record.outputs.fingerprint} if codec else None,
     }
 
 
@@ -119,12 +134,13 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
     from tokenization.codecs.vqgan.config import VQGANConfig
     from tokenization.codecs.vqgan.model import VQGAN
 
-    if "vqgan" not in traced.stages:
+    codec = traced.of_kind(CodecStage.kind)
+    if codec is None:
         raise UserError(f"{traced.shard}: the run has no VQGAN, so there is no frame to decode; leave out --out")
-    home, manifest = traced.stages["vqgan"]
-    weights = home.fetch_folder(manifest["outputs"]["weights"])
-    vqgan = VQGAN.load(weights, VQGANConfig(**manifest["settings"]["config"]))
-    if vqgan.fingerprint != manifest["outputs"]["fingerprint"]:
+    outputs = codec.record.outputs
+    weights = codec.store.fetch_folder(outputs.weights)
+    vqgan = VQGAN.load(weights, VQGANConfig(**codec.manifest.declaration.settings["config"]))
+    if vqgan.fingerprint != outputs.fingerprint:
         raise UserError(f"{weights}: not the weights that were committed; run the recipe again without this folder")
     boundaries = traced.sequence.cu_seqlens.tolist()
     store = Store(folder)
@@ -198,44 +214,50 @@ def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
     return {"frames": [{"number": one.number, "time": one.time, "whole": one.whole} for one in piece.frames]}
 
 
-def _tokenizer(store: Store, manifest: Manifest) -> TextTokenizer:
-    kept = manifest["outputs"].get("text_tokenizer")
+def _tokenizer(tokenize: StageOutput[TokenizeRecord]) -> tuple[KeptTokenizer, TextTokenizer]:
+    kept = tokenize.record.outputs.text_tokenizer
     if kept is None:
-        raise UserError(f"{store.path()}: made by a Ringworld that kept no tokenizer; run the recipe again")
-    folder, _, name = kept["file"].rpartition("/")
-    return load_text_tokenizer(str(store.fetch_folder(folder) / name))
+        raise UserError(f"{tokenize.store.path()}: made by a Ringworld that kept no tokenizer; run the recipe again")
+    folder, _, name = kept.file.rpartition("/")
+    return kept, load_text_tokenizer(str(tokenize.store.fetch_folder(folder) / name))
 
 
-def _shard(store: Store, manifest: Manifest, name: str, url: str) -> tuple[ShardSet, ShardStats]:
-    for splits in manifest["outputs"]["sets"].values():
-        for entry in splits.values():
-            shard_set = ShardSet.from_json(_read(store, entry["file"]) or {})
-            if name in shard_set.names:
+def _shard(store: Store, manifest: Manifest[PackRecord], name: str, url: str) -> tuple[ShardSet, ShardStats]:
+    for source, splits in manifest.record.outputs.sets.items():
+        for split in splits:
+            with _damage_named(store):
+                shard_set = manifest.record.read_set(store, source, split)
+            if shard_set and name in shard_set.names:
                 return shard_set, shard_set.stats[shard_set.names.index(name)]
     raise UserError(f"{url}: {store.path()} made no such shard; `ringworld inspect` lists what it made")
 
 
-def _before(store: Store, manifest: Manifest) -> dict[str, tuple[Store, Manifest]]:
-    """Folder and manifest of every stage that a stage's output depends on."""
-    stages = Store(store.url.rsplit("/", 2)[0])
-    found: dict[str, tuple[Store, Manifest]] = {}
-    for name, fingerprint in manifest["inputs"].items():
-        home = stages.at(name, fingerprint[:16])
-        before = _manifest(home)
+_RECORDS: dict[str, type[Any]] = {stage.kind: stage.record for stage in (SourcesStage, CodecStage, TokenizeStage)}
+
+
+def _before(store: Store, manifest: Manifest[Any]) -> dict[str, StageOutput[Any]]:
+    """Every stage that a stage's output depends on."""
+    run = Store(store.url.rsplit("/", 3)[0])
+    outputs: dict[str, StageOutput[Any]] = {}
+    for name, fingerprint in manifest.declaration.inputs.items():
+        home = run.at(manifest.input_folders.get(name, f"stages/{name}/{fingerprint[:16]}"))
+        before = read_manifest(home, _RECORDS.get(_kind(home) or "", PlainRecord))
         if before is None:
             raise UserError(f"{home.path()}: this stage, which the shard was made from, is gone; run the recipe again")
-        found |= {name: (home, before), **_before(home, before)}
-    return found
+        outputs |= {name: StageOutput(home, before), **_before(home, before)}
+    return outputs
 
 
-def _manifest(store: Store) -> Manifest | None:
-    return _read(store, MANIFEST)
+def _kind(store: Store) -> str | None:
+    """What kind of stage a folder is of; None where it is none, or one that is not done."""
+    with _damage_named(store):
+        tree = store.read_json(MANIFEST)
+    return Declaration.from_json(tree).kind if tree else None
 
 
-def _read(store: Store, name: str) -> Any:
+@contextlib.contextmanager
+def _damage_named(store: Store) -> Iterator[None]:
     try:
-        return store.read_json(name)
+        yield
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{store.path(name)}: damaged ({error}); `ringworld inspect --verify` says what else is"
-        ) from None
+        raise UserError(f"{store.path()}: damaged ({error}); `ringworld inspect --verify` says what of it is") from None

@@ -15,8 +15,8 @@ from functools import partial
 
 from model import checkpoint
 from pipelines.cluster.progress import bar
+from pipelines.dag.manifest import MANIFEST
 from pipelines.dag.partitions import record_name
-from pipelines.dag.stage import MANIFEST
 from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
 from storage.errors import UserError
 from storage.store import Store

@@ -1,195 +1,78 @@
-"""The pack stage of one training stage: its sources' documents to shards of packed sequences at its context.
-
-In: the documents of the tokenize stage. Out: shards, a record a partition, and `sets/<source>-<split>.json`, the shard
-set with its offset index that the loader reads. Held-out documents are packed alike, into sets of their own.
-"""
+"""The pack stage of one training stage: its sources' documents to shards of packed sequences at its context."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from pipelines.cluster.progress import Bar
-from pipelines.dag.partitions import record_name, run_partitions
-from pipelines.recipe import Pack, TrainStage
-from storage.errors import UserError
-from storage.store import Store
-from tokenization.document import Document, PackedSequence
-from tokenization.packing.pack import PackCounts, filled, pack
-from tokenization.shards.document_parquet import read_documents
-from tokenization.shards.index import ShardSet, ShardStats
-from tokenization.shards.shard import write_shard
-from tokenization.vocabulary import JointVocabulary
-
-log = logging.getLogger("ringworld")
-
-SPLITS = ("train", "heldout")
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.dag.manifest import Manifest
+from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.pack.record import PackRecord
+from pipelines.recipe import Recipe, TrainStage
+from pipelines.report.numbers import count_of
+from pipelines.tokenize.record import TokenizeRecord
 
 
 @dataclass(frozen=True)
-class PackPartition:
-    """One unit of work: document files of one source and split, in order."""
+class PackStage(Stage[PackRecord]):
+    """Packs for `stage`, one of the recipe's training stages."""
 
-    name: str
-    source: str
-    split: str
-    files: tuple[str, ...]
+    kind = "pack"
+    record = PackRecord
+    output_version = 1
+    libraries = ("safetensors", "numpy")
 
-
-@dataclass(frozen=True)
-class PackJob:
-    """What every partition needs to know."""
-
-    settings: Pack
+    recipe: Recipe
     stage: TrainStage
-    vocabulary: JointVocabulary
-    seed: int
 
+    @staticmethod
+    def named(stage: str) -> str:
+        """The name of the stage that packs for a training stage."""
+        return f"pack-{stage}"
 
-def cut_pack_partitions(
-    tokenized: Sequence[Mapping[str, Any]], sources: Sequence[str], partition_tokens: int
-) -> list[PackPartition]:
-    """Group the tokenized partitions of each source and split, in order, by tokens. Pure."""
-    partitions = []
-    for source, split in itertools.product(sorted(sources), SPLITS):
-        group: list[str] = []
-        groups: list[list[str]] = []
-        tokens = 0
-        for part in tokenized:
-            if part["source"] != source or part["heldout"] != (split == "heldout") or not part["documents"]:
-                continue
-            if group and tokens + part["tokens"] > partition_tokens:
-                groups.append(group)
-                group, tokens = [], 0
-            group.append(part["file"])
-            tokens += part["tokens"]
-        groups += [group] if group else []
-        partitions += [
-            PackPartition(f"{source}-{split}-{number:05d}", source, split, tuple(files))
-            for number, files in enumerate(groups)
-        ]
-    return partitions
+    @property
+    def name(self) -> str:
+        """After the training stage."""
+        return self.named(self.stage.name)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The documents."""
+        return ("tokenize",)
 
-def pack_all(
-    job: PackJob, tokenized: Sequence[Mapping[str, Any]], documents: Store, store: Store, line: Bar
-) -> dict[str, Any]:
-    """Run every partition on the cluster and return the stage's part of the manifest."""
-    parts = cut_pack_partitions(tokenized, list(job.stage.mixture), job.settings.partition_tokens)
-    partitions = {part.name: part for part in parts}
+    def settings(self) -> Mapping[str, Any]:
+        """How documents are chosen and packed; not in which ratio sources are mixed."""
+        return {
+            "pack": self.recipe.pack.model_dump(exclude={"pool"}),
+            "context": self.stage.context,
+            "objective": self.stage.objective,
+            "sources": sorted(self.stage.mixture),
+            "document_tokens": [self.stage.min_document_tokens, self.stage.max_document_tokens],
+            "seed": self.recipe.seed,
+        }
 
-    def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"pack:{name}", "max_retries": -1, **job.settings.pool.ray_options}
-        return _pack_partition.options(**options).remote(partitions[name], job, documents, store)
+    def resources(self) -> Capacity:
+        """One task."""
+        return Capacity().plus(self.recipe.pack.pool, 1)
 
-    def on_done(record: dict[str, Any]) -> None:
-        line.advance(1, sequences=record["sequences"], fill=record["fill"])
+    def run(self, context: StageContext) -> Made[PackRecord]:
+        """Pack every partition on the cluster."""
+        from pipelines.pack.run import PackJob, cut_pack_partitions, pack_all
+        from pipelines.tokenize.vocabulary import joint_vocabulary
 
-    records = run_partitions(submit, list(partitions), store, job.settings.pool.workers, on_done)
-    sets: dict[str, dict[str, Any]] = {}
-    for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
-        chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]
-        shards = [shard for record in chosen for shard in record["shards"]]
-        if not shards:
-            if split == "train":
-                raise UserError(
-                    f"train stage {job.stage.name}: source {source!r} gives no document to train on; widen "
-                    f"min_document_tokens..max_document_tokens or drop it from the mixture"
-                )
-            continue
-        shard_set = ShardSet(
-            context=job.stage.context,
-            vocabulary=job.vocabulary,
-            objective=job.stage.objective,
-            names=tuple(shard["name"] for shard in shards),
-            stats=tuple(ShardStats.from_json(shard["stats"]) for shard in shards),
-        )
-        name = f"sets/{source}-{split}.json"
-        store.write_json(name, shard_set.to_json())
-        totals = shard_set.totals()
-        sets.setdefault(source, {})[split] = {"file": name, **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
-    skipped: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["skipped"].items():
-            skipped[reason] = skipped.get(reason, 0) + count
-    return {
-        "outputs": {
-            "sets": sets,
-            "files": store.hashes("sets"),
-            "context": job.stage.context,
-            "objective": job.stage.objective,
-        },
-        "figures": {
-            "sequences": sum(record["sequences"] for record in records),
-            "documents": sum(record["documents"] for record in records),
-            "split_documents": sum(record["split_documents"] for record in records),
-            "skipped": skipped,
-        },
-    }
+        documents = context.input("tokenize", TokenizeRecord)
+        outputs, settings = documents.record.outputs, self.recipe.pack
+        job = PackJob(settings, self.stage, joint_vocabulary(self.recipe), self.recipe.seed)
+        partitions = cut_pack_partitions(outputs.partitions, list(self.stage.mixture), settings.partition_tokens)
+        with bar(self.name, len(partitions), "part") as line:
+            return Made(pack_all(job, partitions, documents, context.store, line))
 
-
-def read_set(store: Store, manifest: Mapping[str, Any], source: str, split: str) -> ShardSet | None:
-    """A shard set of a finished pack stage, or None when that source has nothing in that split."""
-    entry = manifest["outputs"]["sets"].get(source, {}).get(split)
-    return ShardSet.from_json(store.read_json(entry["file"]) or {}) if entry else None
-
-
-@ray.remote
-def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: Store) -> dict[str, Any]:
-    counts = PackCounts()
-    used = 0
-
-    def counted(sequences: Iterator[PackedSequence]) -> Iterator[PackedSequence]:
-        nonlocal used
-        for sequence in sequences:
-            used += filled(sequence)
-            yield sequence
-
-    sequences = pack(
-        _documents(part, job, documents),
-        job.stage.context,
-        job.vocabulary,
-        job.stage.objective,
-        window=job.settings.window,
-        seed=job.seed,
-        key_prefix=f"{part.name}-",
-        counts=counts,
-    )
-    shards = []
-    stream = counted(sequences)
-    for number in itertools.count():
-        first = next(stream, None)
-        if first is None:
-            break
-        name = f"shards/{part.name}-{number:05d}.tar"
-        with store.writing(name) as file:
-            rest = itertools.islice(stream, job.settings.sequences_per_shard - 1)
-            stats = write_shard(file, itertools.chain([first], rest), job.vocabulary)
-        shards.append({"name": name, "stats": stats.to_json()})
-    record = {
-        "partition": part.name,
-        "source": part.source,
-        "split": part.split,
-        "shards": shards,
-        "sequences": counts.sequences,
-        "documents": counts.documents,
-        "split_documents": counts.split,
-        "skipped": dict(counts.skipped),
-        "fill": used / max(1, counts.sequences * job.stage.context),
-    }
-    store.write_json(record_name(part.name), record)
-    return record
-
-
-def _documents(part: PackPartition, job: PackJob, documents: Store) -> Iterator[Document]:
-    longest = job.stage.max_document_tokens
-    for name in part.files:
-        with documents.open(name) as file:
-            for document in read_documents(file):
-                if len(document) >= job.stage.min_document_tokens and (longest is None or len(document) <= longest):
-                    yield document
+    def summary(self, manifest: Manifest[PackRecord]) -> tuple[str, ...]:
+        """Sequences, and how full they are."""
+        sets = [one for splits in manifest.record.outputs.sets.values() for one in splits.values()]
+        filled, tokens = (sum(one[key] for one in sets) for key in ("n_filled", "n_tokens"))
+        share = f"{100 * filled / max(tokens, 1):.1f}% filled"
+        return (count_of(manifest.record.figures.sequences, "sequences"), share)

@@ -1,6 +1,6 @@
 """The DAG as an inline SVG: a box a stage with what it made and how long it took, an arrow where one feeds another.
 
-Data flows along the upper row, models along the lower; a train stage stands under the pack stage that feeds it. An edge
+Data flows along the upper row, models along the lower; a stage says its row, and below which it stands. An edge
 that others imply is left out (`sources` feeds `evaluate`, but through all between). Pure.
 """
 
@@ -45,24 +45,23 @@ def needed_edges(inputs: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     ]
 
 
-def layout(names: Sequence[str]) -> dict[str, Box]:
-    """Where each stage stands. names: in the DAG's order."""
+def layout(stages: Sequence[Mapping[str, Any]]) -> dict[str, Box]:
+    """Where each stage stands, by name. stages: in the DAG's order, each with name, lane and below."""
     boxes: dict[str, Box] = {}
     column = -1
-    for name in names:
-        pack = f"pack-{name.removeprefix('train-')}"
-        if name.startswith("train-") and pack in boxes:
-            boxes[name] = Box(boxes[pack].column, 1)
+    for stage in stages:
+        if stage["below"] in boxes:
+            boxes[stage["name"]] = Box(boxes[stage["below"]].column, 1)
             continue
         column += 1
-        boxes[name] = Box(column, 1 if name.startswith(("train-", "evaluate", "report")) else 0)
+        boxes[stage["name"]] = Box(column, 1 if stage["lane"] == "model" else 0)
     return boxes
 
 
 def draw(stages: Sequence[Mapping[str, Any]]) -> Markup:
-    """The SVG. stages: of the report's tree, in order, each with name, seconds, inputs, counts and quarantined;
-    one without seconds is the page itself."""
-    boxes = layout([stage["name"] for stage in stages])
+    """The SVG. stages: of the report's tree, in order, each with name, lane, below, seconds, inputs, counts
+    and quarantined; one without seconds is the page itself."""
+    boxes = layout(stages)
     edges = needed_edges({stage["name"]: stage["inputs"] for stage in stages})
     width = max(box.x for box in boxes.values()) + _WIDTH
     height = max(box.y for box in boxes.values()) + _HEIGHT

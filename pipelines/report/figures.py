@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipelines.report import svg_style as ink
-from pipelines.report.summary import context_name, count
+from pipelines.report.numbers import context_name, count
 
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""

@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from pipelines.report import dag_svg as dag
 from pipelines.report import figures
-from pipelines.report.summary import context_name, count
+from pipelines.report.numbers import context_name, count
+from pipelines.report.stage import ReportStage
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -74,7 +75,15 @@ def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _this_page(facts: Mapping[str, Any]) -> dict[str, Any]:
     before = [stage["name"] for stage in facts["stages"]]
-    return {"name": "report", "seconds": None, "inputs": before, "counts": [], "quarantined": 0}
+    return {
+        "name": ReportStage.kind,
+        "lane": ReportStage.lane,
+        "below": None,
+        "seconds": None,
+        "inputs": before,
+        "counts": [],
+        "quarantined": 0,
+    }
 
 
 def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:

@@ -1,55 +1,39 @@
-"""The report stage: manifests, metrics and pictures of all stages to `report.html` and `report.json`.
-
-Both are a pure function of what the stages committed; they are written to the stage's folder and to the run's root.
-"""
+"""The report stage: one page that opens from disk and one JSON with every figure behind it."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.recipe import Recipe
-from pipelines.report.page import render
-from pipelines.report.summary import gather
-from storage.store import Store
-
-HTML = "report.html"
-JSON = "report.json"
+from pipelines.report.record import ReportRecord
 
 
-def write_report(recipe: Recipe, inputs: Mapping[str, tuple[Store, Mapping[str, Any]]], store: Store) -> dict[str, Any]:
-    """Write the report of a run whose stages are all done and return the stage's part of the manifest."""
-    facts = _finite(gather(recipe, inputs))
-    html = render(facts, _pictures(inputs))
-    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    for place in (store, Store(recipe.storage.root, recipe.storage.options)):
-        for name, content in ((HTML, html), (JSON, text)):
-            with place.writing(name) as file:
-                file.write(content.encode())
-    return {
-        "outputs": {"html": HTML, "json": JSON},
-        "figures": {"verdicts": facts["verdicts"], "bytes": len(html.encode())},
-    }
+@dataclass(frozen=True)
+class ReportStage(Stage[ReportRecord]):
+    """before: all stages of the run, in order."""
 
+    kind = "report"
+    record = ReportRecord
+    output_version = 1
+    lane = "model"
 
-def _pictures(inputs: Mapping[str, tuple[Store, Mapping[str, Any]]]) -> dict[str, bytes]:
-    """PNG by name, of those that the evaluation made."""
-    if "evaluate" not in inputs:
-        return {}
-    store, manifest = inputs["evaluate"]
-    pictures = {}
-    for name in manifest["outputs"]["pictures"]:
-        with store.open(name) as file:
-            pictures[name] = file.read()
-    return pictures
+    recipe: Recipe
+    before: tuple[Stage[Any], ...]
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(stage.name for stage in self.before)
 
-def _finite(value: Any) -> Any:
-    """The same tree with None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def settings(self) -> Mapping[str, Any]:
+        """The title."""
+        return {"name": self.recipe.name}
+
+    def run(self, context: StageContext) -> Made[ReportRecord]:
+        """Write the page in this process."""
+        from pipelines.report.write import write_report
+
+        return Made(write_report(self.recipe, self.before, context.inputs, context.store))

@@ -1,7 +1,6 @@
-"""The first stage: what raw objects there are. Listing is cheap and happens anew in every plan, so that a changed,
-added or removed object changes the fingerprint of what depends on it.
+"""Which raw objects the recipe's sources have, and the file that lists them.
 
-In: the recipe's sources. Out: `objects.jsonl`, one `SourceObject` a line, sorted.
+In: the recipe's sources. Out: `SourceObject`s, sorted by source and key.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.dag.stage import digest
+from pipelines.dag.fingerprint import digest
 from pipelines.recipe import Kind, Recipe, Source
 from storage.errors import UserError
 from storage.store import Store
@@ -78,15 +77,11 @@ def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
     }
 
 
-def write_objects(store: Store, objects: Sequence[SourceObject]) -> dict[str, Any]:
-    """The stage itself: commit the listing."""
+def write_objects(store: Store, objects: Sequence[SourceObject]) -> None:
+    """Commit the listing as `OBJECTS`."""
     with store.writing(OBJECTS) as file:
         for found in objects:
             file.write((json.dumps(asdict(found), sort_keys=True) + "\n").encode())
-    return {
-        "outputs": {"objects": OBJECTS, "files": {OBJECTS: store.sha256(OBJECTS)}},
-        "figures": listing_digest(objects),
-    }
 
 
 def read_objects(store: Store) -> list[SourceObject]:

@@ -1,120 +1,76 @@
-"""The tokenize stage: raw objects to documents in the joint vocabulary.
-
-Decode tasks on CPUs, many to a long video, stream bounded chunks of frames to a pool of encoders; text goes through the
-byte-pair tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a
-partition, its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the
-stage, until more than the recipe's share of them is bad.
-"""
+"""The tokenize stage: raw objects to documents in the joint vocabulary."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from pipelines.cluster.progress import Bar
-from pipelines.dag.partitions import PieceTasks, run_partitions
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.codecs.record import CodecRecord
+from pipelines.dag.manifest import Manifest
+from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject
-from pipelines.tokenize.encode_media import vqgan_pool
-from pipelines.tokenize.partition import cut_partitions, tokenize_partition, tokenize_piece
-from pipelines.tokenize.records import TokenizeJob
-from pipelines.tokenize.video_pieces import PIECES, Piece
-from storage.errors import UserError
-from storage.store import Store
-from storage.urls import fetch_file, public_url
-from tokenization.text.tokenizer import load_text_tokenizer
-from tokenization.vocabulary import JointVocabulary
+from pipelines.report.numbers import count_of
+from pipelines.sources.listing import read_objects
+from pipelines.sources.stage import SourcesRecord
+from pipelines.tokenize.record import TokenizeRecord
+from storage.urls import list_objects
 
-log = logging.getLogger("ringworld")
-
-TOKENIZER = "tokenizer"
+_HOW_IT_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
 
 
-def tokenize_all(
-    recipe: Recipe,
-    objects: Sequence[SourceObject],
-    vocabulary: JointVocabulary,
-    vqgan: Store | None,
-    store: Store,
-    line: Bar,
-) -> dict[str, Any]:
-    """Run every partition on the cluster and return the stage's part of the manifest."""
-    if not recipe.vqgan or not vqgan or all(found.kind == "text" for found in objects):
-        return tokenize_by(None, recipe, objects, vocabulary, store, line)
-    with vqgan_pool(recipe.vqgan, vqgan, recipe.tokenize.encode) as pool:
-        return tokenize_by(pool, recipe, objects, vocabulary, store, line)
+@dataclass(frozen=True)
+class TokenizeStage(Stage[TokenizeRecord]):
+    """codec: the name of the stage that makes the codec of the sources' media; None where all is text."""
 
+    kind = "tokenize"
+    record = TokenizeRecord
+    output_version = 1
+    libraries = ("av", "pillow", "tokenizers", "sentencepiece", "torch", "diffusers", "pyarrow")
 
-def tokenize_by(
-    pool: Any,
-    recipe: Recipe,
-    objects: Sequence[SourceObject],
-    vocabulary: JointVocabulary,
-    store: Store,
-    line: Bar,
-) -> dict[str, Any]:
-    """The same by a pool of encoders that runs already; None where there is only text."""
-    tokenizer = _keep_tokenizer(recipe, store)
-    partitions = {part.name: part for part in cut_partitions(objects, recipe.tokenize.partition_bytes)}
-    job = TokenizeJob(recipe, vocabulary, recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
-    decode = recipe.tokenize.decode
+    recipe: Recipe
+    codec: str | None
 
-    def submit(name: str) -> ray.ObjectRef:
-        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
-        return task.remote(partitions[name], job, pool, store)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The listing, and the codec where there are media."""
+        return ("sources", self.codec) if self.codec else ("sources",)
 
-    def submit_piece(piece: Piece) -> ray.ObjectRef:
-        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
-        return task.remote(piece, job, pool, store)
+    def settings(self) -> Mapping[str, Any]:
+        """Field specs, sampling, the tokenizer's hash, and the encoder's precision."""
+        recipe = self.recipe
+        return {
+            "fields": {name: source.fields for name, source in recipe.sources.items()},
+            "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
+            "tokenize": recipe.tokenize.model_dump(exclude=_HOW_IT_RUNS),
+            "text_tokenizer": list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0].etag,
+            "encoder": recipe.vqgan.precision if recipe.vqgan else None,
+            "seed": recipe.seed,
+        }
 
-    def on_done(record: dict[str, Any]) -> None:
-        line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
-        for entry in record["quarantine"]:
-            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+    def resources(self) -> Capacity:
+        """One decoding task beside the fewest encoders."""
+        decode, encode = self.recipe.tokenize.decode, self.recipe.tokenize.encode
+        return Capacity().plus(decode, 1).plus(encode, encode.min_workers if self.codec else 0)
 
-    pieces = PieceTasks(submit_piece, lambda left: line.advance(0, pieces_left=left))
-    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, pieces)
-    for name in store.names(PIECES):
-        store.delete(name)
-    quarantine = [entry for record in records for entry in record["quarantine"]]
-    units = sum(record["units"] for record in records)
-    _check_budget(quarantine, units, recipe.tokenize.max_bad_fraction)
-    totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
-    if not totals["documents"]:
-        raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
-    return {
-        "outputs": {
-            "partitions": [{key: record[key] for key in _LISTED} for record in records],
-            "text_tokenizer": tokenizer,
-            "files": store.hashes(TOKENIZER),
-        },
-        "figures": {**totals, "units": units, "quarantined": len(quarantine)},
-        "quarantine": quarantine,
-    }
+    def run(self, context: StageContext) -> Made[TokenizeRecord]:
+        """Tokenize every partition on the cluster."""
+        from pipelines.tokenize.partition import cut_partitions
+        from pipelines.tokenize.run import tokenize_all
 
+        sources = context.input("sources", SourcesRecord)
+        codec = context.input(self.codec, CodecRecord) if self.codec else None
+        partitions = cut_partitions(read_objects(sources.store), self.recipe.tokenize.partition_bytes)
+        made_of = {
+            "sources": sources.record.figures,
+            "vqgan": codec.record.outputs.fingerprint if codec else None,
+        }
+        with bar(self.name, len(partitions), "part") as line:
+            return tokenize_all(self.recipe, partitions, made_of, codec.store if codec else None, context.store, line)
 
-_LISTED = ("partition", "source", "heldout", "file", "documents", "tokens", "vision_tokens", "sha256")
-
-
-def _keep_tokenizer(recipe: Recipe, store: Store) -> dict[str, Any]:
-    """Commit a copy of the text tokenizer, with which whoever has the documents can read them."""
-    local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
-    beside = local.with_name("tokenizer_config.json")
-    for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
-        with store.writing(f"{TOKENIZER}/{path.name}") as file:
-            file.write(path.read_bytes())
-    fingerprint = load_text_tokenizer(str(local)).fingerprint
-    url = public_url(recipe.text_tokenizer.path)
-    return {"file": f"{TOKENIZER}/{local.name}", "url": url, "fingerprint": fingerprint}
-
-
-def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:
-    if len(quarantine) > budget * units:
-        first = quarantine[0]
-        raise UserError(
-            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: "
-            f"first {first['url']} ({first['reason']}); mend or remove them, or raise the budget"
-        )
+    def summary(self, manifest: Manifest[TokenizeRecord]) -> tuple[str, ...]:
+        """Documents and tokens."""
+        figures = manifest.record.figures
+        return (count_of(figures.documents, "documents"), count_of(figures.tokens, "tokens"))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
-from pipelines.pack.stage import read_set
 from pipelines.train.bad_shards import opener
 from pipelines.train.job import TrainJob
 from pipelines.train.shard_cache import ShardCache
@@ -28,13 +27,13 @@ READERS = 4
 
 def shard_sets(job: TrainJob) -> dict[str, ShardSet]:
     """The stage's shards by source, in the order in which sources are numbered; at least one is there for each."""
-    sets = {source: read_set(job.shards, job.manifest, source, "train") for source in source_names(job)}
+    sets = {source: job.packed.read_set(job.shards, source, "train") for source in source_names(job)}
     return {source: shard_set for source, shard_set in sets.items() if shard_set is not None}
 
 
 def source_names(job: TrainJob) -> tuple[str, ...]:
     """The sources of the mixture that have anything to train on, in the order in which they are numbered."""
-    sets = job.manifest["outputs"]["sets"]
+    sets = job.packed.outputs.sets
     return tuple(source for source in sorted(job.stage.mixture) if "train" in sets.get(source, {}))
 
 

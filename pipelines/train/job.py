@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from pipelines.pack.record import PackRecord
 from pipelines.recipe import Recipe, TrainStage
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.store import Store
@@ -19,13 +19,17 @@ PROFILE = "profile"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker needs to know. skip: names of bad shards, which all workers skip. profile: steps to trace."""
+    """What every worker needs to know.
+
+    shards, packed: of the pack stage, its folder and its record. before: the folder of the train stage before. skip:
+    names of bad shards, which all workers skip. profile: steps to trace.
+    """
 
     recipe: Recipe
     stage: TrainStage
     vocabulary: JointVocabulary
     shards: Store
-    manifest: dict[str, Any]
+    packed: PackRecord
     before: Store | None
     store: Store
     skip: tuple[str, ...] = ()

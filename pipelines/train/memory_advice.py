@@ -22,8 +22,8 @@ from model.attention.plan.sequence_plan import SequencePlan
 from model.llama.config import llama_config
 from model.memory_estimate.plan import MemoryPlan, plan_memory
 from model.training.rank_batch import attention_shape
-from pipelines.build import joint_vocabulary
 from pipelines.recipe import Memory, Recipe, Train, TrainStage
+from pipelines.tokenize.vocabulary import joint_vocabulary
 from pipelines.train.engine_setup import engine_settings
 from pipelines.train.group_size import group_sizes
 

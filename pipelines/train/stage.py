@@ -1,92 +1,121 @@
-"""The train stage: one stage of the curriculum on Ray Train workers.
-
-In: packed shards and the weights of the stage before. Out: `model/` (a plain Hugging Face Llama), `checkpoints/`, and
-`metrics/`, one JSON line a step. A checkpoint commits engine, loader position and the metrics up to it together, so
-a run that is killed anywhere carries on from the last one with the exact next sequence, and no step is listed twice.
-Each worker's loader plans its micro-batches and takes out the worker's share of them ahead of the steps. Shards that
-are not what was written end the stage, or, as many as `train.max_bad_shards`, are skipped and what is lost is counted.
-"""
+"""The train stage: one stage of the curriculum, packed shards and the weights of the stage before to the next model."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.heartbeat import start_watch
-from pipelines.cluster.progress import Bar, following
-from pipelines.cluster.ray_cluster import own_errors
-from pipelines.recipe import Recipe, TrainStage
-from pipelines.train.bad_shards import bad_shards
-from pipelines.train.data import shard_sets
-from pipelines.train.job import MODEL, TrainJob
-from pipelines.train.metrics.steps import bad_step_figures, read_metrics, tokens_per_second, total_lost
-from pipelines.train.profiled_steps import ProfiledSteps
-from pipelines.train.run_groups import train_in_groups
-from storage.errors import BadData, UserError
-from storage.store import Store
-from tokenization.vocabulary import JointVocabulary
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.progress import bar
+from pipelines.dag.fingerprint import url_digest
+from pipelines.dag.manifest import Manifest
+from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.pack.record import PackRecord
+from pipelines.pack.stage import PackStage
+from pipelines.recipe import Recipe
+from pipelines.recipe import TrainStage as TrainSettings
+from pipelines.report.numbers import count_of
+from pipelines.train.check_kernels import check_kernels
+from pipelines.train.check_wandb import check_wandb
+from pipelines.train.record import TrainRecord
 
-log = logging.getLogger("ringworld")
-
-
-def train_stage(
-    recipe: Recipe,
-    stage: TrainStage,
-    vocabulary: JointVocabulary,
-    packed: tuple[Store, dict[str, Any]],
-    before: Store | None,
-    store: Store,
-    line: Bar,
-    profile: ProfiledSteps | None = None,
-) -> dict[str, Any]:
-    """Run the stage on the cluster and return its part of the manifest."""
-    label = f"train-{stage.name}"
-    job = TrainJob(recipe, stage, vocabulary, *packed, before, store, profile=profile)
-    with own_errors():
-        bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.train.max_bad_shards, store, label)
-    job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))
-    watch = start_watch()
-    with following(line, watch), bad_data_told(label):
-        interruptions = train_in_groups(job, watch)
-    steps = list(read_metrics(store))
-    if stage.export:
-        _export(store, Store(stage.export, recipe.storage.options, store.fence))
-    return {
-        "outputs": {
-            "model": MODEL,
-            "files": store.hashes(MODEL),
-            "context": stage.context,
-            "rope_theta": stage.rope_theta,
-        },
-        "figures": {
-            "steps": len(steps),
-            "tokens": sum(step["tokens"] for step in steps),
-            "tokens_per_second": tokens_per_second(steps),
-            "first_loss": steps[0]["loss"],
-            "last_loss": steps[-1]["loss"],
-            **({"interruptions": [one.to_json() for one in interruptions]} if interruptions else {}),
-            **bad_step_figures(steps),
-            **({"bad_shards": list(job.skip), **total_lost(steps)} if job.skip else {}),
-        },
-    }
+WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", "clip_norm", "bad_steps"}
+"""Keys of `train` that a model depends on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
+memory and by any kernels, and a checkpoint fits them all: a run goes on when they change, and no stage is trained
+again."""
+HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "memory", "tokens"}
+"""Keys of a stage that its model does not depend on; `tokens` is another way to say `steps`."""
 
 
-@contextlib.contextmanager
-def bad_data_told(label: str) -> Iterator[None]:
-    """A shard that is not what was written is the user's to mend, or to put up with."""
-    try:
-        yield
-    except BadData as error:
-        raise UserError(
-            f"{label}: {error}; to go on without such shards, set train.max_bad_shards and run again"
-        ) from error
+@dataclass(frozen=True)
+class TrainStage(Stage[TrainRecord]):
+    """Trains `stage`, one of the recipe's. previous: the name of the train stage before it, if there is one."""
 
+    kind = "train"
+    record = TrainRecord
+    output_version = 1
+    libraries = ("torch", "transformers", "deepspeed")
+    lane = "model"
 
-def _export(store: Store, target: Store) -> None:
-    for name in store.names(MODEL):
-        with store.open(name) as source, target.writing(name.removeprefix(f"{MODEL}/")) as file:
-            while piece := source.read(2**24):
-                file.write(piece)
+    recipe: Recipe
+    stage: TrainSettings
+    previous: str | None
+
+    @staticmethod
+    def named(stage: str) -> str:
+        """The name in the DAG of a training stage of the recipe."""
+        return f"train-{stage}"
+
+    @property
+    def name(self) -> str:
+        """After the recipe's stage."""
+        return self.named(self.stage.name)
+
+    @property
+    def pack(self) -> str:
+        """The stage that packs for it."""
+        return PackStage.named(self.stage.name)
+
+    @property
+    def drawn_below(self) -> str | None:
+        """What feeds it."""
+        return self.pack
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Shards, and the model of the stage before."""
+        return (self.pack, self.previous) if self.previous else (self.pack,)
+
+    def settings(self) -> Mapping[str, Any]:
+        """What the model's weights depend on."""
+        recipe, model = self.recipe, self.recipe.model
+        init = url_digest(model.init, recipe.storage.options) if model.init else None
+        first = {} if self.previous else {"model": {"size": model.size, "init": init}}
+        return {
+            "stage": self.stage.model_dump(exclude=HOW_A_STAGE_RUNS),
+            "train": recipe.train.model_dump(include=WHAT_TRAINING_COMPUTES),
+            "seed": recipe.seed,
+            **first,
+        }
+
+    def resources(self) -> Capacity:
+        """All workers at once.
+
+        Of a range of workers the least need their GPUs, which are there or not; CPUs and custom resources, which are
+        but numbers, are for all.
+        """
+        train = self.recipe.train
+        least = train.workers if train.min_workers is None else train.min_workers
+        return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=train.resources.gpus * least)
+
+    def check(self) -> None:
+        """Raise UserError where kernels or Weights & Biases cannot be used as the recipe asks."""
+        check_kernels(self.recipe)
+        check_wandb(self.recipe)
+
+    def run(self, context: StageContext) -> Made[TrainRecord]:
+        """Train in groups of Ray Train workers."""
+        from pipelines.tokenize.vocabulary import joint_vocabulary
+        from pipelines.train.job import TrainJob
+        from pipelines.train.run import train_stage
+
+        packed = context.input(self.pack, PackRecord)
+        job = TrainJob(
+            recipe=self.recipe,
+            stage=self.stage,
+            vocabulary=joint_vocabulary(self.recipe),
+            shards=packed.store,
+            packed=packed.record,
+            before=context.input(self.previous, TrainRecord).store if self.previous else None,
+            store=context.store,
+            profile=context.profile,
+        )
+        with bar(self.name, self.stage.steps, "step") as line:
+            return Made(train_stage(job, line))
+
+    def summary(self, manifest: Manifest[TrainRecord]) -> tuple[str, ...]:
+        """Steps and tokens."""
+        figures = manifest.record.figures
+        return (count_of(figures.steps, "steps"), count_of(figures.tokens, "tokens"))

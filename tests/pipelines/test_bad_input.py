@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
+from pipelines.dag.manifest import MANIFEST
 from pipelines.dag.partitions import record_name
-from pipelines.dag.stage import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from storage.store import Store

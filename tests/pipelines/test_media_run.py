@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.codecs.vqgan import _gather
-from pipelines.dag.stage import MANIFEST
+from pipelines.dag.manifest import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources.listing import list_sources

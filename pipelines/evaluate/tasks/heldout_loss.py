@@ -18,7 +18,6 @@ from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
-from pipelines.pack.stage import read_set
 from pipelines.train.bad_shards import opener
 from storage.store import Store
 from tokenization.document import PackedSequence
@@ -34,9 +33,9 @@ COUNTED_TOKENS = 2**24
 
 def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) -> dict[str, Any]:
     """Score the model of train stage `stage` on the held-out sequences of `source` that pack stage `pack` made."""
-    shards, manifest = job.inputs[f"pack-{pack}"]
-    heldout = read_set(shards, manifest, source, "heldout")
-    train = read_set(shards, manifest, source, "train")
+    packed = job.packed(pack)
+    shards = packed.store
+    heldout, train = (packed.record.read_set(shards, source, split) for split in ("heldout", "train"))
     assert heldout is not None
     assert train is not None
     chosen = uniform_sample(len(heldout), job.recipe.evaluate.max_sequences)

@@ -89,15 +89,3 @@ def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:
 def lost_to_bad_shards(lost: Sequence[str], context: int) -> dict[str, int]:
     """What a step lost over all ranks, from its batch's `lost` keys; an empty dict where nothing is lost."""
     return {"lost_sequences": len(lost), "lost_tokens": len(lost) * context} if lost else {}
-
-
-def bad_step_figures(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many steps were dropped, and which ones a stage went back from; nothing where there were none."""
-    dropped = sum("dropped" in step for step in steps)
-    rolled_back = [step["rolled_back"] for step in steps if "rolled_back" in step]
-    return {**({"dropped_steps": dropped} if dropped else {}), **({"rolled_back": rolled_back} if rolled_back else {})}
-
-
-def total_lost(steps: list[dict[str, Any]]) -> dict[str, int]:
-    """The sum of `lost_to_bad_shards` over steps."""
-    return {name: sum(step.get(name, 0) for step in steps) for name in ("lost_sequences", "lost_tokens")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ from PIL import Image
 from model.inference.generate import generate_text
 from model.llama.llama import inference
 from pipelines.cluster.progress import bar
-from pipelines.evaluate import evaluate_all
 from pipelines.evaluate.job import EvaluateJob, spread
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.pictures import strip
-from pipelines.evaluate.stage import cut_parts
+from pipelines.evaluate.record import EvaluateRecord
+from pipelines.evaluate.run import cut_parts, evaluate_all
 from pipelines.evaluate.table import tabulate
 from pipelines.evaluate.tasks.generation import continuation_prompt, continue_part, prompt_part
 from pipelines.evaluate.tasks.heldout_loss import score_part
@@ -171,9 +170,9 @@ def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committe
     recipe = job.recipe.model_copy(update={"evaluate": evaluate})
     store = Store(job.recipe.storage.root).at("stages", "evaluate-ray")
 
-    def run() -> dict[str, Any]:
+    def run() -> EvaluateRecord:
         with bar("evaluate", None, "part") as line:
-            return evaluate_all(recipe, VOCABULARY, job.inputs, store, line)
+            return evaluate_all(EvaluateJob(recipe, VOCABULARY, job.inputs, store), line)
 
     def stamps() -> dict[str, int]:
         return {name: Path(store.path(name)).stat().st_mtime_ns for name in store.names("partitions")}
@@ -189,7 +188,7 @@ def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committe
         ray.shutdown()
     assert again == first
     assert {name for name, stamp in stamps().items() if before[name] != stamp} == {"partitions/needle-256.json"}
-    assert {(row["stage"], row["source"], row["modality"]) for row in first["figures"]["heldout"]} == {
+    assert {(row["stage"], row["source"], row["modality"]) for row in first.figures.heldout} == {
         ("text", "books", "text"),
         ("text", "all", "text"),
         *((stage, "books", "text") for stage in ("video", "final")),
@@ -200,5 +199,5 @@ def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committe
             for m in ("text", "vision")
         ),
     }
-    assert [one["context"] for one in first["figures"]["needle"]] == [128, 256]
-    assert all(store.exists(name) for name in first["outputs"]["pictures"])
+    assert [one["context"] for one in first.figures.needle] == [128, 256]
+    assert all(store.exists(name) for name in first.outputs.pictures)

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
+from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord
 from pipelines.dag.partitions import record_name
-from pipelines.dag.stage import MANIFEST
 from pipelines.inspect import verify as verification
 from pipelines.inspect.verify import verify
 from storage.store import Store
@@ -47,7 +47,9 @@ def stage(tmp_path: Path) -> Store:
         ],
         "sets": {"a": {"train": {"file": "sets/a-train.json"}}},
     }
-    store.write_json(MANIFEST, {"stage": "pack-a", "outputs": outputs})
+    declaration = Declaration("pack-a", "pack", {}, 1, {})
+    manifest = Manifest(declaration, PlainRecord(outputs), fingerprint=declaration.fingerprint)
+    store.write_json(MANIFEST, manifest.to_json())
     return store
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.pack.record import PackOutputs, PackRecord
 from pipelines.train.data import sequence_order, shard_sets
 from pipelines.train.job import TrainJob
 from storage.store import Store
@@ -36,8 +37,8 @@ def test_the_loader_draws_shares_of_tokens(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     mixture = {"whole": 0.25, "sparse": 0.5, "full": 0.25}
     stage = recipe.train.stages[0].model_copy(update={"mixture": mixture})
-    manifest = {"outputs": {"sets": {name: {"train": {"file": f"sets/{name}.json"}} for name in mixture}}}
-    job = TrainJob(recipe, stage, VOCABULARY, store, manifest, None, store)
+    record = PackRecord(PackOutputs({name: {"train": {"file": f"sets/{name}.json"}} for name in mixture}))
+    job = TrainJob(recipe, stage, VOCABULARY, store, record, None, store)
     sets = shard_sets(job)
     source, _ = sequence_order(job, sets).at(np.arange(100_000))
     held = {"full": 64, "sparse": 33, "whole": 64}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.pack.stage import PackJob, PackPartition, _documents, cut_pack_partitions, read_set
+from pipelines.dag.manifest import read_manifest
+from pipelines.pack.record import PackRecord
+from pipelines.pack.run import PackJob, PackPartition, _documents, cut_pack_partitions
+from pipelines.tokenize.record import TokenizedPartition
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.document import Document, PackedSequence
@@ -18,8 +20,10 @@ from tokenization.shards.document_parquet import read_documents, write_documents
 from tokenization.shards.shard import read_sequence
 
 
-def tokenized(name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1) -> dict[str, Any]:
-    return {"file": name, "source": source, "heldout": heldout, "tokens": tokens, "documents": documents}
+def tokenized(
+    name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1
+) -> TokenizedPartition:
+    return TokenizedPartition(name, source, heldout, name, documents, tokens, 0)
 
 
 def test_partitions_hold_neighbouring_files_of_one_source_and_split_up_to_the_limit() -> None:
@@ -73,7 +77,9 @@ def test_a_length_bucket_holds_exactly_the_documents_from_its_least_to_its_most_
 def sequences(root: Path, stage: str, source: str, split: str) -> list[PackedSequence]:
     (folder,) = (root / "stages" / f"pack-{stage}").iterdir()
     store = Store(str(folder))
-    shard_set = read_set(store, json.loads((folder / "manifest.json").read_text()), source, split)
+    manifest = read_manifest(store, PackRecord)
+    assert manifest is not None
+    shard_set = manifest.record.read_set(store, source, split)
     assert shard_set is not None
     made = []
     for number in range(len(shard_set)):

@@ -10,10 +10,11 @@ import pytest
 
 from model.attention.plan.hardware import CPU_CORES, Hardware
 from model.layers.memory_settings import MemorySettings
-from pipelines.build import HOW_A_STAGE_RUNS, WHAT_TRAINING_COMPUTES, build_stages
-from pipelines.dag.stage import plan
+from pipelines.build import build_stages
+from pipelines.dag.plan import plan
 from pipelines.recipe import Train, TrainStage
 from pipelines.recipe.load import load_recipe
+from pipelines.train.stage import HOW_A_STAGE_RUNS, WHAT_TRAINING_COMPUTES
 from storage.errors import UserError
 from storage.store import Store
 

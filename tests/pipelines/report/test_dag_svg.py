@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +22,12 @@ INPUTS = {
 }
 
 
+def placed(name: str) -> dict[str, Any]:
+    """Where a stage wants to be drawn."""
+    below = name.replace("train-", "pack-") if name.startswith("train-") else None
+    return {"name": name, "lane": "model" if below or name == "evaluate" else "data", "below": below}
+
+
 def test_only_edges_that_no_longer_path_implies_are_drawn() -> None:
     assert needed_edges(INPUTS) == [
         ("sources", "vqgan"),
@@ -35,7 +42,7 @@ def test_only_edges_that_no_longer_path_implies_are_drawn() -> None:
 
 
 def test_a_train_stage_stands_under_its_pack_stage_and_no_two_stages_share_a_place() -> None:
-    boxes = layout(list(INPUTS))
+    boxes = layout([placed(name) for name in INPUTS])
     for name in ("a", "b"):
         assert boxes[f"train-{name}"].column == boxes[f"pack-{name}"].column
         assert (boxes[f"pack-{name}"].row, boxes[f"train-{name}"].row) == (0, 1)
@@ -45,7 +52,13 @@ def test_a_train_stage_stands_under_its_pack_stage_and_no_two_stages_share_a_pla
 
 def test_the_drawing_is_one_well_formed_element_that_names_every_stage_and_escapes() -> None:
     stages = [
-        {"name": name, "seconds": 3.0, "inputs": before, "counts": ["<b>& co"], "quarantined": int(name == "tokenize")}
+        {
+            **placed(name),
+            "seconds": 3.0,
+            "inputs": before,
+            "counts": ["<b>& co"],
+            "quarantined": int(name == "tokenize"),
+        }
         for name, before in INPUTS.items()
     ]
     root = ElementTree.fromstring(draw(stages))

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.evaluate import stage as evaluation
+from pipelines.build import build_stages
+from pipelines.dag.manifest import StageOutput, record_json
+from pipelines.evaluate import run as evaluation
 from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord
+from pipelines.evaluate.stage import EvaluateStage
 from pipelines.recipe import Recipe
-from pipelines.report import write_report
 from pipelines.report.page import shown_rows
+from pipelines.report.record import ReportRecord
 from pipelines.report.summary import _mfu
+from pipelines.report.write import write_report
+from pipelines.sources.listing import list_sources
+from pipelines.tokenize.record import TokenizeFigures, TokenizeOutputs, TokenizeRecord
+from pipelines.tokenize.stage import TokenizeStage
 from storage.store import Store
-from testing.tiny_run import VOCABULARY, make_run, with_run_facts
+from testing.tiny_run import VOCABULARY, make_run, output
 
-Run = tuple[Recipe, dict[str, tuple[Store, dict[str, Any]]]]
+
+@dataclass(frozen=True)
+class Run:
+    recipe: Recipe
+    outputs: dict[str, StageOutput[Any]]
+
+    def report(self, folder: Path, **changes: Any) -> ReportRecord:
+        """Write the report of the run, or of a changed one."""
+        run = dataclasses.replace(self, **changes)
+        stages = build_stages(run.recipe, list_sources(self.recipe))
+        return write_report(run.recipe, stages, run.outputs, Store(str(folder)))
+
+
 HOSTILE = "s3://bucket/<script>alert(1)</script>.mp4"
 
 
@@ -32,17 +54,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         {"part": one.name, "kind": one.kind, "result": evaluation.measure_of(one.kind)(job, one.name, **one.arguments)}
         for one in parts
     ]
-    outputs = {"parts": [one.name for one in parts], "pictures": store.names("pictures")}
+    outputs = EvaluateOutputs(tuple(one.name for one in parts), tuple(store.names("pictures")))
     bad = {"url": HOSTILE, "key": "k", "record": None, "reason": "not a video that can be read"}
-    tokenize = {"outputs": {}, "figures": {"documents": 5, "tokens": 12345}, "quarantine": [bad]}
-    inputs = {
-        "sources": made["sources"],
-        "vqgan": made["vqgan"],
-        "tokenize": (store, tokenize),
-        **{name: made[name] for name in ("pack-text", "train-text", "pack-video", "train-video")},
-        "evaluate": (store, {"outputs": outputs, "figures": evaluation.collect(job, records)}),
-    }
-    return recipe, with_run_facts(inputs)
+    tokenize = TokenizeRecord(TokenizeOutputs(), TokenizeFigures(documents=5, tokens=12345))
+    evaluated = EvaluateRecord(outputs, evaluation.collect(job, records))
+    for stage in build_stages(recipe):
+        if isinstance(stage, TokenizeStage):
+            done = output(stage, store, tokenize, 3.0)
+            made[stage.name] = StageOutput(store, dataclasses.replace(done.manifest, quarantine=(bad,)))
+        if isinstance(stage, EvaluateStage):
+            made[stage.name] = output(stage, store, evaluated, 9.0)
+    return Run(recipe, made)
 
 
 class Page(HTMLParser):
@@ -66,7 +88,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_no_network_and_no_script(run: Run, tmp_path: Path) -> None:
-    write_report(*run, Store(str(tmp_path)))
+    run.report(tmp_path)
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -79,7 +101,7 @@ def test_the_page_needs_no_network_and_no_script(run: Run, tmp_path: Path) -> No
 
 
 def test_the_page_shows_every_part_of_the_run_and_escapes_what_it_quotes(run: Run, tmp_path: Path) -> None:
-    write_report(*run, Store(str(tmp_path)))
+    run.report(tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     sections = [word for word in page.words if word in _SECTIONS]
     assert sections == list(_SECTIONS)
@@ -95,50 +117,49 @@ _SECTIONS += ("Frames through the VQGAN", "Generated frames", "Shards", "Quarant
 
 
 def test_the_json_holds_every_figure_and_both_files_also_lie_in_the_runs_root(run: Run, tmp_path: Path) -> None:
-    recipe, inputs = run
-    part = write_report(recipe, inputs, Store(str(tmp_path)))
+    part = run.report(tmp_path)
     facts = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
-    assert facts["evaluation"] == inputs["evaluate"][1]["figures"]
+    assert facts["evaluation"] == record_json(run.outputs["evaluate"].record)["figures"]
     assert facts["training"][1]["per_step"]["vision_nats"] == [600.0, 500.0, 400.0, 300.0]
     assert facts["training"][1]["vision_nats_per_token"] == 3.0
     assert facts["training"][1]["sources"] == [{"source": "books", "targets": 200, "nats_per_token": 4.5}]
     assert facts["training"][1]["mfu"] == pytest.approx(0.4)
     for training in facts["training"]:
-        figures = inputs[f"train-{training['stage']}"][1]["figures"]
-        assert training["tokens_per_second"] == pytest.approx(figures["tokens_per_second"])
+        figures = run.outputs[f"train-{training['stage']}"].record.figures
+        assert training["tokens_per_second"] == pytest.approx(figures.tokens_per_second)
         assert training["per_step"]["seconds"] == [0.8] * 4
     assert [row["split"] for row in facts["shards"]] == ["train", "heldout"] * 3
     assert facts["quarantine"][0]["stage"] == "tokenize"
-    assert part["figures"]["verdicts"] == facts["verdicts"]
+    assert list(part.figures.verdicts) == facts["verdicts"]
     for name in ("report.html", "report.json"):
-        assert (Path(recipe.storage.root) / name).read_bytes() == (tmp_path / name).read_bytes()
+        assert (Path(run.recipe.storage.root) / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_the_same_run_makes_the_same_bytes(run: Run, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        write_report(*run, Store(str(tmp_path / folder)))
+        run.report(tmp_path / folder)
     for name in ("report.html", "report.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_run_of_text_alone_with_nothing_held_out_has_a_report_too(run: Run, tmp_path: Path) -> None:
-    recipe, inputs = run
-    store, manifest = inputs["evaluate"]
-    figures = {"heldout": [], "needle": [], "reconstruction": [], "generation": []}
-    bare = {**manifest, "outputs": {"parts": [], "pictures": []}, "figures": figures}
-    kept = {name: inputs[name] for name in ("sources", "tokenize", "pack-text", "train-text")}
-    text_only = recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": recipe.train.stages[:1]})})
-    write_report(text_only, {**kept, "evaluate": (store, bare)}, Store(str(tmp_path)))
+    evaluated = run.outputs["evaluate"]
+    bare = dataclasses.replace(evaluated.manifest, record=EvaluateRecord(EvaluateOutputs((), ()), EvaluateFigures()))
+    kept = {name: run.outputs[name] for name in ("sources", "tokenize", "pack-text", "train-text")}
+    train = run.recipe.train.model_copy(update={"stages": run.recipe.train.stages[:1]})
+    text_only = run.recipe.model_copy(update={"train": train})
+    outputs = {**kept, "evaluate": StageOutput(evaluated.store, bare)}
+    run.report(tmp_path, recipe=text_only, outputs=outputs)
     page = Page((tmp_path / "report.html").read_text())
     assert "Nothing was held out" in " ".join(page.words)
     assert "Generated frames" not in page.words
 
 
 def test_secrets_in_storage_options_stay_out_of_the_report(run: Run, tmp_path: Path) -> None:
-    recipe, inputs = run
+    recipe = run.recipe
     options = {"secret": "hunter2", "client_kwargs": {"aws_access_key_id": "hunter2", "endpoint_url": "http://here"}}
     storage = recipe.storage.model_copy(update={"options": options})
-    write_report(recipe.model_copy(update={"storage": storage}), inputs, Store(str(tmp_path)))
+    run.report(tmp_path, recipe=recipe.model_copy(update={"storage": storage}))
     for name in ("report.html", "report.json"):
         text = (tmp_path / name).read_text()
         assert "hunter2" not in text
@@ -146,7 +167,7 @@ def test_secrets_in_storage_options_stay_out_of_the_report(run: Run, tmp_path: P
 
 
 def test_the_held_out_table_says_nothing_twice(run: Run) -> None:
-    rows = run[1]["evaluate"][1]["figures"]["heldout"]
+    rows = run.outputs["evaluate"].record.figures.heldout
     assert [(row["stage"], row["source"], row["modality"]) for row in shown_rows(rows)] == [
         ("text", "books", "text"),
         ("final", "books", "text"),

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.dag.stage import MANIFEST
+from pipelines.dag.manifest import MANIFEST
 from pipelines.decoder.client import close_idle
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.recipe import Kind
 from pipelines.sources.listing import SourceObject
-from pipelines.tokenize import cut_partitions
+from pipelines.tokenize.partition import cut_partitions
 from testing.miniature import VQGAN_SIZES
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.build import joint_vocabulary
 from pipelines.cluster.progress import bar
 from pipelines.dag.partitions import Pieces
+from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
-from pipelines.tokenize import tokenize_all
 from pipelines.tokenize.partition import _tokenized, cut_partitions
+from pipelines.tokenize.record import TokenizeRecord
 from pipelines.tokenize.records import TokenizeJob
+from pipelines.tokenize.run import tokenize_all
 from pipelines.tokenize.video_pieces import cut_video, encode_piece, missing
+from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.store import Store
 from testing.miniature import VQGAN_SIZES, recipe, sample
 from tokenization.codecs.vqgan.architecture import build_vqgan
@@ -54,26 +56,24 @@ def made_of(folder: Path, root: str, **settings: Any) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def tokenized(folder: Path, root: str, **settings: Any) -> tuple[Store, dict[str, Any]]:
-    """The documents and the stage's manifest."""
+def tokenized(folder: Path, root: str, **settings: Any) -> tuple[Store, Made[TokenizeRecord]]:
+    """The documents and what the stage says of them."""
     made, store = made_of(folder, root, **settings), Store(str(folder / root))
     with bar("tokenize", None, "part") as line:
-        manifest = tokenize_all(
-            made, list_sources(made), joint_vocabulary(made), Store(str(folder / "vqgan")), store, line
-        )
+        partitions = cut_partitions(list_sources(made), made.tokenize.partition_bytes)
+        manifest = tokenize_all(made, partitions, {}, Store(str(folder / "vqgan")), store, line)
     return store, manifest
 
 
 def test_pieces_leave_no_trace_in_the_output(folder: Path) -> None:
     whole, expected = tokenized(folder, "whole")
     cut, manifest = tokenized(folder, "cut", piece_seconds=4)
-    assert expected["figures"]["frames"] > 100
-    assert len(expected["quarantine"]) == 2, "of the damaged one all but the part behind the damage"
+    assert expected.record.figures.frames > 100
+    assert len(expected.quarantine) == 2, "of the damaged one all but the part behind the damage"
     assert cut.names() == whole.names()
     assert cut.hashes("documents") == whole.hashes("documents")
-    assert manifest["outputs"] == expected["outputs"]
-    assert manifest["figures"] == expected["figures"]
-    told = [{(entry["url"], entry["key"]) for entry in found["quarantine"]} for found in (expected, manifest)]
+    assert manifest.record == expected.record
+    told = [{(entry["url"], entry["key"]) for entry in found.quarantine} for found in (expected, manifest)]
     assert told[0] == told[1]
     shutil.rmtree(folder / "cut")
 

@@ -16,7 +16,7 @@ from pipelines.train.bad_shards import RECORD, bad_shards
 from pipelines.train.data import rank_batches
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics
-from pipelines.train.stage import bad_data_told, train_stage
+from pipelines.train.run import bad_data_told, train_stage
 from storage.errors import UserError
 from storage.store import Store
 from testing.packed_shards import BATCH, CONTEXT, PER_SHARD, STEPS, packed
@@ -41,9 +41,9 @@ def recipe_of(folder: Path, max_bad_shards: int) -> Recipe:
 
 def test_a_corrupt_shard_ends_the_stage_and_is_named_with_its_hash_and_the_remedy(tmp_path: Path) -> None:
     shards, recipe = Store(str(tmp_path / "pack")), recipe_of(tmp_path, 0)
-    manifest, _ = packed(shards)
+    record, _ = packed(shards)
     damage(shards, "shards/2.tar")
-    job = TrainJob(recipe, recipe.train.stages[0], VOCABULARY, shards, manifest, None, shards)
+    job = TrainJob(recipe, recipe.train.stages[0], VOCABULARY, shards, record, None, shards)
     said = (
         r"^train-text: shard shards/2\.tar: sequence .* is corrupt: .*the shard's sha256 is [0-9a-f]{64}, the manifest "
         r"says [0-9a-f]{64}.*set train\.max_bad_shards and run again$"
@@ -56,17 +56,17 @@ def test_a_corrupt_shard_ends_the_stage_and_is_named_with_its_hash_and_the_remed
 @pytest.mark.usefixtures("in_this_process")
 def test_a_bad_shard_that_is_tolerated_is_skipped_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     shards, store, recipe = Store(str(tmp_path / "pack")), Store(str(tmp_path / "train")), recipe_of(tmp_path, 1)
-    manifest, _ = packed(shards)
+    record, _ = packed(shards)
     damage(shards, "shards/2.tar")
     with bar("train-text", STEPS, "step") as line:
-        done = train_stage(recipe, recipe.train.stages[0], VOCABULARY, (shards, manifest), None, store, line)
+        done = train_stage(TrainJob(recipe, recipe.train.stages[0], VOCABULARY, shards, record, None, store), line)
     # 40 positions over 32 sequences: every sequence once, some twice.
     steps = list(read_metrics(store))
     lost = [step.get("lost_sequences", 0) for step in steps]
     assert PER_SHARD <= sum(lost) <= 2 * PER_SHARD
     assert [step.get("lost_tokens", 0) for step in steps] == [CONTEXT * n for n in lost]
-    assert done["figures"]["bad_shards"] == ["shards/2.tar"]
-    assert (done["figures"]["lost_sequences"], done["figures"]["lost_tokens"]) == (sum(lost), CONTEXT * sum(lost))
+    assert done.figures.bad_shards == ("shards/2.tar",)
+    assert (done.figures.lost_sequences, done.figures.lost_tokens) == (sum(lost), CONTEXT * sum(lost))
     assert all(np.isfinite(step["loss"]) for step in steps)
     assert [step["tokens"] for step in steps] == [BATCH * CONTEXT] * STEPS, "padding keeps the geometry"
     (record,) = store.read_json(RECORD)

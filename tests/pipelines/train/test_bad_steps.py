@@ -13,10 +13,13 @@ import torch
 
 from model.training.engine import StepMetrics
 from pipelines.cluster.progress import bar
+from pipelines.dag.manifest import record_json
+from pipelines.pack.record import PackOutputs, PackRecord
 from pipelines.recipe import BadSteps
-from pipelines.train import train_stage
 from pipelines.train.bad_steps import BadStepWatch
+from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics
+from pipelines.train.run import train_stage
 from storage.errors import UserError
 from storage.store import Store
 from testing.packed_shards import CONTEXT
@@ -31,7 +34,7 @@ STEPS, BATCH = 40, 2
 SEQUENCES, NOISE = 90, range(60, 62)
 
 
-def packed(store: Store) -> dict[str, Any]:
+def packed(store: Store) -> PackRecord:
     """One shard of sequences that say the same word over and over, but for a few."""
     rng = np.random.default_rng(5)
 
@@ -45,21 +48,21 @@ def packed(store: Store) -> dict[str, Any]:
         stats = write_shard(file, sequences, VOCABULARY)
     shard_set = ShardSet(CONTEXT, VOCABULARY, "text", ("shards/0.tar",), (stats,))
     store.write_json("sets/books-train.json", shard_set.to_json())
-    return {"outputs": {"sets": {"books": {"train": {"file": "sets/books-train.json"}}}}}
+    return PackRecord(PackOutputs({"books": {"train": {"file": "sets/books-train.json"}}}))
 
 
 def trained(folder: Path, **bad_steps: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the stage says of itself, and its steps."""
     shards, store = Store(str(folder / "pack")), Store(str(folder / "train"))
-    manifest = packed(shards)
+    record = packed(shards)
     tree = recipe_of(folder, 0).model_dump(mode="json")
     stage = {**tree["train"]["stages"][0], "steps": STEPS, "batch_tokens": BATCH * CONTEXT, "lr": 0.03}
     tree["train"] |= {"workers": 1, "checkpoint_steps": 4, "stages": [stage], "bad_steps": bad_steps}
     tree["train"]["deterministic"] = True
     recipe = type(recipe_of(folder, 0)).model_validate(tree)
     with bar("train-text", STEPS, "step") as line:
-        done = train_stage(recipe, recipe.train.stages[0], VOCABULARY, (shards, manifest), None, store, line)
-    return done["figures"], list(read_metrics(store))
+        done = train_stage(TrainJob(recipe, recipe.train.stages[0], VOCABULARY, shards, record, None, store), line)
+    return record_json(done)["figures"], list(read_metrics(store))
 
 
 @pytest.mark.slow

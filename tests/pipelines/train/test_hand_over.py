@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from pipelines.cluster.progress import bar
 from pipelines.recipe import Recipe
-from pipelines.train import train_stage
+from pipelines.train.job import TrainJob
+from pipelines.train.run import train_stage
 from storage.errors import UserError
 from storage.store import Store
 from testing.packed_shards import CONTEXT, packed
@@ -37,9 +38,9 @@ def curriculum(folder: Path) -> Recipe:
 def trained(recipe: Recipe, number: int, before: Store | None, store: Store) -> dict[str, torch.Tensor]:
     """The fp32 weights in the stage's last checkpoint."""
     shards, stage = Store(str(Path(store.url).parent / "pack")), recipe.train.stages[number]
-    manifest, _ = packed(shards)
+    record, _ = packed(shards)
     with bar(stage.name, stage.steps, "step") as line:
-        train_stage(recipe, stage, VOCABULARY, (shards, manifest), before, store, line)
+        train_stage(TrainJob(recipe, stage, VOCABULARY, shards, record, before, store), line)
     return masters(Path(store.url) / "checkpoints" / f"step-{stage.steps:08d}")
 
 

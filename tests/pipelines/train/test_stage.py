@@ -12,6 +12,7 @@ from model.attention.plan.hardware import AttentionShape
 from model.llama.config import llama_config
 from model.llama.llama import build_llama, whole_llama
 from model.training.mesh import Mesh
+from pipelines.pack.record import PackOutputs, PackRecord
 from pipelines.recipe import Attention, Hardware
 from pipelines.train.data import describe, stage_dispatcher
 from pipelines.train.engine_setup import initial_weights
@@ -30,8 +31,8 @@ def job_of(tmp_path, **train: object) -> TrainJob:
     recipe = tiny_recipe(tmp_path)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     store = Store(str(tmp_path))
-    manifest = {"outputs": {"sets": {"books": {"train": {"file": "books.json"}}, "clips": {}}}}
-    return TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, manifest, None, store)
+    record = PackRecord(PackOutputs({"books": {"train": {"file": "books.json"}}, "clips": {}}))
+    return TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, record, None, store)
 
 
 def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None:

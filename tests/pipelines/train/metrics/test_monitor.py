@@ -182,10 +182,10 @@ def test_watching_is_no_part_of_what_a_stage_makes(tmp_path: Path) -> None:
         "hardware": {**recipe.train.hardware.model_dump(), "peak_flops": 1e12},
     }
     closely = recipe.model_copy(update={"train": type(recipe.train).model_validate(watched)})
-    settings = [{stage.name: stage.settings for stage in build_stages(one)} for one in (recipe, closely)]
+    settings = [{stage.name: stage.settings() for stage in build_stages(one)} for one in (recipe, closely)]
     assert settings[0] == settings[1]
     changed = recipe.model_copy(update={"train": type(recipe.train).model_validate({**watched, "weight_decay": 0.5})})
-    assert {stage.name: stage.settings for stage in build_stages(changed)} != settings[0]
+    assert {stage.name: stage.settings() for stage in build_stages(changed)} != settings[0]
 
 
 def with_wandb(tmp_path: Path, **wandb: str) -> Recipe:

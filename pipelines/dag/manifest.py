@@ -1,0 +1,159 @@
+"""What a stage declares before it runs, and the manifest that it commits when it is done.
+
+A declaration is what determines the stage's output: its settings, the version of its output, and the declarations of
+its inputs. Its hash, the fingerprint, names the stage's folder. `started.json` holds the declaration while the stage
+runs; `manifest.json`, committed last by one atomic put, adds what was made: a record whose type each stage declares,
+what was put in quarantine, and, for information only, which code and libraries made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.dag.fingerprint import digest
+from storage.errors import UserError
+from storage.store import Store
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+FORMAT = 2
+"""Of both files. Format 1 had hashes of code in place of an output version; it is read."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What determines a stage's output.
+
+    settings: plain JSON. inputs: fingerprints by stage name. rebuild: how often `--rebuild` asked for it anew.
+    """
+
+    stage: str
+    kind: str
+    settings: Mapping[str, Any]
+    output_version: int
+    inputs: Mapping[str, str]
+    rebuild: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, as hex. The first 16 digits name the stage's folder."""
+        return digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        tree = asdict(self)
+        return tree if self.rebuild else {key: value for key, value in tree.items() if key != "rebuild"}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Declaration:
+        """Of `started.json` or `manifest.json`, whichever format they have."""
+        return cls(
+            stage=tree["stage"],
+            kind=tree.get("kind") or tree["stage"].partition("-")[0],
+            settings=tree["settings"],
+            output_version=tree.get("output_version", 1),
+            inputs=tree["inputs"],
+            rebuild=tree.get("rebuild", 0),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest(Generic[R]):
+    """What a stage made, from what, by which settings and versions.
+
+    record: of the stage's own type: `outputs`, which later stages read, and `figures`, for people. fingerprint: of the
+    declaration. input_folders: where the inputs were read, below the run's root. made_by: versions of the code and of
+    libraries. seconds: of work in the driver that committed it. finished: UTC, ISO 8601.
+    """
+
+    declaration: Declaration
+    record: R
+    quarantine: tuple[Mapping[str, Any], ...] = ()
+    fingerprint: str = ""
+    input_folders: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, of `FORMAT`."""
+        return {
+            "format": FORMAT,
+            **self.declaration.to_json(),
+            "fingerprint": self.fingerprint,
+            "input_folders": dict(self.input_folders),
+            "made_by": dict(self.made_by),
+            "seconds": self.seconds,
+            "finished": self.finished,
+            "quarantine": list(self.quarantine),
+            **record_json(self.record),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], record: type[R]) -> Manifest[R]:
+        """A manifest of format 1 or 2 whose record has this type. pydantic's ValidationError where it has another."""
+        return cls(
+            declaration=Declaration.from_json(tree),
+            record=TypeAdapter(record).validate_python({key: tree.get(key) or {} for key in ("outputs", "figures")}),
+            quarantine=tuple(tree.get("quarantine", ())),
+            fingerprint=tree["fingerprint"],
+            input_folders=tree.get("input_folders", {}),
+            made_by=tree.get("made_by", {}),
+            seconds=tree["seconds"],
+            finished=tree["finished"],
+        )
+
+
+@dataclass(frozen=True)
+class PlainRecord:
+    """The record of a stage whose own type is not needed, as its JSON has it."""
+
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageOutput(Generic[R]):
+    """A stage that is done: its folder and its manifest."""
+
+    store: Store
+    manifest: Manifest[R]
+
+    @property
+    def record(self) -> R:
+        """What the stage made."""
+        return self.manifest.record
+
+
+def read_manifest(store: Store, record: type[R]) -> Manifest[R] | None:
+    """The manifest of a stage's folder, or None where the stage is not done. UserError where it cannot be read."""
+    tree = store.read_json(MANIFEST)
+    if tree is None:
+        return None
+    refuse_newer(tree, store.path(MANIFEST))
+    try:
+        return Manifest.from_json(tree, record)
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{store.path(MANIFEST)}: not a manifest that this version can read ({reason}); remove its folder, and the "
+            f"stage is made again"
+        ) from None
+
+
+def refuse_newer(tree: Mapping[str, Any], path: str) -> None:
+    """Raise UserError where a JSON file has a later format than this version knows."""
+    if tree.get("format", 1) > FORMAT:
+        raise UserError(f"{path}: has format {tree['format']}, this version reads up to {FORMAT}; upgrade ringworld")
+
+
+def record_json(record: Any) -> dict[str, dict[str, Any]]:
+    """A record as plain JSON: outputs and figures that are None are left out."""
+    parts = TypeAdapter(type(record)).dump_python(record, mode="json")
+    return {name: {key: value for key, value in part.items() if value is not None} for name, part in parts.items()}

@@ -1,0 +1,158 @@
+"""Which stages are done, which will run, and why.
+
+A changed setting re-runs exactly what depends on it and nothing else; changed code and libraries re-run nothing, but
+are shown. A stage is done when the manifest in its folder is there, and not before. What was made before outputs had
+versions, in folders named by hashes of code, is adopted where settings and inputs agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.dag.code_versions import changed_versions, made_by
+from pipelines.dag.fingerprint import digest
+from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, refuse_newer
+from pipelines.dag.stage import Stage
+from storage.errors import UserError
+from storage.store import Store
+
+REBUILDS = "rebuilds.json"
+"""In the run's root: how often each stage was asked for anew, by name."""
+
+Status = Literal["done", "resume", "run"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its place in storage, whether it will run, why, and what is worth knowing about what is there.
+
+    made_as: the fingerprint under which its folder was made, which is not its own where an older run was adopted.
+    """
+
+    stage: Stage[Any]
+    declaration: Declaration
+    store: Store
+    status: Status
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    made_as: str
+
+    @property
+    def name(self) -> str:
+        """The stage's name in the DAG."""
+        return self.stage.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the declaration."""
+        return self.declaration.fingerprint
+
+
+def plan(stages: Sequence[Stage[Any]], store: Store, rebuild: Collection[str] = ()) -> list[PlannedStage]:
+    """Decide for each stage, in order, whether its output is there. Pure but for reading the store.
+
+    rebuild: names of stages to make again although they are done. One that such a plan has begun is carried on with.
+    Raises UserError where the DAG has no stage of that name.
+    """
+    names = [stage.name for stage in stages]
+    if unknown := sorted(set(rebuild) - set(names)):
+        raise UserError(f"--rebuild {unknown[0]}: the recipe has no such stage; its stages are {', '.join(names)}")
+    asked: Mapping[str, int] = store.read_json(REBUILDS) or {}
+    planned: dict[str, PlannedStage] = {}
+    for stage in stages:
+        one = _planned(stage, planned, store, asked.get(stage.name, 0))
+        if stage.name in rebuild and one.status == "done":
+            one = _planned(stage, planned, store, one.declaration.rebuild + 1)
+        planned[stage.name] = one
+    return list(planned.values())
+
+
+def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store, rebuild: int) -> PlannedStage:
+    declaration = Declaration(
+        stage=stage.name,
+        kind=stage.kind,
+        settings=json.loads(json.dumps(stage.settings(), sort_keys=True)),
+        output_version=stage.output_version,
+        inputs={name: before[name].fingerprint for name in stage.inputs},
+        rebuild=rebuild,
+    )
+    history = store.at("stages", stage.name)
+    home, made_as = history.at(declaration.fingerprint[:16]), declaration.fingerprint
+    notes: tuple[str, ...] = ()
+    if not home.exists(STARTED):
+        earlier = {folder: history.at(folder).read_json(STARTED) or {} for folder in history.folders()}
+        inputs = {name: before[name].made_as for name in stage.inputs}
+        same = [folder for folder, tree in earlier.items() if _is_adoptable(tree, declaration, inputs)]
+        if not same:
+            reasons = _reasons(declaration, list(earlier.values()), inputs)
+            return PlannedStage(stage, declaration, home, "run", reasons, (), made_as)
+        folder = max(same, key=lambda one: _finished(history.at(one)))
+        home, made_as = history.at(folder), digest(earlier[folder])
+        notes = ("adopted: made from the same inputs by the same settings, before outputs had versions",)
+    manifest = home.read_json(MANIFEST)
+    if manifest is None:
+        reasons = ("started and not finished: carries on where it stopped",)
+        return PlannedStage(stage, declaration, home, "resume", reasons, notes, made_as)
+    refuse_newer(manifest, home.path(MANIFEST))
+    if changed := changed_versions(manifest.get("made_by", {}), made_by(stage.libraries)):
+        notes += (f"made with {', '.join(changed)}; `--rebuild {stage.name}` makes it again",)
+    return PlannedStage(stage, declaration, home, "done", (), notes, made_as)
+
+
+def _is_adoptable(tree: Mapping[str, Any], declaration: Declaration, inputs: Mapping[str, str]) -> bool:
+    """Whether a folder of format 1, named by hashes of code, holds what the declaration asks for.
+
+    tree: its `started.json`. inputs: the fingerprints under which the inputs were made.
+    """
+    return (
+        "code" in tree
+        and (declaration.output_version, declaration.rebuild) == (1, 0)
+        and (tree["settings"], tree["inputs"]) == (declaration.settings, inputs)
+    )
+
+
+def _finished(folder: Store) -> str:
+    """When the stage in a folder was done, in ISO 8601; nothing, which sorts first, where it is not."""
+    return str((folder.read_json(MANIFEST) or {}).get("finished", ""))
+
+
+def _reasons(
+    declaration: Declaration, earlier: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]
+) -> tuple[str, ...]:
+    """What changed since the run of this stage that differs least from the declaration.
+
+    inputs: the fingerprints under which the inputs were made, as a run of format 1 names them.
+    """
+    differences = [
+        _differences(Declaration.from_json(tree), declaration, inputs if "code" in tree else declaration.inputs)
+        for tree in earlier
+        if tree
+    ]
+    return min(differences, key=len) if differences else ("never run",)
+
+
+def _differences(old: Declaration, new: Declaration, inputs: Mapping[str, str]) -> tuple[str, ...]:
+    reasons = [f"input {name} changed" for name in inputs if old.inputs.get(name) != inputs[name]]
+    reasons += [f"setting {line}" for line in _changed("", old.settings, new.settings)]
+    if old.output_version != new.output_version:
+        reasons.append(f"this version makes other output: {old.output_version} -> {new.output_version}")
+    if new.rebuild > old.rebuild:
+        reasons.append("--rebuild asks for it again")
+    return tuple(reasons) or ("declared differently",)
+
+
+def _changed(key: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for part in sorted({*old, *new}):
+            lines += _changed(f"{key}.{part}".lstrip("."), old.get(part), new.get(part))
+        return lines
+    return [] if old == new else [f"{key}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

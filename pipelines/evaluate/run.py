@@ -1,0 +1,146 @@
+"""Evaluates the trained models by Ray tasks: independent parts, each committed once, then one table of figures.
+
+In: the listing, the VQGAN, packed shards and the model of every training stage. Out: a record a part, pictures, and in
+the manifest the figures: held-out loss beside unigram models, needle in a haystack, reconstructions, generated frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from pipelines.cluster.progress import Bar
+from pipelines.dag.partitions import record_name, run_partitions
+from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
+from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord
+from pipelines.evaluate.table import tabulate
+
+log = logging.getLogger("ringworld")
+
+
+def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
+    """Run every part."""
+    parts = {part.name: part for part in cut_parts(job)}
+    pool = job.recipe.evaluate.resources
+    shared = ray.put(job)
+
+    def submit(name: str) -> ray.ObjectRef:
+        options = {"name": f"evaluate:{name}", "max_retries": -1, **pool.ray_options}
+        return _measure.options(**options).remote(parts[name], shared, pool.cpus)
+
+    records = run_partitions(submit, list(parts), job.store, pool.workers, lambda record: line.advance(1))
+    figures = collect(job, records)
+    for row in figures.heldout:
+        log.info(
+            "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards",
+            *(
+                row[key]
+                for key in ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
+            ),
+        )
+    pictures = tuple(name for name in job.store.names("pictures") if name.endswith(".png"))
+    return EvaluateRecord(EvaluateOutputs(tuple(record_name(name) for name in parts), pictures), figures)
+
+
+def cut_parts(job: EvaluateJob) -> list[Part]:
+    """What is to be measured, one part each; fixed by the recipe and what the stages before made."""
+    parts = [
+        Part(f"loss-{model}-{source}", "loss", {"stage": model, "pack": pack, "source": source})
+        for model, pack, source in _scored(job)
+    ]
+    evaluate = job.recipe.evaluate
+    if evaluate.needle and job.objects(("text",), heldout=True):
+        parts += [Part(f"needle-{context}", "needle", {"context": context}) for context in evaluate.needle.contexts]
+    if job.has_vision:
+        parts += [
+            Part(f"reconstruction-{split}", "reconstruction", {"heldout": split == "heldout"})
+            for split in ("heldout", "train")
+        ]
+    if job.has_vision and evaluate.generation:
+        if job.objects(("video",), heldout=True):
+            parts += [Part(f"continuation-{n}", "continuation", {"index": n}) for n in range(CONTINUATIONS)]
+        parts += [Part(f"prompt-{n}", "prompt", {"index": n}) for n in range(len(evaluate.generation.prompts))]
+    return parts
+
+
+def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
+    """The figures of all parts.
+
+    heldout: rows of `tabulate`, for each stage over each source of its mixture and, as source "all", over all of them;
+    then, as stage "final", the last model over every source of the run, each packed by the last stage that reads it.
+    """
+    losses = [record["result"] for record in records if record["kind"] == "loss"]
+    last = job.stages[-1]
+    heldout = []
+    for stage in job.recipe.train.stages:
+        own = [one for one in losses if one["stage"] == stage.name and one["source"] in stage.mixture]
+        for one in own:
+            heldout += tabulate(job, [one], one["source"])
+        heldout += tabulate(job, own, "all") if own else []
+    final = [one for one in losses if one["stage"] == last]
+    for one in final:
+        heldout += [{**row, "stage": "final"} for row in tabulate(job, [one], one["source"])]
+    if final:
+        heldout += [{**row, "stage": "final"} for row in tabulate(job, final, "all")]
+    by_kind = {
+        kind: [{"part": record["part"], **record["result"]} for record in records if record["kind"] == kind]
+        for kind in ("needle", "reconstruction", "continuation", "prompt")
+    }
+    return EvaluateFigures(
+        heldout=tuple(heldout),
+        needle=tuple(by_kind["needle"]),
+        reconstruction=tuple(by_kind["reconstruction"]),
+        generation=tuple(by_kind["continuation"] + by_kind["prompt"]),
+    )
+
+
+def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
+    """(model's stage, packing stage, source) of all that is scored: every stage on its own sources, the last on all."""
+    stages = job.recipe.train.stages
+    scored = [(stage.name, stage.name, source) for stage in stages for source in sorted(stage.mixture)]
+    last = stages[-1]
+    packed_by = {source: stage.name for stage in stages for source in sorted(stage.mixture)}
+    scored += [(last.name, pack, source) for source, pack in sorted(packed_by.items()) if source not in last.mixture]
+    sets = {stage.name: job.packed(stage.name).record.outputs.sets for stage in stages}
+    return [one for one in scored if "heldout" in sets[one[1]].get(one[2], {})]
+
+
+def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
+    """What measures a part of this kind, imported where it runs: the driver needs no torch, and text no VQGAN."""
+    match kind:
+        case "loss":
+            from pipelines.evaluate.tasks.heldout_loss import score_part
+
+            return score_part
+        case "needle":
+            from pipelines.evaluate.tasks.needle import needle_part
+
+            return needle_part
+        case "reconstruction":
+            from pipelines.evaluate.tasks.reconstruction import reconstruct_part
+
+            return reconstruct_part
+        case "continuation":
+            from pipelines.evaluate.tasks.generation import continue_part
+
+            return continue_part
+        case "prompt":
+            from pipelines.evaluate.tasks.generation import prompt_part
+
+            return prompt_part
+
+
+@ray.remote
+def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    torch.set_num_threads(max(1, int(cpus)))
+    transformers.utils.logging.disable_progress_bar()  # the terminal has one bar already
+    result = measure_of(part.kind)(job, part.name, **part.arguments)
+    record = {"part": part.name, "kind": part.kind, "result": result}
+    job.store.write_json(record_name(part.name), record)
+    return record

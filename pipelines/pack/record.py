@@ -1,0 +1,47 @@
+"""What a pack stage commits: sets of shards, by source and split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.store import Store
+from tokenization.shards.index import ShardSet
+
+PackedSet = Mapping[str, Any]
+"""`file`: the shard set. `fill`: share of tokens that are no padding. Counts summed over its shards, by their names."""
+
+
+@dataclass(frozen=True)
+class PackOutputs:
+    """sets: by source, then split. files: sha256 of the sets' files by name. made_of: as in the tokenize stage."""
+
+    sets: Mapping[str, Mapping[str, PackedSet]]
+    files: Mapping[str, str] = field(default_factory=dict)
+    context: int | None = None
+    objective: str | None = None
+    made_of: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PackFigures:
+    """skipped: documents by the reason for which they were left out."""
+
+    sequences: int = 0
+    documents: int = 0
+    split_documents: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PackRecord:
+    """The stage's record."""
+
+    outputs: PackOutputs
+    figures: PackFigures = field(default_factory=PackFigures)
+
+    def read_set(self, store: Store, source: str, split: str) -> ShardSet | None:
+        """A shard set from the stage's folder, or None when that source has nothing in that split."""
+        entry = self.outputs.sets.get(source, {}).get(split)
+        return ShardSet.from_json(store.read_json(entry["file"]) or {}) if entry else None

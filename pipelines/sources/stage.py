@@ -1,0 +1,64 @@
+"""The sources stage: what raw objects there are. Listing is cheap and happens anew in every plan, so that a changed,
+added or removed object changes the fingerprint of what depends on it.
+
+Out: `objects.jsonl`, one `SourceObject` a line, sorted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.dag.manifest import Manifest
+from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.report.numbers import count, count_of
+from pipelines.sources.listing import OBJECTS, SourceObject, listing_digest, write_objects
+
+
+@dataclass(frozen=True)
+class SourcesOutputs:
+    """objects: the listing's file. files: sha256 by name."""
+
+    objects: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SourcesRecord:
+    """figures: of each source how many objects and bytes there are, and the digest of its listing."""
+
+    outputs: SourcesOutputs
+    figures: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SourcesStage(Stage[SourcesRecord]):
+    """objects: the listing, made when the DAG is built."""
+
+    kind = "sources"
+    record = SourcesRecord
+    output_version = 1
+
+    objects: Sequence[SourceObject]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Counts and a hash by source."""
+        return listing_digest(self.objects)
+
+    def run(self, context: StageContext) -> Made[SourcesRecord]:
+        """Commit the listing."""
+        write_objects(context.store, self.objects)
+        outputs = SourcesOutputs(OBJECTS, {OBJECTS: context.store.sha256(OBJECTS)})
+        return Made(SourcesRecord(outputs, listing_digest(self.objects)))
+
+    def summary(self, manifest: Manifest[SourcesRecord]) -> tuple[str, ...]:
+        """Objects and bytes."""
+        sources = manifest.record.figures.values()
+        total = sum(source["bytes"] for source in sources)
+        return (count_of(sum(source["objects"] for source in sources), "objects"), f"{count(total)}B")

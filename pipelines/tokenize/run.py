@@ -1,0 +1,121 @@
+"""Tokenizes the partitions of a listing on the cluster.
+
+Decode tasks on CPUs, many to a long video, stream bounded chunks of frames to a pool of encoders; text goes through the
+byte-pair tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a
+partition, its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the
+stage, until more than the recipe's share of them is bad.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import ray
+
+from pipelines.cluster.progress import Bar
+from pipelines.dag.partitions import PieceTasks, run_partitions
+from pipelines.dag.stage import Made
+from pipelines.recipe import Recipe
+from pipelines.tokenize.encode_media import vqgan_pool
+from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
+from pipelines.tokenize.record import (
+    KeptTokenizer,
+    TokenizedPartition,
+    TokenizeFigures,
+    TokenizeOutputs,
+    TokenizeRecord,
+)
+from pipelines.tokenize.records import TokenizeJob
+from pipelines.tokenize.video_pieces import PIECES, Piece
+from pipelines.tokenize.vocabulary import joint_vocabulary
+from storage.errors import UserError
+from storage.store import Store
+from storage.urls import fetch_file, public_url
+from tokenization.text.tokenizer import load_text_tokenizer
+
+log = logging.getLogger("ringworld")
+
+TOKENIZER = "tokenizer"
+
+
+def tokenize_all(
+    recipe: Recipe, parts: Sequence[Partition], made_of: Mapping[str, Any], codec: Store | None, store: Store, line: Bar
+) -> Made[TokenizeRecord]:
+    """Tokenize every partition.
+
+    made_of: what identifies the sources and the codec, for the record. codec: the folder of its stage; None where all
+    is text.
+    """
+    if not recipe.vqgan or not codec:
+        return tokenize_by(None, recipe, parts, made_of, store, line)
+    with vqgan_pool(recipe.vqgan, codec, recipe.tokenize.encode) as pool:
+        return tokenize_by(pool, recipe, parts, made_of, store, line)
+
+
+def tokenize_by(
+    pool: Any, recipe: Recipe, parts: Sequence[Partition], made_of: Mapping[str, Any], store: Store, line: Bar
+) -> Made[TokenizeRecord]:
+    """The same by a pool of encoders that runs already; None where there is only text."""
+    tokenizer = _keep_tokenizer(recipe, store)
+    partitions = {part.name: part for part in parts}
+    job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
+    decode = recipe.tokenize.decode
+
+    def submit(name: str) -> ray.ObjectRef:
+        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
+        return task.remote(partitions[name], job, pool, store)
+
+    def submit_piece(piece: Piece) -> ray.ObjectRef:
+        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
+        return task.remote(piece, job, pool, store)
+
+    def on_done(record: dict[str, Any]) -> None:
+        line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
+        for entry in record["quarantine"]:
+            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+
+    pieces = PieceTasks(submit_piece, lambda left: line.advance(0, pieces_left=left))
+    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, pieces)
+    for name in store.names(PIECES):
+        store.delete(name)
+    quarantine = [entry for record in records for entry in record["quarantine"]]
+    units = sum(record["units"] for record in records)
+    _check_budget(quarantine, units, recipe.tokenize.max_bad_fraction)
+    totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
+    if not totals["documents"]:
+        raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
+    names = [entry.name for entry in fields(TokenizedPartition)]
+    outputs = TokenizeOutputs(
+        partitions=tuple(TokenizedPartition(**{name: record[name] for name in names}) for record in records),
+        text_tokenizer=tokenizer,
+        files=store.hashes(TOKENIZER),
+        made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
+    )
+    figures = TokenizeFigures(**totals, units=units, quarantined=len(quarantine))
+    return Made(TokenizeRecord(outputs, figures), tuple(quarantine))
+
+
+def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
+    """Commit a copy of the text tokenizer, with which whoever has the documents can read them."""
+    local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
+    beside = local.with_name("tokenizer_config.json")
+    for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
+        with store.writing(f"{TOKENIZER}/{path.name}") as file:
+            file.write(path.read_bytes())
+    return KeptTokenizer(
+        file=f"{TOKENIZER}/{local.name}",
+        url=public_url(recipe.text_tokenizer.path),
+        fingerprint=load_text_tokenizer(str(local)).fingerprint,
+    )
+
+
+def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:
+    if len(quarantine) > budget * units:
+        first = quarantine[0]
+        raise UserError(
+            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: "
+            f"first {first['url']} ({first['reason']}); mend or remove them, or raise the budget"
+        )
