@@ -13,7 +13,7 @@ from storage.errors import is_transient
 ATTEMPTS, PAUSE = 20, 30.0
 """How often, and the seconds between; a store's client has asked several times before it tells of a failure."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"ringworld.{__name__}")
 
 T = TypeVar("T")
 

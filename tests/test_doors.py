@@ -115,6 +115,16 @@ def test_only_jobs_reads_arguments_and_prints(room: str) -> None:
                 pytest.fail(f"{path.relative_to(ROOT)}:{node.lineno} reads argv")
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_logger_is_below_the_one_that_ringworld_log_governs(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "getLogger" and call.args:
+                assert ast.unparse(call.args[0]) != "__name__", (
+                    f"{path.relative_to(ROOT)}: name it ringworld.{{__name__}}"
+                )
+
+
 @pytest.mark.parametrize(
     "stage", ["pipelines.codecs", "pipelines.tokenize", "pipelines.pack.stage", "pipelines.evaluate"]
 )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numba
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ringworld.{__name__}")
 
 Function = TypeVar("Function", bound=Callable)
 

@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from model.attention.plan.runs import Range, Run, joined
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ringworld.{__name__}")
 
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

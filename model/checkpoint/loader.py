@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from model.training.engine import TrainingEngine
     from model.training.mesh import Mesh
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"ringworld.{__name__}")
 
 
 def load_latest(engine: TrainingEngine, root: Store) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ FORMAT = 2
 _PREFIX = "step-"
 _TORN = f"it has no {COMMIT}"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"ringworld.{__name__}")
 
 
 class DamagedError(UserError):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TIMEOUT = timedelta(hours=2)  # of a rank whose store is slow; a dead one is noticed at once
 _PIECE = 2**26  # bytes hashed and written at a time
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"ringworld.{__name__}")
 
 
 @dataclass(frozen=True)

@@ -137,14 +137,14 @@ class caught_warnings(logging.Handler):  # noqa: N801 - used as a context manage
 
     def __enter__(self) -> list[str]:
         self.said: list[str] = []
-        logging.getLogger("model.checkpoint").addHandler(self)
+        logging.getLogger("ringworld.model.checkpoint").addHandler(self)
         return self.said
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(f"{record.levelname}: {record.getMessage()}")
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("model.checkpoint").removeHandler(self)
+        logging.getLogger("ringworld.model.checkpoint").removeHandler(self)
 
 
 @pytest.fixture(scope="module")
