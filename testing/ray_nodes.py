@@ -28,8 +28,9 @@ SMALL = ("--dashboard-agent-listen-port=0", "--object-store-memory=100000000")
 
 @dataclass
 class RayNodes:
-    """The first node started is the head."""
+    """The first node started is the head. bin: of the environment whose Ray they run."""
 
+    bin: Path = BIN
     token: str = field(default_factory=lambda: uuid.uuid4().hex * 2)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -37,16 +38,18 @@ class RayNodes:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Of whoever may use the cluster."""
-        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         return environment(PATH=path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.token, **more)
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, **env: str) -> None:
         """Start a node with these arguments of `ray start`."""
         # Ray keeps sockets there, whose paths must be short: pytest's own folders are too deep.
         self.folders.append(tempfile.mkdtemp(prefix="rw-", dir="/tmp"))
-        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folders[-1]}"]
+        command = [str(self.bin / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={self.folders[-1]}"]
         with open(f"{self.folders[-1]}/start.log", "wb") as log:
-            self.nodes.append(subprocess.Popen([*command, *arguments], env=self.environment(), stdout=log, stderr=log))
+            self.nodes.append(
+                subprocess.Popen([*command, *arguments], env=self.environment(**env), stdout=log, stderr=log)
+            )
 
     def start_head(self) -> str:
         """Start the head, with one CPU, and wait until other nodes can join it; its address."""
@@ -68,9 +71,11 @@ class RayNodes:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
 
-    def join(self, address: str, cpus: int, resource: str, amount: int) -> subprocess.Popen[bytes]:
+    def join(self, address: str, cpus: int, resource: str, amount: int, **env: str) -> subprocess.Popen[bytes]:
         """Start a node that offers so much of a custom resource; the node."""
-        self.start(f"--address={address}", f"--num-cpus={cpus}", f'--resources={{"{resource}": {amount}}}', *SMALL)
+        self.start(
+            f"--address={address}", f"--num-cpus={cpus}", f'--resources={{"{resource}": {amount}}}', *SMALL, **env
+        )
         return self.nodes[-1]
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:

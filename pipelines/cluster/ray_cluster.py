@@ -8,10 +8,16 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.same_code import check_nodes
+from pipelines.dag.code_versions import code_place
 from storage.errors import BadData, UserError
 
 log = logging.getLogger("ringworld")
@@ -24,7 +30,8 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
     """Ray for the length of the block: the cluster at `address`, or one of our own that offers at least `need`.
 
     CPUs and custom resources are but numbers to Ray, so our own instance has as many as the recipe asks for, on any
-    machine. Raises UserError when nothing answers at the address, or when there are fewer GPUs here than needed.
+    machine. Raises UserError when nothing answers at the address, when a node has other code than this process, or when
+    there are fewer GPUs here than needed.
     """
     if ray.is_initialized():
         yield
@@ -36,7 +43,8 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         raise _no_cluster(address)
     try:
         if address:
-            context = ray.init(address=address, logging_level=logging.WARNING)
+            at_driver: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _OurCode()}
+            context = ray.init(address=address, logging_level=logging.WARNING, **at_driver)
         else:
             context = ray.init(
                 address="local",
@@ -44,6 +52,7 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
                 resources=need.custom,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=True,
+                job_config=_OurCode(),
                 logging_level=logging.WARNING,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -59,9 +68,33 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         )
     log.info("ray %s, dashboard http://%s", f"joined at {address}" if address else "started", context.dashboard_url)
     try:
+        if address:
+            check_nodes()
         yield
+    except (UserError, BadData):
+        raise
+    except Exception:
+        with contextlib.suppress(RayError, ConnectionError):  # the cluster may be what failed
+            check_nodes()  # other code, of a node that joined meanwhile, may fail in any way
+        raise
     finally:
         ray.shutdown()
+
+
+class _OurCode(JobConfig):
+    """Has workers look for our code where the driver found it.
+
+    Ray has them look in the driver's working directory first, where another checkout may be, or a `model.py`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        place = code_place()
+        if Path(place).name not in ("site-packages", "dist-packages"):  # there every worker looks by itself
+            self._py_driver_sys_path = [place]
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # which is what keeps Ray from adding the working directory and the script's
 
 
 def _answers(address: str) -> bool:

@@ -12,6 +12,7 @@ import ray
 
 from pipelines.cluster.progress import Bar, following
 from pipelines.cluster.ray_cluster import own_errors
+from pipelines.cluster.same_code import as_driver
 from pipelines.codecs.record import CodecRecord
 from pipelines.recipe import VisualTokenizer
 from pipelines.sources.listing import SourceObject
@@ -31,6 +32,7 @@ def make_codec(
 
 
 @ray.remote
+@as_driver
 def _make(recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any) -> CodecRecord:
     from pipelines.codecs.vqgan import make_vqgan
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,14 +19,34 @@ ROOMS = ("model", "pipelines", "storage", "tokenization")
 
 @functools.cache
 def code_version() -> str:
-    """A hash, 16 hex digits, over every source file of `ROOMS` as this process would import them."""
-    home = Path(__file__).parents[2]
+    """A hash, 16 hex digits, over every source file of `ROOMS` as this process imports them."""
     digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (home / room).rglob("*") if path.suffix in (".py", ".j2")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(home).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
+    for room in ROOMS:
+        for path in sorted(_sources(room)):
+            content = path.read_bytes()
+            digest.update(f"{room} {path.relative_to(_place(room)).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def code_place() -> str:
+    """The folder from which this process imports `ROOMS`, or where it finds the first that is not in that folder."""
+    home = Path(__file__).parents[2]
+    return str(next((_place(room) for room in ROOMS if _place(room) != home / room), home))
+
+
+def _sources(room: str) -> list[Path]:
+    place = _place(room)
+    return [path for path in place.rglob("*") if path.suffix in (".py", ".j2")] if place.is_dir() else [place]
+
+
+def _place(room: str) -> Path:
+    """A package's folder, or the file of a module of that name that is found in its stead. Imports nothing."""
+    spec = importlib.util.find_spec(room)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(room)
+    origin = Path(spec.origin)
+    return origin.parent if origin.name == "__init__.py" else origin
 
 
 def made_by(libraries: Iterable[str]) -> dict[str, str]:

@@ -68,7 +68,7 @@ class DecoderProcess:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", child.__name__],
+            [sys.executable, "-P", "-m", child.__name__],  # -P: not what the working directory may hold
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from pipelines.cluster.progress import Bar
+from pipelines.cluster.same_code import as_driver
 from pipelines.dag.partitions import record_name, run_partitions
 from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
 from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord
@@ -134,6 +135,7 @@ def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
 
 
 @ray.remote
+@as_driver
 def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
     import torch
     import transformers

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from pipelines.cluster.progress import Bar
+from pipelines.cluster.same_code import as_driver
 from pipelines.dag.manifest import StageOutput
 from pipelines.dag.partitions import record_name, run_partitions
 from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
@@ -136,6 +137,7 @@ def pack_all(
 
 
 @ray.remote
+@as_driver
 def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: Store) -> dict[str, Any]:
     counts = PackCounts()
     used = 0

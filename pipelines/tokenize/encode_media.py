@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from pipelines.cluster.progress import Meter
+from pipelines.cluster.same_code import as_driver
 from pipelines.recipe import EncoderResources, VisualTokenizer
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, Origin
@@ -46,6 +47,7 @@ class _Encoder:
         self._meter = Meter("tokenize")
         self._frames = 0
 
+    @as_driver
     def load(self) -> None:
         """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
         import torch  # half a GiB that decode tasks and the pool do without

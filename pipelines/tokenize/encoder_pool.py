@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError, RayError
 
 from pipelines.cluster.progress import Meter
 from pipelines.cluster.ray_cluster import own_errors
+from pipelines.cluster.same_code import as_driver
 
 log = logging.getLogger("ringworld")
 
@@ -97,6 +98,7 @@ class _EncoderPool:
     arguments: of its constructor.
     """
 
+    @as_driver
     def __init__(self, encoder: Any, arguments: tuple[Any, ...], size: PoolSize) -> None:
         self._make = lambda: encoder.remote(*arguments)
         self._size = size

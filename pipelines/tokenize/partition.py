@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from pipelines.cluster.same_code import as_driver
 from pipelines.dag.partitions import Pieces, record_name
 from pipelines.sources.listing import SourceObject
 from pipelines.tokenize.documents import to_documents
@@ -75,6 +76,7 @@ def cut_partitions(objects: Sequence[SourceObject], partition_bytes: int) -> lis
 
 
 @ray.remote
+@as_driver
 def tokenize_partition(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> dict[str, Any] | Pieces:
     """Commit a partition's documents and return its record; of a long video, first what pieces of it are to be made.
 
@@ -84,6 +86,7 @@ def tokenize_partition(part: Partition, job: TokenizeJob, pool: Any, store: Stor
 
 
 @ray.remote
+@as_driver
 def tokenize_piece(piece: Piece, job: TokenizeJob, pool: Any, store: Store) -> None:
     """Commit a piece of a partition's video. Raises UserError when it cannot be reached."""
     _patiently(piece.name, lambda: encode_piece(piece, job, pool, store))

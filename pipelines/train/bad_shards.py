@@ -15,6 +15,7 @@ from typing import TypedDict
 
 import ray
 
+from pipelines.cluster.same_code import as_driver
 from storage.errors import UserError
 from storage.ranged_file import RangedFile
 from storage.store import Store
@@ -77,6 +78,7 @@ def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: S
 
 
 @ray.remote
+@as_driver
 def _check(shards: Store, part: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """(name, reason) of those in the part, pairs of name and sha256, that are bad. A store that is away is an error."""
     return [(name, why) for name, sha256 in part if (why := _flaw(shards, name, sha256))]

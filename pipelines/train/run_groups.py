@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from model import checkpoint
 from pipelines.cluster.ray_cluster import own_errors
+from pipelines.cluster.same_code import as_driver
 from pipelines.train.group_size import ask_autoscaler, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.supervise import Oversight
@@ -105,7 +106,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
     pool, train = job.recipe.train.resources, job.recipe.train
     with tempfile.TemporaryDirectory() as scratch, own_errors():
         _Trainer(
-            _train,
+            as_driver(_train),
             train_loop_config={"job": job, "watch": watch, "attempt": attempt},
             torch_config=TorchConfig(
                 backend="nccl" if pool.gpus else "gloo",
