@@ -177,7 +177,7 @@ def _process(rank: int, folder: str, size: int, mine: Sequence[Case]) -> None:
 
 def measure(case: Case) -> dict[str, Any]:
     """Of this rank: tokens, bytes measured and predicted, and the moment of the predicted peak. Collective."""
-    config = llama_config(SIZES, VOCABULARY, case.context, 1e6, TEXT)
+    config = llama_config(SIZES, {"text": TEXT, "vision": VOCABULARY - TEXT}, case.context, 1e6)
     made: list[tuple[TrainingEngine, RankBatch]] = []
 
     def before() -> None:

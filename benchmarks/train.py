@@ -143,7 +143,9 @@ def train_report(settings: Settings) -> dict:
             "difference_of_loss": differences[name][0],
             "difference_of_gradient": differences[name][1],
         }
-    flops = step_flops(_config(settings), tokens, sum(n * (n + 1) // 2 for n in lengths), tokens - len(lengths), 0)
+    flops = step_flops(
+        _config(settings), tokens, sum(n * (n + 1) // 2 for n in lengths), {"text": tokens - len(lengths)}
+    )
     where = f"lwm {settings.context} x {settings.sequences} seed {settings.seed}"
     return {
         "benchmark": "train",

@@ -55,6 +55,8 @@ def _document(document: dict[str, Any]) -> Iterator[str]:
     for piece in document["content"]:
         if "text" in piece:
             yield f"  {_short(piece['text'])}"
+        if "modality" in piece:
+            yield f"  {piece['tokens']} tokens of {piece['modality']}"
         for frame in piece.get("frames", ()):
             time = "" if frame["time"] is None else f" at {frame['time']:g} s"
             cut = "" if frame["whole"] else ", cut by the sequence's edge"

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.llama.config import llama_config
 from model.llama.llama import build_llama
-from model.training.engine import StepMetrics
+from model.training.engine import StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.codecs.record import CodecOutputs, CodecRecord
 from pipelines.codecs.stage import CodecStage
@@ -118,7 +118,7 @@ def make_run(folder: Path) -> tuple[Recipe, dict[str, StageOutput[Any]]]:
                 record = _pack(store, stage.stage, documents)
             case TrainStage():
                 settings = stage.stage
-                config = llama_config(LLAMA, VOCABULARY.size, settings.context, settings.rope_theta, text_size=32000)
+                config = llama_config(LLAMA, VOCABULARY.sizes, settings.context, settings.rope_theta)
                 build_llama(config, seed=number).save_pretrained(store.path("model"))
                 vision = settings.name == "video"
                 record = TrainRecord(TrainOutputs("model"), _metrics(store, settings, vision=vision))
@@ -191,20 +191,16 @@ def _metrics(store: Store, stage: Any, vision: bool) -> TrainFigures:
         for step in range(steps):
             metrics = StepMetrics(
                 loss=10 - step,
-                text_loss=5.0,
-                vision_loss=5.0 - step,
-                text_nats=(9.0 - step) * 100,
-                vision_nats=(6.0 - step) * 100 if vision else 0.0,
-                text_targets=100,
-                vision_targets=100 if vision else 0,
+                modalities={
+                    "text": TargetLoss(5.0, (9.0 - step) * 100, 100),
+                    "vision": TargetLoss(5.0 - step, (6.0 - step) * 100 if vision else 0.0, 100 if vision else 0),
+                },
                 tokens=tokens,
                 seconds=0.5,
                 step=step,
                 lr=1e-3 * step,
                 grad_norm=1.0 + step,
-                source_loss=(10.0 - step,),
-                source_nats=((15.0 - 2 * step) * 100,),
-                source_targets=(200,),
+                sources=(TargetLoss(10.0 - step, (15.0 - 2 * step) * 100, 200),),
             )
             line = step_line(metrics, ["books"], {"mfu": 0.25 + 0.1 * step, "step_seconds": 0.8})
             file.write((json.dumps(line) + "\n").encode())

@@ -42,7 +42,7 @@ class PackedSequence:
 
     tokens: int32 [S]. cu_seqlens: int32 [n+1], document boundaries from 0 to S; unfilled room at the end is one last
     document of weight 0 that is not an example. loss_weight: float32 [S], the weight of each token *as a target*,
-    before the division by the number of examples in the global batch: 1/T_i or 0.5/T_i, 0.5/V_i, and 0 on a
+    before the division by the number of examples in the global batch: 1/(M T_i) for M modalities, and 0 on a
     document's first token. n_examples: the documents that count in that number.
     """
 

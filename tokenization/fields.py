@@ -284,7 +284,7 @@ def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_f
 
 def _vision_tokens(codes: np.ndarray, name: str, tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> np.ndarray:
     try:
-        ids = vocabulary.codes_to_ids(codes)
+        ids = vocabulary["vision"].codes_to_ids(codes)
     except ValueError as error:
         raise BadData(f'field "{name}": {error}') from None
     ends = np.full((len(codes), 1), vocabulary.eof_id, dtype=np.int32)

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, LlamaConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from model.convert.flax_msgpack import read_leaves
-from model.llama.config import llama_config, text_vocab_size
+from model.llama.config import llama_config, modality_ranges
 from storage.errors import UserError
 
 LAYER_NAMES = {
@@ -101,7 +101,7 @@ def lwm_config(leaves: Mapping[str, ArrayLeaf], heads: int, context: int, rope_t
         "num_attention_heads": heads,
         "num_key_value_heads": keys // (width // heads),
     }
-    return llama_config(sizes, text + vision, context, rope_theta, text_size=text)
+    return llama_config(sizes, {"text": text} | ({"vision": vision} if vision else {}), context, rope_theta)
 
 
 def llama_tensors(leaves: Mapping[str, ArrayLeaf], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +121,7 @@ def llama_tensors(leaves: Mapping[str, ArrayLeaf], config: LlamaConfig) -> Itera
 
 def lwm_tensors(state: Mapping[str, Tensor], config: LlamaConfig, stacked: bool) -> dict[str, Tensor]:
     """The way back: LWM's leaves of a Llama's weights (or of their gradients). stacked: LWM's scan_layers layout."""
-    text, head_dim = text_vocab_size(config), config.hidden_size // config.num_attention_heads
+    text, head_dim = modality_ranges(config)["text"].stop, config.hidden_size // config.num_attention_heads
     tables, heads = state["model.embed_tokens.weight"], state["lm_head.weight"]
     out = {"transformer/wte/embedding": tables[:text], "lm_head/kernel": heads[:text].t()}
     if text < config.vocab_size:

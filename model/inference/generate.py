@@ -134,13 +134,13 @@ def _frames(
                 decoder = Decoder(model, [prompt_ids, unconditional_ids] if doubled else [prompt_ids])  # type: ignore[list-item]
             elif len(decoder.mask) == 2 and all(s.guidance == 1 for s in settings[index:]):
                 decoder.keep(torch.zeros(1, dtype=torch.long, device=decoder.device))
-            first_code = vocabulary.text_size
+            vision = vocabulary["vision"]
             for _ in range(codes_per_frame):
-                logits = decoder.logits(first_code, first_code + vocabulary.codebook_size)
+                logits = decoder.logits(vision.start, vision.start + vision.n_codes)
                 logits = guided(logits, setting.guidance) if len(logits) == 2 else logits
                 code = choose(logits, setting.top_k, setting.temperature, generator)
                 codes.append(code)
-                decoder.append((code + first_code).expand(len(decoder.mask)))
+                decoder.append((code + vision.start).expand(len(decoder.mask)))
             if index < len(settings) - 1:
                 decoder.append(torch.full((len(decoder.mask),), vocabulary.eof_id, device=decoder.device))
         yield torch.cat(codes).cpu().numpy().astype(np.int32)

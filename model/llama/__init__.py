@@ -1,1 +1,1 @@
-"""The transformer: transformers' Llama with exact RoPE, the two-softmax loss, its weights and its cost in FLOPs."""
+"""The transformer: transformers' Llama with exact RoPE, the loss by modality, its weights and its cost in FLOPs."""

@@ -1,12 +1,13 @@
 """From a size's name, or explicit sizes, to the configuration of a plain Hugging Face Llama.
 
-In: a preset of LWM (arXiv 2402.08268) or a mapping of sizes, the joint vocabulary's size, the context and RoPE's theta.
-Out: `transformers.LlamaConfig`. The number of text ids travels in the configuration as `text_vocab_size`, an extra key
-that other loaders ignore, so that a checkpoint alone says where the vision ids begin.
+In: a preset of LWM (arXiv 2402.08268) or a mapping of sizes, the joint vocabulary, the context and RoPE's theta. Out:
+`transformers.LlamaConfig`. The ranges of the vocabulary travel in the configuration as `modality_sizes`, an extra key
+that other loaders ignore, so that a checkpoint alone says which ids are text and which are not.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,19 +47,18 @@ OPTIONAL = frozenset({"num_key_value_heads", "head_dim", "initializer_range", "r
 
 def llama_config(
     size: str | Mapping[str, Any],
-    vocab_size: int,
+    vocabulary: int | Mapping[str, int],
     context: int,
     rope_theta: float,
-    text_size: int | None = None,
     bos_id: int = 1,
     eos_id: int = 2,
 ) -> LlamaConfig:
     """Configuration of a Llama as LWM trains it: RMSNorm eps 1e-6, SwiGLU, no biases, untied embeddings, default RoPE.
 
     size: "7B", "1B", "200M", "debug", or a mapping with the four sizes by their Hugging Face names and, optionally,
-    num_key_value_heads (grouped-query attention), head_dim, initializer_range, rms_norm_eps. vocab_size: rows of the
-    embedding table (`JointVocabulary.size`). context: tokens. text_size: how many of the first ids are text, all when
-    absent. Raises UserError on an unknown name or key, a missing size, or sizes that do not fit each other.
+    num_key_value_heads (grouped-query attention), head_dim, initializer_range, rms_norm_eps. vocabulary: ids of each
+    modality by name, in the order of their ranges (`JointVocabulary.sizes`); a number is of text ids alone. context:
+    tokens. Raises UserError on an unknown name or key, a missing size, or sizes that do not fit each other.
     """
     sizes = _sizes(size)
     heads, kv_heads = sizes["num_attention_heads"], sizes.get("num_key_value_heads") or sizes["num_attention_heads"]
@@ -68,13 +68,13 @@ def llama_config(
         raise UserError(f"model.size: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads {heads}")
     if (sizes.get("head_dim") or sizes["hidden_size"] // heads) % 2:
         raise UserError("model.size: RoPE turns pairs of dimensions, so choose an even head_dim")
-    text_size = vocab_size if text_size is None else text_size
-    if not 0 < text_size <= vocab_size:
-        raise UserError(f"model: {text_size} text ids do not fit a vocabulary of {vocab_size}; raise vocab_size")
+    ids = {"text": vocabulary} if isinstance(vocabulary, int) else dict(vocabulary)
+    if wrong := [name for name, n_ids in ids.items() if n_ids < 1]:
+        raise UserError(f"model: the vocabulary has {ids[wrong[0]]} {wrong[0]} ids; it needs 1 at least")
     defaults = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
     return LlamaConfig(
-        **{**defaults, **sizes, "text_vocab_size": text_size},
-        vocab_size=vocab_size,
+        **{**defaults, **sizes, "modality_sizes": [list(item) for item in ids.items()]},
+        vocab_size=sum(ids.values()),
         max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
         tie_word_embeddings=False,
@@ -86,9 +86,17 @@ def llama_config(
     )
 
 
-def text_vocab_size(config: LlamaConfig) -> int:
-    """Number of text ids, which come first; all ids for a Llama that knows of no vision."""
-    return int(getattr(config, "text_vocab_size", None) or config.vocab_size)
+def modality_ranges(config: LlamaConfig) -> dict[str, range]:
+    """The ids of each modality by name, in their order; of a Llama that says nothing of modalities all are text's.
+
+    Checkpoints from when there were text and vision alone say only how many ids are text's, as `text_vocab_size`.
+    """
+    sizes = getattr(config, "modality_sizes", None)
+    if sizes is None:
+        text = getattr(config, "text_vocab_size", None) or config.vocab_size
+        sizes = [("text", text), ("vision", config.vocab_size - text)]
+    stops = itertools.accumulate(size for _, size in sizes)
+    return {name: range(stop - size, stop) for (name, size), stop in zip(sizes, stops) if size}
 
 
 def _sizes(size: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ documents: one of L tokens has L(L+1)/2 pairs of a query and a key, and not the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from transformers import LlamaConfig
 
-from model.llama.config import text_vocab_size
+from model.llama.config import modality_ranges
 
 # Dense bf16 operations a second, from NVIDIA's data sheets, which also give the double of it, "with sparsity". By parts
 # of the name that torch.cuda.get_device_name gives; the first that is in it holds.
@@ -28,13 +30,13 @@ _PEAK_FLOPS = (
 
 
 def step_flops(
-    config: LlamaConfig, tokens: int, pairs: int, text_targets: int, vision_targets: int, backward: bool = True
+    config: LlamaConfig, tokens: int, pairs: int, targets: Mapping[str, int], backward: bool = True
 ) -> float:
     """Operations of a step of training, or of the forward alone; a multiply and an add are two.
 
-    tokens: of documents. pairs: of a query and a key of one document, per head. text_targets, vision_targets: tokens
-    with loss; the head meets these alone, each with the ids of its own modality. Each weight of a matrix costs a token
-    2 operations, each pair 4 a dimension of each head (q.k and p.v); the backward costs twice the forward (arXiv
+    tokens: of documents. pairs: of a query and a key of one document, per head. targets: tokens with loss by modality;
+    the head meets these alone, each with the ids of its own modality. Each weight of a matrix costs a token 2
+    operations, each pair 4 a dimension of each head (q.k and p.v); the backward costs twice the forward (arXiv
     2001.08361, 2.1, and 2205.14135, appendix: what a kernel computes again is not counted).
     """
     heads, layers = config.num_attention_heads, config.num_hidden_layers
@@ -42,8 +44,7 @@ def step_flops(
     kv_heads = config.num_key_value_heads or heads
     projections = config.hidden_size * head_size * (2 * heads + 2 * kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
-    text_ids = text_vocab_size(config)
-    logits = text_targets * text_ids + vision_targets * (config.vocab_size - text_ids)
+    logits = sum(targets.get(name, 0) * len(ids) for name, ids in modality_ranges(config).items())
     forward = 2 * layers * (projections + mlp) * tokens
     forward += 4 * layers * heads * head_size * pairs
     forward += 2 * config.hidden_size * logits

@@ -1,6 +1,6 @@
 """Where a model's first weights come from, one at a time, so that nobody has to hold them all.
 
-In: a configuration and a seed, or weights that lack the rows of vision ids. Out: `Weights`, which gives each tensor by
+In: a configuration and a seed, or weights that lack the rows of a modality. Out: `Weights`, which gives each tensor by
 its Hugging Face name when it is asked for. Those of a checkpoint's files are in `model.llama.hf_weights`.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.llama.config import text_vocab_size
+from model.llama.config import modality_ranges
 from storage.errors import UserError
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -82,8 +83,9 @@ class BlankWeights:
 
 
 @dataclass(frozen=True)
-class _WithVision:
-    text: Weights
+class _Joined:
+    trained: Weights
+    n_trained: int
     fresh: RandomWeights
 
     @property
@@ -91,38 +93,45 @@ class _WithVision:
         return self.fresh.config
 
     def check(self) -> None:
-        self.text.check()
+        self.trained.check()
 
     def read(self, name: str) -> Tensor:
         if name not in (EMBEDDINGS, HEAD):
-            return self.text.read(name)
-        table, n_text = self.fresh.read(name), text_vocab_size(self.config)
-        table[:n_text] = self.text.read(name)[:n_text]
+            return self.trained.read(name)
+        table = self.fresh.read(name)
+        table[: self.n_trained] = self.trained.read(name)[: self.n_trained]
         return table
 
 
-def join_vision(weights: Weights, text_size: int, vocab_size: int, seed: int) -> Weights:
-    """Give a text model's table and head the rows of vision ids, drawn like fresh weights, behind its text rows.
+def join_modalities(weights: Weights, sizes: Mapping[str, int], seed: int) -> Weights:
+    """Give a model's table and head rows for the modalities that it lacks, drawn like fresh weights, behind its own.
 
-    text_size, vocab_size: of the joint vocabulary. Rows of a text model beyond `text_size`, by which tables are padded
-    to a round number, are let go. Weights that have their vision rows are returned as they are. Raises UserError where
-    the model knows other text or vision ids.
+    sizes: ids of each modality of the joint vocabulary, by name in the order of their ranges. Rows of a text model
+    beyond its text ids, by which tables are padded to a round number, are let go. Weights that have all rows are
+    returned as they are. Raises UserError where the model knows other ids of a modality, or has them elsewhere.
     """
     config = weights.config
-    known = text_vocab_size(config)
-    of_text_alone = known == config.vocab_size
-    if known < text_size or (known > text_size and not of_text_alone):
+    known = {name: len(ids) for name, ids in modality_ranges(config).items()}
+    if len(known) == 1:
+        known["text"] = min(known["text"], sizes["text"])
+    if known["text"] != sizes["text"]:
         raise UserError(
-            f"the checkpoint has {known} text ids, the text tokenizer {text_size}: set text_tokenizer.path to the "
-            f"checkpoint's own"
+            f"the checkpoint has {known['text']} text ids, the text tokenizer {sizes['text']}: set text_tokenizer.path "
+            f"to the checkpoint's own"
         )
-    if not of_text_alone:
-        if config.vocab_size != vocab_size:
+    for name, n_ids in known.items():
+        if n_ids != sizes.get(name, 0):
             raise UserError(
-                f"the checkpoint has {config.vocab_size - known} vision ids, the recipe {vocab_size - text_size}: "
-                f"name the VQGAN that the checkpoint was trained with"
+                f"the checkpoint has {n_ids} {name} ids, the recipe {sizes.get(name, 0)}: name the codec of {name} "
+                f"that the checkpoint was trained with"
             )
+    if list(known) != list(sizes)[: len(known)]:
+        raise UserError(
+            f"the checkpoint's ids are of {', '.join(known)} in this order, the recipe's of {', '.join(sizes)}: train "
+            f"the further ones last"
+        )
+    if config.vocab_size == sum(sizes.values()):
         return weights
     joint = copy.deepcopy(config)
-    joint.vocab_size, joint.text_vocab_size = vocab_size, text_size
-    return _WithVision(weights, RandomWeights(joint, seed))
+    joint.vocab_size, joint.modality_sizes = sum(sizes.values()), [list(item) for item in sizes.items()]
+    return _Joined(weights, sum(known.values()), RandomWeights(joint, seed))

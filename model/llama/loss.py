@@ -1,13 +1,14 @@
-"""The two-softmax loss in chunks: text targets compete with text ids only, vision targets with vision ids only.
+"""The loss, one softmax a modality, in chunks: text targets compete with text ids only, vision targets with vision ids.
 
-LWM has two heads; here the head is one table [V, D] whose first `text_size` rows are text, and the loss slices it. The
+LWM has two heads; here the head is one table [V, D] with a range of rows for each modality, and the loss slices it. The
 logits of T x V (168 GB at a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are
-made, reduced to logsumexp and target logit, and dropped; backward makes them again. A batch without vision targets
-never touches the vision rows.
+made, reduced to logsumexp and target logit, and dropped; backward makes them again. A batch without targets of a
+modality never touches its rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ CHUNK = 1024
 """Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
 
 
-def token_nll(hidden: Tensor, head_weight: Tensor, labels: Tensor, text_size: int, chunk: int = CHUNK) -> Tensor:
+def token_nll(
+    hidden: Tensor, head_weight: Tensor, labels: Tensor, ranges: Sequence[range], chunk: int = CHUNK
+) -> Tensor:
     """Negative log-likelihood of each label within its own modality, in nats.
 
-    hidden: [T, D], final hidden states. head_weight: [V, D]; rows before text_size are text, the others vision. labels:
-    integers [T] of the joint vocabulary; a negative label has no loss and costs nothing. Returns [T], 0 where there
-    is no label, in fp32 (fp64 for fp64 weights), and sums over chunks in it. Differentiable once in hidden and
+    hidden: [T, D], final hidden states. head_weight: [V, D]. labels: integers [T] of the joint vocabulary; a negative
+    label has no loss and costs nothing. ranges: the ids of each modality, together all V. Returns [T], 0 where there is
+    no label, in fp32 (fp64 for fp64 weights), and sums over chunks in it. Differentiable once in hidden and
     head_weight. Works in autocast's dtype where that is on, else in the head's.
     """
     if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
@@ -32,21 +35,26 @@ def token_nll(hidden: Tensor, head_weight: Tensor, labels: Tensor, text_size: in
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_weight.dtype
     with torch.autocast(device, enabled=False):
-        return _ChunkedNLL.apply(hidden.to(dtype), head_weight.to(dtype), labels, text_size, chunk)
+        return _ChunkedNLL.apply(hidden.to(dtype), head_weight.to(dtype), labels, ranges, chunk)
 
 
 def weighted_loss(
-    hidden: Tensor, head_weight: Tensor, labels: Tensor, weights: Tensor, text_size: int, chunk: int = CHUNK
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    ranges: Sequence[range],
+    chunk: int = CHUNK,
 ) -> Tensor:
     """Sum of weight x negative log-likelihood, an fp32 scalar. weights: [T]; a target of weight 0 is not computed."""
     labels = labels.masked_fill(weights == 0, -1)
-    return (weights * token_nll(hidden, head_weight, labels, text_size, chunk)).sum()
+    return (weights * token_nll(hidden, head_weight, labels, ranges, chunk)).sum()
 
 
 class LossHead(nn.Linear):
     """A Llama's `lm_head` that can also give the loss, so that it is one module call whose weight ZeRO-3 gathers.
 
-    `head(hidden)` are logits as ever; `head(hidden, labels, text_size)` are `token_nll`'s nats, [T].
+    `head(hidden)` are logits as ever; `head(hidden, labels, ranges)` are `token_nll`'s nats, [T].
     """
 
     @classmethod
@@ -57,26 +65,30 @@ class LossHead(nn.Linear):
         head.weight = linear.weight
         return head
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, text_size: int = 0, chunk: int = CHUNK) -> Tensor:
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, ranges: Sequence[range] = (), chunk: int = CHUNK
+    ) -> Tensor:
         """Logits [..., V] without labels; with labels [T] the nats of hidden [T, D]."""
         if labels is None:
             return super().forward(hidden)
-        return token_nll(hidden, self.weight, labels, text_size, chunk)
+        return token_nll(hidden, self.weight, labels, ranges, chunk)
 
 
 class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, text_size: int, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ranges: Sequence[range], chunk: int
+    ) -> Tensor:
         labels = labels.long()
         exact = torch.promote_types(weight.dtype, torch.float32)
         nll = hidden.new_zeros(len(labels), dtype=exact)
         lse = torch.zeros_like(nll)
-        for rows, first, last in _chunks(labels, text_size, len(weight), chunk):
-            logits = F.linear(hidden[rows], weight[first:last]).to(exact)
+        for rows, ids in _chunks(labels, ranges, chunk):
+            logits = F.linear(hidden[rows], weight[ids.start : ids.stop]).to(exact)
             lse[rows] = torch.logsumexp(logits, dim=-1)
-            nll[rows] = lse[rows] - logits.gather(1, labels[rows, None] - first).squeeze(1)
+            nll[rows] = lse[rows] - logits.gather(1, labels[rows, None] - ids.start).squeeze(1)
         ctx.save_for_backward(hidden, weight, labels, lse)
-        ctx.text_size, ctx.chunk = text_size, chunk
+        ctx.ranges, ctx.chunk = ranges, chunk
         return nll
 
     @staticmethod
@@ -85,24 +97,25 @@ class _ChunkedNLL(torch.autograd.Function):
         hidden, weight, labels, lse = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if ctx.needs_input_grad[1] else None
-        for rows, first, last in _chunks(labels, ctx.text_size, len(weight), ctx.chunk):
-            some, table = hidden[rows], weight[first:last]
+        for rows, ids in _chunks(labels, ctx.ranges, ctx.chunk):
+            some, table = hidden[rows], weight[ids.start : ids.stop]
             # d nll / d logits = softmax - onehot, written over the chunk's only fp32 buffer.
             grad = F.linear(some, table).to(lse.dtype).sub_(lse[rows, None]).exp_()
-            grad.scatter_add_(1, labels[rows, None] - first, grad.new_full((len(rows), 1), -1.0))
+            grad.scatter_add_(1, labels[rows, None] - ids.start, grad.new_full((len(rows), 1), -1.0))
             grad = grad.mul_(grad_nll[rows, None]).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ table
             if grad_weight is not None and grad.dtype == grad_weight.dtype:
-                grad_weight[first:last].addmm_(grad.t(), some)
+                grad_weight[ids.start : ids.stop].addmm_(grad.t(), some)
             elif grad_weight is not None:
-                grad_weight[first:last] += grad.t() @ some
+                grad_weight[ids.start : ids.stop] += grad.t() @ some
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
-def _chunks(labels: Tensor, text_size: int, vocab_size: int, chunk: int) -> list[tuple[Tensor, int, int]]:
-    """(rows, first id, last id + 1) of each chunk: rows whose labels lie in one modality, in order."""
-    text = ((labels >= 0) & (labels < text_size)).nonzero().squeeze(1)
-    vision = (labels >= text_size).nonzero().squeeze(1)
-    spans = ((text, 0, text_size), (vision, text_size, vocab_size))
-    return [(rows, first, last) for ids, first, last in spans if len(ids) for rows in ids.split(chunk)]
+def _chunks(labels: Tensor, ranges: Sequence[range], chunk: int) -> list[tuple[Tensor, range]]:
+    """(rows, ids) of each chunk: rows whose labels lie in one modality's ids, in order."""
+    chunks: list[tuple[Tensor, range]] = []
+    for ids in ranges:
+        rows = ((labels >= ids.start) & (labels < ids.stop)).nonzero().squeeze(1)
+        chunks += [(some, ids) for some in rows.split(chunk) if len(some)]
+    return chunks

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
-from model.llama.config import text_vocab_size
+from model.llama.config import modality_ranges
 from model.training.engine import EngineSettings
 
 FP32 = 4
@@ -81,8 +81,7 @@ def activation_bytes(
     offloaded = memory.offload_activations and on_cuda  # of a CPU the device is the host
     if offloaded:  # at work, it is back
         in_mlp, in_attention = in_mlp + kept * tokens, in_attention + kept * tokens
-    text = text_vocab_size(config)
-    widest = max(text, config.vocab_size - text)
+    widest = max(map(len, modality_ranges(config).values()))
     head_gradient = config.vocab_size * hidden * _exact(itemsize)
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
     return ActivationBytes(

@@ -31,6 +31,7 @@ from model.layers.activation_checkpointing import make_lean
 from model.layers.fused_layers import fuse
 from model.layers.kernels.interface import Kernels
 from model.layers.memory_settings import MemorySettings
+from model.llama.config import modality_ranges
 from model.llama.initial_weights import Weights
 from model.llama.llama import empty_llama, fill
 from model.llama.loss import CHUNK
@@ -38,12 +39,9 @@ from model.memory_estimate.zero import reduce_bucket
 from model.step_timer import StepClock
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
-from model.training.micro_batch_loss import MicroBatchLoss
+from model.training.micro_batch_loss import SUMS, MicroBatchLoss
 from model.training.parameter_groups import Decay, parameter_groups
 from model.training.rank_batch import RankBatch
-
-_SUMS = ("text_weighted", "text_nll", "text_targets", "vision_weighted", "vision_nll", "vision_targets")
-_SOURCE_SUMS = ("source_weighted", "source_nll", "source_targets")
 
 
 @dataclass(frozen=True)
@@ -87,30 +85,35 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class LossMetrics:
-    """Losses of one global batch, summed over all ranks and micro-batches; the same on every rank.
+class TargetLoss:
+    """Of the targets of one modality, or of one source of the mixture.
 
-    loss = text_loss + vision_loss: the weighted losses that training minimises (with both modalities, each is half of
-    what LWM calls its text and vision loss). text_nats, vision_nats: plain sums of the token losses over the
-    text_targets and vision_targets tokens that carry loss; their ratio is nats per token. tokens: all tokens read.
-    useful_tokens: those of documents, not padding; useful_pairs: of a query and a key of one document, per head. By
-    number of the source in the mixture: source_loss, which sums to loss, source_nats and source_targets.
+    loss: their part of the loss that training minimises. nats: plain sum of their token losses. targets: how many carry
+    loss; nats / targets is nats per token.
     """
 
     loss: float
-    text_loss: float
-    vision_loss: float
-    text_nats: float
-    vision_nats: float
-    text_targets: int
-    vision_targets: int
+    nats: float
+    targets: int
+
+
+@dataclass(frozen=True)
+class LossMetrics:
+    """Losses of one global batch, summed over all ranks and micro-batches; the same on every rank.
+
+    loss: what training minimises. modalities: its parts by name of the modality, which sum to it (with text and vision,
+    each is half of what LWM calls its text and vision loss). sources: its parts by number of the source in the mixture,
+    which sum to it too. tokens: all tokens read. useful_tokens: those of documents, not padding; useful_pairs: of a
+    query and a key of one document, per head.
+    """
+
+    loss: float
+    modalities: Mapping[str, TargetLoss]
+    sources: tuple[TargetLoss, ...]
     tokens: int
     seconds: float
     useful_tokens: int = 0
     useful_pairs: int = 0
-    source_loss: tuple[float, ...] = ()
-    source_nats: tuple[float, ...] = ()
-    source_targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,7 @@ class TrainingEngine:
         self.schedule = schedule
         self.step = 0
         mesh.agreed(weights.check)
+        self.modalities = tuple(modality_ranges(weights.config))
         self.deepspeed = _initialize(weights, mesh, settings)
         self.clock = StepClock(self.deepspeed.device)
         self._exchange: Exchange | None = None
@@ -237,39 +241,36 @@ class TrainingEngine:
             batch.to(self.deepspeed.device), group=self._exchange, chunk=self.settings.loss_chunk
         )
         counts = torch.tensor([len(batch.tokens), batch.useful_tokens, batch.useful_pairs], dtype=torch.float64)
-        scalars = torch.stack([sums[name] for name in _SUMS])
-        by_source = [sums[name] for name in _SOURCE_SUMS]
-        return local_sum, torch.cat([scalars, counts.to(scalars.device, non_blocking=True), *by_source])
+        modalities = torch.stack([sums[f"{name}_{what}"] for name in self.modalities for what in SUMS])
+        sources = [sums[f"source_{what}"] for what in SUMS]
+        return local_sum, torch.cat([modalities, counts.to(modalities.device, non_blocking=True), *sources])
 
     def _loss(self, figures: Sequence[Tensor], n_examples: int) -> float:
         """The global batch's loss, on every rank."""
-        total = torch.stack(list(figures)).sum(0)
-        dist.all_reduce(total)
-        named = dict(zip(_SUMS, total.tolist(), strict=False))
-        return float(named["text_weighted"] + named["vision_weighted"]) / n_examples
+        return self._all_ranks(figures, n_examples)["loss"]
 
     def _reduce(self, figures: Sequence[Tensor], n_examples: int, started: float) -> dict[str, Any]:
-        """Add up the figures of all micro-batches and ranks: the engine's only communication of its own in a step."""
+        """`LossMetrics`' fields: the engine's only communication of its own in a step."""
+        return {**self._all_ranks(figures, n_examples), "seconds": time.perf_counter() - started}
+
+    def _all_ranks(self, figures: Sequence[Tensor], n_examples: int) -> dict[str, Any]:
+        """The figures of all micro-batches and ranks, added up."""
         total = torch.stack(list(figures)).sum(0)
         dist.all_reduce(total)
-        text_weighted, text_nats, text_targets, vision_weighted, vision_nats, vision_targets, *rest = total.tolist()
-        tokens, useful_tokens, useful_pairs, *by_source = rest
-        n = len(by_source) // len(_SOURCE_SUMS)
+        total = total.cpu()
+        n_sums = len(SUMS) * len(self.modalities)
+        tokens, useful_tokens, useful_pairs = total[n_sums : n_sums + 3].tolist()
+
+        def losses(sums: Tensor) -> list[TargetLoss]:
+            return [TargetLoss(weighted / n_examples, nats, round(n)) for weighted, nats, n in sums.tolist()]
+
         return {
-            "loss": (text_weighted + vision_weighted) / n_examples,
-            "text_loss": text_weighted / n_examples,
-            "vision_loss": vision_weighted / n_examples,
-            "text_nats": text_nats,
-            "vision_nats": vision_nats,
-            "text_targets": round(text_targets),
-            "vision_targets": round(vision_targets),
+            "loss": sum(total[: n_sums : len(SUMS)].tolist()) / n_examples,
+            "modalities": dict(zip(self.modalities, losses(total[:n_sums].view(-1, len(SUMS))))),
+            "sources": tuple(losses(total[n_sums + 3 :].view(len(SUMS), -1).T)),
             "tokens": round(tokens),
-            "seconds": time.perf_counter() - started,
             "useful_tokens": round(useful_tokens),
             "useful_pairs": round(useful_pairs),
-            "source_loss": tuple(weighted / n_examples for weighted in by_source[:n]),
-            "source_nats": tuple(by_source[n : 2 * n]),
-            "source_targets": tuple(map(round, by_source[2 * n :])),
         }
 
 

@@ -1,4 +1,4 @@
-"""One micro-batch forward: this rank's tokens through the decoder once, then the two-softmax loss of its targets.
+"""One micro-batch forward: this rank's tokens through the decoder once, then the loss of its targets by modality.
 
 In: one rank's share of a packed sequence. Out: the weighted sum to call backward on, and the detached sums from which
 any number of ranks and micro-batches report nats per token. Only attention communicates, through `group`.
@@ -6,16 +6,19 @@ any number of ranks and micro-batches report nats per token. Only attention comm
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.llama.config import text_vocab_size
+from model.llama.config import modality_ranges
 from model.llama.loss import CHUNK
 from model.training.rank_batch import RankBatch
-from tokenization.vocabulary import MODALITIES
+
+SUMS = ("weighted", "nll", "targets")
+"""What is summed over the targets of each modality, and of each source."""
 
 
 def micro_batch_loss(
@@ -27,10 +30,10 @@ def micro_batch_loss(
     group of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
 
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a
-    rank without targets; the caller divides by the examples in the global batch. sums: detached fp64 scalars
-    "{text,vision}_{weighted,nll,targets}" - weighted nll, plain nll and number of targets with loss - which add up over
-    ranks and micro-batches, so nats per token are nll / targets; and the same by source of the mixture, the fp64
-    vectors [n_sources] "source_{weighted,nll,targets}".
+    rank without targets; the caller divides by the examples in the global batch. sums: of each modality of the model,
+    by its name, the detached fp64 scalars "NAME_{weighted,nll,targets}" - weighted nll, plain nll and number of targets
+    with loss - which add up over ranks and micro-batches, so nats per token are nll / targets; and the same by source
+    of the mixture, the fp64 vectors [n_sources] "source_{weighted,nll,targets}".
     """
     hidden = model.model(
         input_ids=batch.tokens.unsqueeze(0),
@@ -39,10 +42,10 @@ def micro_batch_loss(
         plan=batch.plan,
         group=group,
     ).last_hidden_state.squeeze(0)
-    text_size = text_vocab_size(model.config)
+    ranges = modality_ranges(model.config)
     labels, weights = batch.labels, batch.loss_weight
-    nll = model.lm_head(hidden, labels=labels.masked_fill(weights == 0, -1), text_size=text_size, chunk=chunk)
-    return (weights * nll).sum(), _sums(nll.detach(), batch, text_size)
+    nll = model.lm_head(hidden, labels=labels.masked_fill(weights == 0, -1), ranges=tuple(ranges.values()), chunk=chunk)
+    return (weights * nll).sum(), _sums(nll.detach(), batch, ranges)
 
 
 class MicroBatchLoss(nn.Module):
@@ -57,17 +60,18 @@ class MicroBatchLoss(nn.Module):
         return micro_batch_loss(self.model, *args, **kwargs)
 
 
-def _sums(nll: Tensor, batch: RankBatch, text_size: int) -> dict[str, Tensor]:
+def _sums(nll: Tensor, batch: RankBatch, ranges: Mapping[str, range]) -> dict[str, Tensor]:
     labels, weights = batch.labels, batch.loss_weight
     counted = weights != 0
     sums = {}
-    for name, mask in zip(MODALITIES, (counted & (labels < text_size), counted & (labels >= text_size)), strict=True):
+    for name, ids in ranges.items():
+        mask = counted & (labels >= ids.start) & (labels < ids.stop)
         sums[f"{name}_weighted"] = (weights * nll)[mask].sum(dtype=torch.float64)
         sums[f"{name}_nll"] = nll[mask].sum(dtype=torch.float64)
         sums[f"{name}_targets"] = mask.sum(dtype=torch.float64)
     # A row of sums a source, over zeros elsewhere: a selection by a mask would make the host wait for a GPU.
     figures = torch.stack((weights * nll, nll * counted, counted.to(nll.dtype)))
     by_source = [figures.where(batch.source == n, 0).sum(1, dtype=torch.float64) for n in range(batch.n_sources)]
-    for name, values in zip(("weighted", "nll", "targets"), torch.stack(by_source, 1)):
+    for name, values in zip(SUMS, torch.stack(by_source, 1)):
         sums[f"source_{name}"] = values
     return sums

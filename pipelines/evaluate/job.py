@@ -62,7 +62,7 @@ class EvaluateJob:
     @property
     def has_vision(self) -> bool:
         """Whether there is a VQGAN and room in the vocabulary for its codes."""
-        return self.codec is not None and self.vocabulary.vision_size > 0
+        return self.codec is not None and "vision" in self.vocabulary
 
     @property
     def codec(self) -> StageOutput[CodecRecord] | None:

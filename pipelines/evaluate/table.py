@@ -12,16 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.evaluate.job import EvaluateJob, Row
-from tokenization.vocabulary import MODALITIES
 
 
 def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:
     """One row a modality that has targets, over all `records` together; `source` names what they are."""
     rows = []
     counts = [job.load_arrays(record["counts"]) for record in records]
-    text = job.vocabulary.text_size
-    for modality, ids in zip(MODALITIES, (slice(0, text), slice(text, None)), strict=True):
-        targets = sum(record["targets"][modality] for record in records)
+    for modality in job.vocabulary.modalities:
+        name, ids = modality.name, slice(modality.start, modality.stop)
+        targets = sum(record["targets"].get(name, 0) for record in records)
         if not targets:
             continue
         heldout = np.sum([count["heldout"][ids] for count in counts], axis=0)
@@ -30,12 +29,12 @@ def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]
             {
                 "stage": records[0]["stage"],
                 "source": source,
-                "modality": modality,
+                "modality": name,
                 "context": max(record["context"] for record in records),
                 "sequences": sum(record["sequences"] for record in records),
                 "of_sequences": sum(record["of_sequences"] for record in records),
                 "targets": targets,
-                "nats_per_token": sum(record["nats"][modality] for record in records) / targets,
+                "nats_per_token": sum(record["nats"].get(name, 0.0) for record in records) / targets,
                 "unigram_heldout": entropy(heldout),
                 "unigram_train": cross_entropy(heldout, train),
                 "unigram_train_targets": int(train.sum()),

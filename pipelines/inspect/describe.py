@@ -83,6 +83,7 @@ def _describe_model(store: Store) -> dict[str, Any]:
     keys = (
         "architectures",
         "vocab_size",
+        "modality_sizes",
         "text_vocab_size",
         "hidden_size",
         "num_hidden_layers",

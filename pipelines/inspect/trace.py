@@ -144,6 +144,7 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
         raise UserError(f"{weights}: not the weights that were committed; run the recipe again without this folder")
     boundaries = traced.sequence.cu_seqlens.tolist()
     store = Store(folder)
+    vision = traced.vocabulary["vision"]
     names: list[str] = []
     for number, document in enumerate(description["documents"]):
         tokens = traced.sequence.tokens[boundaries[number] : boundaries[number + 1]]
@@ -152,7 +153,7 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
             whole = [(frame, shown) for frame, shown in zip(piece.frames, plain.get("frames", ())) if shown["whole"]]
             for first in range(0, len(whole), _FRAMES_AT_ONCE):
                 some = whole[first : first + _FRAMES_AT_ONCE]
-                codes = traced.vocabulary.ids_to_codes(np.stack([piece.tokens[frame.inside] for frame, _ in some]))
+                codes = vision.ids_to_codes(np.stack([piece.tokens[frame.inside] for frame, _ in some]))
                 with first_contact(folder):
                     for picture, (frame, shown) in zip(vqgan.decode(codes), some):
                         name = f"document-{number:04d}-{place}-frame-{frame.number:05d}.png"
@@ -173,22 +174,22 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A run of tokens: text, or frames."""
+    """A run of tokens of one modality; of vision, its frames."""
 
+    modality: str
     tokens: np.ndarray
     frames: tuple[_Frame, ...] = ()
 
 
 def _pieces(tokens: np.ndarray, provenance: dict[str, Any], vocabulary: JointVocabulary) -> Iterator[_Piece]:
-    """The text and the frames of a document, or of the piece of one, in turn."""
-    vision = vocabulary.is_vision(tokens)
-    edges = [0, *(np.flatnonzero(np.diff(vision)) + 1).tolist(), len(tokens)]
+    """The runs of one modality of a document, or of the piece of one, in turn."""
+    numbers = np.searchsorted([one.stop for one in vocabulary.modalities], tokens, side="right")
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(tokens)]
     offset = provenance.get("document_range", [0])[0]
     for start, end in itertools.pairwise(edges):
-        if vision[start]:
-            yield _Piece(tokens[start:end], tuple(_frames(start + offset, end + offset, provenance)))
-        else:
-            yield _Piece(tokens[start:end])
+        name = vocabulary.modalities[numbers[start]].name
+        frames = _frames(start + offset, end + offset, provenance) if name == "vision" else ()
+        yield _Piece(name, tokens[start:end], tuple(frames))
 
 
 def _frames(start: int, end: int, provenance: dict[str, Any]) -> Iterator[_Frame]:
@@ -209,9 +210,11 @@ def _object(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
-    if not piece.frames:
+    if piece.modality == "text":
         return {"text": tokenizer.decode(piece.tokens)}
-    return {"frames": [{"number": one.number, "time": one.time, "whole": one.whole} for one in piece.frames]}
+    if piece.modality == "vision":
+        return {"frames": [{"number": one.number, "time": one.time, "whole": one.whole} for one in piece.frames]}
+    return {"modality": piece.modality, "tokens": len(piece.tokens)}
 
 
 def _tokenizer(tokenize: StageOutput[TokenizeRecord]) -> tuple[KeptTokenizer, TextTokenizer]:

@@ -22,6 +22,7 @@ from storage.errors import UserError
 from storage.store import Store
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import verify_shard
+from tokenization.vocabulary import JointVocabulary
 
 THREADS = min(16, 4 * (os.cpu_count() or 1))
 """More than cores: of an object store most threads wait. Each holds one file open."""
@@ -85,7 +86,7 @@ def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
             continue
         shards = ShardSet.from_json(store.read_json(name) or {})
         for shard, stats in zip(shards.names, shards.stats, strict=True):
-            yield partial(_shard, store, shard, stats, prefix)
+            yield partial(_shard, store, shard, stats, shards.vocabulary, prefix)
     for name in store.folders(CHECKPOINTS):
         yield from _of_checkpoint(store.at(CHECKPOINTS, name), f"{prefix}{CHECKPOINTS}/{name}/")
 
@@ -118,10 +119,10 @@ def _hash(store: Store, name: str, sha256: str, prefix: str = "") -> list[str]:
     return [] if found == sha256 else [f"{prefix}{name}: sha256 is {found}, the manifest says {sha256}"]
 
 
-def _shard(store: Store, name: str, stats: ShardStats, prefix: str) -> list[str]:
+def _shard(store: Store, name: str, stats: ShardStats, vocabulary: JointVocabulary, prefix: str) -> list[str]:
     try:
         with store.open(name) as file:
-            return [f"{prefix}{name}: {problem}" for problem in verify_shard(file, stats)]
+            return [f"{prefix}{name}: {problem}" for problem in verify_shard(file, stats, vocabulary)]
     except FileNotFoundError:
         return [f"{prefix}{name}: missing"]
     except OSError as error:

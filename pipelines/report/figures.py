@@ -5,8 +5,9 @@ In: parts of the report's tree. Out: SVG elements. Every axis has its quantity a
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,27 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipelines.report import svg_style as ink
 from pipelines.report.numbers import context_name, count
+from pipelines.train.metrics.steps import modalities
 
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""
 _LETTER = 0.009  # width of a letter as a share of the axis
-_COLOURS = {"text": ink.TEXT, "vision": ink.VISION}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _SI = FuncFormatter(lambda value, _: count(value) if value else "0")
 
 
 def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Mapping[str, Any]]) -> str:
     """Loss, throughput, gradient norm and learning rate of all stages over one axis of tokens."""
+    colours = _colours(name for stage in training for name in modalities(stage["per_step"]))
     with ink.styled():
         made = ink.figure(11, 8.6)
         axes = made.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1, 1, 1]})
         ends = np.cumsum([0, *(stage["tokens"] for stage in training)])
         for stage, start, end in zip(training, ends[:-1], ends[1:]):
-            _loss(axes[0], stage, start, end, [row for row in heldout if row["stage"] == stage["stage"]])
             columns = stage["per_step"]
+            for modality in modalities(columns):
+                rows = [row for row in heldout if (row["stage"], row["modality"]) == (stage["stage"], modality)]
+                _loss(axes[0], columns, modality, colours[modality], (start, end), rows)
             places = start + np.cumsum(columns["tokens"])
             speed = np.array(columns["tokens"]) / np.maximum(columns["seconds"], 1e-9)
             _line(axes[1], places, speed, ink.INK, smooth=False)
@@ -72,17 +76,18 @@ def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Map
         axes[-1].xaxis.set_major_formatter(_SI)
         axes[-1].set_xlabel("tokens trained on, all stages")
         made.align_ylabels(axes)
-        _legend(made, axes[0])
+        _legend(made, axes[0], colours)
         return ink.to_svg(made, "training", "Training curves of all stages over the tokens trained on")
 
 
 def heldout_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     """A bar a row of the held-out table, with the two unigram models as marks on it."""
+    colours = _colours(row["modality"] for row in rows)
     with ink.styled():
         made = ink.figure(11, 0.95 + 0.46 * len(rows))
         axis = made.subplots()
         for place, row in enumerate(rows):
-            axis.barh(place, row["nats_per_token"], height=0.56, color=_COLOURS[row["modality"]])
+            axis.barh(place, row["nats_per_token"], height=0.56, color=colours[row["modality"]])
             for key, style in (("unigram_heldout", "-"), ("unigram_train", (0, (1.5, 1.5)))):
                 axis.plot([row[key]] * 2, [place - 0.38, place + 0.38], color=ink.INK, linewidth=2, linestyle=style)
             axis.annotate(
@@ -134,32 +139,35 @@ def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
         )
 
 
-def _loss(axis: Axes, stage: Mapping[str, Any], start: int, end: int, heldout: Sequence[Mapping[str, Any]]) -> None:
-    columns = stage["per_step"]
-    places = start + np.cumsum(columns["tokens"])
-    for modality, colour in _COLOURS.items():
-        targets = np.array(columns[f"{modality}_targets"])
-        if not targets.any():
-            continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            nats = np.where(targets > 0, np.array(columns[f"{modality}_nats"]) / targets, np.nan)
-        _line(axis, places, nats, colour, smooth=True)
-        for row in heldout:
-            if row["source"] == "all" and row["modality"] == modality:
-                axis.plot(
-                    [start, end], [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3))
-                )
-                axis.plot(
-                    [end],
-                    [row["nats_per_token"]],
-                    marker="o",
-                    markersize=8,
-                    color=colour,
-                    markeredgecolor=ink.SURFACE,
-                    markeredgewidth=2,
-                    clip_on=False,
-                    zorder=5,
-                )
+def _loss(
+    axis: Axes,
+    columns: Mapping[str, Sequence[float]],
+    modality: str,
+    colour: str,
+    ends: tuple[int, int],
+    heldout: Sequence[Mapping[str, Any]],
+) -> None:
+    """One modality's curve over a stage, and what its model made of held-out tokens. ends: the stage's, in tokens."""
+    targets = np.array(columns[f"{modality}_targets"])
+    if not targets.any():
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nats = np.where(targets > 0, np.array(columns[f"{modality}_nats"]) / targets, np.nan)
+    _line(axis, ends[0] + np.cumsum(columns["tokens"]), nats, colour, smooth=True)
+    for row in heldout:
+        if row["source"] == "all":
+            axis.plot(ends, [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+            axis.plot(
+                ends[1:],
+                [row["nats_per_token"]],
+                marker="o",
+                markersize=8,
+                color=colour,
+                markeredgecolor=ink.SURFACE,
+                markeredgewidth=2,
+                clip_on=False,
+                zorder=5,
+            )
 
 
 def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool) -> None:
@@ -180,9 +188,16 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
-def _legend(made: Figure, axis: Axes) -> None:
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """The page's colour of each modality; text and vision have their own everywhere, the others take theirs in turn."""
+    colours = {"text": ink.TEXT, "vision": ink.VISION}
+    further = sorted(set(names) - set(colours))
+    return colours | dict(zip(further, itertools.cycle(ink.FURTHER)))
+
+
+def _legend(made: Figure, axis: Axes, colours: Mapping[str, str]) -> None:
     present = {line.get_color() for line in axis.get_lines()}
-    for modality, colour in _COLOURS.items():
+    for modality, colour in colours.items():
         if colour in present:
             axis.plot([], [], color=colour, linewidth=2, label=f"{modality}, training")
     axis.plot([], [], color=ink.MUTED, marker="o", linestyle="", label="held out, at the stage's end")

@@ -14,6 +14,7 @@ from pipelines.report import dag_svg as dag
 from pipelines.report import figures
 from pipelines.report.numbers import context_name, count
 from pipelines.report.stage import ReportStage
+from pipelines.train.metrics.steps import modalities
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -47,6 +48,8 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     return environment.get_template("page.html.j2").render(
         facts=facts,
         evaluation=evaluation,
+        trained=list(dict.fromkeys(name for stage in facts["training"] for name in modalities(stage["per_step"]))),
+        packed=list(dict.fromkeys(name for shards in facts["shards"] for name in shards["targets"])),
         heldout=heldout,
         final=[row for row in every if (row["stage"], row["source"]) == ("final", "all")],
         needle=needle,

@@ -14,9 +14,10 @@ from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.report.verdicts import verdicts
-from pipelines.train.metrics.steps import read_metrics, step_seconds, tokens_per_second, whole_seconds
+from pipelines.train.metrics.steps import modalities, read_metrics, step_seconds, tokens_per_second, whole_seconds
 from pipelines.train.stage import TrainStage
 from storage.store import Store
+from tokenization.shards.index import targets_of
 
 Outputs = Mapping[str, StageOutput[Any]]
 """What the stages before made, by name."""
@@ -26,10 +27,6 @@ _PER_STEP = (
     "lr",
     "grad_norm",
     "tokens",
-    "text_nats",
-    "text_targets",
-    "vision_nats",
-    "vision_targets",
 )
 
 
@@ -74,7 +71,10 @@ def _stage(stage: Stage[Any], manifest: Manifest[Any], outputs: Outputs) -> dict
 def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
     """Per-step columns of a training stage and its totals."""
     steps = list(read_metrics(store))
+    names = dict.fromkeys(name for step in steps for name in modalities(step))
     columns = {name: [step[name] for step in steps] for name in _PER_STEP}
+    for column in (f"{name}_{figure}" for name in names for figure in ("nats", "targets")):
+        columns[column] = [step.get(column, 0) for step in steps]
     columns["seconds"] = [whole_seconds(step) for step in steps]
     tail = steps[-max(1, len(steps) // 10) :]
     return {
@@ -83,8 +83,7 @@ def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
         "tokens": sum(columns["tokens"]),
         "seconds": sum(columns["seconds"]),
         "tokens_per_second": tokens_per_second(steps),
-        "text_nats_per_token": _nats(tail, "text"),
-        "vision_nats_per_token": _nats(tail, "vision"),
+        **{f"{name}_nats_per_token": _nats(tail, name) for name in names},
         "mfu": _mfu(steps),
         "sources": _by_source(tail),
         "per_step": columns,
@@ -92,8 +91,8 @@ def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
 
 
 def _nats(steps: Sequence[Mapping[str, Any]], modality: str) -> float | None:
-    targets = sum(step[f"{modality}_targets"] for step in steps)
-    return sum(step[f"{modality}_nats"] for step in steps) / targets if targets else None
+    targets = sum(step.get(f"{modality}_targets", 0) for step in steps)
+    return sum(step.get(f"{modality}_nats", 0.0) for step in steps) / targets if targets else None
 
 
 def _mfu(steps: Sequence[Mapping[str, Any]]) -> float | None:
@@ -121,7 +120,8 @@ def _shards(stage: PackStage, output: StageOutput[PackRecord]) -> Iterator[dict[
     for source, splits in sorted(output.record.outputs.sets.items()):
         for split, totals in sorted(splits.items(), reverse=True):
             numbers = {key: value for key, value in totals.items() if key != "file"}
-            yield {"stage": settings.name, "context": settings.context, "source": source, "split": split, **numbers}
+            row = {"stage": settings.name, "context": settings.context, "source": source, "split": split, **numbers}
+            yield {**row, "targets": targets_of(totals)}
 
 
 def _without_secrets(tree: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ MUTED = "#020202"
 GRID = "#030303"
 TEXT = "#040404"
 VISION = "#050505"
+FURTHER = ("#080101", "#080202")
+"""Of modalities beyond text and vision, in turn."""
 SURFACE = "#060606"
 REFERENCE = "#070707"
 ON_HEAT = "#080808"
@@ -30,6 +32,8 @@ _VARIABLES = {
     GRID: "--grid",
     TEXT: "--text",
     VISION: "--vision",
+    FURTHER[0]: "--third",
+    FURTHER[1]: "--fourth",
     SURFACE: "--surface",
     REFERENCE: "--reference",
     ON_HEAT: "--on-heat",

@@ -48,7 +48,7 @@ def _spec(record: Record, job: TokenizeJob) -> FieldSpec:
 
 def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:
     """Where a document's frames lie in its tokens, so that those of a piece of it can be told by number."""
-    edges = np.flatnonzero(np.diff(vocabulary.is_vision(tokens), prepend=False, append=False))
+    edges = np.flatnonzero(np.diff(vocabulary["vision"].contains(tokens), prepend=False, append=False))
     ends = np.isin(tokens, (vocabulary.eof_id, vocabulary.eov_id))
     streams = [
         {"start": int(start), "end": int(end), "frames": int(ends[start:end].sum())}

@@ -121,7 +121,8 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
         for document in documents:
             counts["documents"] += 1
             counts["tokens"] += len(document)
-            counts["vision_tokens"] += int(job.vocabulary.is_vision(document.tokens).sum())
+            if "vision" in job.vocabulary:
+                counts["vision_tokens"] += int(job.vocabulary["vision"].contains(document.tokens).sum())
             yield document
 
     name = f"documents/{part.name}.parquet"

@@ -13,5 +13,5 @@ def joint_vocabulary(recipe: Recipe) -> JointVocabulary:
     tokenizer = load_text_tokenizer(str(fetch_file(recipe.text_tokenizer.path, recipe.storage.options)))
     special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     if recipe.vqgan is None:
-        return JointVocabulary(tokenizer.size, 0, 0, **special)
+        return JointVocabulary.of_text(tokenizer.size, **special)
     return JointVocabulary.for_codebook(tokenizer.size, recipe.vqgan.sizes.codebook_size, **special)

@@ -10,7 +10,7 @@ from pathlib import Path
 from model import checkpoint
 from model.llama.config import llama_config
 from model.llama.hf_weights import CONFIG, StoredWeights, stored_config
-from model.llama.initial_weights import RandomWeights, Weights, join_vision
+from model.llama.initial_weights import RandomWeights, Weights, join_modalities
 from model.training.engine import EngineSettings
 from model.training.lr_schedule import Schedule
 from pipelines.recipe import Train, TrainStage
@@ -23,18 +23,17 @@ from tokenization.loader.loader import accumulation
 def initial_weights(job: TrainJob) -> Weights:
     """Those of the stage before as it exported them, of the recipe's checkpoint, or random ones by the seed.
 
-    A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. A text model is given
-    the rows of vision ids. Of a checkpoint in an object store only the configuration is fetched here; the rest is by
-    whoever reads a weight.
+    A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. It is given
+    the rows of the modalities that it lacks. Of a checkpoint in an object store only the configuration is fetched here;
+    the rest is by whoever reads a weight.
     """
     recipe, stage = job.recipe, job.stage
     if job.before is None and recipe.model.init is None:
         config = llama_config(
             recipe.model.size,
-            vocab_size=job.vocabulary.size,
+            job.vocabulary.sizes,
             context=stage.context,
             rope_theta=stage.rope_theta,
-            text_size=job.vocabulary.text_size,
             bos_id=job.vocabulary.bos_id,
             eos_id=job.vocabulary.eos_id,
         )
@@ -43,7 +42,7 @@ def initial_weights(job: TrainJob) -> Weights:
     config = stored_config(fetch(CONFIG), stage.context, stage.rope_theta)
     try:
         weights = StoredWeights(config, fetch)
-        return join_vision(weights, job.vocabulary.text_size, job.vocabulary.size, recipe.seed)
+        return join_modalities(weights, job.vocabulary.sizes, recipe.seed)
     except UserError as error:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
 

@@ -8,7 +8,7 @@ workers that it may get, with each sequence one document, which is what takes mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -57,13 +57,15 @@ class StageMemory:
 
 def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[StageMemory]:
     """The memory of every train stage; with device_bytes also whether it fits, and the cheapest settings that do."""
-    text, size = _vocabulary(recipe)
-    return [_stage_memory(recipe, stage, text, size, device_bytes) for stage in recipe.train.stages]
+    sizes = _vocabulary(recipe)
+    return [_stage_memory(recipe, stage, sizes, device_bytes) for stage in recipe.train.stages]
 
 
-def _stage_memory(recipe: Recipe, stage: TrainStage, text: int, size: int, device_bytes: int | None) -> StageMemory:
+def _stage_memory(
+    recipe: Recipe, stage: TrainStage, vocabulary: Mapping[str, int], device_bytes: int | None
+) -> StageMemory:
     train, workers = recipe.train, min(group_sizes(recipe.train, stage))
-    config = llama_config(recipe.model.size, size, stage.context, stage.rope_theta, text)
+    config = llama_config(recipe.model.size, vocabulary, stage.context, stage.rope_theta)
     plans = cache(lambda sp: _sequence_plan(train, stage, config, sp))
     memory = _predicted(train, stage, config, plans(stage.sp), workers)
     found = StageMemory(f"train-{stage.name}", workers, memory, on_gpu=train.resources.gpus > 0)
@@ -134,13 +136,12 @@ def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, 
     return changes
 
 
-def _vocabulary(recipe: Recipe) -> tuple[int, int]:
-    """Text ids and all ids. Where the tokenizer cannot be read, as many text ids as LLaMA-2's."""
+def _vocabulary(recipe: Recipe) -> dict[str, int]:
+    """Ids by modality. Where the tokenizer cannot be read, as many text ids as LLaMA-2's."""
     try:
-        vocabulary = joint_vocabulary(recipe)
+        return joint_vocabulary(recipe).sizes
     except Exception as error:  # a bucket that is not at hand, in any of the ways that stores have to say so
-        vision = 0 if recipe.vqgan is None else recipe.vqgan.sizes.codebook_size + 256
         path, reason = recipe.text_tokenizer.path, type(error).__name__
         log.info("text_tokenizer %s cannot be read (%s): reckoning with %d ids", path, reason, LLAMA2_TEXT)
-        return LLAMA2_TEXT, LLAMA2_TEXT + vision
-    return vocabulary.text_size, vocabulary.size
+        vision = {} if recipe.vqgan is None else {"vision": recipe.vqgan.sizes.codebook_size + 256}
+        return {"text": LLAMA2_TEXT, **vision}

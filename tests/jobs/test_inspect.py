@@ -58,13 +58,13 @@ def test_a_shard_set_a_checkpoint_and_a_model_say_what_they_hold(undisturbed: Pa
     _, shards = inspect(one(undisturbed, "pack-video/*"))
     assert shards["kind"] == "stage"
     assert set(shards["sets"]) == {"acts", "clips"}
-    assert shards["sets"]["clips"]["train"]["n_vision"] > 0
+    assert shards["sets"]["clips"]["train"]["targets"]["vision"] > 0
     _, checkpoint = inspect(one(undisturbed, "train-text/*/checkpoints/step-00000012"))
     assert (checkpoint["kind"], checkpoint["step"], checkpoint["world_size"]) == ("checkpoint", 12, 2)
     assert checkpoint["loader"]["position"] > 0
     _, model = inspect(one(undisturbed, "train-video/*/model"))
     assert (model["kind"], model["max_position_embeddings"], model["rope_theta"]) == ("model", 256, 5e4)
-    assert (model["text_vocab_size"], model["vocab_size"]) == (512, 768)
+    assert (model["modality_sizes"], model["vocab_size"]) == ([["text", 512], ["vision", 256]], 768)
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def play_documents(objective: str) -> list[Document]:
 
 def frames(rng: np.random.Generator, n_tokens: int) -> np.ndarray:
     """Vision ids of some frames, 16 codes each, as many tokens as asked for."""
-    ids = VOCABULARY.codes_to_ids(rng.integers(0, VOCABULARY.codebook_size, n_tokens))
+    ids = VOCABULARY["vision"].codes_to_ids(rng.integers(0, VOCABULARY["vision"].n_codes, n_tokens))
     ids[16::17] = VOCABULARY.eof_id
     ids[-1] = VOCABULARY.eov_id
     return ids
@@ -100,7 +100,7 @@ def tiny_config() -> LlamaConfig:
         "num_key_value_heads": 2,
         "initializer_range": 0.1,
     }
-    return llama_config(sizes, VOCABULARY.size, 1024, 1e6, VOCABULARY.text_size)
+    return llama_config(sizes, VOCABULARY.sizes, 1024, 1e6)
 
 
 def tiny_llama() -> LlamaForCausalLM:

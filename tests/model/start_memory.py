@@ -15,7 +15,7 @@ from torch import nn
 
 from model.llama.config import llama_config
 from model.llama.hf_weights import StoredWeights, stored_config
-from model.llama.initial_weights import RandomWeights, Weights, join_vision, weight_shapes
+from model.llama.initial_weights import RandomWeights, Weights, join_modalities, weight_shapes
 from model.llama.llama import build_llama
 from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
@@ -23,7 +23,8 @@ from model.training.mesh import Mesh
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 5, "num_attention_heads": 8}
 TEXT, JOINT = 6144, 8192
-CONFIG = llama_config(SIZES, JOINT, 64, 1e4, TEXT)
+SIZES_OF_IDS = {"text": TEXT, "vision": JOINT - TEXT}
+CONFIG = llama_config(SIZES, SIZES_OF_IDS, 64, 1e4)
 N_PARAMETERS = sum(shape.numel() for shape in weight_shapes(CONFIG).values())
 N_LAYER = sum(shape.numel() for name, shape in weight_shapes(CONFIG).items() if ".layers.0." in name)
 
@@ -54,7 +55,7 @@ def starts(mesh: Mesh, folder: str) -> dict[str, Start]:
     random = RandomWeights(CONFIG, seed=1)
     return {
         "random": _start(mesh, random, EngineSettings(3, "fp32")),
-        "stored": _start(mesh, join_vision(stored, TEXT, JOINT, seed=2), EngineSettings(3, "fp32"), compared=True),
+        "stored": _start(mesh, join_modalities(stored, SIZES_OF_IDS, seed=2), EngineSettings(3, "fp32"), compared=True),
         "replicated": _start(mesh, random, EngineSettings(2, "bf16")),
     }
 

@@ -33,6 +33,6 @@ def in_this_process(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterato
         train_worker({"job": job, "watch": watch, "attempt": 1})
         return []
 
-    monkeypatch.setattr("pipelines.train.stage.train_in_groups", train_here)
+    monkeypatch.setattr("pipelines.train.run.train_in_groups", train_here)
     yield
     torch.use_deterministic_algorithms(False)  # a recipe may have asked for them

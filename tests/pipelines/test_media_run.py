@@ -105,7 +105,7 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
     tokenizer = load_text_tokenizer(str(sources / "tokenizer.json"))
 
     def text(document: Document) -> str:
-        return tokenizer.decode(document.tokens[~VOCABULARY.is_vision(document.tokens)])
+        return tokenizer.decode(document.tokens[~VOCABULARY["vision"].contains(document.tokens)])
 
     assert [text(train[key]) for key in lions] == [f"lion {number}<vision></vision>" for number in range(9)]
     assert {text(train[key]) for key in film} == {"a man in a car<vision></vision>"}
@@ -116,11 +116,11 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
 def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished: Path, sources: Path) -> None:
     store, manifest = tokenized(finished)
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
-    (lion,) = VOCABULARY.codes_to_ids(vqgan.encode(load_image(IMAGES[1], 32)[None]))
+    (lion,) = VOCABULARY["vision"].codes_to_ids(vqgan.encode(load_image(IMAGES[1], 32)[None]))
     train = documents(store, manifest, False)
     for key in ("tars/a.tar/0#0", "tars/a.tar/8#0", "pairs/qa.jsonl/1#0"):
         tokens = train[key].tokens
-        found = tokens[VOCABULARY.is_vision(tokens)]
+        found = tokens[VOCABULARY["vision"].contains(tokens)]
         assert np.array_equal(found, [*lion, VOCABULARY.eov_id])
 
 

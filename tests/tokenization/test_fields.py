@@ -52,7 +52,7 @@ def masks(
     loss = np.zeros(len(tokens))
     for start, end in spans:
         loss[start:end] = 1
-    vision = vocabulary.is_vision(tokens)
+    vision = vocabulary["vision"].contains(tokens)
     apart = np.where(vision, tokens - vocabulary.text_size, tokens)
     return {"token_buffer": apart.tolist(), "loss_mask": loss.tolist(), "vision_mask": vision.tolist()}
 
@@ -152,7 +152,7 @@ def test_lines_of_a_vision_file_are_reproduced_with_their_drawn_specs() -> None:
 
 
 def test_documents_laid_end_to_end_are_the_released_training_batches() -> None:
-    vocabulary = JointVocabulary(
+    vocabulary = JointVocabulary.for_codebook(
         text_size=512, codebook_size=318, vision_size=320
     )  # that model's <eof> and <eov>: 318, 319
     stream: dict[str, list] = {"token_buffer": [], "loss_mask": [], "vision_mask": []}
@@ -201,7 +201,7 @@ def test_frames_end_in_eof_the_last_in_eov_between_textual_markers() -> None:
 def test_more_frames_than_the_most_are_sampled_uniformly_first_and_last_kept() -> None:
     record = {"vision": np.arange(10)[:, None]}
     tokens, _ = build_tokens(record, FieldSpec.parse("vision"), tokenizer(), VOCABULARY, max_n_frames=4)
-    vision = tokens[VOCABULARY.is_vision(tokens)][::2] - 512
+    vision = tokens[VOCABULARY["vision"].contains(tokens)][::2] - 512
     assert vision.tolist() == [0, 3, 6, 9]
 
 

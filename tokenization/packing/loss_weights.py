@@ -5,14 +5,12 @@ in the global batch, which only the loader knows.
 
 LWM's released loss (arXiv 2402.08268 and its code) takes, per padded row and modality, the sum of the token losses over
 the row's valid targets, then the mean over rows, then half the sum of both modalities, or the text loss alone in
-text-only training; a row without targets of a modality counts as 0 in that mean. Written as one weight a token that is
-1/T or 0.5/T for each of a document's T text targets and 0.5/V for each of its V vision targets, all over the number of
-rows. No term depends on what else shares the sequence, so packing leaves the loss and its gradient as they were.
+text-only training; a row without targets of a modality counts as 0 in that mean. For an objective of any M modalities
+that is one weight a token: 1/(M T) for each of a document's T targets of a modality, all over the number of rows. No
+term depends on what else shares the sequence, so packing leaves the loss and its gradient as they were.
 """
 
 from __future__ import annotations
-
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,34 +18,37 @@ from storage.errors import UserError
 from tokenization.document import Document
 from tokenization.vocabulary import JointVocabulary
 
-Objective = Literal["text", "vision-text"]
+
+def objective_modalities(objective: str) -> tuple[str, ...]:
+    """The modalities whose targets a stage trains on, from their names joined by hyphens, text last.
+
+    "text" is text alone, "vision-text" both. Raises UserError on anything else.
+    """
+    *others, last = names = tuple(objective.split("-"))
+    if last != "text" or not all(others) or len(set(names)) < len(names):
+        raise UserError(
+            f"unknown objective {objective!r}: set it to 'text', or to further modalities before it, as 'vision-text'"
+        )
+    return names
 
 
-def check_objective(objective: str) -> Objective:
-    """The objective, or UserError where the recipe names one that does not exist."""
-    if objective not in get_args(Objective):
-        raise UserError(f"unknown objective {objective!r}: set it to 'text' or 'vision-text'")
-    return objective  # type: ignore[return-value]  # narrowed by the line above
-
-
-def loss_weights(document: Document, vocabulary: JointVocabulary, objective: Objective) -> np.ndarray:
+def loss_weights(document: Document, vocabulary: JointVocabulary, objective: str) -> np.ndarray:
     """float32 [L]: the weight of each of the document's tokens as a target; 0 where it is predicted without loss.
 
-    The first token is never a target: nothing precedes it. The weights of an example sum to 1 under "text", and under
-    "vision-text" to 0.5 for each modality that has targets. Raises UserError on vision targets under "text".
+    The first token is never a target: nothing precedes it. Under an objective of M modalities the weights of an example
+    sum to 1/M for each of them that has targets. Raises UserError on targets of a modality that the objective lacks.
     """
+    names = objective_modalities(objective)
     target = document.loss_mask
     target[:1] = False
-    vision = vocabulary.is_vision(document.tokens)
-    n_vision = int(np.count_nonzero(target & vision))
-    n_text = int(np.count_nonzero(target)) - n_vision
-    if objective == "text" and n_vision:
-        raise UserError(
-            f"document {document.key} of source {document.source} has {n_vision} vision targets under the objective "
-            "'text': set the stage's objective to 'vision-text'"
-        )
-    share = 1.0 if objective == "text" else 0.5
     weights = np.zeros(len(document), dtype=np.float32)
-    weights[target & ~vision] = share / max(n_text, 1)
-    weights[target & vision] = share / max(n_vision, 1)
+    for modality in vocabulary.modalities:
+        targets = target & modality.contains(document.tokens)
+        n_targets = int(np.count_nonzero(targets))
+        if n_targets and modality.name not in names:
+            raise UserError(
+                f"document {document.key} of source {document.source} has {n_targets} {modality.name} targets under "
+                f"the objective {objective!r}: set the stage's objective to '{modality.name}-{objective}'"
+            )
+        weights[targets] = 1 / len(names) / max(n_targets, 1)
     return weights

@@ -19,7 +19,7 @@ import numpy as np
 
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.best_fit import best_fit
-from tokenization.packing.loss_weights import Objective, check_objective, loss_weights
+from tokenization.packing.loss_weights import loss_weights, objective_modalities
 from tokenization.packing.subset_sum import fill_from
 from tokenization.permutation import derive_key, permute
 from tokenization.vocabulary import JointVocabulary
@@ -73,7 +73,7 @@ def pack(
     documents: Iterable[Document],
     context: int,
     vocabulary: JointVocabulary,
-    objective: Objective,
+    objective: str,
     *,
     window: int = WINDOW,
     window_tokens: int = WINDOW_TOKENS,
@@ -89,7 +89,7 @@ def pack(
     0, ended by `cu_seqlens` like a document but not an example. Raises ValueError on a context under 2, UserError as
     `loss_weights`.
     """
-    check_objective(objective)
+    objective_modalities(objective)
     if context < 2:
         raise ValueError(f"context {context} has room for no target: at least 2 tokens are needed")
     counts = PackCounts() if counts is None else counts
@@ -175,7 +175,7 @@ def _groups(
 
 
 def _sequence(
-    key: str, group: list[Document], context: int, vocabulary: JointVocabulary, objective: Objective
+    key: str, group: list[Document], context: int, vocabulary: JointVocabulary, objective: str
 ) -> PackedSequence:
     boundaries = np.cumsum([0, *map(len, group)], dtype=np.int32)
     tokens = np.full(context, PAD_ID, dtype=np.int32)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from storage.errors import UserError
-from tokenization.packing.loss_weights import Objective
 from tokenization.vocabulary import JointVocabulary
 
 BLOCK = 512  # bytes of a tar block: members and their headers begin at multiples of it
@@ -85,32 +84,32 @@ class ShardIndex:
 class ShardStats:
     """What one shard holds. `bytes` and `sha256` are of the file, the other counts of its sequences.
 
-    n_tokens counts every position, n_filled those of documents. n_text and n_vision count the targets with loss.
-    n_examples counts documents and pieces (each weighs as one), n_documents only those that begin here, so that a split
-    document counts once over all shards. text_size is the vocabulary's, by which targets were told apart.
+    n_tokens counts every position, n_filled those of documents. n_examples counts documents and pieces (each weighs as
+    one), n_documents only those that begin here, so that a split document counts once over all shards. targets: how
+    many targets with loss there are, by modality.
     """
 
     context: int
-    text_size: int
     n_sequences: int
     n_tokens: int
     n_filled: int
-    n_text: int
-    n_vision: int
     n_documents: int
     n_examples: int
+    targets: Mapping[str, int]
     bytes: int
     sha256: str
     index: ShardIndex
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the index as one list a column."""
-        return {**vars(self), "index": self.index.to_columns()}
+        return {**vars(self), "targets": dict(self.targets), "index": self.index.to_columns()}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ShardStats:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on what is not one."""
-        return cls(**{**plain, "index": ShardIndex.from_columns(plain["index"])})
+        index = ShardIndex.from_columns(plain["index"])
+        known = {field.name: plain[field.name] for field in fields(cls) if field.name not in ("targets", "index")}
+        return cls(**known, targets=targets_of(plain), index=index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ class ShardSet:
 
     context: int
     vocabulary: JointVocabulary
-    objective: Objective
+    objective: str
     names: tuple[str, ...]
     stats: tuple[ShardStats, ...]
 
@@ -139,7 +138,7 @@ class ShardSet:
         shards = [{"name": name, **stats.to_json()} for name, stats in zip(self.names, self.stats)]
         return {
             "context": self.context,
-            "vocabulary": asdict(self.vocabulary),
+            "vocabulary": self.vocabulary.to_json(),
             "objective": self.objective,
             "totals": self.totals(),
             "shards": shards,
@@ -150,7 +149,7 @@ class ShardSet:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on what is not one."""
         shards = [dict(shard) for shard in plain["shards"]]
         names = tuple(shard.pop("name") for shard in shards)
-        vocabulary = JointVocabulary(**plain["vocabulary"])
+        vocabulary = JointVocabulary.from_json(plain["vocabulary"])
         stats = tuple(map(ShardStats.from_json, shards))
         return cls(plain["context"], vocabulary, plain["objective"], names, stats)
 
@@ -158,11 +157,12 @@ class ShardSet:
         """The same set with its names below `folder`, to read several sets through one opener."""
         return replace(self, names=tuple(f"{folder.rstrip('/')}/{name}" for name in self.names))
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """Sums over the shards of every count, and the number of shards."""
         counted = [field.name for field in fields(ShardStats) if field.name.startswith("n_")] + ["bytes"]
         sums = {name: sum(getattr(stats, name) for stats in self.stats) for name in counted}
-        return {"n_shards": len(self.stats), **sums}
+        targets = {name: sum(stats.targets.get(name, 0) for stats in self.stats) for name in self.vocabulary.sizes}
+        return {"n_shards": len(self.stats), **sums, "targets": targets}
 
     @functools.cached_property
     def n_examples(self) -> np.ndarray:
@@ -189,3 +189,8 @@ class ShardSet:
     def _first(self) -> list[int]:
         """`first`, for finding one at a time."""
         return self.first.tolist()
+
+
+def targets_of(plain: Mapping[str, Any]) -> dict[str, int]:
+    """Targets with loss by modality, of the JSON of a shard or of totals; older ones count text and vision alone."""
+    return dict(plain["targets"]) if "targets" in plain else {"text": plain["n_text"], "vision": plain["n_vision"]}

@@ -15,8 +15,9 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -45,6 +46,7 @@ __all__ = [
 _DTYPES = {"tokens": np.int32, "cu_seqlens": np.int32, "loss_weight": np.float32}
 _SAFETENSORS = {np.int32: "I32", np.float32: "F32"}
 _HASH_CHUNK = 1 << 22
+_COUNTS = tuple(field.name for field in fields(ShardStats) if field.name.startswith("n_"))
 
 
 class ByteSink(Protocol):
@@ -63,7 +65,7 @@ def write_shard(fileobj: ByteSink, sequences: Iterable[PackedSequence], vocabula
     """
     sink = _HashingSink(fileobj)
     index: list[IndexEntry] = []
-    counts: list[_Counts] = []
+    counts: list[dict[str, int]] = []
     names: set[str] = set()
     context = 0
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
@@ -82,11 +84,12 @@ def write_shard(fileobj: ByteSink, sequences: Iterable[PackedSequence], vocabula
             _add(tar, f"{name}.json", description)
             entry = (sequence.key, offset, len(tensors), len(description), sequence.n_examples, crc32(tensors))
             index.append(IndexEntry(*entry))
-            counts.append(_count(sequence, vocabulary.text_size))
+            counts.append(_count(sequence, vocabulary))
+    total = _total(counts)
     return ShardStats(
         context=context,
-        text_size=vocabulary.text_size,
-        **_total(counts),
+        **{name: total[name] for name in _COUNTS},
+        targets={name: total[name] for name in vocabulary.sizes},
         bytes=sink.position,
         sha256=sink.digest.hexdigest(),
         index=ShardIndex.from_columns({name: [getattr(entry, name) for entry in index] for name in IndexEntry._fields}),
@@ -176,7 +179,7 @@ def _layout(header: bytes) -> tuple[tuple[str, int, int], ...]:
     return tuple(layout)
 
 
-def verify_shard(fileobj: BinaryIO, stats: ShardStats) -> list[str]:
+def verify_shard(fileobj: BinaryIO, stats: ShardStats, vocabulary: JointVocabulary) -> list[str]:
     """Re-hash a shard, compare its members with the index and recount; the problems found, none if whole.
 
     The file is read once, from its beginning to its end; one sequence at a time is in memory.
@@ -206,11 +209,13 @@ def verify_shard(fileobj: BinaryIO, stats: ShardStats) -> list[str]:
         if unfit := _problems(sequence, stats.context):
             problems += [f"sequence {entry.key}: {problem}" for problem in unfit]
             continue
-        counts.append(_count(sequence, stats.text_size))
+        counts.append(_count(sequence, vocabulary))
     if not problems:
-        for name, total in _total(counts).items():
-            if total != getattr(stats, name):
-                problems.append(f"{name} is {total}, the manifest says {getattr(stats, name)}")
+        total = _total(counts)
+        for name, said in {**{name: getattr(stats, name) for name in _COUNTS}, **stats.targets}.items():
+            if total[name] != said:
+                what = name if name in _COUNTS else f"the number of {name} targets"
+                problems.append(f"{what} is {total[name]}, the manifest says {said}")
     source.skip_to(None)
     if source.position != stats.bytes:
         problems.insert(0, f"{source.position} bytes, the manifest says {stats.bytes}")
@@ -278,35 +283,25 @@ class _HashingSink:
         return self.position
 
 
-@dataclass(frozen=True)
-class _Counts:
-    n_sequences: int
-    n_tokens: int
-    n_filled: int
-    n_text: int
-    n_vision: int
-    n_documents: int
-    n_examples: int
-
-
-def _count(sequence: PackedSequence, text_size: int) -> _Counts:
-    target = sequence.loss_weight > 0
-    n_vision = int(np.count_nonzero(target & (sequence.tokens >= text_size)))
+def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, int]:
+    """The counts of `ShardStats`; those of targets by the bare name of their modality."""
+    targets = sequence.tokens[sequence.loss_weight > 0]
     begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
-    return _Counts(
-        n_sequences=1,
-        n_tokens=len(sequence.tokens),
-        n_filled=int(sequence.cu_seqlens[sequence.n_examples]),
-        n_text=int(np.count_nonzero(target)) - n_vision,
-        n_vision=n_vision,
-        n_documents=begins,
-        n_examples=sequence.n_examples,
-    )
+    return {
+        "n_sequences": 1,
+        "n_tokens": len(sequence.tokens),
+        "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
+        "n_documents": begins,
+        "n_examples": sequence.n_examples,
+        **{one.name: int(np.count_nonzero(one.contains(targets))) for one in vocabulary.modalities},
+    }
 
 
-def _total(counts: list[_Counts]) -> dict[str, int]:
-    rows = [asdict(one) for one in counts]
-    return {name: sum(row[name] for row in rows) for name in _Counts.__dataclass_fields__}
+def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total = Counter[str]()
+    for one in counts:
+        total.update(one)
+    return total
 
 
 def _problems(sequence: PackedSequence, context: int) -> list[str]:

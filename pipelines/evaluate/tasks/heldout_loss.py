@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from model.llama.config import modality_ranges
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from pipelines.evaluate.job import EvaluateJob
@@ -25,7 +26,7 @@ from tokenization.loader.loader import join_sequences
 from tokenization.media.frame_sampling import uniform_sample
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import read_sequence
-from tokenization.vocabulary import MODALITIES, JointVocabulary
+from tokenization.vocabulary import JointVocabulary
 
 COUNTED_TOKENS = 2**24
 """Tokens of training shards, at most, that a unigram model is counted on."""
@@ -51,8 +52,8 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
         "context": heldout.context,
         "sequences": len(chosen),
         "of_sequences": len(heldout),
-        "nats": {modality: sums[f"{modality}_nll"] for modality in MODALITIES},
-        "targets": {modality: round(sums[f"{modality}_targets"]) for modality in MODALITIES},
+        "nats": {name: sums[f"{name}_nll"] for name in job.vocabulary.sizes},
+        "targets": {name: round(sums[f"{name}_targets"]) for name in job.vocabulary.sizes},
         "counts": file,
     }
 
@@ -78,8 +79,9 @@ def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) ->
 def score_sequences(
     model: LlamaForCausalLM, sequences: Iterable[PackedSequence], device: str = "cpu"
 ) -> dict[str, float]:
-    """Sums `{text,vision}_{nll,targets}` over the targets with loss, each sequence by itself, its documents too."""
-    total = dict.fromkeys((f"{m}_{what}" for m in MODALITIES for what in ("nll", "targets")), 0.0)
+    """Sums `NAME_{nll,targets}` of each modality over the targets with loss, each sequence and document by itself."""
+    names = modality_ranges(model.config)
+    total = dict.fromkeys((f"{name}_{what}" for name in names for what in ("nll", "targets")), 0.0)
     alone = Dispatcher()
     for sequence in sequences:
         batch = alone(join_sequences([sequence])).to(device)

@@ -51,9 +51,8 @@ def speed(metrics: StepMetrics, seconds: float, config: LlamaConfig, peak: float
         "useful_tokens_per_second": metrics.useful_tokens / seconds,
     }
     if peak is not None:
-        flops = step_flops(
-            config, metrics.useful_tokens, metrics.useful_pairs, metrics.text_targets, metrics.vision_targets
-        )
+        targets = {name: one.targets for name, one in metrics.modalities.items()}
+        flops = step_flops(config, metrics.useful_tokens, metrics.useful_pairs, targets)
         figures["mfu"] = flops / (seconds * peak)
     return figures
 

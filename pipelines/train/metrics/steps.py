@@ -41,24 +41,32 @@ def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
 def step_line(metrics: StepMetrics, sources: Sequence[str], machine: Mapping[str, float]) -> dict[str, Any]:
     """A step as `metrics/` keeps it, plain JSON.
 
-    The engine's figures, the gradient's norm null where the step was dropped; `sources`: loss (they sum to the step's),
-    nats_per_token and targets by name of the source; `machine`: what is not the same when a step is done again.
+    The engine's figures, those of a modality as `NAME_loss`, `NAME_nats` and `NAME_targets`, the gradient's norm null
+    where the step was dropped; `sources`: loss (they sum to the step's), nats_per_token and targets by name of the
+    source; `machine`: what is not the same when a step is done again.
     """
     line = dataclasses.asdict(metrics)
     if not math.isfinite(metrics.grad_norm):
         line["grad_norm"] = None
-    by_source = zip(line.pop("source_loss"), line.pop("source_nats"), line.pop("source_targets"))
-    named = {
-        source: {"loss": loss, "targets": targets} | ({"nats_per_token": nats / targets} if targets else {})
-        for source, (loss, nats, targets) in zip(sources, by_source)
+    for name, figures in line.pop("modalities").items():
+        line |= {f"{name}_{figure}": value for figure, value in figures.items()}
+    line["sources"] = {
+        source: {"loss": one.loss, "targets": one.targets}
+        | ({"nats_per_token": one.nats / one.targets} if one.targets else {})
+        for source, one in zip(sources, metrics.sources)
     }
-    return {**line, "sources": named, "machine": dict(machine)}
+    return {**line, "machine": dict(machine)}
+
+
+def modalities(line: Mapping[str, Any]) -> list[str]:
+    """The modalities that a line of `metrics/` has figures of, by name, in the order of the joint vocabulary."""
+    return [name.removesuffix("_targets") for name in line if name.endswith("_targets")]
 
 
 def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
     """What is shown of a step to people, by flat names; figures of a source are `source/<name>/<figure>`."""
     figures = {name: line[name] for name in ("loss", "lr", "grad_norm") if line[name] is not None}
-    for modality in ("text", "vision"):
+    for modality in modalities(line):
         if targets := line[f"{modality}_targets"]:
             figures[f"{modality}_loss"] = line[f"{modality}_loss"]
             figures[f"{modality}_nats_per_token"] = line[f"{modality}_nats"] / targets

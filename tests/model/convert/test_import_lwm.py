@@ -13,7 +13,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from model.convert.flax_msgpack import CHUNKED, read_leaves, write_leaves
 from model.convert.import_lwm import convert_lwm, llama_tensors, lwm_config, lwm_tensors, open_lwm
-from model.llama.config import text_vocab_size
+from model.llama.config import modality_ranges
 from storage.errors import UserError
 from tests.model.lwm_reference import DATA, EVERY, TEXT, arrays, joint
 from tests.model.peak_memory import peak_bytes
@@ -100,7 +100,7 @@ def test_converted_checkpoint_is_a_plain_llama_with_lwms_logits(tmp_path, max_sh
     ours = stock(ids).logits.detach().numpy()[:, EVERY - 1 :: EVERY]
     np.testing.assert_allclose(ours[..., :TEXT], stored["text_logits"], rtol=0, atol=1.5e-5)
     np.testing.assert_allclose(ours[..., TEXT:], stored["vision_logits"], rtol=0, atol=1.5e-5)
-    assert text_vocab_size(AutoConfig.from_pretrained(tmp_path / "hf")) == TEXT
+    assert modality_ranges(AutoConfig.from_pretrained(tmp_path / "hf"))["text"] == range(TEXT)
 
 
 def test_conversion_to_bf16_rounds_once_and_says_so(tmp_path):

@@ -19,7 +19,7 @@ from tests.model.lwm_reference import TEXT, arrays, joint, load
 from tokenization.vocabulary import JointVocabulary
 
 ALL_CODES = 320  # V1's vision slice; the released sampler draws from all of it
-V1 = JointVocabulary(TEXT, codebook_size=318, vision_size=ALL_CODES)
+V1 = JointVocabulary.for_codebook(TEXT, codebook_size=318, vision_size=ALL_CODES)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def greedy_codes(model, conditional_and_not, guidance, n):
 
 
 def test_greedy_text_equals_the_released_code(stored):
-    model, vocabulary = load("text_A"), JointVocabulary(TEXT, 0, 0)
+    model, vocabulary = load("text_A"), JointVocabulary.of_text(TEXT)
     given = prompts(stored, "text_A")
     with inference(model):
         first = Decoder(model, given).logits(0, TEXT).numpy()
@@ -63,7 +63,7 @@ def test_greedy_text_equals_the_released_code(stored):
 
 def test_text_ends_at_eos_and_the_other_rows_go_on(stored):
     eos = int(stored["text_A/eos_token_id"])
-    drawn = generate_text(load("text_A"), JointVocabulary(TEXT, 0, 0), prompts(stored, "text_A"), 32, eos_id=eos)
+    drawn = generate_text(load("text_A"), JointVocabulary.of_text(TEXT), prompts(stored, "text_A"), 32, eos_id=eos)
     assert [len(row) for row in drawn] == [7, 32, 32]
     for row, expected in zip(drawn, stored["text_A/sequences_with_eos"][:, 24:]):
         np.testing.assert_array_equal(row, expected[: len(row)])
@@ -93,7 +93,7 @@ def test_a_code_that_equals_the_text_eos_does_not_end_a_frame(stored, vision_mod
     untrapped = stored["vision_V1_cfg5/new_tokens"][0]
     end = int(np.flatnonzero(trapped)[-1])
     assert end < 59
-    vocabulary = JointVocabulary(TEXT, 318, ALL_CODES, eos_id=int(untrapped[end]))
+    vocabulary = JointVocabulary.for_codebook(TEXT, 318, ALL_CODES, eos_id=int(untrapped[end]))
     given, unconditional = prompts(stored, "vision_V1_cfg5_eos_trap_single")
     codes = generate_frames(vision_model, vocabulary, given, 1, 54, 5.0, None, 0.0, None, unconditional)
     np.testing.assert_array_equal(codes[0], untrapped[:54])
@@ -106,7 +106,7 @@ def test_no_marker_can_be_drawn_inside_a_frame(stored, vision_model):
     assert stored["vision_V1_cfg5/new_tokens"][0, 54] == V1.eov_id - TEXT
     codes = generate_frames(vision_model, V1, given, 1, 60, 5.0, None, 0.0, None, unconditional)
     assert codes.dtype == np.int32
-    assert codes.max() < V1.codebook_size
+    assert codes.max() < V1["vision"].n_codes
 
 
 def test_frames_are_what_the_whole_sequence_predicts_with_eof_between_them(vision_model):
@@ -114,10 +114,10 @@ def test_frames_are_what_the_whole_sequence_predicts_with_eof_between_them(visio
     prompt = np.array([1, 17, 40, 4])
     codes = generate_frames(vision_model, V1, prompt, 3, 5, temperature=0.0)
     assert codes.shape == (3, 5)
-    stream = np.concatenate([np.append(V1.codes_to_ids(frame), V1.eof_id) for frame in codes])[:-1]
+    stream = np.concatenate([np.append(V1["vision"].codes_to_ids(frame), V1.eof_id) for frame in codes])[:-1]
     sequence = torch.from_numpy(np.concatenate((prompt, stream))).long()
     with inference(vision_model):
-        logits = vision_model(sequence[None]).logits[0, :, TEXT : TEXT + V1.codebook_size]
+        logits = vision_model(sequence[None]).logits[0, :, TEXT : TEXT + V1["vision"].n_codes]
     predicted = logits[len(prompt) - 1 :].argmax(dim=-1).numpy()
     at_codes = np.arange(len(predicted)) % 6 != 5
     np.testing.assert_array_equal(predicted[at_codes], codes.reshape(-1))
@@ -126,7 +126,7 @@ def test_frames_are_what_the_whole_sequence_predicts_with_eof_between_them(visio
 def test_a_continuation_goes_on_as_if_the_given_frames_had_been_generated(vision_model):
     prompt = np.array([1, 17, 40, 4])
     whole = generate_frames(vision_model, V1, prompt, 3, 5, temperature=0.0)
-    given = np.concatenate((prompt, V1.codes_to_ids(whole[0]), [V1.eof_id]))
+    given = np.concatenate((prompt, V1["vision"].codes_to_ids(whole[0]), [V1.eof_id]))
     np.testing.assert_array_equal(generate_frames(vision_model, V1, given, 2, 5, temperature=0.0), whole[1:])
     with pytest.raises(ValueError, match="<eov>"):
         generate_frames(vision_model, V1, np.append(given[:-1], V1.eov_id), 1, 5)
@@ -139,7 +139,7 @@ def test_first_frame_guided_and_rest_not_drops_the_unconditional_half(vision_mod
     frames = list(stream_frames(vision_model, V1, prompt, 3, 6, guided_first, plain, unconditional))
     first = generate_frames(vision_model, V1, prompt, 1, 6, 5.0, None, 0.0, None, unconditional)
     np.testing.assert_array_equal(frames[0], first[0])
-    given = np.concatenate((prompt, V1.codes_to_ids(frames[0]), [V1.eof_id]))
+    given = np.concatenate((prompt, V1["vision"].codes_to_ids(frames[0]), [V1.eof_id]))
     rest = generate_frames(vision_model, V1, given, 2, 6, temperature=0.0)
     np.testing.assert_array_equal(np.stack(frames[1:]), rest)
 
@@ -147,7 +147,7 @@ def test_first_frame_guided_and_rest_not_drops_the_unconditional_half(vision_mod
 def test_guided_rest_conditions_both_halves_on_the_frames_drawn(vision_model):
     prompt, unconditional = np.array([1, 17, 40, 4]), np.array([1, 4])
     whole = generate_frames(vision_model, V1, prompt, 2, 6, 3.0, None, 0.0, None, unconditional)
-    frame = np.append(V1.codes_to_ids(whole[0]), V1.eof_id)
+    frame = np.append(V1["vision"].codes_to_ids(whole[0]), V1.eof_id)
     longer = [np.concatenate((start, frame)) for start in (prompt, unconditional)]
     again = generate_frames(vision_model, V1, longer[0], 1, 6, 3.0, None, 0.0, None, longer[1])
     np.testing.assert_array_equal(again[0], whole[1])

@@ -39,7 +39,7 @@ def batch() -> RankBatch:
 
 def lean_llama(settings: MemorySettings):
     sizes = {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    config = llama_config({**sizes, "num_key_value_heads": 2}, VOCABULARY.size, N_TOKENS, 1e6, VOCABULARY.text_size)
+    config = llama_config({**sizes, "num_key_value_heads": 2}, VOCABULARY.sizes, N_TOKENS, 1e6)
     model = build_llama(config, seed=0)
     make_lean(model, settings)
     return model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.llama.config import PRESETS, llama_config, text_vocab_size
+from model.llama.config import PRESETS, llama_config, modality_ranges
 from storage.errors import UserError
 
 SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -27,16 +27,16 @@ def test_presets_have_the_parameters_of_their_names(preset, parameters):
 
 
 def test_lwms_constants_and_the_stages_own_numbers_are_set():
-    config = llama_config("debug", vocab_size=40_448, context=1_048_576, rope_theta=5e7, text_size=32_000)
+    config = llama_config("debug", {"text": 32_000, "vision": 8_448}, context=1_048_576, rope_theta=5e7)
     assert config.rms_norm_eps == 1e-6
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 5e7}
     assert config.max_position_embeddings == 1_048_576
     assert not config.tie_word_embeddings
-    assert text_vocab_size(config) == 32_000
+    assert modality_ranges(config) == {"text": range(32_000), "vision": range(32_000, 40_448)}
 
 
 def test_a_llama_that_knows_no_vision_is_all_text():
-    assert text_vocab_size(llama_config("debug", 512, 64, 1e4)) == 512
+    assert modality_ranges(llama_config("debug", 512, 64, 1e4)) == {"text": range(512)}
 
 
 def test_explicit_sizes_and_grouped_query_attention():
@@ -61,6 +61,12 @@ def test_a_users_mistake_is_one_sentence_with_the_key(size, says):
         llama_config(size, 64, 64, 1e4)
 
 
-def test_more_text_ids_than_rows_are_refused():
-    with pytest.raises(UserError, match="raise vocab_size"):
-        llama_config("debug", 64, 64, 1e4, text_size=65)
+def test_a_modality_without_ids_is_refused():
+    with pytest.raises(UserError, match="the vocabulary has -1 vision ids"):
+        llama_config("debug", {"text": 65, "vision": -1}, 64, 1e4)
+
+
+def test_a_checkpoint_of_when_there_were_text_and_vision_alone_and_a_plain_llama_are_read():
+    older = LlamaConfig(vocab_size=96, text_vocab_size=64)
+    assert modality_ranges(older) == {"text": range(64), "vision": range(64, 96)}
+    assert modality_ranges(LlamaConfig(vocab_size=96)) == {"text": range(96)}

@@ -19,24 +19,23 @@ def test_a_step_by_hand() -> None:
     config = llama_config(
         {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
         | {"num_key_value_heads": 2},
-        vocab_size=100,
+        {"text": 70, "vision": 30},
         context=64,
         rope_theta=1e4,
-        text_size=70,
     )
     projections = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8
     weights = 3 * (projections + 3 * 8 * 16)
     pairs = 10 * 11 // 2 + 5 * 6 // 2  # documents of 10 and of 5 tokens
     forward = 2 * weights * 15 + 3 * 4 * 8 * pairs + 2 * 8 * (70 * 6 + 30 * 4)
-    assert step_flops(config, 15, pairs, 6, 4, backward=False) == forward
-    assert step_flops(config, 15, pairs, 6, 4) == 3 * forward
+    assert step_flops(config, 15, pairs, {"text": 6, "vision": 4}, backward=False) == forward
+    assert step_flops(config, 15, pairs, {"text": 6, "vision": 4}) == 3 * forward
 
 
 def test_the_7b_costs_six_operations_a_weight_and_token() -> None:
     config = llama_config("7B", 32000, 4096, 1e4)
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     assert PRESETS["7B"]["hidden_size"] == 4096
-    assert step_flops(config, 1000, 0, 1000, 0) == 6 * weights * 1000
+    assert step_flops(config, 1000, 0, {"text": 1000}) == 6 * weights * 1000
 
 
 def test_what_torch_counts_without_attention_is_the_dense_part() -> None:
@@ -49,9 +48,11 @@ def test_what_torch_counts_without_attention_is_the_dense_part() -> None:
         loss, _ = micro_batch_loss(model, batch)
         forward = counted.get_total_flops()
         loss.backward()
-    assert forward == step_flops(tiny_config(), len(batch.tokens), 0, text, vision, backward=False)
+    assert forward == step_flops(tiny_config(), len(batch.tokens), 0, {"text": text, "vision": vision}, backward=False)
     # The head's logits, which the backward makes again, are counted; its weight's gradient, added in place, is not.
-    assert counted.get_total_flops() == step_flops(tiny_config(), len(batch.tokens), 0, text, vision)
+    assert counted.get_total_flops() == step_flops(
+        tiny_config(), len(batch.tokens), 0, {"text": text, "vision": vision}
+    )
 
 
 def test_pairs_cost_what_torch_counts_of_an_attention_that_skips_none() -> None:
@@ -59,7 +60,7 @@ def test_pairs_cost_what_torch_counts_of_an_attention_that_skips_none() -> None:
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         scaled_dot_product_attention(q, q, q).sum().backward()
     sizes = {"hidden_size": 32, "intermediate_size": 1, "num_hidden_layers": 1, "num_attention_heads": 4}
-    assert counted.get_total_flops() == step_flops(llama_config(sizes, 10, 32, 1e4), 0, 32 * 32, 0, 0)
+    assert counted.get_total_flops() == step_flops(llama_config(sizes, 10, 32, 1e4), 0, 32 * 32, {})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from model.llama.config import llama_config, text_vocab_size
+from model.llama.config import llama_config, modality_ranges
 from model.llama.hf_weights import INDEX, ONE_FILE, StoredWeights, stored_config
 from model.llama.initial_weights import (
     EMBEDDINGS,
@@ -17,15 +17,16 @@ from model.llama.initial_weights import (
     BlankWeights,
     RandomWeights,
     Weights,
-    join_vision,
+    join_modalities,
     weight_shapes,
 )
 from model.llama.llama import build_llama, load_llama, whole_llama
 from storage.errors import UserError
 from tests.model.llama.test_llama import SIZES
 
-TEXT = llama_config(SIZES, vocab_size=64, context=64, rope_theta=1e4)
-JOINT = llama_config(SIZES, vocab_size=96, context=64, rope_theta=1e4, text_size=64)
+VOCABULARY = {"text": 64, "vision": 32}
+TEXT = llama_config(SIZES, 64, context=64, rope_theta=1e4)
+JOINT = llama_config(SIZES, VOCABULARY, context=64, rope_theta=1e4)
 NORM = "model.layers.1.input_layernorm.weight"
 
 
@@ -78,30 +79,30 @@ def test_a_stage_has_its_own_context_and_theta(tmp_path: Path) -> None:
 
 def test_no_file_is_asked_for_before_a_weight_is() -> None:
     weights = StoredWeights(TEXT, lambda: pytest.fail("fetched"))
-    assert join_vision(weights, 64, 96, seed=7).config.vocab_size == 96
+    assert join_modalities(weights, VOCABULARY, seed=7).config.vocab_size == 96
 
 
 def test_vision_rows_join_a_text_model_without_touching_it() -> None:
     text = RandomWeights(TEXT, 0)
-    weights = join_vision(text, text_size=64, vocab_size=96, seed=7)
-    assert (weights.config.vocab_size, text_vocab_size(weights.config)) == (96, 64)
+    weights = join_modalities(text, VOCABULARY, seed=7)
+    assert (weights.config.vocab_size, modality_ranges(weights.config)["text"]) == (96, range(64))
     before, joint = all_of(text), all_of(weights)
     for name, weight in joint.items():
         assert torch.equal(weight[: len(before[name])], before[name])
     assert joint[EMBEDDINGS].shape == joint[HEAD].shape == (96, 32)
     assert torch.equal(joint[HEAD][64:], RandomWeights(JOINT, 7).read(HEAD)[64:])
     assert not torch.equal(joint[HEAD][64:], joint[EMBEDDINGS][64:])
-    assert join_vision(weights, 64, 96, seed=8) is weights, "what has its vision rows is left alone"
+    assert join_modalities(weights, VOCABULARY, seed=8) is weights, "what has its vision rows is left alone"
     model = whole_llama(weights)
-    assert model.lm_head(torch.zeros(2, 32), torch.tensor([3, 70]), text_size=64).shape == (2,)
+    assert model.lm_head(torch.zeros(2, 32), torch.tensor([3, 70]), [range(64), range(64, 96)]).shape == (2,)
 
 
 def test_rows_that_pad_a_text_vocabulary_make_room_for_vision() -> None:
     padded = RandomWeights(llama_config(SIZES, 72, 64, 1e4), 0)
-    joint = join_vision(padded, text_size=64, vocab_size=96, seed=7)
+    joint = join_modalities(padded, VOCABULARY, seed=7)
     assert torch.equal(joint.read(HEAD)[:64], padded.read(HEAD)[:64])
     assert torch.equal(joint.read(HEAD)[64:], RandomWeights(JOINT, 7).read(HEAD)[64:])
-    assert text_vocab_size(joint.config) == 64
+    assert modality_ranges(joint.config)["text"] == range(64)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +114,12 @@ def test_rows_that_pad_a_text_vocabulary_make_room_for_vision() -> None:
     ],
 )
 def test_a_checkpoint_of_another_vocabulary_is_a_users_mistake(vocab_size, text_size, said) -> None:
-    config = llama_config(SIZES, vocab_size, 64, 1e4, text_size or vocab_size)
+    sizes = vocab_size if text_size is None else {"text": text_size, "vision": vocab_size - text_size}
+    config = llama_config(SIZES, sizes, 64, 1e4)
     if text_size is None:
-        del config.text_vocab_size
+        del config.modality_sizes
     with pytest.raises(UserError, match=said):
-        join_vision(RandomWeights(config, 0), text_size=64, vocab_size=96, seed=7)
+        join_modalities(RandomWeights(config, 0), VOCABULARY, seed=7)
 
 
 def test_tied_embeddings_are_parted(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_tied_embeddings_are_parted(tmp_path: Path) -> None:
     loaded = load_llama(tmp_path)
     assert torch.equal(loaded.lm_head.weight, tied.model.embed_tokens.weight)
     assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
-    joint = whole_llama(join_vision(stored(tmp_path), 64, 96, seed=7))
+    joint = whole_llama(join_modalities(stored(tmp_path), VOCABULARY, seed=7))
     assert torch.equal(joint.lm_head.weight[:64], tied.model.embed_tokens.weight[:64])
     assert not torch.equal(joint.lm_head.weight[64:], joint.model.embed_tokens.weight[64:])
     joint.save_pretrained(tmp_path / "joint")
@@ -151,3 +153,18 @@ def test_a_folder_that_has_not_all_of_a_model_is_a_users_mistake(tmp_path: Path)
     (tmp_path / ONE_FILE).unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
         load_llama(tmp_path)
+
+
+def test_a_model_of_text_and_vision_is_given_the_rows_of_a_third_modality() -> None:
+    sizes = {**VOCABULARY, "audio": 8}
+    two = RandomWeights(JOINT, 0)
+    three = join_modalities(two, sizes, seed=7)
+    assert modality_ranges(three.config) == {"text": range(64), "vision": range(64, 96), "audio": range(96, 104)}
+    fresh = RandomWeights(llama_config(SIZES, sizes, 64, 1e4), 7)
+    for table in (EMBEDDINGS, HEAD):
+        assert torch.equal(three.read(table)[:96], two.read(table))
+        assert torch.equal(three.read(table)[96:], fresh.read(table)[96:])
+    with pytest.raises(UserError, match=r"ids are of text, vision in this order, the recipe's of text, audio, vision"):
+        join_modalities(two, {"text": 64, "audio": 8, "vision": 32}, seed=7)
+    with pytest.raises(UserError, match="the checkpoint has 8 audio ids, the recipe 0"):
+        join_modalities(three, VOCABULARY, seed=7)

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from model.attention.plan.planner import plan_sequence
-from model.llama.config import llama_config, text_vocab_size
+from model.llama.config import llama_config, modality_ranges
 from model.llama.llama import build_llama, inference, load_llama
 from storage.errors import UserError
 
@@ -26,7 +26,7 @@ SIZES = {
 
 
 def config():
-    return llama_config(SIZES, vocab_size=96, context=64, rope_theta=1e4, text_size=64)
+    return llama_config(SIZES, {"text": 64, "vision": 32}, context=64, rope_theta=1e4)
 
 
 def hidden_of(model, ids, **packing):
@@ -86,7 +86,7 @@ def test_loading_gives_back_the_weights_and_their_dtype(tmp_path):
     again = load_llama(tmp_path / "out")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     assert again.lm_head.weight.dtype == torch.bfloat16
-    assert text_vocab_size(again.config) == 64
+    assert modality_ranges(again.config) == {"text": range(64), "vision": range(64, 96)}
     assert again.config._attn_implementation == "ring"
     assert load_llama(tmp_path / "out", dtype=torch.float32).lm_head.weight.dtype == torch.float32
 

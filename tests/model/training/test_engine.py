@@ -136,11 +136,11 @@ def test_every_rank_reports_the_whole_batch(ranks):
     first = ranks[0]["first"]
     assert (first.step, first.tokens) == (0, len(batch[0].tokens))
     vision = (batch[0].labels >= 320) & (batch[0].loss_weight > 0)
-    assert first.vision_targets == vision.sum()
-    assert first.text_targets == ((batch[0].loss_weight > 0) & ~vision).sum()
+    assert first.modalities["vision"].targets == vision.sum()
+    assert first.modalities["text"].targets == ((batch[0].loss_weight > 0) & ~vision).sum()
     assert first.loss == pytest.approx(PaddedReference("vision-text").loss().item(), rel=1e-6)
-    assert first.loss == pytest.approx(first.text_loss + first.vision_loss)
-    assert 0 < first.text_nats / first.text_targets < 20
+    assert first.loss == pytest.approx(first.modalities["text"].loss + first.modalities["vision"].loss)
+    assert 0 < first.modalities["text"].nats / first.modalities["text"].targets < 20
     assert replace(ranks[1]["first"], seconds=0) == replace(first, seconds=0)
 
 
@@ -160,13 +160,20 @@ def test_below_zero_3_a_rank_starts_in_the_memory_of_the_weights_that_the_engine
 
 def test_the_losses_of_the_sources_sum_to_the_loss(ranks):
     first, mixed = ranks[0]["first"], ranks[0]["by_source"]
-    assert first.source_loss == (pytest.approx(first.loss, rel=1e-6),)
-    assert first.source_targets == (first.text_targets + first.vision_targets,)
-    assert sum(mixed.source_loss) == pytest.approx(mixed.loss, rel=1e-6)
-    assert sum(mixed.source_nats) == pytest.approx(mixed.text_nats + mixed.vision_nats, rel=1e-6)
-    assert sum(mixed.source_targets) == mixed.text_targets + mixed.vision_targets
-    assert 0 < mixed.source_loss[0] != mixed.source_loss[1] > 0
-    assert ranks[1]["by_source"].source_loss == mixed.source_loss
+    assert [one.loss for one in first.sources] == [pytest.approx(first.loss, rel=1e-6)]
+    assert [one.targets for one in first.sources] == [
+        first.modalities["text"].targets + first.modalities["vision"].targets
+    ]
+    assert sum(one.loss for one in mixed.sources) == pytest.approx(mixed.loss, rel=1e-6)
+    assert sum(one.nats for one in mixed.sources) == pytest.approx(
+        mixed.modalities["text"].nats + mixed.modalities["vision"].nats, rel=1e-6
+    )
+    assert (
+        sum(one.targets for one in mixed.sources)
+        == mixed.modalities["text"].targets + mixed.modalities["vision"].targets
+    )
+    assert 0 < mixed.sources[0].loss != mixed.sources[1].loss > 0
+    assert ranks[1]["by_source"].sources == mixed.sources
 
 
 def test_documents_alone_are_useful(ranks):
@@ -190,9 +197,9 @@ def test_a_step_knows_its_parts_and_how_long_it_waited_for_others(ranks):
 def test_evaluation_is_the_loss_of_a_step_without_the_step(ranks):
     first, evaluated = ranks[0]["first"], ranks[0]["evaluated"]
     assert evaluated.loss == pytest.approx(first.loss, rel=1e-9)
-    assert evaluated.vision_nats == pytest.approx(first.vision_nats, rel=1e-9)
+    assert evaluated.modalities["vision"].nats == pytest.approx(first.modalities["vision"].nats, rel=1e-9)
     assert ranks[0]["evaluated_twice"].loss == pytest.approx(first.loss, rel=1e-9)
-    assert ranks[0]["evaluated_twice"].text_targets == 2 * first.text_targets
+    assert ranks[0]["evaluated_twice"].modalities["text"].targets == 2 * first.modalities["text"].targets
     assert ranks[0]["with_evaluation"] == ranks[0]["without_evaluation"]
 
 

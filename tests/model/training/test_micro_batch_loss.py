@@ -14,6 +14,7 @@ from model.llama.loss import token_nll
 from model.training.micro_batch_loss import MicroBatchLoss, micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from tests.model.peak_memory import Widths
+from tests.model.two_modalities import TwoSoftmaxes, two_sums
 from tokenization.loader.batch import MicroBatch
 
 TEXT, VOCABULARY = 40, 96
@@ -29,7 +30,7 @@ SIZES = {
 
 @pytest.fixture
 def model():
-    return build_llama(llama_config(SIZES, VOCABULARY, 64, 1e4, text_size=TEXT), 0)
+    return build_llama(llama_config(SIZES, {"text": TEXT, "vision": VOCABULARY - TEXT}, 64, 1e4), 0)
 
 
 def documents(seed=0, high=VOCABULARY):
@@ -77,7 +78,9 @@ def test_sums_are_weighted_nats_plain_nats_and_targets_of_each_modality(model):
     local_sum, sums = micro_batch_loss(model, share)
     packing = {"position_ids": share.positions[None], "plan": share.plan, "group": None}
     hidden = model.model(input_ids=share.tokens[None], **packing)
-    nll = token_nll(hidden.last_hidden_state[0], model.lm_head.weight, labels, TEXT).detach()
+    nll = token_nll(
+        hidden.last_hidden_state[0], model.lm_head.weight, labels, [range(TEXT), range(TEXT, VOCABULARY)]
+    ).detach()
     for name, modality in (("text", labels < TEXT), ("vision", labels >= TEXT)):
         counted = modality & (weights > 0)
         assert sums[f"{name}_targets"].item() == counted.sum().item()
@@ -125,3 +128,36 @@ def test_without_any_target_the_sum_is_zero_and_reaches_every_parameter(model):
 def test_the_module_is_the_function(model):
     share = batch(documents())
     assert torch.equal(MicroBatchLoss(model)(share)[0], micro_batch_loss(model, share)[0])
+
+
+@pytest.mark.parametrize("high", [TEXT, VOCABULARY])
+def test_text_and_vision_are_to_the_bit_what_they_were_when_there_were_no_others(model, high):
+    share = batch(documents(high=high))
+    loss, sums = micro_batch_loss(model, share, chunk=4)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    packing = {"position_ids": share.positions[None], "plan": share.plan, "group": None, "use_cache": False}
+    hidden = model.model(input_ids=share.tokens[None], **packing).last_hidden_state[0]
+    labels = share.labels.masked_fill(share.loss_weight == 0, -1)
+    nll = TwoSoftmaxes.apply(hidden, model.lm_head.weight, labels, TEXT, 4)
+    before = (share.loss_weight * nll).sum()
+    before.backward()
+    assert torch.equal(loss, before)
+    assert all(torch.equal(mine, p.grad) for mine, p in zip(gradients, model.parameters(), strict=True))
+    for name, value in two_sums(nll.detach(), share, TEXT).items():
+        assert torch.equal(sums[name], value), name
+
+
+def test_a_third_modality_has_sums_of_its_own():
+    config = llama_config(SIZES, {"text": TEXT, "vision": 30, "audio": VOCABULARY - TEXT - 30}, 64, 1e4)
+    share = batch(documents())
+    _, sums = micro_batch_loss(build_llama(config, 0), share)
+    counted = share.labels[share.loss_weight > 0]
+    numbers = {name: int(sums[f"{name}_targets"]) for name in ("text", "vision", "audio")}
+    assert numbers == {
+        "text": int((counted < TEXT).sum()),
+        "vision": int(((counted >= TEXT) & (counted < TEXT + 30)).sum()),
+        "audio": int((counted >= TEXT + 30).sum()),
+    }
+    assert all(numbers.values())

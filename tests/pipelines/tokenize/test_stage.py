@@ -82,7 +82,7 @@ def documents(undisturbed: Path) -> dict[str, Document]:
             own = list(read_documents(file))
         assert len(own) == part["documents"]
         assert sum(map(len, own)) == part["tokens"]
-        assert sum(int(VOCABULARY.is_vision(one.tokens).sum()) for one in own) == part["vision_tokens"]
+        assert sum(int(VOCABULARY["vision"].contains(one.tokens).sum()) for one in own) == part["vision_tokens"]
         made |= {one.key: one for one in own}
     return made
 
@@ -108,17 +108,17 @@ def test_a_clip_becomes_documents_of_three_frames_in_order_with_lwms_markup(
     with (sources / "clips" / "carphone.mp4").open("rb") as file:
         request = FrameRequest(fps=12, size=32, chunk=64, max_frames=60)
         frames = np.concatenate([chunk.frames for chunk in media_frames(file, "video", request)])
-    expected = VOCABULARY.codes_to_ids(vqgan.encode(frames))
+    expected = VOCABULARY["vision"].codes_to_ids(vqgan.encode(frames))
     made = [document for key, document in documents.items() if key.startswith("clips/carphone.mp4#")]
     assert len(made) == -(-len(frames) // 3)
     tokenizer = load_text_tokenizer(str(sources / "tokenizer.json"))
     captions = 0
     for number, document in enumerate(made):
-        vision = document.tokens[VOCABULARY.is_vision(document.tokens)]
+        vision = document.tokens[VOCABULARY["vision"].contains(document.tokens)]
         own = expected[3 * number : 3 * number + 3]
         ends = [VOCABULARY.eof_id] * (len(own) - 1) + [VOCABULARY.eov_id]
         assert vision.tolist() == np.column_stack([own, ends]).ravel().tolist()
-        before, after = np.flatnonzero(VOCABULARY.is_vision(document.tokens))[[0, -1]]
+        before, after = np.flatnonzero(VOCABULARY["vision"].contains(document.tokens))[[0, -1]]
         assert tokenizer.decode(document.tokens[:before]) == "<vision>"
         said = tokenizer.decode(document.tokens[after + 1 :])
         captions += said == "</vision>a man talks in a car"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.training.engine import StepMetrics
+from model.training.engine import StepMetrics, TargetLoss
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import record_json
 from pipelines.pack.record import PackOutputs, PackRecord
@@ -94,8 +94,8 @@ def untimed(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_of(number: int, loss: float = 2.0, grad_norm: float = 1.0) -> StepMetrics:
-    sums = {"text_nats": 1.0, "vision_nats": 0.0, "text_targets": 1, "vision_targets": 0, "tokens": 64}
-    return StepMetrics(loss, loss, 0.0, **sums, seconds=0.1, step=number, lr=0.1, grad_norm=grad_norm)
+    parts = {"text": TargetLoss(loss, nats=1.0, targets=1)}
+    return StepMetrics(loss, parts, (), tokens=64, seconds=0.1, step=number, lr=0.1, grad_norm=grad_norm)
 
 
 def test_a_gradient_that_is_not_finite_is_a_bad_step_and_so_many_are_put_up_with() -> None:

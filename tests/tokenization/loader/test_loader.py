@@ -382,7 +382,7 @@ def test_sources_that_do_not_belong_together_are_refused(corpus) -> None:
     store, (text, video) = corpus
     with pytest.raises(UserError, match="different objective"):
         Loader(store, [text, replace(video, objective="text")], order_of([text, video]), 4)
-    other = replace(video, vocabulary=replace(VOCABULARY, text_size=99))
+    other = replace(video, vocabulary=JointVocabulary.for_codebook(99, 40))
     with pytest.raises(UserError, match="different vocabulary"):
         Loader(store, [text, other], order_of([text, video]), 4)
     with pytest.raises(ValueError, match="share a shard name"):

@@ -218,11 +218,14 @@ def test_windows_do_not_end_with_sequences_that_have_little_in_them() -> None:
 def test_neighbours_are_not_sorted_by_modality() -> None:
     """Sources in which all pictures come first: half the documents vision, in order, and short as those are."""
     rng = np.random.default_rng(6)
-    vision = [np.full(n, VOCABULARY.codes_to_ids(np.array([1]))[0], dtype=np.int32) for n in rng.integers(20, 40, 2000)]
+    vision = [
+        np.full(n, VOCABULARY["vision"].codes_to_ids(np.array([1]))[0], dtype=np.int32)
+        for n in rng.integers(20, 40, 2000)
+    ]
     text = [np.full(n, 5, dtype=np.int32) for n in rng.integers(30, 300, 500)]
     documents = [Document(f"d{i}", "test", tokens, ((1, len(tokens)),)) for i, tokens in enumerate([*vision, *text])]
     sequences = list(pack(documents, 512, VOCABULARY, "vision-text", window=3000))
-    share = np.array([VOCABULARY.is_vision(sequence.tokens).mean() for sequence in sequences])
+    share = np.array([VOCABULARY["vision"].contains(sequence.tokens).mean() for sequence in sequences])
     assert 0.2 < share.mean() < 0.8
     assert abs(np.corrcoef(share[:-1], share[1:])[0, 1]) < 0.25
 

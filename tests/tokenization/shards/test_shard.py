@@ -127,8 +127,8 @@ def test_counts_are_those_of_the_sequences() -> None:
     assert stats.n_sequences == len(stats.index) == len(sequences)
     assert stats.n_tokens == len(tokens)
     assert stats.n_filled == sum(map(filled, sequences))
-    assert stats.n_vision == (target & (tokens >= 100)).sum() > 0
-    assert stats.n_text == (target & (tokens < 100)).sum() > 0
+    assert stats.targets["vision"] == (target & (tokens >= 100)).sum() > 0
+    assert stats.targets["text"] == (target & (tokens < 100)).sum() > 0
     assert stats.n_examples == sum(sequence.n_examples for sequence in sequences) > 20
     assert stats.n_documents == 20, "pieces of one document count once"
 
@@ -136,7 +136,7 @@ def test_counts_are_those_of_the_sequences() -> None:
 def test_an_empty_shard_is_a_valid_one() -> None:
     body, stats = shard_of([])
     assert stats.n_sequences == 0
-    assert verify_shard(io.BytesIO(body), stats) == []
+    assert verify_shard(io.BytesIO(body), stats, VOCABULARY) == []
 
 
 @given(st.text(min_size=0, max_size=120))
@@ -183,7 +183,7 @@ def test_a_key_twice_in_a_shard_is_refused() -> None:
 
 def test_a_whole_shard_verifies() -> None:
     body, stats = shard_of(some_sequences())
-    assert verify_shard(io.BytesIO(body), stats) == []
+    assert verify_shard(io.BytesIO(body), stats, VOCABULARY) == []
 
 
 def test_a_flipped_bit_is_found_by_verification_and_by_reading() -> None:
@@ -191,7 +191,7 @@ def test_a_flipped_bit_is_found_by_verification_and_by_reading() -> None:
     entry = stats.index[2]
     damaged = bytearray(body)
     damaged[entry.offset + entry.length - 1] ^= 1
-    problems = verify_shard(io.BytesIO(damaged), stats)
+    problems = verify_shard(io.BytesIO(damaged), stats, VOCABULARY)
     assert any("sha256" in problem for problem in problems)
     assert any(entry.key in problem and "checksum" in problem for problem in problems)
     with pytest.raises(BadData, match=f"sequence {entry.key} is corrupt"):
@@ -210,7 +210,7 @@ def test_damaged_lineage_is_named() -> None:
 def test_a_truncated_shard_is_found() -> None:
     body, stats = shard_of(some_sequences())
     entry = stats.index[len(stats.index) - 1]
-    problems = verify_shard(io.BytesIO(body[: entry.offset + 10]), stats)
+    problems = verify_shard(io.BytesIO(body[: entry.offset + 10]), stats, VOCABULARY)
     assert any("bytes, the manifest says" in problem for problem in problems)
     assert any(f"sequence {entry.key} is cut short" in problem for problem in problems)
 
@@ -225,7 +225,7 @@ class OnlyForward(io.BytesIO):
 
 def test_verification_reads_a_shard_once_from_its_beginning_to_its_end() -> None:
     body, stats = shard_of(some_sequences())
-    assert verify_shard(OnlyForward(body), stats) == []
+    assert verify_shard(OnlyForward(body), stats, VOCABULARY) == []
 
 
 def test_every_damaged_member_is_named() -> None:
@@ -233,7 +233,7 @@ def test_every_damaged_member_is_named() -> None:
     damaged = bytearray(body)
     for number, place in ((1, -BLOCK), (3, 100), (4, stats.index[4].json_offset - stats.index[4].offset - BLOCK)):
         damaged[stats.index[number].offset + place] ^= 1
-    problems = verify_shard(io.BytesIO(damaged), stats)
+    problems = verify_shard(io.BytesIO(damaged), stats, VOCABULARY)
     assert len(problems) == 4
     assert "sha256" in problems[0]
     for number, problem in zip((1, 3, 4), problems[1:]):
@@ -242,18 +242,19 @@ def test_every_damaged_member_is_named() -> None:
 
 def test_bytes_after_the_last_member_are_found() -> None:
     body, stats = shard_of(some_sequences())
-    assert len(verify_shard(io.BytesIO(body + b"more"), stats)) == 2
+    assert len(verify_shard(io.BytesIO(body + b"more"), stats, VOCABULARY)) == 2
 
 
 def test_counts_and_index_that_do_not_match_the_shard_are_found() -> None:
     body, stats = shard_of(some_sequences())
-    assert verify_shard(io.BytesIO(body), replace(stats, n_text=0)) == [
-        f"n_text is {stats.n_text}, the manifest says 0"
+    fewer = replace(stats, targets={**stats.targets, "text": 0})
+    assert verify_shard(io.BytesIO(body), fewer, VOCABULARY) == [
+        f"the number of text targets is {stats.targets['text']}, the manifest says 0"
     ]
     columns = stats.index.to_columns()
     moved = {**columns, "offset": columns["offset"][::-1]}
     wrong = ShardStats.from_json({**stats.to_json(), "index": moved})
-    assert any("in the index" in problem for problem in verify_shard(io.BytesIO(body), wrong))
+    assert any("in the index" in problem for problem in verify_shard(io.BytesIO(body), wrong, VOCABULARY))
 
 
 def test_a_shard_set_survives_json() -> None:
@@ -277,3 +278,16 @@ def test_a_shard_of_another_context_does_not_join_a_set() -> None:
     _, stats = shard_of(some_sequences())
     with pytest.raises(UserError, match=r"shard a\.tar has context 64, not 128"):
         ShardSet(128, VOCABULARY, "vision-text", ("a.tar",), (stats,))
+
+
+def test_a_set_of_when_there_were_text_and_vision_alone_is_read() -> None:
+    body, stats = shard_of(some_sequences())
+    plain = ShardSet(64, VOCABULARY, "vision-text", ("a.tar",), (stats,)).to_json()
+    for counts in (plain["totals"], *plain["shards"]):
+        counts |= {f"n_{name}": number for name, number in counts.pop("targets").items()}
+    plain["shards"][0]["text_size"] = 100
+    plain["vocabulary"] = {"text_size": 100, "codebook_size": 40, "vision_size": 256, "bos_id": 1, "eos_id": 2}
+    again = ShardSet.from_json(json.loads(json.dumps(plain)))
+    assert again.vocabulary == VOCABULARY
+    assert again.stats[0].targets == stats.targets
+    assert verify_shard(io.BytesIO(body), again.stats[0], VOCABULARY) == []

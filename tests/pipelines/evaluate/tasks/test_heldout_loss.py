@@ -20,7 +20,7 @@ from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
-VOCABULARY = JointVocabulary(50, 20, 22)
+VOCABULARY = JointVocabulary.for_codebook(50, 20, 22)
 LLAMA = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -29,16 +29,16 @@ def documents() -> list[Document]:
     made = []
     for number, length in enumerate((30, 21, 9)):
         tokens = generator.integers(3, 50, length).astype(np.int32)
-        tokens[length // 2 :] = VOCABULARY.codes_to_ids(generator.integers(0, 20, length - length // 2))
+        tokens[length // 2 :] = VOCABULARY["vision"].codes_to_ids(generator.integers(0, 20, length - length // 2))
         made.append(Document(f"d{number}", "s", tokens, ((2, length),)))
     return made
 
 
 def test_scores_of_packed_documents_are_those_of_each_document_alone_within_its_modality() -> None:
-    model = build_llama(llama_config(LLAMA, VOCABULARY.size, 40, 1e4, text_size=50), seed=1).eval()
+    model = build_llama(llama_config(LLAMA, VOCABULARY.sizes, 40, 1e4), seed=1).eval()
     sums = score_sequences(model, pack(documents(), 40, VOCABULARY, "vision-text"))
     nats, targets = {"text": 0.0, "vision": 0.0}, {"text": 0, "vision": 0}
-    stock = build_llama(llama_config(LLAMA, VOCABULARY.size, 40, 1e4, text_size=50), seed=1, attention="eager").eval()
+    stock = build_llama(llama_config(LLAMA, VOCABULARY.sizes, 40, 1e4), seed=1, attention="eager").eval()
     for document in documents():
         with torch.no_grad():
             logits = stock(torch.from_numpy(document.tokens).long()[None]).logits[0].double()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from model.llama.config import llama_config
-from model.training.engine import StepMetrics
+from model.training.engine import StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.recipe import Recipe
 from pipelines.train.check_wandb import check_wandb
@@ -34,19 +34,12 @@ SIZES = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_
 def metrics(step: int = 0) -> StepMetrics:
     return StepMetrics(
         loss=3.0,
-        text_loss=2.0,
-        vision_loss=1.0,
-        text_nats=60.0,
-        vision_nats=8.0,
-        text_targets=20,
-        vision_targets=4,
+        modalities={"text": TargetLoss(2.0, 60.0, 20), "vision": TargetLoss(1.0, 8.0, 4)},
         tokens=64,
         seconds=1.5,
         useful_tokens=48,
         useful_pairs=300,
-        source_loss=(2.5, 0.5, 0.0),
-        source_nats=(50.0, 18.0, 0.0),
-        source_targets=(16, 8, 0),
+        sources=(TargetLoss(2.5, 50.0, 16), TargetLoss(0.5, 18.0, 8), TargetLoss(0.0, 0.0, 0)),
         step=step,
         lr=1e-3,
         grad_norm=0.25,
@@ -83,7 +76,7 @@ def test_a_dropped_steps_norm_is_null_and_shown_nowhere() -> None:
 
 
 def test_speed_and_utilisation_by_hand() -> None:
-    config = llama_config(SIZES, 100, 64, 1e4, text_size=70)
+    config = llama_config(SIZES, {"text": 70, "vision": 30}, 64, 1e4)
     weights = 4 * 4 * 4 + 3 * 4 * 8
     flops = 3 * (2 * weights * 48 + 4 * 4 * 300 + 2 * 4 * (20 * 70 + 4 * 30))
     assert speed(metrics(), 2.0, config, peak=1e6) == {
