@@ -24,8 +24,8 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """memory: bytes that the decoder may allocate (libraries not counted). cpu_seconds: processor time that it may take
-    without reading on in its file and without finishing a chunk of frames.
+    """memory: bytes that decoding may allocate, beyond what libraries take as they are imported. cpu_seconds: processor
+    time that it may take without reading on in its file and without finishing a chunk of frames.
     """
 
     memory: int = 4 << 30
@@ -44,8 +44,9 @@ def end_with_parent(parent: int) -> None:
 
 def confine(limits: Limits) -> None:
     """Put this process under the limits: memory, open files, no core dump, and no file written except in `outside`."""
-    # Not the address space: that counts libraries and what is only reserved, and so varies with versions.
-    _lower(resource.RLIMIT_DATA, limits.memory)
+    # Not the address space: that counts what is only reserved, and so varies with versions. What libraries allocate
+    # varies with the processor (OpenBLAS has buffers for each of its kernels), so it is not counted either.
+    _lower(resource.RLIMIT_DATA, _status_bytes("VmData") + limits.memory)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_CORE, 0)
     _write_files(False)
@@ -95,7 +96,7 @@ class Strain:
     """Whether this process has come near its limit of memory: libraries tell of it in any way they like."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most = limits.memory // 2 + _status_bytes("VmSize") - _status_bytes("VmData")
+        self._most = limits.memory // 2 + _status_bytes("VmSize")
 
     def __bool__(self) -> bool:
         return _status_bytes("VmPeak") > self._most

@@ -63,7 +63,8 @@ def test_packed_documents_equal_each_alone_in_stock_transformers(checkpointing):
     (alone * weights).sum().backward()
     for (name, mine), theirs in zip(ours.named_parameters(), stock.parameters()):
         if mine.grad is not None:
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-5, atol=2e-5, msg=name)
+            # Sums round to the size of their terms, so entries near zero are judged by the tensor's largest.
+            assert (mine.grad - theirs.grad).abs().max() <= 1e-5 * theirs.grad.abs().max(), name
 
 
 def test_a_saved_model_is_a_plain_checkpoint_that_transformers_loads(tmp_path):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from pipelines.sources.listing import SourceObject, list_sources, listing_digest
 from storage.errors import UserError
 from storage.store import Store
 from storage.urls import open_url
+from testing.http_server import files_server
 from testing.miniature import text_recipe
 from tokenization.media.frame_sampling import FrameRequest
 
@@ -42,15 +40,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def web(folder: Path) -> Iterator[str]:
     """The folder behind an HTTP server."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with files_server(folder) as address:
+        yield address
 
 
 def test_objects_are_sorted_by_key_and_keys_are_paths_below_the_pattern(folder: Path) -> None:

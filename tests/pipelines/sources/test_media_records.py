@@ -6,9 +6,6 @@ import dataclasses
 import io
 import json
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from pipelines.sources.media import BadMedium, Medium, media_of, resolve
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import public_url
+from testing.http_server import files_server
 from testing.miniature import sample, text_recipe
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.readers import webdataset_tar as tar_samples
@@ -275,24 +273,12 @@ def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> No
     for name, content in {"d/qa.jsonl": b'{"m": "../p/x", "caption": "c"}', "p/x": IMAGES[0].read_bytes()}.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path))
-    serving = threading.Thread(target=server.serve_forever)
-    serving.start()
-    try:
-        (found,) = listing(f"http://127.0.0.1:{server.server_port}", urls=["d/qa.jsonl"], media="m")
+    with files_server(tmp_path) as web:
+        (found,) = listing(web, urls=["d/qa.jsonl"], media="m")
         (frames,) = object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=4, max_frames=9))
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
     whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
     assert (frames.frames == next(object_frames(whole, {}, FrameRequest(fps=4, size=16, chunk=4))).frames).all()
     assert frames.times == np.zeros(1)
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.mark.parametrize(

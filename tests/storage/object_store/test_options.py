@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from storage.object_store.credentials import Keys
 from storage.object_store.errors import Request
 from storage.object_store.options import azure_settings, bucket_region, gcs_settings, s3_settings
 from storage.urls import list_objects
+from testing.http_server import http_server
 
 KEYS = {"key": "k", "secret": "s"}
 
@@ -169,10 +169,8 @@ def test_the_region_of_a_bucket_is_asked_where_none_is_set() -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        assert bucket_region("mine", f"http://127.0.0.1:{server.server_address[1]}") == "of-mine"
-        server.shutdown()
+    with http_server(Answer) as store:
+        assert bucket_region("mine", store) == "of-mine"
     assert bucket_region("mine", "http://127.0.0.1:9") == "us-east-1"
 
 
