@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := --retries 1 --index-url https://download.pytorch.org/whl/cpu
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # One compute thread a process: the work is spread over processes, and two threads on a busy core cost more than they give.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0

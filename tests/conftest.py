@@ -69,6 +69,13 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file, whose tests share fixtures, stays on one parallel worker."""
+    """A file, whose tests share fixtures, stays on one parallel worker; slow files come first.
+
+    Of the files that need the undisturbed run one begins, and the others follow when it has been made.
+    """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("faults")}
+    needing = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
+    first = next((item.path for item in items if item.path in needing), None)
+    items.sort(key=lambda item: (item.path != first, item.path not in slow, item.path in needing))

@@ -13,7 +13,7 @@ from benchmarks.memory import WITHIN, _line
 from jobs.cli import USER_MISTAKE, main
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_peak_is_straight_in_the_tokens_of_a_rank_and_within_what_is_predicted(tmp_path: Path) -> None:
     reports = []
     while len(reports) < 3:  # on a busy machine buffers of several reductions live at once: the least is the step's own

