@@ -146,13 +146,12 @@ def test_a_node_with_other_code_makes_nothing_whether_it_joins_a_run_or_was_ther
     other = other_checkout(tmp_path / "other")
     recipe = short_recipe(sources, tmp_path, decode={"custom": {"decode": 1}, "workers": 2})
     address = nodes.start_head()
+    wait_for(lambda: any(Path(nodes.folders[0]).glob("session_2*/sockets/raylet")))
     command = [str(installed / "ringworld"), "run", str(recipe)]
     env = nodes.environment(RAY_ADDRESS=address)
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
-    wait_for(
-        lambda: "tokenize" in (tmp_path / "log").read_text().rpartition("ray joined")[2] or first.poll() is not None
-    )
+    wait_for(lambda: "tokenize" in (tmp_path / "log").read_text().partition("ray joined")[2])
     nodes.join(address, 1, "decode", 2, PYTHONPATH=str(other))
     assert first.wait(120) == 2, (tmp_path / "log").read_text()
     second = call(command, tmp_path, **{key: env[key] for key in env if key.startswith("RAY_")})
