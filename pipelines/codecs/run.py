@@ -10,11 +10,12 @@ from typing import Any
 
 import ray
 
+from pipelines.cluster.placement import PlacementWait, first_ready
 from pipelines.cluster.progress import Bar, following
 from pipelines.cluster.ray_cluster import own_errors
 from pipelines.cluster.same_code import as_driver
 from pipelines.codecs.record import CodecRecord
-from pipelines.recipe import VisualTokenizer
+from pipelines.recipe import Resources, VisualTokenizer
 from pipelines.sources.listing import SourceObject
 from storage.store import Store
 
@@ -27,7 +28,8 @@ def make_codec(
     media = [found for found in objects if found.kind != "text" and not found.heldout]
     with following(line) as reports, own_errors():
         make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
-        record: CodecRecord = ray.get(make.remote(recipe, media, seed, store, reports))
+        task = make.remote(recipe, media, seed, store, reports)
+        record: CodecRecord = ray.get(first_ready([task], PlacementWait("vqgan", Resources(cpus=threads))))
     return record
 
 

@@ -29,10 +29,10 @@ def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
     shared = ray.put(job)
 
     def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"evaluate:{name}", "max_retries": -1, **pool.ray_options}
+        options = {"name": f"evaluate:{name}", "max_retries": 0, **pool.ray_options}
         return _measure.options(**options).remote(parts[name], shared, pool.cpus)
 
-    records = run_partitions(submit, list(parts), job.store, pool.workers, lambda record: line.advance(1))
+    records = run_partitions("evaluate", submit, list(parts), job.store, pool, lambda record: line.advance(1))
     figures = collect(job, records)
     for row in figures.heldout:
         log.info(

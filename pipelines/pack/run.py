@@ -87,13 +87,13 @@ def pack_all(
     partitions = {part.name: part for part in parts}
 
     def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"pack:{name}", "max_retries": -1, **job.settings.pool.ray_options}
+        options = {"name": f"pack:{name}", "max_retries": 0, **job.settings.pool.ray_options}
         return _pack_partition.options(**options).remote(partitions[name], job, documents.store, store)
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, sequences=record["sequences"], fill=record["fill"])
 
-    records = run_partitions(submit, list(partitions), store, job.settings.pool.workers, on_done)
+    records = run_partitions(f"pack-{job.stage.name}", submit, list(partitions), store, job.settings.pool, on_done)
     sets: dict[str, dict[str, Any]] = {}
     for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
         chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]

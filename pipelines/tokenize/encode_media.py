@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from pipelines.cluster.placement import PlacementWait
 from pipelines.cluster.progress import Meter
 from pipelines.cluster.same_code import as_driver
 from pipelines.recipe import EncoderResources, VisualTokenizer
@@ -34,7 +35,7 @@ def vqgan_pool(recipe: VisualTokenizer, weights: Store, resources: EncoderResour
     """A pool of VQGANs, each on one device, placed by what the recipe asks for."""
     actor = _Encoder.options(**resources.ray_options)  # type: ignore[attr-defined]
     size = PoolSize(resources.min_workers, resources.workers, resources.idle_seconds)
-    return encoder_pool(actor, (recipe, weights), size)
+    return encoder_pool(actor, (recipe, weights), size, PlacementWait("tokenize.encode", resources))
 
 
 @ray.remote
@@ -178,7 +179,8 @@ class _Batches:
         while self._under_way and self._bytes + frames.nbytes > self._in_flight:
             self._receive()
         kept = ray.put(frames)
-        self._under_way.append(_Batch(self._pool.encode.remote([kept]), kept, frames.nbytes, owners))
+        media = ", ".join(dict.fromkeys(owner.origin.key for owner, _ in owners))
+        self._under_way.append(_Batch(self._pool.encode.remote([kept], media), kept, frames.nbytes, owners))
         self._bytes += frames.nbytes
         self._filling, self._room = [], self._size
 

@@ -65,11 +65,11 @@ def tokenize_by(
     decode = recipe.tokenize.decode
 
     def submit(name: str) -> ray.ObjectRef:
-        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=-1, **decode.ray_options)
+        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=0, **decode.ray_options)
         return task.remote(partitions[name], job, pool, store)
 
     def submit_piece(piece: Piece) -> ray.ObjectRef:
-        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=-1, **decode.ray_options)
+        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=0, **decode.ray_options)
         return task.remote(piece, job, pool, store)
 
     def on_done(record: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def tokenize_by(
             log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
 
     pieces = PieceTasks(submit_piece, lambda left: line.advance(0, pieces_left=left))
-    records = run_partitions(submit, list(partitions), store, decode.workers, on_done, pieces)
+    records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, pieces)
     for name in store.names(PIECES):
         store.delete(name)
     quarantine = [entry for record in records for entry in record["quarantine"]]

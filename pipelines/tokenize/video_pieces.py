@@ -40,6 +40,9 @@ class Piece:
         first, last = self.samples.numbers[[0, -1]]
         return f"{PIECES}/{self.partition}/{first:09d}-{last:09d}.safetensors"
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Piece]:
     """The pieces of a listed video, in order: one pass over its packets, of which none is decoded. Raises BadData."""

@@ -27,7 +27,7 @@ class Pool:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def encode(self, boxed: list[ray.ObjectRef]) -> np.ndarray:
+    def encode(self, boxed: list[ray.ObjectRef], media: str) -> np.ndarray:
         frames = ray.get(boxed[0])
         self.batches.append(len(frames))
         return frames[:, :1, 0, 0].astype(np.int32)

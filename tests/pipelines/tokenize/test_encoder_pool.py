@@ -14,13 +14,18 @@ import psutil
 import pytest
 import ray
 
+from pipelines.cluster.placement import PlacementWait
 from pipelines.cluster.ray_cluster import own_errors
+from pipelines.recipe import Resources
+from pipelines.tokenize import encoder_pool as encoder_pools
 from pipelines.tokenize.encoder_pool import PoolSize, encoder_pool, wait_until_ready
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 PATIENCE = 60.0
+KILLER = 666
+"""Frames with which every encoder dies."""
 
 
 @ray.remote(num_cpus=0)
@@ -36,6 +41,8 @@ class Doubler:
         (self.folder / f"{os.getpid()}.pid").touch()
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
+        if frames[0] == KILLER:
+            os.kill(os.getpid(), signal.SIGKILL)
         if frames[0] < 0:
             raise ValueError("a negative frame")
         time.sleep(self.seconds)
@@ -56,7 +63,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def call(pool: Any, *numbers: int) -> list[ray.ObjectRef]:
-    return [pool.encode.remote([ray.put(np.array([number]))]) for number in numbers]
+    return [pool.encode.remote([ray.put(np.array([number]))], f"clip-{number}.mp4") for number in numbers]
 
 
 def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: Path) -> None:
@@ -122,3 +129,41 @@ def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: P
         (tmp_path / "no-weights").touch()
         answers = call(pool, *range(40))  # long enough that the pool tries to grow
         assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(40)]
+
+
+def test_frames_that_kill_every_encoder_fail_their_own_call_with_their_names(tmp_path: Path) -> None:
+    with encoder_pool(Doubler, (tmp_path, 0.1), PoolSize(1, 1)) as pool:
+        before, killer, after = call(pool, 1, KILLER, 2)
+        with pytest.raises(UserError, match=r"^tokenize: 5 encoders died .* frames of clip-666.mp4 "), own_errors():
+            ray.get(killer)
+        assert [int(ray.get(answer)[0]) for answer in (before, after)] == [2, 4]
+        assert len(list(tmp_path.iterdir())) >= 5
+
+
+def test_a_pool_whose_encoders_have_no_place_says_so_and_ends(tmp_path: Path) -> None:
+    needs = Resources(custom={"encode": 1})
+    wait = PlacementWait("tokenize.encode", needs, seconds=0.0)
+    with encoder_pool(Doubler.options(**needs.ray_options), (tmp_path, 0.0), PoolSize(1, 1), wait) as pool:
+        (answer,) = call(pool, 1)
+        with (
+            pytest.raises(UserError, match=r"^tokenize.encode: the cluster has had no nodes for .*'encode'"),
+            own_errors(),
+        ):
+            ray.get(answer)
+
+
+def test_a_pool_that_dies_again_and_again_ends_the_stage_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_pools, "_POOL_RESTARTS", 1)
+
+    def encode_with_a_pool_that_dies() -> None:
+        with encoder_pool(Doubler, (tmp_path, 60.0), PoolSize(1, 1)) as pool:
+            (answer,) = call(pool, 1)
+            for deaths in (1, 2):
+                wait_for(lambda: len(list(tmp_path.iterdir())) == deaths)  # noqa: B023
+                ray.kill(pool, no_restart=False)
+            ray.get(answer)
+
+    with pytest.raises(UserError, match=r"^tokenize: the pool of encoders on the driver's node died more than 1 times"):
+        encode_with_a_pool_that_dies()
