@@ -22,12 +22,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from model import checkpoint
 from pipelines.cluster.ray_cluster import own_errors
 from pipelines.cluster.same_code import as_driver
-from pipelines.train.group_size import ask_autoscaler, wait_for_room
+from pipelines.train.group_size import ask_autoscaler, own_placement_groups, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.supervise import Oversight
 from storage.errors import UserError
@@ -36,6 +36,10 @@ from storage.retry import retry
 log = logging.getLogger("ringworld")
 
 _COLLECTIVE_SECONDS = 1800  # of torch's own time-out, behind ours
+# What failed, be it a node's pre-emption, is for `train_in_groups` to count and to judge.
+_NO_RETRIES = FailureConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
+    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+)
 
 
 @dataclass
@@ -122,10 +126,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
                 name=f"train-{job.stage.name}",
                 storage_path=scratch,
                 logging_config=LoggingConfig(log_level="WARNING"),
-                # What failed is for `train_in_groups` to judge; but a fixed number of workers waits for its nodes.
-                failure_config=FailureConfig(  # type: ignore[call-arg]
-                    max_failures=0, controller_failure_limit=-1 if train.min_workers is None else 0
-                ),
+                failure_config=_NO_RETRIES,
             ),
         ).fit()
 
@@ -167,12 +168,10 @@ def _room_asked(job: TrainJob) -> Iterator[None]:
 def _end_workers_left() -> None:
     """Remove what a dead controller still holds of the cluster, and with it the workers that nobody watches any more.
 
-    These are the placement groups of this driver, which makes no others; an id of one ends with that of its job.
+    These are the placement groups of this driver, which makes no others.
     """
-    job = ray.get_runtime_context().get_job_id()
-    for one in placement_group_table().values():
-        if one["state"] != "REMOVED" and one["placement_group_id"].endswith(job):
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(one["placement_group_id"]))))
+    for number in own_placement_groups():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(number))))
 
 
 def _committed(job: TrainJob) -> int:

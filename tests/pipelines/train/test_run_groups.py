@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from pipelines.cluster.heartbeat import start_watch
 from pipelines.train import run_groups as groups
@@ -28,6 +34,39 @@ def test_no_dashboard_is_asked_whether_a_group_is_to_live() -> None:
         "DatasetsCallback",
         "PlacementGroupCleanerCallback",
     }
+
+
+PREEMPTED = PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a1b2c3": [0]}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PREEMPTED,
+        WorkerGroupError("", {0: ActorDiedError()}),
+        ControllerError(WorkerGroupStartupTimeoutError(2)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_ray_itself_retries_no_failure_of_a_group(error: TrainingFailedError) -> None:
+    assert DefaultFailurePolicy(groups._NO_RETRIES).make_decision(error) == FailureDecision.RAISE
+
+
+@pytest.mark.slow
+def test_preemptions_without_a_checkpoint_between_them_end_the_stage(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attempts = []
+
+    def fit(job: Any, watch: Any, attempt: int, size: int) -> None:
+        attempts.append(attempt)
+        raise PREEMPTED
+
+    monkeypatch.setattr(groups, "_fit", fit)
+    monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
+    with pytest.raises(PreemptionError):
+        train_in_groups(job_of(tmp_path, max_restarts=2), start_watch())
+    assert attempts == [1, 2, 3]
 
 
 @pytest.mark.slow
