@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from jobs import bench, init, inspect, plan, run, trace
+from pipelines.cluster.stop_signals import stop_signals
 from storage.errors import UserError
 
 USER_MISTAKE = 2
@@ -17,7 +19,7 @@ _COMMANDS: tuple[ModuleType, ...] = (init, run, plan, inspect, trace, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit code is 2 for a user's mistake, told in one sentence, and 130 for Ctrl-C."""
+    """Parse and run; the exit code is 2 for a user's mistake, and 128 + N where signal N stops the command."""
     parser = argparse.ArgumentParser(prog="ringworld", description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in _COMMANDS:
@@ -34,15 +36,19 @@ _DESCRIPTION = "Raw video and text in object storage in, a million-token video-l
 
 
 def guarded(arguments: argparse.Namespace) -> int:
-    """Run a parsed command; a UserError becomes one line on stderr and exit code 2."""
-    try:
-        return int(arguments.call(arguments) or 0)
-    except UserError as error:
-        print(f"ringworld: {error}", file=sys.stderr)
-        return USER_MISTAKE
-    except KeyboardInterrupt:
-        print("ringworld: stopped; run the same command again to carry on", file=sys.stderr)
-        return 130
+    """Run a parsed command. A UserError becomes one line on stderr and exit code 2, and so does SIGINT, SIGTERM or
+    SIGHUP, with 128 and its number.
+    """
+    with stop_signals.handled():
+        try:
+            return int(arguments.call(arguments) or 0)
+        except UserError as error:
+            print(f"ringworld: {error}", file=sys.stderr)
+            return USER_MISTAKE
+        except KeyboardInterrupt:
+            stopped_by = stop_signals.received or signal.SIGINT
+            print(f"ringworld: stopped by {stopped_by.name}; run the same command again to carry on", file=sys.stderr)
+            return 128 + stopped_by
 
 
 def set_up_logging() -> None:

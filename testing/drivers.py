@@ -61,12 +61,22 @@ class Driver:
 
     def watch(self) -> None:
         """Keep the command lines of this moment."""
+        self.commands |= set(self.living())
+
+    def living(self) -> list[str]:
+        """Command lines of the driver and all that it started, Ray's processes too, as far as they live."""
+        return [command for _, command in self.processes()]
+
+    def processes(self) -> list[tuple[psutil.Process, str]]:
+        """The same with their processes."""
+        found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self.mark:
-                    self.commands.add(" ".join(process.cmdline()))
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append((process, " ".join(process.cmdline())))
             except psutil.Error:
                 continue
+        return found
 
     def kill(self) -> None:
         """End it at once, if it still runs."""

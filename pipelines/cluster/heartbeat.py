@@ -9,6 +9,8 @@ imported here: the actor is a process of its own.
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import os
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 INTERVAL = 1.0
@@ -29,8 +32,18 @@ START_SECONDS = 300.0
 """A start's pieces may take so long, whatever the limit: modules are imported, kernels compiled, stores first asked."""
 
 
+class Stop(enum.IntEnum):
+    """When a group of workers is to end; where ranks differ, because one has not yet heard of it, the largest holds."""
+
+    NO = 0
+    AT_CHECKPOINT = 1
+    """After the next checkpoint, for a group of another size."""
+    AFTER_STEP = 2
+    """After this step, and a checkpoint of it: the run was asked to end."""
+
+
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What a worker says of itself. attempt: of how many groups before it. born: of the process, for `end_worker`.
     pieces: done so far of what it is at. waits: it has done its own part of that, and waits for the others.
     """
@@ -47,10 +60,10 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A worker's last beat, the seconds since it came, and since it told of anything new."""
+class WorkerStatus:
+    """A worker's last beat, the seconds since it came, and since it reported anything new."""
 
-    beat: Beat
+    beat: Heartbeat
     silent: float
     still: float
 
@@ -59,68 +72,72 @@ class Standing:
 class Hang:
     """The workers that the others wait for, and how that is seen."""
 
-    workers: tuple[Beat, ...]
+    workers: tuple[Heartbeat, ...]
     reason: str
 
 
-def find_hang(standings: Sequence[Standing], limit: float, size: int) -> Hang | None:
+def find_hang(statuses: Sequence[WorkerStatus], limit: float, size: int) -> Hang | None:
     """Who of a group of `size` hangs, if anyone: not heard of for `limit` seconds, or furthest behind where all that
     were ever heard of stand still for as long. Where someone was never heard of, those who wait for it are named with
     it, for theirs are the only processes known.
     """
-    silent = [standing for standing in standings if standing.silent > limit]
+    silent = [status for status in statuses if status.silent > limit]
     if silent:
-        workers = tuple(standing.beat for standing in silent)
-        longest = max(standing.silent for standing in silent)
-        return Hang(workers, f"{_named(workers)} not answered for {longest:.0f} s, amid {_place(workers[0])}")
-    if not standings or any(one.still <= _patience(one.beat, limit) for one in standings):
+        workers = tuple(status.beat for status in silent)
+        longest = max(status.silent for status in silent)
+        return Hang(workers, f"{_names(workers)} not answered for {longest:.0f} s, amid {_place(workers[0])}")
+    if not statuses or any(one.still <= _patience(one.beat, limit) for one in statuses):
         return None
-    still = min(standing.still for standing in standings)
-    missing = sorted(set(range(size)) - {standing.beat.rank for standing in standings})
+    still = min(status.still for status in statuses)
+    missing = sorted(set(range(size)) - {status.beat.rank for status in statuses})
     if missing:
-        workers = tuple(standing.beat for standing in standings)
+        workers = tuple(status.beat for status in statuses)
         ranks = ", ".join(f"rank {rank}" for rank in missing)
-        return Hang(workers, f"{ranks} not heard of while {_named(workers)} waited for {still:.0f} s")
-    last = min(_progress(standing.beat) for standing in standings)
-    workers = tuple(standing.beat for standing in standings if _progress(standing.beat) == last)
-    return Hang(workers, f"{_named(workers)} not got on for {still:.0f} s, amid {_place(workers[0])}")
+        return Hang(workers, f"{ranks} not heard of while {_names(workers)} waited for {still:.0f} s")
+    last = min(_progress(status.beat) for status in statuses)
+    workers = tuple(status.beat for status in statuses if _progress(status.beat) == last)
+    return Hang(workers, f"{_names(workers)} not got on for {still:.0f} s, amid {_place(workers[0])}")
 
 
-def _patience(beat: Beat, limit: float) -> float:
+def _patience(beat: Heartbeat, limit: float) -> float:
     return max(limit, START_SECONDS) if beat.part == "start" else limit
 
 
-def _progress(beat: Beat) -> tuple[int, int, bool]:
+def _progress(beat: Heartbeat) -> tuple[int, int, bool]:
     return beat.step, PARTS.index(beat.part), beat.waits and beat.part not in _STEP
 
 
-def _named(workers: Sequence[Beat]) -> str:
+def _names(workers: Sequence[Heartbeat]) -> str:
     names = ", ".join(f"rank {beat.rank} (process {beat.pid} on node {beat.node[:8]})" for beat in workers)
     return f"{names} {'have' if len(workers) > 1 else 'has'}"
 
 
-def _place(beat: Beat) -> str:
+def _place(beat: Heartbeat) -> str:
     return f"step {beat.step}: {beat.part}"
 
 
-def _mark(beat: Beat) -> tuple[int, str, int]:
+def _position(beat: Heartbeat) -> tuple[int, str, int]:
     """What changes as a worker gets on. What a thread writes of a checkpoint meanwhile does not excuse a step."""
     return beat.step, beat.part, 0 if beat.part in _STEP else beat.pieces
 
 
-class Pulse:
-    """A worker's side: `at` says what its main thread begins. A context manager, which beats meanwhile."""
+class HeartbeatSender:
+    """A worker's side: `at` says what its main thread begins. A context manager, which beats meanwhile.
+
+    stop: what the driver asks of the group, as far as this worker knows.
+    """
 
     def __init__(self, watch: Any, attempt: int, rank: int) -> None:
         process = psutil.Process()
         node = ray.get_runtime_context().get_node_id()
+        self.stop = Stop.NO
         self._watch = watch
-        self._beat = Beat(attempt, rank, process.pid, process.create_time(), node)
+        self._beat = Heartbeat(attempt, rank, process.pid, process.create_time(), node)
         self._changing = threading.Lock()  # a checkpoint is written in another thread than the main one
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> HeartbeatSender:
         self._thread.start()
         return self
 
@@ -140,9 +157,12 @@ class Pulse:
 
     def _run(self) -> None:
         while True:
-            self._watch.beat.remote(self._beat)
+            answer = self._watch.beat.remote(self._beat)
             if self._ended.wait(INTERVAL):
                 return
+            if ray.wait([answer], timeout=0)[0]:
+                with contextlib.suppress(RayError):  # the driver and its watch are gone: Ray ends this worker
+                    self.stop = ray.get(answer)
 
 
 class Watch:
@@ -150,30 +170,31 @@ class Watch:
 
     def __init__(self) -> None:
         self._attempt = 0
-        self._beats: dict[int, tuple[Beat, float, float]] = {}
+        self._beats: dict[int, tuple[Heartbeat, float, float]] = {}
         self._last: tuple[int, dict[str, float]] = (0, {})
         self._first_report: float | None = None
         self._finished = False
-        self._must_stop = False
+        self._stop = Stop.NO
 
     def begin(self, attempt: int) -> None:
         """A new group: forget the one before, whose late beats no longer count."""
         self._attempt, self._beats = attempt, {}
-        self._first_report, self._must_stop = None, False
+        self._first_report, self._stop = None, Stop.NO
 
-    def beat(self, beat: Beat) -> None:
-        """Take a worker's beat."""
+    def beat(self, beat: Heartbeat) -> Stop:
+        """Take a worker's beat; whether its group is to stop."""
         if beat.attempt != self._attempt:
-            return
+            return Stop.NO
         now = time.monotonic()
         before = self._beats.get(beat.rank)
-        same = before is not None and _mark(before[0]) == _mark(beat)
+        same = before is not None and _position(before[0]) == _position(beat)
         self._beats[beat.rank] = (beat, now, before[2] if before is not None and same else now)
+        return self._stop
 
-    def standings(self) -> list[Standing]:
+    def statuses(self) -> list[WorkerStatus]:
         """All workers of the group that have been heard of."""
         now = time.monotonic()
-        return [Standing(beat, now - heard, now - moved) for beat, heard, moved in self._beats.values()]
+        return [WorkerStatus(beat, now - heard, now - moved) for beat, heard, moved in self._beats.values()]
 
     def report(self, step: int, figures: dict[str, float]) -> None:
         """Rank 0 has made so many steps."""
@@ -189,13 +210,9 @@ class Watch:
         """When the group's first step was reported, in seconds since the epoch."""
         return self._first_report
 
-    def ask_to_stop(self) -> None:
-        """The group shall end at its next checkpoint, for one of another size."""
-        self._must_stop = True
-
-    def must_stop(self) -> bool:
-        """Whether it shall."""
-        return self._must_stop
+    def ask_to_stop(self, when: Stop) -> None:
+        """The group is to end in order."""
+        self._stop = when
 
     def finish(self) -> None:
         """The stage's model is exported."""
@@ -212,7 +229,7 @@ def start_watch() -> Any:
     return ray.remote(num_cpus=0)(Watch).options(scheduling_strategy=here).remote()
 
 
-def end_worker(beat: Beat) -> Any:
+def end_worker(beat: Heartbeat) -> Any:
     """Kill a worker's process where it runs; a stopped one heeds nothing else. Returns the reference to wait on."""
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
     return _kill.options(scheduling_strategy=there).remote(beat.pid, beat.born)

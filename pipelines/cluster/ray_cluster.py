@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import utils
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.same_code import check_nodes
+from pipelines.cluster.stop_signals import stop_signals
 from pipelines.dag.code_versions import code_place
 from storage.errors import BadData, UserError
 
@@ -42,19 +44,20 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
     if address and not _answers(address):
         raise _no_cluster(address)
     try:
-        if address:
-            at_driver: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _OurCode()}
-            context = ray.init(address=address, logging_level=logging.WARNING, **at_driver)
-        else:
-            context = ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(need.cpus)),
-                resources=need.custom,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=True,
-                job_config=_OurCode(),
-                logging_level=logging.WARNING,
-            )
+        with _own_signal_handlers():
+            if address:
+                at_driver: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _OurCode()}
+                context = ray.init(address=address, logging_level=logging.WARNING, **at_driver)
+            else:
+                context = ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(need.cpus)),
+                    resources=need.custom,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=True,
+                    job_config=_OurCode(),
+                    logging_level=logging.WARNING,
+                )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address:
             raise _no_cluster(address) from error
@@ -78,7 +81,23 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
             check_nodes()  # other code, of a node that joined meanwhile, may fail in any way
         raise
     finally:
-        ray.shutdown()
+        with stop_signals.held_back():
+            ray.shutdown()
+            stop_signals.install()  # Ray leaves those of the system, which would end the process with its lease held
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep the run's signal handlers through `ray.init`, which sets two for SIGTERM: one in Python that exits with 1,
+    and one in C++ that prints native stacks.
+    """
+    rays = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = rays
+        stop_signals.install()
 
 
 class _OurCode(JobConfig):

@@ -216,6 +216,9 @@ class Train(Config):
     hang_seconds: OutputNeutral[float] = Field(default=1800.0, gt=0)
     """A worker that has not been heard of, or that all others have waited for, for so long is ended, and the stage goes
     on from its last checkpoint. A step must take less, and so must each piece of a start, a save or an export."""
+    grace_seconds: OutputNeutral[float] = Field(default=25.0, ge=0)
+    """At SIGTERM, how long a stage may take to end its step and commit a checkpoint before the run ends without one.
+    What sends SIGTERM has to wait longer than that before it kills. 0: the run ends at once."""
     max_bad_shards: OutputNeutral[int] = Field(default=0, ge=0)
     """Shards a stage goes on without when they are not what was written, each counted as lost. Above 0 all shards of a
     stage are re-hashed before its first step; at 0 the first corrupt sequence ends it."""

@@ -27,9 +27,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from model import checkpoint
 from pipelines.cluster.ray_cluster import own_errors
 from pipelines.cluster.same_code import as_driver
+from pipelines.cluster.stop_signals import stop_signals
 from pipelines.train.group_size import ask_autoscaler, own_placement_groups, wait_for_room
 from pipelines.train.job import CHECKPOINTS, TrainJob
-from pipelines.train.supervise import Oversight
+from pipelines.train.supervise import Supervisor
 from storage.errors import UserError
 from storage.retry import retry
 
@@ -75,11 +76,11 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
             log.info("%s: %d workers start at step %d", label, size, committed)
             failed: Exception | None = None
             failed_at = 0.0
-            with Oversight(job, watch, size) as oversight:
+            with stop_signals.deferred(), Supervisor(job, watch, size) as supervisor:
                 try:
                     _fit(job, watch, attempt, size)
                 except TrainingFailedError as error:
-                    failed, failed_at = error, oversight.since or time.time()
+                    failed, failed_at = error, supervisor.since or time.time()
                 except RayActorError as error:  # the controller died
                     failed, failed_at = error, time.time()
                     _end_workers_left()
@@ -98,7 +99,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
                     return interruptions
                 continue
             failures = 1 if committed > before else failures + 1
-            reason = oversight.hang or _reason(failed)
+            reason = supervisor.hang or _reason(failed)
             if failures > job.recipe.train.max_restarts:
                 log.warning("%s: %s; giving up after %d failures without a checkpoint between", label, reason, failures)
                 raise failed
@@ -147,6 +148,9 @@ class _Trainer(TorchTrainer):
     workers are ended by the driver.
     """
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave SIGINT to the run's own handler; Ray's aborts the group and ends the process with 1."""
+
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train swaps in its second version
         return [one for one in made if not isinstance(one, PlacementGroupCleanerCallback | DatasetsCallback)]
@@ -187,11 +191,11 @@ def _reason(error: Exception) -> str:
     by_reason: dict[str, list[int]] = {}
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         by_reason.setdefault(_first_line(failure), []).append(rank)
-    said = [f"rank {', '.join(map(str, ranks))}: {why}" for why, ranks in by_reason.items()]
-    return "; ".join(said) or _first_line(error)
+    reasons = [f"rank {', '.join(map(str, ranks))}: {why}" for why, ranks in by_reason.items()]
+    return "; ".join(reasons) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return f"{type(error).__name__}: {told}".removesuffix(": ")
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -1,7 +1,10 @@
-"""What the driver does while a group of workers trains: end whoever hangs, and make room for more where there is some.
+"""What the driver does while a group of workers trains: end whoever hangs, make room for more where there is some, and
+have the group commit a checkpoint before a run that gets SIGTERM ends.
 
 A worker that hangs is killed where it runs; Ray Train then sees it dead and ends the group, whose stage starts again
-from its last checkpoint. A group that could be larger is asked to end at its next checkpoint: nothing is repeated.
+from its last checkpoint. A group that could be larger is asked to end at its next checkpoint: nothing is repeated. At
+SIGTERM it is asked to end after its step; where that and the checkpoint take longer than `train.grace_seconds`, or no
+step has been made, the run ends at once.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from pipelines.cluster.heartbeat import Beat, end_worker, find_hang
+from pipelines.cluster.heartbeat import Heartbeat, Stop, end_worker, find_hang
+from pipelines.cluster.stop_signals import stop_signals
 from pipelines.train.group_size import fastest_with_room, rounds
 from pipelines.train.job import TrainJob
 
@@ -24,10 +28,11 @@ log = logging.getLogger("ringworld")
 _LOOK = 1.0  # seconds between two looks at the workers
 _ROOM = 2.0  # and at the cluster
 _AGAIN = 60.0  # until whoever could not be ended is looked at again
+_ANSWER = 60.0  # for the watch to answer
 _KILL = 60.0  # for a kill; a node that does not answer as long is left to Ray's own health checks
 
 
-class Oversight:
+class Supervisor:
     """Watches one group in a thread of its own, for the length of a `with` block."""
 
     def __init__(self, job: TrainJob, watch: Any, size: int) -> None:
@@ -37,11 +42,12 @@ class Oversight:
         """When that was known, in seconds since the epoch."""
         self._job, self._watch, self._size = job, watch, size
         self._next_look, self._next_growth = -math.inf, time.monotonic() + _ROOM
-        self._told: set[str] = set()
+        self._deadline: float | None = None  # of a checkpoint after SIGTERM
+        self._warned: set[str] = set()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="oversight", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
-    def __enter__(self) -> Oversight:
+    def __enter__(self) -> Supervisor:
         self._thread.start()
         return self
 
@@ -54,10 +60,12 @@ class Oversight:
             try:
                 self._look()
             except Exception as error:  # whatever it is, nobody else would watch the group from here on
-                self._tell(f"the workers cannot be watched: {error}; trying again")
+                self._warn_once(f"the workers cannot be watched: {error}; trying again")
 
     def _look(self) -> None:
         now = time.monotonic()
+        if stop_signals.received is not None:
+            self._end_run(now)
         if now >= self._next_look:
             self._look_for_a_hang()
         if self._job.recipe.train.min_workers is not None and now >= self._next_growth:
@@ -65,9 +73,23 @@ class Oversight:
             if self._grow():
                 self._next_growth = math.inf
 
+    def _end_run(self, now: float) -> None:
+        """Ask for a checkpoint, once, and interrupt the run when it is too late for one."""
+        grace = self._job.recipe.train.grace_seconds
+        if self._deadline is None:
+            has_stepped = ray.get(self._watch.first_report.remote(), timeout=_ANSWER) is not None
+            self._deadline = now + grace if has_stepped else now
+            if has_stepped:
+                label = f"train-{self._job.stage.name}"
+                log.warning("%s: saving a checkpoint after this step, in %g s at most, to end then", label, grace)
+                self._watch.ask_to_stop.remote(Stop.AFTER_STEP)
+        if now >= self._deadline:
+            self._deadline = math.inf
+            stop_signals.interrupt()
+
     def _look_for_a_hang(self) -> None:
-        standings = ray.get(self._watch.standings.remote())
-        hang = find_hang(standings, self._job.recipe.train.hang_seconds, self._size)
+        statuses = ray.get(self._watch.statuses.remote(), timeout=_ANSWER)
+        hang = find_hang(statuses, self._job.recipe.train.hang_seconds, self._size)
         if hang is None:
             return
         if self.hang is None:
@@ -76,13 +98,13 @@ class Oversight:
         are_ended = [self._end(worker) for worker in hang.workers]
         self._next_look = math.inf if all(are_ended) else time.monotonic() + _AGAIN
 
-    def _tell(self, what: str) -> None:
+    def _warn_once(self, what: str) -> None:
         """Warn, once of the same."""
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned:
+            self._warned.add(what)
             log.warning("train-%s: %s", self._job.stage.name, what)
 
-    def _end(self, worker: Beat) -> bool:
+    def _end(self, worker: Heartbeat) -> bool:
         """Whether the worker's process is at an end."""
         try:
             ray.get(end_worker(worker), timeout=_KILL)
@@ -99,5 +121,5 @@ class Oversight:
             "train-%s: the cluster has room for %d workers; going on with them at the next checkpoint",
             *(self._job.stage.name, size),
         )
-        ray.get(self._watch.ask_to_stop.remote())
+        ray.get(self._watch.ask_to_stop.remote(Stop.AT_CHECKPOINT), timeout=_ANSWER)
         return True

@@ -21,7 +21,7 @@ from model.llama.initial_weights import BlankWeights, Weights
 from model.training.engine import TrainingEngine
 from model.training.mesh import Mesh, build_mesh
 from model.training.rank_batch import RankBatch
-from pipelines.cluster.heartbeat import Pulse
+from pipelines.cluster.heartbeat import HeartbeatSender, Stop
 from pipelines.cluster.progress import Meter
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import describe, rank_batches, stage_dispatcher
@@ -46,15 +46,15 @@ def train_worker(config: Mapping[str, Any]) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it, before its first use
         torch.use_deterministic_algorithms(True)
     watch = config["watch"]
-    with Pulse(watch, config["attempt"], dist.get_rank()) as pulse:
-        _Rank(job, build_mesh(job.stage.sp, pulse.piece), watch, pulse).run()
+    with HeartbeatSender(watch, config["attempt"], dist.get_rank()) as heartbeat:
+        _Rank(job, build_mesh(job.stage.sp, heartbeat.piece), watch, heartbeat).run()
 
 
 class _Rank:
     """The training loop of one rank; what it counts and decides is the same on all of them."""
 
-    def __init__(self, job: TrainJob, mesh: Mesh, watch: Any, pulse: Pulse) -> None:
-        self.job, self.mesh, self.watch, self.pulse = job, mesh, watch, pulse
+    def __init__(self, job: TrainJob, mesh: Mesh, watch: Any, heartbeat: HeartbeatSender) -> None:
+        self.job, self.mesh, self.watch, self.heartbeat = job, mesh, watch, heartbeat
         self.label = f"train-{job.stage.name}"
         self.checkpoints = job.store.at(CHECKPOINTS)
         self.before = mesh.agreed(lambda: last_checkpoint_before(job))
@@ -107,30 +107,32 @@ class _Rank:
         batches = rank_batches(self.job, mesh, dispatcher, self.state)
         is_first = True
         while engine.step < stage.steps:
-            self.pulse.at(engine.step, "load")
+            self.heartbeat.at(engine.step, "load")
             batch, self.state = self.monitor.next(batches)
             if is_first and mesh.rank == 0:
                 log.info("%s: first batch: %s", self.label, describe(batch.micro_batches[0]))
             is_first = False
             if not self._step(batch):
                 continue
-            if engine.step % self.job.recipe.train.checkpoint_steps == 0 or engine.step == stage.steps:
+            stop = mesh.largest([self.heartbeat.stop])[0]
+            every = self.job.recipe.train.checkpoint_steps
+            if engine.step % every == 0 or engine.step == stage.steps or stop == Stop.AFTER_STEP:
                 self._save()
-                if engine.step < stage.steps and mesh.agreed(lambda: ray.get(self.watch.must_stop.remote())):
+                if engine.step < stage.steps and stop:
                     self.writer.close()
-                    log.info("%s: rank %d stops at step %d for a larger group", self.label, mesh.rank, engine.step)
+                    log.info("%s: rank %d stops at step %d, as it was asked to", self.label, mesh.rank, engine.step)
                     self.monitor.close()
                     return
         self.writer.close()
         self.monitor.close()
-        self.pulse.at(engine.step, "export")
+        self.heartbeat.at(engine.step, "export")
         export_hf(engine, self.job.store.at(MODEL))
         if mesh.rank == 0:
             ray.get(self.watch.finish.remote())
 
     def _step(self, batch: Batch[RankBatch]) -> bool:
         """Train on a batch. False where that made the stage go back to its last checkpoint."""
-        self.pulse.at(self.engine.step, "train")
+        self.heartbeat.at(self.engine.step, "train")
         metrics = self.engine.train_step(batch.micro_batches, batch.n_examples, self.bad_steps.is_spike)
         # Of the batch: what fills up the last micro-batches of some ranks is nobody's tokens.
         metrics = dataclasses.replace(metrics, tokens=self.job.stage.sequences * self.job.stage.context)
@@ -138,7 +140,7 @@ class _Rank:
         if verdict != "good" and self.mesh.rank == 0:
             log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)
         if verdict == "rollback":
-            self.pulse.at(self.engine.step, "save")  # in pieces, as a save is
+            self.heartbeat.at(self.engine.step, "save")  # in pieces, as a save is
         if verdict == "rollback" and self._restore():
             log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
             self.monitor.discard()
@@ -169,7 +171,7 @@ class _Rank:
 
     def _save(self) -> None:
         """Begin to commit engine, loader, what was seen of bad steps, and the records of steps since the last time."""
-        self.pulse.at(self.engine.step, "save")
+        self.heartbeat.at(self.engine.step, "save")
         recipe = self.job.recipe
         client_state = {
             "loader": self.state,

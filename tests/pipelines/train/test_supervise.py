@@ -13,45 +13,45 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster.heartbeat import Beat, Standing
-from pipelines.train import supervise as oversight
+from pipelines.cluster.heartbeat import Heartbeat, WorkerStatus
+from pipelines.train import supervise as supervisor
 from pipelines.train.job import TrainJob
-from pipelines.train.supervise import Oversight
+from pipelines.train.supervise import Supervisor
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe
 
 
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Oversight]:
-    """An oversight of one worker that takes its standings from a function, without Ray and without waiting."""
-    monkeypatch.setattr(oversight, "_LOOK", 0.0)
-    monkeypatch.setattr(oversight, "_AGAIN", 0.0)
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Supervisor]:
+    """A supervisor of one worker that takes its statuses from a function, without Ray and without waiting."""
+    monkeypatch.setattr(supervisor, "_LOOK", 0.0)
+    monkeypatch.setattr(supervisor, "_AGAIN", 0.0)
     monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer())
     recipe, store = tiny_recipe(tmp_path), Store(str(tmp_path))
     job = TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, {}, None, store)
 
-    def of(standings: Callable[[], list[Standing]]) -> Oversight:
-        return Oversight(job, SimpleNamespace(standings=SimpleNamespace(remote=lambda: standings)), 1)
+    def of(statuses: Callable[[], list[WorkerStatus]]) -> Supervisor:
+        return Supervisor(job, SimpleNamespace(statuses=SimpleNamespace(remote=lambda: statuses)), 1)
 
     return of
 
 
-def silent(seconds: float) -> list[Standing]:
-    return [Standing(Beat(1, 0, 100, 0.0, "a1b2c3d4e5"), silent=seconds, still=seconds)]
+def silent(seconds: float) -> list[WorkerStatus]:
+    return [WorkerStatus(Heartbeat(1, 0, 100, 0.0, "a1b2c3d4e5"), silent=seconds, still=seconds)]
 
 
-def test_an_answer_that_fails_is_told_once_and_ends_no_watch(
-    watched: Callable[..., Oversight], caplog: pytest.LogCaptureFixture
+def test_an_answer_that_fails_is_logged_once_and_ends_no_watch(
+    watched: Callable[..., Supervisor], caplog: pytest.LogCaptureFixture
 ) -> None:
     failures, again = ["no answer", "no answer", "no node"], threading.Event()
 
-    def standings() -> list[Standing]:
+    def statuses() -> list[WorkerStatus]:
         if failures:
             raise RayError(failures.pop(0))
         again.set()
         return []
 
-    with caplog.at_level(logging.WARNING, "ringworld"), watched(standings):
+    with caplog.at_level(logging.WARNING, "ringworld"), watched(statuses):
         assert again.wait(60)
     assert [record.message for record in caplog.records] == [
         f"train-text: the workers cannot be watched: {why}; trying again" for why in ("no answer", "no node")
@@ -59,7 +59,7 @@ def test_an_answer_that_fails_is_told_once_and_ends_no_watch(
 
 
 def test_whoever_could_not_be_ended_is_ended_again_and_whoever_was_is_not(
-    watched: Callable[..., Oversight], monkeypatch: pytest.MonkeyPatch
+    watched: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[bool] = []
     looks, ended = iter(range(1801, 10_000)), threading.Event()
@@ -70,7 +70,7 @@ def test_whoever_could_not_be_ended_is_ended_again_and_whoever_was_is_not(
             raise RayError("the node does not answer")
         ended.set()
 
-    monkeypatch.setattr(oversight, "end_worker", lambda worker: kill)
+    monkeypatch.setattr(supervisor, "end_worker", lambda worker: kill)
     with watched(lambda: silent(next(looks))) as seen:
         assert ended.wait(60)
     seen._look()
