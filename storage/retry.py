@@ -1,35 +1,73 @@
-"""Trying again where a store is away for a while, when giving up would cost more than waiting."""
+"""Calling again what fails for a while: how often, how long between, and what is logged meanwhile."""
 
 from __future__ import annotations
 
-import itertools
 import logging
+import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
-from storage.errors import is_transient
-
-ATTEMPTS, PAUSE = 20, 30.0
-"""How often, and the seconds between; a store's client has asked several times before it tells of a failure."""
+from storage import errors
 
 log = logging.getLogger(f"ringworld.{__name__}")
 
 T = TypeVar("T")
 
 
-def retry(action: Callable[[], T], what: str, warn: bool = True) -> T:
-    """What `action` returns; while its errors are transient, it is called up to `ATTEMPTS` times.
+@dataclass(frozen=True)
+class Backoff:
+    """attempts: calls at most. pause: seconds before the second one; each pause is `growth` times the one before."""
 
-    what: is tried, for the warning at each failure. warn: whether to warn; of ranks that fail alike, one does.
+    attempts: int
+    pause: float
+    growth: float = 2.0
+
+    def seconds(self, attempt: int) -> float:
+        """The pause after an attempt, the first of which is 1."""
+        return self.pause * float(self.growth) ** (attempt - 1)
+
+
+REQUEST = Backoff(attempts=7, pause=0.5)
+"""Of a request to a store that has answered before: half a minute of pauses."""
+STORE_AWAY = Backoff(attempts=20, pause=30.0, growth=1.0)
+"""Of work that would cost more to give up than to wait for a store: ten minutes, on top of those of each request."""
+
+_WARN_EVERY_SECONDS = 60.0
+_warned: dict[str, float] = {}
+
+
+def retry(
+    action: Callable[[], T],
+    what: str,
+    backoff: Backoff,
+    *,
+    is_transient: Callable[[Exception], bool] = errors.is_transient,
+    topic: str | None = None,
+    warn: bool = True,
+) -> T:
+    """What `action` returns; while its errors are transient it is called again, as often as `backoff` says.
+
+    what: failed just now, for a warning that is logged once a minute and topic (None: each failure is logged).
+    warn: False where another rank that fails alike logs it. Raises the last error.
     """
-    for attempt in itertools.count(1):
+    for attempt in range(1, backoff.attempts):
         try:
             return action()
         except Exception as error:
-            if attempt == ATTEMPTS or not is_transient(error):
+            if not is_transient(error):
                 raise
-            if warn:
-                log.warning("%s: %s; trying again in %g s", what, error, PAUSE)
-            time.sleep(PAUSE)
-    raise AssertionError("there is no last attempt")
+            if warn and _is_due(topic):
+                reason = getattr(error, "reason", "") or f"{type(error).__name__}: {error}"
+                log.warning("%s (%s); trying again, up to %d times", what, reason, backoff.attempts - attempt)
+            time.sleep(backoff.seconds(attempt) * random.uniform(0.8, 1.2))
+    return action()
+
+
+def _is_due(topic: str | None) -> bool:
+    now = time.monotonic()
+    if topic is None or now - _warned.get(topic, -_WARN_EVERY_SECONDS) >= _WARN_EVERY_SECONDS:
+        _warned[topic or ""] = now
+        return True
+    return False

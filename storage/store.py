@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from storage.errors import UserError
 from storage.local_files import TEMPORARY_PREFIX, create_file, link_file, locked, remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem, S3FileSystem
 from storage.object_store.multipart_uploads import end_uploads
-from storage.urls import CACHE, fetch_file, filesystem, open_url
+from storage.urls import CACHE, fetch_file, filesystem, open_ranged, open_url
 
 log = logging.getLogger("ringworld")
 
@@ -60,6 +60,10 @@ class Store:
     def open(self, name: str) -> BinaryIO:
         """Open for reading; FileNotFoundError when absent."""
         return open_url(self.path(name), self.options)
+
+    def open_ranged(self, name: str) -> BinaryIO:
+        """Open for reading at known offsets; remotely, each read is one request for exactly its bytes."""
+        return self.open(name) if self.is_local else cast(BinaryIO, open_ranged(self.path(name), self.options))
 
     def exists(self, name: str) -> bool:
         """Whether the name holds a committed object."""

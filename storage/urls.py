@@ -21,15 +21,19 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage import object_store as buckets
+from storage import object_store
 from storage.errors import UserError
 from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
-
-buckets.register()
+from storage.object_store.filesystem import BucketFileSystem
+from storage.remote_file import FileRanges, RangedFile
+from storage.retry import Backoff
 
 CACHE = Path(tempfile.gettempdir()) / "ringworld-cache"
 """Where libraries that read only local files find copies of remote ones."""
+
+RANGED = Backoff(attempts=5, pause=0.5)
+"""Of reads by ranges: a loader behind them waits for no more than some seconds."""
 
 _ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
@@ -55,6 +59,17 @@ def open_url(url: str, options: dict[str, Any] | None = None) -> BinaryIO:
     """Open a URL for reading: a seekable binary file that fetches ranges as they are read."""
     fs, path = filesystem(url, options)
     return fs.open(path, "rb")
+
+
+def open_ranged(url: str, options: dict[str, Any] | None = None, backoff: Backoff = RANGED) -> RangedFile:
+    """Open a URL for reading at known offsets: each read is one request for exactly its bytes.
+
+    backoff: of requests in a row that bring nothing.
+    """
+    fs, path = filesystem(url, options)
+    return RangedFile(
+        fs.ranges(path, backoff) if isinstance(fs, BucketFileSystem) else FileRanges(fs, path, url, backoff)
+    )
 
 
 def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[ObjectInfo]:
@@ -168,6 +183,7 @@ def filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it. Raises UserError on a scheme that cannot be used."""
     if url.startswith("package://"):
         return fsspec.filesystem("file"), str(_package_folder(url) / urlsplit(url).path.lstrip("/"))
+    object_store.register()
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     # Other processes write where this one has listed: what was listed once must not stand for what is there now.
     remote = {"use_listings_cache": False, **(options or {})}

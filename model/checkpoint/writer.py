@@ -27,7 +27,7 @@ from model.checkpoint.retention import forget, retain
 from model.checkpoint.rng_state import random_state
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.zero_state import adam_steps, held, parameters
-from storage.retry import retry
+from storage.retry import STORE_AWAY, retry
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Writer:
             # What would be lost is the only copy of these steps. All ranks fail alike, so all of them try again; the
             # training waits for them at its next save.
             write = partial(self._write, manifest, random, before_commit)
-            n_bytes = retry(write, what, warn=self._engine.mesh.rank == 0)
+            n_bytes = retry(write, f"{what}: cannot be written just now", STORE_AWAY, warn=self._engine.mesh.rank == 0)
         except BaseException as error:  # raised where the training thread next looks
             self._failure = error
             return

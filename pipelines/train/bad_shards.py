@@ -17,7 +17,6 @@ import ray
 
 from pipelines.cluster.same_code import as_driver
 from storage.errors import UserError
-from storage.ranged_file import RangedFile
 from storage.store import Store
 from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardSet
@@ -40,7 +39,7 @@ class BadShard(TypedDict):
 
 def opener(store: Store) -> Opener:
     """Opens shards by name: plain files on a local disk, else files read by ranges that ride out a store's failures."""
-    return store.open if store.is_local else lambda name: RangedFile(store.path(name), store.options)  # type: ignore[return-value]
+    return store.open_ranged
 
 
 def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: Store, label: str) -> list[BadShard]:

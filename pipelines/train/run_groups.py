@@ -32,7 +32,7 @@ from pipelines.train.group_size import ask_autoscaler, own_placement_groups, wai
 from pipelines.train.job import CHECKPOINTS, TrainJob
 from pipelines.train.supervise import Supervisor
 from storage.errors import UserError
-from storage.retry import retry
+from storage.retry import STORE_AWAY, retry
 
 log = logging.getLogger("ringworld")
 
@@ -181,7 +181,7 @@ def _end_workers_left() -> None:
 def _committed(job: TrainJob) -> int:
     """The last checkpoint's step; a store that is away is waited for: until it is back no group could start."""
     ask = partial(checkpoint.latest_committed, job.store.at(CHECKPOINTS))
-    return retry(ask, f"train-{job.stage.name}") or 0
+    return retry(ask, f"train-{job.stage.name}: its checkpoints cannot be listed just now", STORE_AWAY) or 0
 
 
 def _reason(error: Exception) -> str:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import fsspec
 
 _CLASSES = {"S3": ("s3", "s3a"), "GCS": ("gs", "gcs"), "Azure": ("az", "abfs")}
 
 
+@cache
 def register() -> None:
     """Let fsspec, in this process, open the URLs of these schemes by `storage.object_store.filesystem`."""
     for name, schemes in _CLASSES.items():

@@ -1,35 +1,28 @@
-"""One bucket's client, and how patiently it asks.
+"""One bucket's client: requests that are repeated while their errors are transient.
 
-In: a bucket and options. Out: answers to requests. Every request that may succeed in a moment is repeated, with pauses
-that double, which is said in the log once; what does not pass is a `StoreError` in one sentence.
+In: a bucket and options. Out: answers to requests, or a `StoreError` in one sentence.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
 import os
-import random
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from storage.errors import UserError
-from storage.object_store.errors import Kind, Request, StoreError
+from storage.object_store.errors import Request, StoreError
 from storage.object_store.options import Settings, azure_settings, gcs_settings, s3_settings
+from storage.retry import REQUEST, Backoff, retry
 
-log = logging.getLogger("ringworld")
-
-PAUSE_SECONDS = 0.5
 FIRST_ATTEMPTS = 3
 """At a store that has not answered yet, and may not be there."""
-_LOG_EVERY_SECONDS = 60.0
 
 T = TypeVar("T")
 
@@ -57,14 +50,9 @@ class Client:
         """Look the settings and credentials up again."""
         self.settings, self.store = _connect(self._scheme, self._bucket, self._options)
 
-    def asked(self, url: str, doing: str) -> Request:
+    def context(self, url: str, doing: str) -> Request:
         """For the errors of a request."""
         return Request(url, doing, self.settings.endpoint, self.settings.secrets)
-
-    @property
-    def attempts(self) -> int:
-        """Of a request: half a minute of them, if the store is known to be there."""
-        return self.settings.attempts if self._answered else min(FIRST_ATTEMPTS, self.settings.attempts)
 
     def request(self, make: Callable[[Any, str], T], key: str) -> T:
         """Make a request once."""
@@ -72,39 +60,44 @@ class Client:
         self._answered = True
         return made
 
-    def ask(self, asked: Request, make: Callable[[Any, str], T], key: str) -> T:
-        """Make a request, again and again while its errors pass.
+    def ask(self, context: Request, make: Callable[[Any, str], T], key: str, backoff: Backoff | None = None) -> T:
+        """Make a request, again and again while its errors are transient; with credentials looked up anew where those
+        have expired.
 
         Raises FileNotFoundError where there is no such object or bucket, else StoreError; AlreadyExistsError passes.
         """
-        for attempt in itertools.count(1):
+        attempts = 0
+        error: Exception | None = None
+
+        def attempt() -> T:
+            nonlocal attempts, error
+            attempts += 1
+            if isinstance(error, StoreError) and error.kind == "expired":
+                self.renew()
             try:
                 return self.request(make, key)
             except obstore.exceptions.AlreadyExistsError:
                 raise
             except (OSError, ValueError, obstore.exceptions.BaseError) as raised:
-                error = asked.error(raised)
-                if not isinstance(error, StoreError) or not self.passes(error.kind):
-                    raise error from None
-                if attempt >= self.attempts:
-                    raise asked.failure(error.reason, error.kind, attempt) from None
-                self.wait(asked, error, attempt)
-        raise AssertionError("unreachable")
+                error = context.error(raised, attempts)
+                raise error from None
 
-    def passes(self, kind: Kind) -> bool:
-        """Whether to ask again after an error of this kind."""
+        what = f"{context.url}: cannot be {context.doing} just now"
+        bounds = backoff or self._backoff()
+        return retry(attempt, what, bounds, is_transient=self._may_succeed, topic=context.endpoint)
+
+    def _backoff(self) -> Backoff:
+        attempts = self.settings.attempts
+        return replace(REQUEST, attempts=attempts if self._answered else min(FIRST_ATTEMPTS, attempts))
+
+    def _may_succeed(self, error: Exception) -> bool:
+        """Whether to ask again after an error."""
+        kind = error.kind if isinstance(error, StoreError) else None
         return kind == "transient" or (kind == "expired" and self.settings.renewable)
-
-    def wait(self, asked: Request, error: StoreError, attempt: int, first: float | None = None) -> None:
-        """Pause before the next attempt, which is made with credentials looked up anew where those have expired."""
-        pause(asked, error, attempt, first)
-        if error.kind == "expired":
-            self.renew()
 
 
 _CLIENTS: dict[tuple[int, str, str, str], Client] = {}
 _MAKING = threading.Lock()
-_SAID: dict[str, float] = {}
 
 
 def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Settings, Any]:
@@ -124,15 +117,6 @@ def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Sett
             **more,
         )
     except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
-        said = " ".join(str(error).partition("Debug source:")[0].split())
-        raise UserError(f"storage.options: no client of {scheme}://{bucket} can be made of them ({said})") from None
+        reason = " ".join(str(error).partition("Debug source:")[0].split())
+        raise UserError(f"storage.options: no client of {scheme}://{bucket} can be made of them ({reason})") from None
     return settings, store
-
-
-def pause(asked: Request, error: StoreError, attempt: int, first: float | None = None) -> None:
-    """Wait before the next attempt, twice as long each time, and say why in the log: once a minute and store."""
-    now = time.monotonic()
-    if now - _SAID.get(asked.endpoint, -_LOG_EVERY_SECONDS) >= _LOG_EVERY_SECONDS:
-        _SAID[asked.endpoint] = now
-        log.warning("%s: cannot be %s just now (%s); trying again for a while", asked.url, asked.doing, error.reason)
-    time.sleep((PAUSE_SECONDS if first is None else first) * 2 ** (attempt - 1) * random.uniform(0.8, 1.2))

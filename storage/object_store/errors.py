@@ -58,8 +58,8 @@ class Request:
     endpoint: str = ""
     secrets: tuple[str, ...] = ()
 
-    def error(self, raised: Exception) -> Exception:
-        """What the exception means: FileNotFoundError or StoreError."""
+    def error(self, raised: Exception, attempts: int = 1) -> Exception:
+        """What the exception means: FileNotFoundError or StoreError. attempts: the request's, this one included."""
         if isinstance(raised, StoreError):
             return raised
         text = str(raised).partition("Debug source:")[0]
@@ -71,7 +71,7 @@ class Request:
         reason = self._reason(text, status, code)
         if _METADATA_SERVICE in text:
             reason = "no credentials: none in storage.options, the environment or a profile, nor any of the machine"
-        return self.failure(reason, kind)
+        return self.failure(reason, kind, attempts)
 
     def failure(self, reason: str, kind: Kind, attempts: int = 1) -> StoreError:
         """The error in one sentence."""

@@ -16,8 +16,10 @@ import obstore
 from fsspec.spec import AbstractFileSystem
 
 from storage.object_store.client import Client
-from storage.object_store.errors import StoreError, past_end
-from storage.object_store.read_ahead import ReadAheadFile
+from storage.object_store.errors import StoreError
+from storage.object_store.ranges import ObjectRanges
+from storage.remote_file import ReadAheadFile
+from storage.retry import Backoff
 
 _PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4
@@ -51,23 +53,12 @@ class BucketFileSystem(AbstractFileSystem):
         Raises FileNotFoundError where there is no such object or bucket, else StoreError; AlreadyExistsError passes.
         """
         client, key = self.client(path)
-        return client.ask(client.asked(self.url(path), doing), request, key)
+        return client.ask(client.context(self.url(path), doing), request, key)
 
-    def read_into(self, path: str, start: int, view: memoryview) -> tuple[int, Exception | None]:
-        """Fill `view` from byte `start` by one request: bytes got, and what cut them short (None: the object's end)."""
+    def ranges(self, path: str, backoff: Backoff | None = None) -> ObjectRanges:
+        """The object's bytes, for `RangedFile` and `ReadAheadFile`."""
         client, key = self.client(path)
-        got = 0
-        try:
-            options: Any = {"range": (start, start + len(view))}
-            body = client.request(lambda store, key: obstore.get(store, key, options=options), key)
-            for piece in body.stream(min_chunk_size=1):
-                view[got : got + len(piece)] = memoryview(piece)
-                got += len(piece)
-        except (OSError, ValueError, obstore.exceptions.BaseError) as raised:
-            if past_end(raised):
-                return got, None
-            return got, client.asked(self.url(path), "read").error(raised)
-        return got, None
+        return ObjectRanges(client, key, self.url(path), backoff)
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Size, ETag and type of an object or folder. Raises FileNotFoundError."""
@@ -222,7 +213,7 @@ class BucketFileSystem(AbstractFileSystem):
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         if mode != "rb":
             raise io.UnsupportedOperation("objects are put whole: put_file or pipe_file")
-        return ReadAheadFile.opened(self, self._strip_protocol(path))
+        return ReadAheadFile.opened(self.ranges(path))
 
     @staticmethod
     def _file(bucket: str, meta: Mapping[str, Any]) -> dict[str, Any]:

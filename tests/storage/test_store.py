@@ -130,3 +130,18 @@ def test_json_that_a_power_cut_emptied_or_tore_is_one_sentence_that_names_the_fi
     with pytest.raises(UserError, match=r"folder/manifest\.json: .*; delete it and run again$") as caught:
         store.read_json("folder/manifest.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_whoever_opens_a_url_first_in_a_process_gets_our_own_client(scheme: str) -> None:
+    script = (
+        "from model import checkpoint\n"
+        "from storage.store import Store\n"
+        "from storage.urls import filesystem\n"
+        "import fsspec\n"
+        f"fsspec.register_implementation({scheme!r}, 'fsspec.implementations.memory.MemoryFileSystem', clobber=True)\n"
+        f"fs, _ = filesystem('{scheme}://bucket/run', {{'anon': True}})\n"
+        "print(type(fs).__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "storage.object_store.filesystem"

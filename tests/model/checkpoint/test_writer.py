@@ -14,10 +14,11 @@ import pytest
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from model import checkpoint
+from model.checkpoint import writer as writers
 from model.llama.initial_weights import weight_shapes
 from model.training.mesh import build_mesh
-from storage import retry as retries
 from storage.errors import UserError
+from storage.retry import Backoff
 from storage.store import Store
 from tests.model.attention_groups import failure, run_in_processes
 from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
@@ -74,7 +75,8 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
             raise OSError("it stays")
         delete(root, name)
 
-    retries.PAUSE, Store.writing, delete, Store.delete = 0.01, unsteady, Store.delete, held_fast
+    writers.STORE_AWAY = Backoff(attempts=20, pause=0.01)
+    Store.writing, delete, Store.delete = unsteady, Store.delete, held_fast
     writer.keep = 1
     engine.train_step(batch, n_examples)
     writer.save({"position": 4})

@@ -18,9 +18,9 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from pipelines.cluster.heartbeat import start_watch
 from pipelines.train import run_groups as groups
 from pipelines.train.run_groups import _Trainer, train_in_groups
-from storage import retry as patience
 from storage.errors import UserError
 from storage.object_store.errors import Request
+from storage.retry import Backoff
 from storage.store import Store
 from tests.pipelines.train.test_stage import job_of
 
@@ -91,7 +91,7 @@ def test_a_store_that_does_not_answer_ends_a_group_and_not_the_run(
     asked: list[Store] = []
     monkeypatch.setattr(groups, "_fit", fit)
     monkeypatch.setattr(groups.checkpoint, "latest_committed", committed)
-    monkeypatch.setattr(patience, "PAUSE", 0)
+    monkeypatch.setattr(groups, "STORE_AWAY", Backoff(attempts=20, pause=0.0))
     monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
     if kind == "transient":
         (interruption,) = train_in_groups(job_of(tmp_path), start_watch())

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage import retry
 from storage.object_store import client
 from storage.object_store.errors import StoreError
-from storage.ranged_file import RangedFile
+from storage.retry import Backoff
 from storage.store import Store
-from storage.urls import list_objects, object_info, open_url
+from storage.urls import list_objects, object_info, open_ranged, open_url
 from testing.faulty_proxy import Faults, Rule
 from testing.s3_server import KEY, SECRET, ObjectStore
 
@@ -27,8 +28,8 @@ NO_HELP = {"config_kwargs": {"retries": {"max_attempts": 0}}}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(client, "_SAID", {})
+    monkeypatch.setattr(client, "REQUEST", Backoff(attempts=7, pause=0.01))
+    monkeypatch.setattr(retry, "_warned", {})
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_an_error_is_no_end_of_an_object_whatever_the_name(proxy: Faults, object
     proxy.told(Rule("GET", "503:SlowDown"))
     with pytest.raises(StoreError, match="503"):
         store(proxy, "", **NO_HELP).open("416")
-    file = RangedFile("s3://data/faults/416", store(proxy, "", **NO_HELP).options, attempts=1)
+    file = open_ranged("s3://data/faults/416", store(proxy, "", **NO_HELP).options, Backoff(attempts=1, pause=0))
     with pytest.raises(StoreError, match="503"):
         file.read(5)
 
@@ -193,7 +194,7 @@ def test_credentials_of_a_profile_that_are_refreshed_in_time_let_it_carry_on(
         if len(pauses) == 3:
             file.write_text(profile.format(KEY, SECRET))
 
-    monkeypatch.setattr(client.time, "sleep", refreshed)
+    monkeypatch.setattr(retry.time, "sleep", refreshed)
     assert place.names() == ["a", "b", "large"]
     assert len(pauses) == 3
     proxy.told(Rule(".", "403:ExpiredToken"))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from storage.errors import UserError
 from storage.object_store.errors import StoreError
-from storage.object_store.read_ahead import FIRST, LARGEST
+from storage.remote_file import FIRST, LARGEST
 from storage.store import Store
 from storage.urls import fetch_file, filesystem, list_objects, open_url
 from testing.faulty_proxy import Faults
@@ -186,13 +187,14 @@ def test_a_killed_writer_leaves_no_file_on_its_disk_and_nothing_in_the_bucket(
 def test_a_fetched_file_is_whole_though_another_process_was_killed_amid_it(filled: ObjectStore) -> None:
     filled.fs.pipe_file("data/fetched", BODY[:1000])
     local = fetch_file("s3://data/fetched", filled.options)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    left = local.with_name(f"fetched.{dead.pid}.part")
-    left.write_bytes(b"half")
+    left, young = local.with_name(".tmp-left"), local.with_name(".tmp-young")
+    for part in (left, young):
+        part.write_bytes(b"half")
+    os.utime(left, (time.time() - 3600,) * 2)
     local.unlink()
     assert fetch_file("s3://data/fetched", filled.options).read_bytes() == BODY[:1000]
     assert not left.exists()
+    assert young.exists(), "of a process that fetches just now"
 
 
 def test_a_client_that_knows_only_fsspec_removes_and_copies_folders(filled: ObjectStore, tmp_path: Path) -> None:

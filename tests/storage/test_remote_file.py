@@ -13,8 +13,10 @@ import pytest
 
 from pipelines.train.bad_shards import opener
 from storage.errors import BadData, UserError
-from storage.ranged_file import RangedFile
+from storage.remote_file import RangedFile
+from storage.retry import Backoff
 from storage.store import Store
+from storage.urls import open_ranged
 from testing.faulty_proxy import Faults
 from testing.s3_server import KEY, SECRET, ObjectStore
 from tokenization.document import Document
@@ -37,7 +39,7 @@ def in_memory() -> str:
 
 
 def test_a_file_gives_what_is_at_its_offsets(in_memory: str) -> None:
-    file = RangedFile(in_memory)
+    file = open_ranged(in_memory)
     assert file.seek(1000) == 1000
     assert file.read(2000) == BODY[1000:3000]
     assert file.read(10) == BODY[3000:3010]
@@ -52,7 +54,7 @@ def test_a_file_gives_what_is_at_its_offsets(in_memory: str) -> None:
 
 def test_an_object_that_is_not_there_is_named_at_once(in_memory: str) -> None:
     with pytest.raises(FileNotFoundError, match="memory://ranged/none"):
-        RangedFile("memory://ranged/none").read(1)
+        open_ranged("memory://ranged/none").read(1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def through(
 ) -> RangedFile:
     proxy.faults[:], proxy.always, proxy.ranges[:] = faults, always, []
     options = {"endpoint_url": proxy.endpoint, "key": KEY, "secret": secret, **ONE_ATTEMPT}
-    return RangedFile(f"s3://data/{name}", options, attempts=3, pause=0.01)
+    return open_ranged(f"s3://data/{name}", options, Backoff(attempts=3, pause=0.01))
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_reading_past_the_end_of_an_object_in_a_bucket_gives_nothing(faults: Fau
 def test_a_server_that_nobody_runs_is_named(faults: Faults) -> None:
     options = {"endpoint_url": "http://127.0.0.1:9", "key": KEY, "secret": SECRET, **ONE_ATTEMPT}
     with pytest.raises(UserError, match=r"^s3://data/a\.tar: cannot be read in 2 attempts .* http://127\.0\.0\.1:9 "):
-        RangedFile("s3://data/a.tar", options, attempts=2, pause=0.01).read(1)
+        open_ranged("s3://data/a.tar", options, Backoff(attempts=2, pause=0.01)).read(1)
 
 
 @pytest.mark.slow
