@@ -11,6 +11,8 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import obstore
@@ -21,6 +23,7 @@ from storage.object_store.errors import Request, StoreError
 from storage.object_store.options import Settings, azure_settings, gcs_settings, s3_settings
 from storage.retry import REQUEST, Backoff, retry
 
+_ASKED_AGAIN_AFTER = timedelta(minutes=10)  # botocore gives no keys that are to expire sooner
 FIRST_ATTEMPTS = 3
 """At a store that has not answered yet, and may not be there."""
 
@@ -105,9 +108,8 @@ def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Sett
     store_class: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     settings = look_up(bucket, options)
     more: dict[str, Any] = {}
-    if keys := settings.keys:  # not as config, which would take a token from the environment with them
-        signed = {"access_key_id": keys.key, "secret_access_key": keys.secret, "token": keys.token, "expires_at": None}
-        more["credential_provider"] = lambda: signed
+    if settings.keys:  # not as config, which would take a token from the environment with them
+        more["credential_provider"] = partial(_credentials, settings)
     try:
         store = store_class(
             bucket,
@@ -120,3 +122,11 @@ def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Sett
         reason = " ".join(str(error).partition("Debug source:")[0].split())
         raise UserError(f"storage.options: no client of {scheme}://{bucket} can be made of them ({reason})") from None
     return settings, store
+
+
+def _credentials(settings: Settings) -> dict[str, Any]:
+    """As obstore asks for them: once, or, where they are short-lived, again and again."""
+    keys = settings.current_keys()
+    assert keys is not None
+    expires = datetime.now(UTC) + _ASKED_AGAIN_AFTER if settings.present_keys else None
+    return {"access_key_id": keys.key, "secret_access_key": keys.secret, "token": keys.token, "expires_at": expires}

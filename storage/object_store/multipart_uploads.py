@@ -27,11 +27,11 @@ def end_uploads(settings: Settings, bucket: str, prefix: str) -> int:
 
     Only while no other writer works there. Without keys at hand (the client gets them from the machine) none are ended.
     """
-    if settings.keys is None:
+    if (keys := settings.current_keys()) is None:
         return 0
-    found = list(_unfinished(settings, settings.keys, bucket, prefix))
+    found = list(_unfinished(settings, keys, bucket, prefix))
     for key, upload in found:
-        _request(settings, settings.keys, "DELETE", bucket, key, {"uploadId": upload})
+        _request(settings, keys, "DELETE", bucket, key, {"uploadId": upload})
     return len(found)
 
 
@@ -40,16 +40,16 @@ def _unfinished(settings: Settings, keys: Keys, bucket: str, prefix: str) -> Ite
     query = {"uploads": "", "prefix": prefix, "encoding-type": "url"}
     while True:
         page = ElementTree.fromstring(_request(settings, keys, "GET", bucket, "", query))
-        said = {element.tag.rpartition("}")[2]: element.text or "" for element in page}
-        decoded = unquote if said.get("EncodingType") == "url" else str
+        fields = {element.tag.rpartition("}")[2]: element.text or "" for element in page}
+        decoded = unquote if fields.get("EncodingType") == "url" else str
         for element in page:
             if element.tag.endswith("Upload"):
                 upload = {part.tag.rpartition("}")[2]: part.text or "" for part in element}
                 if (key := decoded(upload["Key"])).startswith(prefix):
                     yield key, upload["UploadId"]
-        if said.get("IsTruncated") != "true" or not said.get("NextKeyMarker"):
+        if fields.get("IsTruncated") != "true" or not fields.get("NextKeyMarker"):
             return
-        query |= {"key-marker": decoded(said["NextKeyMarker"]), "upload-id-marker": said["NextUploadIdMarker"]}
+        query |= {"key-marker": decoded(fields["NextKeyMarker"]), "upload-id-marker": fields["NextUploadIdMarker"]}
 
 
 def _request(settings: Settings, keys: Keys, method: str, bucket: str, key: str, query: dict[str, str]) -> bytes:

@@ -10,7 +10,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -47,17 +47,23 @@ _AZURE = {
 class Settings:
     """Of one client. config, client: obstore's. keys: None where the client finds its credentials by itself.
 
-    renewable: whether the credentials may be others when they are looked up again. endpoint: for messages and requests
-    of our own, without the bucket. attempts: of a request, with pauses between, after the client's own `retries`.
+    present_keys: gives those of now, where keys are short-lived. renewable: whether the credentials may be others when
+    they are looked up again. endpoint: for messages and requests of our own, without the bucket. attempts: of a
+    request, with pauses between, after the client's own `retries`.
     """
 
     config: dict[str, Any]
     client: dict[str, Any] = field(default_factory=dict)
     keys: Keys | None = None
+    present_keys: Callable[[], Keys] | None = None
     endpoint: str = ""
     renewable: bool = False
     attempts: int = ATTEMPTS
     retries: int = _QUICK_RETRIES
+
+    def current_keys(self) -> Keys | None:
+        """The keys to sign with now. Raises UserError where short-lived ones cannot be renewed."""
+        return self.present_keys() if self.present_keys else self.keys
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -74,6 +80,7 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     client, tuned = _branch(options, "client_kwargs"), _branch(options, "config_kwargs")
     anon = bool(options.get("anon")) or tuned.get("signature_version") == "unsigned"
     keys, renewable = (None, False) if anon else _s3_keys(options)
+    short_lived = keys if callable(keys) else None
     profile = profile_settings(options.get("profile"))
     endpoint = _endpoint(options, profile)
     region = _region(options, profile) or ("us-east-1" if endpoint else bucket_region(bucket))
@@ -93,7 +100,8 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     return Settings(
         config=config,
         client=_client(endpoint, client, tuned),
-        keys=keys,
+        keys=keys() if callable(keys) else keys,
+        present_keys=short_lived,
         endpoint=endpoint or f"https://s3.{region}.amazonaws.com",
         renewable=renewable,
         attempts=ATTEMPTS if attempts is None else max(1, attempts),
@@ -151,8 +159,8 @@ def bucket_region(bucket: str, host: str = "https://s3.amazonaws.com") -> str:
     return str(headers.get("x-amz-bucket-region") or "us-east-1")
 
 
-def _s3_keys(options: Mapping[str, Any]) -> tuple[Keys | None, bool]:
-    """The keys that are given, and whether looking again may give others."""
+def _s3_keys(options: Mapping[str, Any]) -> tuple[Keys | Callable[[], Keys] | None, bool]:
+    """The keys that are given, or what gives them, and whether looking again may give others."""
     client, profile = _branch(options, "client_kwargs"), options.get("profile")
     key = options.get("key") or options.get("username") or client.get("aws_access_key_id")
     secret = options.get("secret") or options.get("password") or client.get("aws_secret_access_key")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -185,3 +192,139 @@ def test_no_message_repeats_a_credential() -> None:
         "s3://b/k: cannot be read from the store at http://h (403 InvalidAccessKeyId: ... is not known, ...); check "
         "the credentials and what they allow, and run again to carry on"
     )
+
+
+class AwsServices:
+    """STS and the portal of single sign-on, on loopback: temporary keys that name how they were got."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.seconds = 3600  # for which keys last
+        services = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                query = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                services.requests.append(f"{query['Action'][0]} {query['RoleArn'][0]}")
+                self._answer(services.assumed(f"role-{len(services.requests)}"), "text/xml")
+
+            def do_GET(self) -> None:
+                url, token = urlsplit(self.path), self.headers["x-amz-sso_bearer_token"]
+                role = parse_qs(url.query)["role_name"][0]
+                services.requests.append(f"{url.path} {role} {token}")
+                keys = {"accessKeyId": f"sso-{role}", "secretAccessKey": "s", "sessionToken": "t"}
+                keys["expiration"] = int((time.time() + services.seconds) * 1000)  # type: ignore[assignment]
+                self._answer(json.dumps({"roleCredentials": keys}), "application/json")
+
+            def _answer(self, body: str, kind: str) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def assumed(self, key: str) -> str:
+        until = (datetime.now(UTC) + timedelta(seconds=self.seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return (
+            '<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>'
+            f"<AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>"
+            f"<Expiration>{until}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+        )
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AwsServices]:
+    services = AwsServices()
+    threading.Thread(target=services.server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("HOME", str(tmp_path))  # where tokens of single sign-on are cached
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SSO", services.url)
+    yield services
+    services.server.shutdown()
+    services.server.server_close()
+
+
+ROLE = """
+[profile base]
+aws_access_key_id = b
+aws_secret_access_key = s
+[profile role]
+role_arn = arn:aws:iam::123456789012:role/reader
+source_profile = base
+"""
+SIGN_ON = """
+[profile sso]
+sso_session = work
+sso_account_id = 123456789012
+sso_role_name = reader
+[sso-session work]
+sso_region = eu-west-1
+sso_start_url = https://example.com/start
+"""
+
+
+def test_a_profile_with_a_role_gets_keys_of_the_role_and_new_ones_before_they_expire(
+    services: AwsServices, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text(ROLE)
+    settings = s3_settings("bucket", {"profile": "role"})
+    assert settings.keys == Keys("role-1", "s", "t")
+    assert settings.current_keys() == settings.keys, "not asked for again while they last"
+    assert services.requests == ["AssumeRole arn:aws:iam::123456789012:role/reader"]
+    services.seconds = 60
+    short = s3_settings("bucket", {"profile": "role"})
+    assert short.current_keys() != short.current_keys()
+
+
+def test_a_profile_with_single_sign_on_gets_keys_for_the_token_of_its_session(
+    services: AwsServices, tmp_path: Path
+) -> None:
+    script = (
+        "from storage.errors import UserError\n"
+        "from storage.object_store.client import Client\n"
+        "try:\n"
+        "    print(Client('s3', 'bucket', {'profile': 'sso'}).settings.keys.key)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+
+    def key() -> str:  # in a new process, as botocore settles where tokens are when it is imported
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    (tmp_path / "config").write_text(SIGN_ON)
+    said = key()
+    assert said.startswith("the AWS profile 'sso' gets its credentials by sso_session, and gets none (Error loading")
+    assert "run `aws sso login --profile sso`" in said
+    assert "\n" not in said
+    cache = tmp_path / ".aws" / "sso" / "cache"
+    cache.mkdir(parents=True)
+    until = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    token = {"startUrl": "https://example.com/start", "region": "eu-west-1", "accessToken": "mine", "expiresAt": until}
+    (cache / f"{hashlib.sha1(b'work').hexdigest()}.json").write_text(json.dumps(token))
+    assert key() == "sso-reader"
+    assert services.requests == ["/federation/credentials reader mine"]
+
+
+def test_without_botocore_only_such_profiles_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(ROLE + SIGN_ON)
+    script = (
+        "import sys; sys.modules['botocore'] = sys.modules['boto3'] = None\n"
+        "from storage.errors import UserError\n"
+        "from storage.object_store.options import s3_settings\n"
+        "print(s3_settings('bucket', {'profile': 'base'}).keys.key)\n"
+        "for profile in ('role', 'sso'):\n"
+        "    try:\n"
+        "        s3_settings('bucket', {'profile': profile})\n"
+        "    except UserError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    by = "the AWS profile '{}' gets its credentials by {}, which needs botocore; pip install 'ringworld[aws]'"
+    assert done.stdout.splitlines() == ["b", by.format("role", "role_arn"), by.format("sso", "sso_session")]
