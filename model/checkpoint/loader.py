@@ -27,7 +27,7 @@ from model.checkpoint.manifest import (
     Manifest,
     Range,
     changed,
-    read_manifest,
+    read_commit,
     step_name,
     steps,
 )
@@ -50,7 +50,7 @@ def load_latest(engine: TrainingEngine, root: Store) -> Mapping[str, Any] | None
     Where any rank finds a file damaged, every rank says so in a warning, and the checkpoint before is used. None where
     none was ever committed. Raises UserError, on every rank, where there are some, but all are damaged.
     """
-    candidates = engine.mesh.agreed(lambda: _newest_first(root))
+    candidates = engine.mesh.on_rank_zero(lambda: _newest_first(root))
     flaws = []
     for step, before in itertools.zip_longest(candidates, candidates[1:]):
         try:
@@ -137,13 +137,6 @@ def _newest_first(root: Store) -> list[int]:
     return found
 
 
-def _manifest(root: Store, step: int) -> Manifest:
-    try:
-        return read_manifest(root, step)
-    except ValueError as error:
-        raise DamagedError(root.path(step_name(step)), str(error)) from error
-
-
 def _check_same_model(engine: TrainingEngine, manifest: Manifest, place: str) -> None:
     shapes = {name: shape for name, (shape, _) in parameters(engine).items()}
     written = {name: shape for name, (shape, _) in manifest.parameters.items()}
@@ -165,7 +158,11 @@ def _read_committed(
     """Each rank's share of these parts of the optimizer's state into the engine; what was committed. Collective."""
     mesh, place = engine.mesh, root.path(step_name(step))
     with _flaws_of(place, COMMIT):
-        manifest = mesh.agreed(lambda: _manifest(root, step))
+        commit = mesh.on_rank_zero(lambda: read_commit(root, step).decode("latin-1"))  # any bytes are text in it
+    try:
+        manifest = Manifest.from_bytes(commit.encode("latin-1"))
+    except ValueError as error:
+        raise DamagedError(place, str(error)) from error
     _check_same_model(engine, manifest, place)
 
     def read() -> None:
@@ -173,7 +170,7 @@ def _read_committed(
         if with_random_state:
             _read_random_state(mesh, root, manifest, place)
 
-    mesh.together(read)
+    mesh.on_all_ranks(read)
     return manifest
 
 

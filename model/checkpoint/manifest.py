@@ -56,6 +56,11 @@ class FileEntry:
     rank: int
     ranges: tuple[Range, ...] = ()
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FileEntry:
+        """The entry of which `asdict` made these."""
+        return cls(**{**values, "ranges": tuple(Range(*one) for one in values["ranges"])})
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -98,10 +103,7 @@ class Manifest:
             if known != _sha256_of(values):
                 raise ValueError(f"its {COMMIT} has another sha256 than when it was written")
             values.pop("format")
-            files = {
-                name: FileEntry(**{**entry, "ranges": tuple(Range(*one) for one in entry["ranges"])})
-                for name, entry in values.pop("files").items()
-            }
+            files = {name: FileEntry.from_json(entry) for name, entry in values.pop("files").items()}
             parameters = {name: (tuple(shape), group) for name, (shape, group) in values.pop("parameters").items()}
             tuples = {name: tuple(values[name]) for name in ("adam_steps", "random")}
             return cls(**{**values, **tuples, "parameters": parameters, "files": files})
@@ -139,8 +141,13 @@ def read_manifest(root: Store, step: int) -> Manifest:
 
     Raises FileNotFoundError where there is no `COMMIT`, ValueError where it is not what was written.
     """
+    return Manifest.from_bytes(read_commit(root, step))
+
+
+def read_commit(root: Store, step: int) -> bytes:
+    """The bytes of `COMMIT`. Raises FileNotFoundError where there is none."""
     with root.open(f"{step_name(step)}/{COMMIT}") as file:
-        return Manifest.from_bytes(file.read())
+        return file.read()
 
 
 def latest_committed(root: Store, hashes: bool = False) -> int | None:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -159,9 +159,9 @@ class Writer:
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
         mesh = self._engine.mesh
-        suffix = mesh.agreed(lambda: self._make_room(manifest.step), self._group)
-        of_ranks = mesh.together(lambda: self._put_files(manifest.step, random, suffix), self._group)
-        files = {name: entry for entries in of_ranks for name, entry in entries.items()}
+        suffix = mesh.on_rank_zero(lambda: self._make_room(manifest.step), self._group)
+        of_ranks = mesh.on_all_ranks(lambda: self._put_files(manifest.step, random, suffix), self._group)
+        files = {name: FileEntry.from_json(entry) for entries in of_ranks for name, entry in entries.items()}
         whole = manifest.with_files(files, tuple(random_name(one, suffix) for one in range(manifest.world_size)))
 
         def commit() -> None:
@@ -174,7 +174,7 @@ class Writer:
             except OSError as error:  # the checkpoint counts; what should have gone goes with the next one
                 log.warning("checkpoint of step %d: older ones could not be removed: %s", whole.step, error)
 
-        mesh.agreed(commit, self._group)
+        mesh.on_rank_zero(commit, self._group)
         return sum(entry.size for entry in whole.files.values())
 
     def _make_room(self, step: int) -> str:
@@ -189,11 +189,11 @@ class Writer:
         suffixes = (f".{take}.safetensors" for take in itertools.count(1))
         return next(suffix for suffix in suffixes if not any(name.endswith(suffix) for name in names))
 
-    def _put_files(self, step: int, random: bytes, suffix: str) -> dict[str, FileEntry]:
+    def _put_files(self, step: int, random: bytes, suffix: str) -> dict[str, dict[str, Any]]:
         rank = self._engine.mesh.rank
         named = [(f"rank-{rank:05d}-{n:04d}{suffix}", *file) for n, file in enumerate(self._snapshot.files())]
         named.append((random_name(rank, suffix), memoryview(random), ()))
-        return {name: self._put(f"{step_name(step)}/{name}", data, ranges) for name, data, ranges in named}
+        return {name: asdict(self._put(f"{step_name(step)}/{name}", data, ranges)) for name, data, ranges in named}
 
     def _put(self, name: str, data: memoryview, ranges: tuple[Range, ...]) -> FileEntry:
         """Publish a file. The hash is of the memory, so that what a disk makes of it is held against that."""

@@ -39,15 +39,15 @@ def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None =
         llama.state_dict(), filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_BYTES
     )
     parameters = dict(engine.model.named_parameters())
-    engine.mesh.agreed(partial(_clear, target))
+    engine.mesh.on_rank_zero(partial(_clear, target))
     for file, names in files.filename_to_tensors.items():
         weights = {}
         for name in names:
             weight = master_weight(engine, parameters[name])
             if engine.mesh.rank == 0:
                 weights[name] = weight.to("cpu", dtype, copy=True)
-        engine.mesh.agreed(partial(_put_weights, target, file, weights))
-    engine.mesh.agreed(partial(_put_description, target, llama, files))
+        engine.mesh.on_rank_zero(partial(_put_weights, target, file, weights))
+    engine.mesh.on_rank_zero(partial(_put_description, target, llama, files))
 
 
 def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:

@@ -140,7 +140,7 @@ class TrainingEngine:
         self.settings = settings
         self.schedule = schedule
         self.step = 0
-        mesh.agreed(weights.check)
+        mesh.on_rank_zero(weights.check)
         self.modalities = tuple(modality_ranges(weights.config))
         self.deepspeed = _initialize(weights, mesh, settings)
         self.clock = StepClock(self.deepspeed.device)

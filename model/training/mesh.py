@@ -7,16 +7,17 @@ gradient is a sum over tokens, wherever they are held.
 
 from __future__ import annotations
 
-import copy
 import errno
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from model.training.error_transport import decode_error, encode_error
 from storage.errors import UserError
 
 T = TypeVar("T")
@@ -58,46 +59,52 @@ class Mesh:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-        """Run `action` on every rank and gather its results by rank; where one rank fails, every rank raises its error.
+    def on_all_ranks(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+        """Run `action` on every rank and gather its results, plain JSON, by rank.
 
-        So nobody waits for a rank that has given up. A full disk becomes a UserError. Collective, over `group`: one of
-        all ranks, None for the training's own.
+        Where it fails on one rank, every rank raises its error, so that none waits for a rank that has given up; a full
+        disk becomes a UserError. Collective, over `group`: one of all ranks, None for the training's own.
         """
-        result: T | None = None
-        failure: Exception | None = None
+        own = self._run(action)
+        sent = [""] * self.world_size
+        dist.all_gather_object(sent, own.sent, group=group)
+        outcomes = [json.loads(one) for one in sent]
+        for outcome in outcomes:
+            if "error" in outcome:
+                raise decode_error(outcome["error"]) from own.error
+        return [outcome["result"] for outcome in outcomes]
+
+    def on_rank_zero(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Run `action` on rank 0 alone, and return its result, plain JSON, on every rank, at its own size on each.
+
+        If it fails every rank raises its error. Collective, over `group` as in `on_all_ranks`.
+        """
+        own = self._run(action) if self.rank == 0 else _Outcome("")
+        sent = [own.sent]
+        dist.broadcast_object_list(sent, src=0, group=group)
+        outcome = json.loads(sent[0])
+        if "error" in outcome:
+            raise decode_error(outcome["error"]) from own.error
+        return cast(T, outcome["result"])
+
+    def _run(self, action: Callable[[], Any]) -> _Outcome:
+        """The action's result or error as text, which can always be sent."""
         self.on_piece(False)
         try:
-            result = action()
+            return _Outcome(json.dumps({"result": action()}))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere") if full else error
+            return _Outcome(json.dumps({"error": encode_error(failure)}), error)
         except Exception as error:
-            failure = error
-        self.on_piece(True)
-        outcomes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(outcomes, (result, failure and _portable(failure)), group=group)
-        for _, raised in outcomes:
-            if raised is not None:
-                raise raised
-        return [outcome for outcome, _ in outcomes]
-
-    def agreed(self, ask: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """What `ask` returns on rank 0, on every rank; only rank 0 asks, and if it fails every rank raises its error.
-
-        Collective, over `group` as in `together`.
-        """
-        answer = self.together(lambda: ask() if self.rank == 0 else None, group)[0]
-        return cast(T, answer)
+            return _Outcome(json.dumps({"error": encode_error(error)}), error)
+        finally:
+            self.on_piece(True)
 
 
-def _portable(error: Exception) -> Exception:
-    """The error, or its kind and words where it cannot be sent to another process."""
-    try:
-        copy.deepcopy(error)  # which takes it apart and puts it together by the same means
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+class _Outcome(NamedTuple):
+    sent: str
+    error: Exception | None = None
 
 
 def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: None) -> Mesh:

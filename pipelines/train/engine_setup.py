@@ -47,15 +47,13 @@ def initial_weights(job: TrainJob) -> Weights:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
 
 
-def last_checkpoint_before(job: TrainJob) -> tuple[Store, int] | None:
-    """Where the stage before ended: its checkpoints and the last one's step. None for a first stage, and where somebody
-    has removed it.
-    """
+def last_step_before(job: TrainJob) -> int | None:
+    """The step with which the stage before ended. None for a first stage, and where its last checkpoint is gone."""
     if job.before is None:
         return None
     steps = next(before.steps for before, after in pairwise(job.recipe.train.stages) if after.name == job.stage.name)
     store = job.before.at(CHECKPOINTS)
-    return (store, steps) if checkpoint.latest_committed(store) == steps else None
+    return steps if checkpoint.latest_committed(store) == steps else None
 
 
 def _fetcher(job: TrainJob) -> Callable[..., Path]:

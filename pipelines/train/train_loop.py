@@ -25,13 +25,12 @@ from pipelines.cluster.heartbeat import HeartbeatSender, Stop
 from pipelines.cluster.progress import Meter
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import describe, rank_batches, stage_dispatcher
-from pipelines.train.engine_setup import engine_settings, initial_weights, last_checkpoint_before, schedule
+from pipelines.train.engine_setup import engine_settings, initial_weights, last_step_before, schedule
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.files import remove_uncommitted
 from pipelines.train.metrics.monitor import Monitor
 from pipelines.train.metrics.steps import checkpoint_figures, lost_to_bad_shards
 from storage.errors import UserError
-from storage.store import Store
 from tokenization.loader.batch import Batch
 
 log = logging.getLogger("ringworld")
@@ -57,7 +56,7 @@ class _Rank:
         self.job, self.mesh, self.watch, self.heartbeat = job, mesh, watch, heartbeat
         self.label = f"train-{job.stage.name}"
         self.checkpoints = job.store.at(CHECKPOINTS)
-        self.before = mesh.agreed(lambda: last_checkpoint_before(job))
+        self.before = mesh.on_rank_zero(lambda: last_step_before(job))
         settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
         self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
         keep = job.recipe.train.keep_checkpoints
@@ -84,12 +83,13 @@ class _Rank:
     def _weights(self) -> Weights:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
         weights = initial_weights(self.job)
-        is_begun = self.mesh.agreed(lambda: checkpoint.any_committed(self.checkpoints))
+        is_begun = self.mesh.on_rank_zero(lambda: checkpoint.any_committed(self.checkpoints))
         return BlankWeights(weights.config) if is_begun or self.before is not None else weights
 
-    def _take_over(self, before: tuple[Store, int]) -> None:
-        """Start from the fp32 weights of another stage's checkpoint."""
-        store, step = before
+    def _take_over(self, step: int) -> None:
+        """Start from the fp32 weights of the stage before's last checkpoint."""
+        assert self.job.before is not None
+        store = self.job.before.at(CHECKPOINTS)
         if self.mesh.rank == 0:
             log.info("%s: starts from the fp32 weights at %s, step %d", self.label, store.path(), step)
         try:

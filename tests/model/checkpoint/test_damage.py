@@ -72,7 +72,7 @@ def observe(group: Any, url: str) -> dict[str, Any]:
     engine = tiny_engine(mesh, zero_stage=3)
     for name, (damage, _) in DAMAGES.items():
         copy = Path(url) / name
-        mesh.together(lambda: made_copy(Path(url) / "whole", copy, damage) if mesh.rank == 0 else None)  # noqa: B023
+        mesh.on_all_ranks(lambda: made_copy(Path(url) / "whole", copy, damage) if mesh.rank == 0 else None)  # noqa: B023
         with caught_warnings() as warnings:
             position = checkpoint.load_latest(engine, Store(str(copy)))
         now, then = whole_weights(engine), weights[1]
@@ -80,11 +80,11 @@ def observe(group: Any, url: str) -> dict[str, Any]:
         seen[name] = Seen(position, engine.step, same, warnings)
 
     ruined = Path(url) / "ruined"
-    mesh.together(lambda: made_copy(Path(url) / "whole", ruined, ruin) if mesh.rank == 0 else None)
+    mesh.on_all_ranks(lambda: made_copy(Path(url) / "whole", ruined, ruin) if mesh.rank == 0 else None)
     seen["all"] = failure(lambda: checkpoint.load_latest(engine, Store(str(ruined))))
     seen["named"] = failure(lambda: checkpoint.load(engine, Store(str(ruined)), 3))
     torn = Path(url) / "torn"
-    mesh.together(lambda: made_copy(Path(url) / "whole", torn, uncommit) if mesh.rank == 0 else None)
+    mesh.on_all_ranks(lambda: made_copy(Path(url) / "whole", torn, uncommit) if mesh.rank == 0 else None)
     seen["torn"] = checkpoint.load_latest(engine, Store(str(torn)))
     seen["none"] = checkpoint.load_latest(engine, Store(f"{url}/nothing"))
 

@@ -70,9 +70,11 @@ def observe(group: Any, text_model: str) -> dict[str, Any]:
         seen["bf16", zero_stage] = [engine.train_step(batch, n_examples) for _ in range(8)]
         engine.close()
 
-    seen["full_disk"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, OSError(errno.ENOSPC, "", "/d"))))
-    seen["failure"] = failure(lambda: mesh.together(lambda: fail_on_rank(mesh.rank, KeyError("rank 1 alone"))))
-    seen["agreed"] = (mesh.agreed(lambda: f"rank {mesh.rank}"), failure(lambda: mesh.agreed(lambda: 1 / 0)))
+    seen["full_disk"] = failure(
+        lambda: mesh.on_all_ranks(lambda: fail_on_rank(mesh.rank, OSError(errno.ENOSPC, "", "/d")))
+    )
+    seen["failure"] = failure(lambda: mesh.on_all_ranks(lambda: fail_on_rank(mesh.rank, KeyError("rank 1 alone"))))
+    seen["agreed"] = (mesh.on_rank_zero(lambda: f"rank {mesh.rank}"), failure(lambda: mesh.on_rank_zero(lambda: 1 / 0)))
     seen["bad_sp"] = failure(lambda: build_mesh(sp=3))
     return seen
 
