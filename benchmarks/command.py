@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     store.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     store.set_defaults(bench=_store)
 
+    manifest = benchmarks.add_parser("manifest", help="a checkpoint's COMMIT on many ranks, beside plain JSON")
+    manifest.add_argument("--ranks", type=int, default=512, help="of ZeRO-3 (default 512)")
+    manifest.add_argument("--rounds", type=int, default=3, help="of each way, by turns; the fastest counts")
+    manifest.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    manifest.set_defaults(bench=_manifest)
+
     text = benchmarks.add_parser("text", help="from text on S3 to token documents, beside other tokenizers")
     text.add_argument("--corpora", nargs="+", default=["plays", "lines", "code"], metavar="NAME", help="default: all")
     text.add_argument("--megabytes", type=int, default=6, help="of each corpus at most (default 6)")
@@ -213,6 +219,16 @@ def _store(arguments: argparse.Namespace) -> int:
     _at_least_one(arguments, "megabytes", "rounds")
     report = store_report(arguments.megabytes, arguments.rounds)
     print_store(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from benchmarks.manifest import manifest_report, print_manifest
+
+    _at_least_one(arguments, "ranks", "rounds")
+    report = manifest_report(arguments.ranks, arguments.rounds)
+    print_manifest(report)
     _write(report, arguments.json)
     return 0
 

@@ -1,7 +1,7 @@
 """A checkpoint back into an engine, on any mesh and at any ZeRO stage; a damaged one is passed over for the one before.
 
-Each rank reads the files that hold any of its own partition's ranges, compares their sha256 with what was committed,
-and copies those ranges. Master weights and moments come out as they went in, to the bit.
+Each rank reads its own partition's ranges, each byte held against the hashes that were committed, whatever files they
+lie in. Master weights and moments come out as they went in, to the bit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from safetensors import safe_open
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from model.checkpoint.manifest import (
     COMMIT,
@@ -33,13 +32,18 @@ from model.checkpoint.manifest import (
 )
 from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
+from model.checkpoint.tensor_file import ChangedError, Header, Wanted, read_header, read_tensors, unhashed_header
 from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
 from storage.errors import UserError
+from storage.ranged_file import RangedFile
 from storage.store import Store
 
 if TYPE_CHECKING:
     from model.training.engine import TrainingEngine
     from model.training.mesh import Mesh
+
+READERS = 8
+"""Files that a rank reads at once."""
 
 log = logging.getLogger(f"ringworld.{__name__}")
 
@@ -156,74 +160,106 @@ def _read_committed(
     engine: TrainingEngine, root: Store, step: int, parts: Collection[str], with_random_state: bool
 ) -> Manifest:
     """Each rank's share of these parts of the optimizer's state into the engine; what was committed. Collective."""
-    mesh, place = engine.mesh, root.path(step_name(step))
-    with _flaws_of(place, COMMIT):
+    mesh, folder = engine.mesh, root.at(step_name(step))
+    with _flaws_of(folder, COMMIT):
         commit = mesh.on_rank_zero(lambda: read_commit(root, step).decode("latin-1"))  # any bytes are text in it
     try:
         manifest = Manifest.from_bytes(commit.encode("latin-1"))
     except ValueError as error:
-        raise DamagedError(place, str(error)) from error
-    _check_same_model(engine, manifest, place)
+        raise DamagedError(folder.path(), str(error)) from error
+    _check_same_model(engine, manifest, folder.path())
 
     def read() -> None:
-        _read(engine, root, manifest, place, parts)
+        _read(engine, folder, manifest, parts)
         if with_random_state:
-            _read_random_state(mesh, root, manifest, place)
+            _read_random_state(mesh, folder, manifest)
 
     mesh.on_all_ranks(read)
     return manifest
 
 
-def _read(engine: TrainingEngine, root: Store, manifest: Manifest, place: str, parts: Collection[str]) -> None:
-    """This rank's share, file by file."""
+def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Collection[str]) -> None:
+    """This rank's share, several files at a time: hashing, and waiting for a store, leave Python to others."""
+
+    def read(name: str, plan: Sequence[Copy]) -> None:
+        fill(fragments, plan, parts, folder, name, manifest.files[name])
+        engine.mesh.on_piece(False)
+
     fragments = held(engine)
     try:
         plan = copies([fragment.range for fragment in fragments], manifest.files)
     except ValueError as error:
-        raise DamagedError(place, f"its {COMMIT} is not whole: {error}") from error
-    for name, of_file in sorted(plan.items()):
-        with _checked(root, manifest, name, place) as path:
-            _fill(fragments, path, of_file, parts)
-        engine.mesh.on_piece(False)
+        raise DamagedError(folder.path(), f"its {COMMIT} is not whole: {error}") from error
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, *zip(*sorted(plan.items()))))
 
 
-def _read_random_state(mesh: Mesh, root: Store, manifest: Manifest, place: str) -> None:
+def fill(
+    fragments: Sequence[Fragment],
+    plan: Sequence[Copy],
+    parts: Collection[str],
+    folder: Store,
+    name: str,
+    entry: FileEntry,
+) -> None:
+    """Carry out the copies from one file. Raises DamagedError where what is read is not what was committed."""
+
+    def read(file: BinaryIO, header: Header) -> None:
+        pairs = itertools.product(plan, parts)
+        read_tensors(file, header, [_wanted(header, fragments[copy.target], copy, part) for copy, part in pairs])
+
+    if not entry.header_sha256:
+        with _checked(folder, name, entry) as path, path.open("rb") as whole:
+            read(whole, unhashed_header(whole))
+        return
+    with _flaws_of(folder, name), _by_ranges(folder, name) as file:
+        try:
+            read(file, read_header(file, entry.header_bytes, entry.header_sha256))
+        except ChangedError:
+            size = folder.sizes().get(name)
+            flaw = changed(name) if size == entry.size else f"{name} is {size} bytes, not {entry.size}"
+            raise DamagedError(folder.path(), flaw) from None
+
+
+def _wanted(header: Header, fragment: Fragment, copy: Copy, part: str) -> Wanted:
+    start = header.start[tensor_key(part, copy.source)] + 4 * copy.first
+    return Wanted(start, fragment.parts[part].narrow(0, copy.place, copy.numel))
+
+
+def _by_ranges(folder: Store, name: str) -> BinaryIO:
+    """A file that is read where it is asked for, and nothing ahead."""
+    return folder.open(name) if folder.is_local else cast(BinaryIO, RangedFile(folder.path(name), folder.options))
+
+
+def _read_random_state(mesh: Mesh, folder: Store, manifest: Manifest) -> None:
     if manifest.world_size == mesh.world_size:
-        with _checked(root, manifest, manifest.random[mesh.rank], place) as path:
+        name = manifest.random[mesh.rank]
+        with _checked(folder, name, manifest.files[name]) as path:
             set_random_state(path)
     else:
         derive_random_state(manifest.files[manifest.random[0]].sha256, mesh.rank, mesh.world_size)
 
 
-def _fill(fragments: Sequence[Fragment], path: Path, plan: Sequence[Copy], parts: Collection[str]) -> None:
-    with safe_open(path, "pt") as tensors:
-        for copy, part in itertools.product(plan, parts):
-            target = fragments[copy.target].parts[part]
-            stored = tensors.get_slice(tensor_key(part, copy.source))[copy.first : copy.first + copy.numel]
-            target.narrow(0, copy.place, copy.numel).copy_(stored)
-
-
 @contextmanager
-def _checked(root: Store, manifest: Manifest, name: str, place: str) -> Iterator[Path]:
+def _checked(folder: Store, name: str, entry: FileEntry) -> Iterator[Path]:
     """A local path with a file's content, its size and hash compared with what was committed."""
-    entry = manifest.files[name]
-    with _flaws_of(place, name), root.local_copy(f"{step_name(manifest.step)}/{name}") as path:
+    with _flaws_of(folder, name), folder.local_copy(name) as path:
         if (size := path.stat().st_size) != entry.size:
-            raise DamagedError(place, f"{name} is {size} bytes, not {entry.size}")
+            raise DamagedError(folder.path(), f"{name} is {size} bytes, not {entry.size}")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise DamagedError(place, changed(name))
+                raise DamagedError(folder.path(), changed(name))
         yield path
 
 
 @contextmanager
-def _flaws_of(place: str, name: str) -> Iterator[None]:
+def _flaws_of(folder: Store, name: str) -> Iterator[None]:
     """A file that is not there, or that its disk cannot read; a store that does not answer says nothing of it."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DamagedError(place, f"{name} is missing") from error
+        raise DamagedError(folder.path(), f"{name} is missing") from error
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise DamagedError(place, f"{name} cannot be read ({error})") from error
+        raise DamagedError(folder.path(), f"{name} cannot be read ({error})") from error

@@ -17,19 +17,24 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.manifest import Range
+from model.checkpoint.tensor_file import chunk_hashes, no_hashes
 from model.checkpoint.zero_state import PARTS, Fragment
 
 FILE_BYTES = 2**29
-"""About the size at which a next file begins; whoever needs any of a file has to read and hash all of it."""
+"""About the size at which a next file begins."""
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A safetensors file to be: what it holds, its header, and its bytes in all."""
+    """A safetensors file to be: what it holds, its header as long as it will be, and its bytes in all."""
 
     fragments: tuple[Fragment, ...]
     header: bytes
     size: int
+
+    def header_of(self, data: memoryview) -> bytes:
+        """The header with the hashes of the bytes behind it."""
+        return _header(self.fragments, chunk_hashes(data))
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -61,18 +66,18 @@ class Snapshot:
             self._buffers = []  # first, so that the two are never held at once
             self._buffers = [torch.empty(file.size, dtype=torch.uint8) for file in self._files]
         for file, buffer in zip(self._files, self._buffers, strict=True):
-            place = len(file.header)
-            buffer[:place] = torch.frombuffer(bytearray(file.header), dtype=torch.uint8)
-            data = buffer[place:].view(torch.float32)
+            data = buffer[len(file.header) :].view(torch.float32)
             place = 0
             for tensor in _tensors(file.fragments):
                 data[place : place + tensor.numel()].copy_(tensor)
                 place += tensor.numel()
 
-    def files(self) -> Iterator[tuple[memoryview, tuple[Range, ...]]]:
-        """The bytes of each file and what it holds."""
+    def files(self) -> Iterator[tuple[memoryview, int, tuple[Range, ...]]]:
+        """The bytes of each file, how many of them are its header, and what it holds."""
         for file, buffer in zip(self._files, self._buffers, strict=True):
-            yield buffer.numpy().data, file.ranges
+            data, place = buffer.numpy().data, len(file.header)
+            data[:place] = file.header_of(data[place:])
+            yield data, place, file.ranges
 
 
 def plan_files(fragments: Sequence[Fragment], file_bytes: int = FILE_BYTES) -> list[PlannedFile]:
@@ -97,11 +102,14 @@ def _tensors(fragments: Sequence[Fragment]) -> Iterator[Tensor]:
 
 
 def _file_of(fragments: Sequence[Fragment]) -> PlannedFile:
-    header = safetensors_header(
-        {tensor_key(part, fragment.range): [fragment.range.numel] for fragment in fragments for part in PARTS}, "F32", 4
-    )
     n_bytes = sum(4 * len(PARTS) * fragment.range.numel for fragment in fragments)
+    header = _header(fragments, no_hashes(n_bytes))
     return PlannedFile(tuple(fragments), header, len(header) + n_bytes)
+
+
+def _header(fragments: Sequence[Fragment], hashes: str) -> bytes:
+    shapes = {tensor_key(part, fragment.range): [fragment.range.numel] for fragment in fragments for part in PARTS}
+    return safetensors_header(shapes, "F32", 4, {"sha256": hashes})
 
 
 def safetensors_header(

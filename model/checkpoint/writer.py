@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -161,21 +161,21 @@ class Writer:
         mesh = self._engine.mesh
         suffix = mesh.on_rank_zero(lambda: self._make_room(manifest.step), self._group)
         of_ranks = mesh.on_all_ranks(lambda: self._put_files(manifest.step, random, suffix), self._group)
-        files = {name: FileEntry.from_json(entry) for entries in of_ranks for name, entry in entries.items()}
-        whole = manifest.with_files(files, tuple(random_name(one, suffix) for one in range(manifest.world_size)))
+        names = tuple(random_name(rank, suffix) for rank in range(manifest.world_size))
 
         def commit() -> None:
             if before_commit is not None:
                 before_commit()
-            with self.root.writing(f"{step_name(whole.step)}/{COMMIT}") as file:
-                file.write(whole.to_bytes())
+            files = {name: FileEntry.from_json(entry) for entries in of_ranks for name, entry in entries.items()}
+            with self.root.writing(f"{step_name(manifest.step)}/{COMMIT}") as file:
+                file.write(manifest.with_files(files, names).to_bytes())
             try:
-                retain(self.root, whole.step, self.keep, whole.files)
+                retain(self.root, manifest.step, self.keep, files)
             except OSError as error:  # the checkpoint counts; what should have gone goes with the next one
-                log.warning("checkpoint of step %d: older ones could not be removed: %s", whole.step, error)
+                log.warning("checkpoint of step %d: older ones could not be removed: %s", manifest.step, error)
 
         mesh.on_rank_zero(commit, self._group)
-        return sum(entry.size for entry in whole.files.values())
+        return sum(size for entries in of_ranks for size, *_ in entries.values())
 
     def _make_room(self, step: int) -> str:
         """Remove what is left of killed writers; returns what this step's file names end in. Where the step is already
@@ -189,13 +189,13 @@ class Writer:
         suffixes = (f".{take}.safetensors" for take in itertools.count(1))
         return next(suffix for suffix in suffixes if not any(name.endswith(suffix) for name in names))
 
-    def _put_files(self, step: int, random: bytes, suffix: str) -> dict[str, dict[str, Any]]:
+    def _put_files(self, step: int, random: bytes, suffix: str) -> dict[str, list[Any]]:
         rank = self._engine.mesh.rank
-        named = [(f"rank-{rank:05d}-{n:04d}{suffix}", *file) for n, file in enumerate(self._snapshot.files())]
-        named.append((random_name(rank, suffix), memoryview(random), ()))
-        return {name: asdict(self._put(f"{step_name(step)}/{name}", data, ranges)) for name, data, ranges in named}
+        files = {f"rank-{rank:05d}-{n:04d}{suffix}": file for n, file in enumerate(self._snapshot.files())}
+        files[random_name(rank, suffix)] = (memoryview(random), 0, ())
+        return {name: self._put(f"{step_name(step)}/{name}", *file).to_json() for name, file in files.items()}
 
-    def _put(self, name: str, data: memoryview, ranges: tuple[Range, ...]) -> FileEntry:
+    def _put(self, name: str, data: memoryview, header_bytes: int, ranges: tuple[Range, ...]) -> FileEntry:
         """Publish a file. The hash is of the memory, so that what a disk makes of it is held against that."""
         digest = hashlib.sha256()
         with self.root.writing(name) as file:
@@ -204,7 +204,8 @@ class Writer:
                 digest.update(piece)
                 file.write(piece)
         self._engine.mesh.on_piece(False)
-        return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges)
+        header = hashlib.sha256(data[:header_bytes]).hexdigest() if header_bytes else ""
+        return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges, header_bytes, header)
 
 
 def random_name(rank: int, suffix: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -72,7 +74,8 @@ def test_a_snapshots_bytes_are_safetensors_files_of_what_was_there():
     held, snapshot = fragments(), Snapshot()
     for _ in range(2):  # the second time in the memory of the first
         snapshot.take(held)
-        ((data, ranges),) = snapshot.files()
+        ((data, header_bytes, ranges),) = snapshot.files()
+        assert load(bytes(data[:header_bytes]) + bytes(len(data) - header_bytes)).keys() == load(bytes(data)).keys()
         assert ranges == tuple(fragment.range for fragment in held)
         tensors = load(bytes(data))
         assert len(tensors) == len(PARTS) * len(held)
@@ -96,7 +99,7 @@ def test_every_flipped_character_of_a_manifest_is_noticed():
     manifest = Manifest(
         step=7, world_size=2, dp=2, sp=1, zero_stage=3, precision="bf16", parameters={"up": ((5, 8), 1)},
         adam_steps=(6, 7), client_state={"loader": {"position": 14, "rate": 0.1}},
-        files={"rank-0": FileEntry(9, "ab", 0, (Range("up", 0, 40),))}, random=("rank-0",),
+        files={"rank-0": FileEntry(9, "ab", 0, (Range("up", 0, 40),), 8, "cd")}, random=("rank-0",),
     )  # fmt: skip
     data = manifest.to_bytes()
     assert Manifest.from_bytes(data) == manifest
@@ -109,3 +112,24 @@ def test_every_flipped_character_of_a_manifest_is_noticed():
         Manifest.from_bytes(data[:-9])
     with pytest.raises(ValueError, match="format 1, which this version does not know"):
         Manifest.from_bytes(json.dumps({"format": 1}).encode())
+
+
+def test_a_manifest_of_format_2_is_read_as_it_was_and_held_against_its_hash():
+    manifest = Manifest(
+        step=7, world_size=1, dp=1, sp=1, zero_stage=3, precision="bf16", parameters={"up": ((5, 8), 1)},
+        adam_steps=(7,), client_state={"rate": 0.1}, files={"rank-0": FileEntry(9, "ab", 0, (Range("up", 0, 40),))},
+        random=("rank-0",),
+    )  # fmt: skip
+    data = format_2(manifest)
+    assert Manifest.from_bytes(data) == manifest
+    with pytest.raises(ValueError, match="its COMMIT has another sha256"):
+        Manifest.from_bytes(data.replace(b"0.1", b"0.2"))
+
+
+def format_2(manifest: Manifest) -> bytes:
+    """As the version before wrote it."""
+    body = json.loads(json.dumps({"format": 2, **asdict(manifest)}))
+    for entry in body["files"].values():
+        del entry["header_bytes"], entry["header_sha256"]
+    sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": sha256}, sort_keys=True).encode()
