@@ -21,7 +21,7 @@ from model.attention.flash_kernels import accumulator_dtype, attend, attend_, at
 from model.attention.plan.cost_model import BACKWARD_OVER_FORWARD
 from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.planner import plan_sequence
-from model.attention.plan.runs import RankPlan, Run
+from model.attention.plan.runs import RankPlan, Run, Runs
 from model.attention.plan.segments import traffic
 from model.attention.plan.sequence_plan import SequencePlan
 from storage.errors import UserError
@@ -65,7 +65,7 @@ def block_costs(
     heads, kv_heads = shape.heads // plan.ulysses, shape.kv_heads // plan.ulysses
     pairs = rank_plan.n_pairs
     length = round(math.sqrt(2 * pairs))
-    ideal = RankPlan(0, length, "direct", (Run(0, length, 0, length, True),), ())
+    ideal = RankPlan(0, length, "direct", Runs([Run(0, length, 0, length, True)]), ())
     operations = 4 * heads * shape.head_size * (1 + BACKWARD_OVER_FORWARD)
     blocks_s = _seconds(_forward_backward(rank_plan, heads, kv_heads, shape.head_size, device, dtype), device)
     ideal_s = _seconds(_forward_backward(ideal, heads, kv_heads, shape.head_size, device, dtype), device)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model.attention.p2p import Exchange, Transfer
-from model.attention.plan.runs import AHEAD, KEPT_BACK, Message, RankPlan, Run, Stage, cut_runs
+from model.attention.plan.runs import AHEAD, Message, RankPlan, Runs, Stage
 
 
 class Block(NamedTuple):
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     kv: Tensor
     dkv: Tensor | None
-    runs: Sequence[Run]
+    runs: Runs
 
 
 def blocks(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None = None) -> Iterator[Block]:
@@ -54,7 +54,7 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
 
     for _ in range(AHEAD):
         post_next()
-    first, last = (plan.local, ()) if dkv is None else _kept_back(plan)
+    first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
     returning: _Returning | None = None
     for stage in plan.stages:
@@ -73,17 +73,6 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
         yield Block(kv, dkv, last)
     if returning is not None:
         returning.finish()
-
-
-def _kept_back(plan: RankPlan) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """The runs over a rank's own keys: those that a backward begins with, and those it keeps for the end.
-
-    The gradients of the last stage travel home behind what is kept; the fewer the stages, the more of them do.
-    """
-    if not plan.stages:
-        return plan.local, ()
-    pairs = sum(run.n_pairs for run in plan.local)
-    return cut_runs(plan.local, pairs - pairs // (KEPT_BACK * len(plan.stages)))
 
 
 class _Returning:
@@ -111,7 +100,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         return exchange.start(_by_peer(block, stage.sends), _by_peer(received, stage.receives)), received
 
     transfer, received = post(plan.stages[0], _rows(kv, offered))
-    first, last = (plan.local, ()) if dkv is None else _kept_back(plan)
+    first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
     following = [*plan.stages[1:], None]
     under_way: tuple[Transfer, Tensor] | None = None  # what other ranks have added up for the block to come

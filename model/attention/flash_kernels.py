@@ -17,14 +17,14 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.functional import pad
 
-from model.attention.plan.runs import Range, Run, joined
+from model.attention.plan.runs import KernelCall, Range, RankPlan, Run, Runs, joined
 
 logger = logging.getLogger(f"ringworld.{__name__}")
 
@@ -82,9 +82,8 @@ def attend_backward_(
     if _on_cpu(q):
         _backward_cpu(dq, dk, dv, grad_out, q, k, v, out, lse, runs, scale)
     else:
-        for causal in (True, False):
-            chosen = [run for run in runs if run.causal == causal]
-            _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, chosen, causal, scale)
+        for call in _calls(runs):
+            _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, call, scale)
 
 
 Results = Iterator[tuple[int, int, Tensor, Tensor]]
@@ -95,8 +94,8 @@ def _results(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float 
     if _on_cpu(q):
         yield from _results_cpu(q, k, v, runs, scale)
     else:
-        for causal in (True, False):
-            yield from _results_cuda(q, k, v, [run for run in runs if run.causal == causal], causal, scale)
+        for call in _calls(runs):
+            yield from _results_cuda(q, k, v, call, scale)
 
 
 def _on_cpu(q: Tensor) -> bool:
@@ -179,23 +178,51 @@ def cuda_kernel() -> str:
     return "FA2"
 
 
-def _results_cuda(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], causal: bool, scale: float | None) -> Results:
-    if not runs:
-        return
+class CallBounds:
+    """The cu_seqlens of all kernel calls of a rank's plan in one tensor on the host, for a loader's thread to make."""
+
+    def __init__(self, plan: RankPlan) -> None:
+        self._calls = plan.calls
+        self._joined = pinned(torch.from_numpy(np.concatenate([call.cu_seqlens.ravel() for call in self._calls])))
+
+    def to(self, device: torch.device | str) -> None:
+        """Take them to the device in one copy, beside what that computes; there the calls find them."""
+        there = self._joined.to(device, non_blocking=self._joined.is_pinned())
+        parts = there.split([call.cu_seqlens.size for call in self._calls])
+        for call, part in zip(self._calls, parts, strict=True):
+            call.on_device[there.device] = part.view(2, -1)
+
+
+def pinned(x: Tensor) -> Tensor:
+    """The same in pinned memory where this process uses a GPU, to which it then travels beside the computing."""
+    return x.pin_memory() if torch.cuda.is_initialized() else x
+
+
+def _calls(runs: Sequence[Run]) -> tuple[KernelCall, ...]:
+    return (runs if isinstance(runs, Runs) else Runs(runs)).calls
+
+
+def _bounds(call: KernelCall, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """cu_seqlens of queries and of keys, int32 [runs + 1] on the device, and the longest of each."""
+    if device not in call.on_device:
+        call.on_device[device] = torch.from_numpy(call.cu_seqlens).to(device)
+    return *call.on_device[device], *call.longest
+
+
+def _results_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: float | None) -> Results:
     cuda_kernel()
-    q_ranges, k_ranges = [(run.q_start, run.q_end) for run in runs], [(run.k_start, run.k_end) for run in runs]
     block_out, block_lse, *_ = _cuda_forward(
-        _pad_head(_rows(q, q_ranges)),
-        _pad_head(_rows(k, k_ranges)),
-        _pad_head(_rows(v, k_ranges)),
-        *_sequence_bounds(q_ranges, k_ranges, q.device),
+        _pad_head(_rows(q, call.queries)),
+        _pad_head(_rows(k, call.keys)),
+        _pad_head(_rows(v, call.keys)),
+        *_bounds(call, q.device),
         0.0,
-        causal,
+        call.causal,
         False,
         scale=_scale(q, scale),
     )
     start = 0
-    for a, b in joined(q_ranges):
+    for a, b in joined(call.queries):
         rows = slice(start, start + b - a)
         yield a, b, block_out[rows, :, : q.shape[-1]], block_lse[:, rows].t()
         start = rows.stop
@@ -211,28 +238,24 @@ def _backward_cuda(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    runs: Sequence[Run],
-    causal: bool,
+    call: KernelCall,
     scale: float | None,
 ) -> None:
-    if not runs:
-        return
-    q_ranges, k_ranges = [(run.q_start, run.q_end) for run in runs], [(run.k_start, run.k_end) for run in runs]
     grads = _cuda_backward(
-        _pad_head(_rows(grad_out, q_ranges)),
-        _pad_head(_rows(q, q_ranges)),
-        _pad_head(_rows(k, k_ranges)),
-        _pad_head(_rows(v, k_ranges)),
-        _pad_head(_rows(out, q_ranges)),
-        _rows(lse, q_ranges).t().contiguous(),
-        *_sequence_bounds(q_ranges, k_ranges, q.device),
+        _pad_head(_rows(grad_out, call.queries)),
+        _pad_head(_rows(q, call.queries)),
+        _pad_head(_rows(k, call.keys)),
+        _pad_head(_rows(v, call.keys)),
+        _pad_head(_rows(out, call.queries)),
+        _rows(lse, call.queries).t().contiguous(),
+        *_bounds(call, q.device),
         0.0,
-        causal,
+        call.causal,
         torch.zeros(2, dtype=torch.uint64, device=q.device),  # the dropout's random state, of which there is none
         torch.empty(0, device=q.device),
         scale=_scale(q, scale),
     )
-    for total, part, ranges in zip((dq, dk, dv), grads, (q_ranges, k_ranges, k_ranges)):
+    for total, part, ranges in zip((dq, dk, dv), grads, (call.queries, call.keys, call.keys)):
         start = 0
         for a, b in joined(ranges):
             total[a:b].add_(part[start : start + b - a, :, : q.shape[-1]])
@@ -253,12 +276,3 @@ def _rows(x: Tensor, ranges: Sequence[Range]) -> Tensor:
     """The rows of `ranges` one after another; a view where they are neighbours."""
     parts = [x[a:b] for a, b in joined(ranges)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _sequence_bounds(
-    q_ranges: Sequence[Range], k_ranges: Sequence[Range], device: torch.device
-) -> tuple[Tensor, Tensor, int, int]:
-    """cu_seqlens of queries and of keys, int32 [runs + 1] on the device, and the longest of each."""
-    lengths = [[b - a for a, b in ranges] for ranges in (q_ranges, k_ranges)]
-    bounds = [torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in lengths]
-    return bounds[0], bounds[1], max(lengths[0]), max(lengths[1])

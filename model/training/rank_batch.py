@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention.flash_kernels import CallBounds, pinned
 from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import Route
 from model.attention.plan.planner import plan_sequence
@@ -32,6 +33,7 @@ class RankBatch:
     loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence. source: int16 [T],
     the source of each token out of `n_sources`, -1 in padding. useful_tokens: how many are not padding. useful_pairs:
     this rank's part, 1 / sp, of the pairs of a query and a key that the sequence's documents ask for, padding left out.
+    bounds: of the plan's kernel calls on this rank.
     """
 
     tokens: Tensor
@@ -43,34 +45,28 @@ class RankBatch:
     n_sources: int
     useful_tokens: int
     useful_pairs: float
+    bounds: CallBounds
 
     def to(self, device: torch.device | str) -> RankBatch:
-        """The same with its tensors on `device`; to a GPU they travel from pinned memory, beside what it computes."""
+        """The same with its tensors, and those of the plan's kernel calls, on `device`, without a wait for the host."""
+        self.bounds.to(device)
+        names = ("tokens", "positions", "labels", "loss_weight", "source")
         on_gpu = torch.device(device).type == "cuda"
-
-        def moved(x: Tensor) -> Tensor:
-            return x.pin_memory().to(device, non_blocking=True) if on_gpu else x.to(device)
-
-        return replace(
-            self,
-            tokens=moved(self.tokens),
-            positions=moved(self.positions),
-            labels=moved(self.labels),
-            loss_weight=moved(self.loss_weight),
-            source=moved(self.source),
-        )
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=on_gpu) for name in names})
 
 
 def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: int = 1) -> RankBatch:
-    """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory."""
+    """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory.
+
+    All that the steps need of the plan is made here, in a loader's thread; pinned where the process uses a GPU.
+    """
     mine = plan.indices(rank)
-    plan.rank(rank)  # remembered by the plan: derived here rather than in the first layer
 
     source = np.zeros(len(batch.tokens), np.int16) if batch.source is None else batch.source
     lengths = np.diff(plan.cu_seqlens)[source[plan.cu_seqlens[:-1]] >= 0]
 
     def share(values: np.ndarray, dtype: type) -> Tensor:
-        return torch.from_numpy(values[mine].astype(dtype, copy=False))
+        return pinned(torch.from_numpy(values[mine].astype(dtype, copy=False)))
 
     return RankBatch(
         share(batch.tokens, np.int64),
@@ -82,6 +78,7 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
         n_sources,
         int((source[mine] >= 0).sum()),
         int((lengths * (lengths + 1) // 2).sum()) / plan.sp,
+        CallBounds(plan.rank(rank)),
     )
 
 

@@ -13,11 +13,11 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from model.attention.plan.runs import Message, Range, Run, Stage, joined, joined_runs
+from model.attention.plan.runs import Message, Range, Run, Runs, Stage, joined, joined_runs
 from model.attention.plan.segments import Segments, stage_of_distance, traffic
 
 
-def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[tuple[Run, ...], tuple[Stage, ...]]:
+def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[Runs, tuple[Stage, ...]]:
     """Runs over its own keys, and stages in which `rank` of the group receives exactly the keys it needs."""
     me, part = divmod(rank, ulysses)
     stored = int(segments.size.sum()) // ring
@@ -48,7 +48,7 @@ def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tup
     return _local_runs(segments, me, stored), tuple(stages)
 
 
-def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[tuple[Run, ...], tuple[Stage, ...]]:
+def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[Runs, tuple[Stage, ...]]:
     """Runs over its own keys, and one stage a hop: in the d-th comes the block of the rank d places back.
 
     A block is what any rank needs of its owner's keys; it goes all the way round.
@@ -72,7 +72,7 @@ def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tupl
         return (Message(peer, joined(blocks[owner])),)
 
     stages = tuple(
-        Stage(message(behind, (me - hop) % ring), message(ahead, (me - hop + 1) % ring), tuple(runs[(me - hop) % ring]))
+        Stage(message(behind, (me - hop) % ring), message(ahead, (me - hop + 1) % ring), Runs(runs[(me - hop) % ring]))
         for hop in range(1, ring)
     )
     return _local_runs(segments, me, stored), stages
@@ -123,11 +123,11 @@ def _shared_documents(segments: Segments, rank: int | None = None) -> Iterator[_
         yield _SharedDocument(segments.rank[part], segments.offset[part], segments.size[part])
 
 
-def _local_runs(segments: Segments, rank: int, stored: int) -> tuple[Run, ...]:
+def _local_runs(segments: Segments, rank: int, stored: int) -> Runs:
     mine = np.flatnonzero(segments.rank == rank)
     _, first = np.unique(segments.document[mine], return_index=True)
     bounds = np.r_[segments.offset[mine[first]], stored].tolist()
-    return tuple(Run(a, b, a, b, True) for a, b in pairwise(bounds))
+    return Runs(Run(a, b, a, b, True) for a, b in pairwise(bounds))
 
 
 def _runs(steps: list[tuple[int, Range]], base: int) -> Iterator[Run]:

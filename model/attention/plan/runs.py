@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
 
 Range = tuple[int, int]
 
@@ -36,6 +39,33 @@ class Run(NamedTuple):
         return n * (n + 1) // 2 if self.causal else n * m
 
 
+class KernelCall:
+    """All runs of one kind in one variable-length kernel call, whose sequences are the runs.
+
+    queries, keys: the ranges of the runs. cu_seqlens: int32 [2, runs + 1], of queries and of keys. longest: the most
+    queries and the most keys of a run. on_device: cu_seqlens where a kernel has used it, by device.
+    """
+
+    def __init__(self, runs: Sequence[Run], causal: bool) -> None:
+        self.causal = causal
+        self.queries = [(run.q_start, run.q_end) for run in runs]
+        self.keys = [(run.k_start, run.k_end) for run in runs]
+        sizes = np.array([[end - start for start, end in ranges] for ranges in (self.queries, self.keys)])
+        self.cu_seqlens = np.pad(np.cumsum(sizes, 1), ((0, 0), (1, 0))).astype(np.int32)
+        self.longest = (int(sizes[0].max()), int(sizes[1].max()))
+        self.on_device: dict[Any, Any] = {}
+
+
+class Runs(tuple[Run, ...]):
+    """The runs over one block of keys, with what kernel calls over them take derived once."""
+
+    @cached_property
+    def calls(self) -> tuple[KernelCall, ...]:
+        """One a kind: first the causal runs, then the others."""
+        kinds = ([run for run in self if run.causal == causal] for causal in (True, False))
+        return tuple(KernelCall(runs, runs[0].causal) for runs in kinds if runs)
+
+
 class Message(NamedTuple):
     """Keys to or from one peer, a rank of the group: ranges of the sender's storage, joined in this order."""
 
@@ -58,7 +88,7 @@ class Stage:
 
     receives: tuple[Message, ...]
     sends: tuple[Message, ...]
-    runs: tuple[Run, ...]
+    runs: Runs
 
     @property
     def n_keys(self) -> int:
@@ -73,13 +103,30 @@ class RankPlan:
     rank: int
     n_tokens: int
     route: str
-    local: tuple[Run, ...]
+    local: Runs
     stages: tuple[Stage, ...]
 
     @property
     def n_pairs(self) -> int:
         """Pairs of a query and a key that this rank computes: its work, per head."""
         return sum(run.n_pairs for run in self.local) + sum(run.n_pairs for s in self.stages for run in s.runs)
+
+    @cached_property
+    def backward_local(self) -> tuple[Runs, Runs]:
+        """The runs over its own keys: those that a backward begins with, and those it keeps for the end.
+
+        The gradients of the last stage travel home behind what is kept; the fewer the stages, the more of them do.
+        """
+        if not self.stages:
+            return self.local, Runs()
+        pairs = sum(run.n_pairs for run in self.local)
+        return cut_runs(self.local, pairs - pairs // (KEPT_BACK * len(self.stages)))
+
+    @property
+    def calls(self) -> list[KernelCall]:
+        """Every kernel call of a forward and a backward."""
+        blocks = {id(runs): runs for runs in (self.local, *self.backward_local, *(stage.runs for stage in self.stages))}
+        return [call for runs in blocks.values() for call in runs.calls]
 
 
 def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
@@ -93,7 +140,7 @@ def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(merged)
 
 
-def joined_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
+def joined_runs(runs: Sequence[Run]) -> Runs:
     """The same pairs in fewer runs: of the same queries over neighbouring keys, and of neighbouring queries over the
     same keys, one after the other, one is made. Causal runs stay as they are."""
     merged: list[Run] = []
@@ -107,21 +154,21 @@ def joined_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
             merged[-1] = last._replace(q_end=run.q_end)
         else:
             merged.append(run)
-    return tuple(merged)
+    return Runs(merged)
 
 
-def cut_runs(runs: Sequence[Run], pairs: int) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+def cut_runs(runs: Sequence[Run], pairs: int) -> tuple[Runs, Runs]:
     """The same pairs in two lots, at most `pairs` of them in the first. Causal runs only; one may be cut in three."""
     first: list[Run] = []
     for i, run in enumerate(runs):
         if run.n_pairs > pairs:
             n = (math.isqrt(8 * pairs + 1) - 1) // 2  # the most queries whose n (n + 1) / 2 pairs are as many
             if n == 0:
-                return tuple(first), tuple(runs[i:])
+                return Runs(first), Runs(runs[i:])
             q, k = run.q_start + n, run.k_start + n
             first.append(run._replace(q_end=q, k_end=k))
             rest = (Run(q, run.q_end, run.k_start, k, False), run._replace(q_start=q, k_start=k))
-            return tuple(first), (*rest, *runs[i + 1 :])
+            return Runs(first), Runs((*rest, *runs[i + 1 :]))
         first.append(run)
         pairs -= run.n_pairs
-    return tuple(first), ()
+    return Runs(first), Runs()

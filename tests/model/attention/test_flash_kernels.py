@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from model.attention import flash_kernels as kernels
 from model.attention.flash_kernels import attend, attend_, attend_backward_
+from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Run
-from tests.model.attention_groups import dense_results, random_tensors, relative_error
+from tests.model.attention_groups import dense_results, packed_results, random_tensors, relative_error
 
 # One document of 40 tokens whose keys come in two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [
@@ -95,6 +97,49 @@ def test_the_cuda_path_gathers_and_scatters_the_right_rows(
     tensors = random_tensors(48, 4, 2, size, torch.float64)
     reference = dense_results(tensors, np.array([0, 40, 48]))
     assert max(relative_error(x, r) for x, r in zip(by_blocks(tensors, blocks), reference)) <= 1e-12
+
+
+@pytest.mark.parametrize("route", ["direct", "relay"])
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
+def test_attention_makes_no_cu_seqlens_where_a_batch_has_brought_those_of_its_plan(
+    route: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, on four ranks: each tensor made of host data would be a blocking copy to a GPU."""
+    monkeypatch.setattr(kernels, "_cuda_forward", varlen_forward)
+    monkeypatch.setattr(kernels, "_cuda_backward", varlen_backward)
+    monkeypatch.setattr(kernels, "_on_cpu", lambda q: False)
+    cu_seqlens = np.array([0, 37, 38, 90, 128])
+    tensors = random_tensors(128, 4, 2, 24, torch.float64)
+    made = []
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, counted(getattr(torch, name), made))
+
+    plan = plan_sequence(cu_seqlens, 4, layout, 1, route)
+    results = packed_results(tensors, plan)
+    assert made, "without those of a batch the first call of each kind makes its own"
+    plan = plan_sequence(cu_seqlens, 4, layout, 1, route)
+    for rank in range(4):
+        made.clear()
+        kernels.CallBounds(plan.rank(rank)).to("cpu")
+        assert len(made) == 1
+    made.clear()
+    again = packed_results(tensors, plan)
+    assert made == []
+    reference = dense_results(tensors, cu_seqlens)
+    assert max(relative_error(x, r) for x, r in zip(results, reference)) <= 1e-12
+    assert all(torch.equal(x, y) for x, y in zip(results, again))
+
+
+def counted(make: Callable[..., Tensor], made: list[Tensor]) -> Callable[..., Tensor]:
+    """`make`, which notes the int32 tensors: of the others the test itself cuts the sequence up."""
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        if tensor.dtype == torch.int32:
+            made.append(tensor)
+        return tensor
+
+    return call
 
 
 def sequences(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
