@@ -41,6 +41,7 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.micro_batch_loss import SUMS, MicroBatchLoss
 from model.training.parameter_groups import Decay, parameter_groups
+from model.training.plan_check import check_same_plans
 from model.training.rank_batch import RankBatch
 
 
@@ -172,6 +173,7 @@ class TrainingEngine:
     def eval_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> LossMetrics:
         """The same loss without a backward. Any number of micro-batches, the same on all ranks."""
         started = time.perf_counter()
+        self._check_plans(micro_batches)
         self.deepspeed.eval()
         with torch.no_grad():
             figures = [self._forward(batch)[1] for batch in micro_batches]
@@ -186,12 +188,14 @@ class TrainingEngine:
         The loss of the global batch is known before the last backward: that of a spike is handed on as NaN, at which
         DeepSpeed drops the step at every ZeRO stage, and `update` at stage 0.
 
-        Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them.
+        Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them,
+        RuntimeError where the ranks of a sequence planned one differently.
         """
         if len(micro_batches) != self.settings.grad_accum:
             raise ValueError(
                 f"an engine of grad_accum {self.settings.grad_accum} was given {len(micro_batches)} micro-batches"
             )
+        self._check_plans(micro_batches)
         scale = self.mesh.world_size * self.settings.grad_accum / n_examples
         figures = []
         for number, batch in enumerate(micro_batches):
@@ -230,6 +234,10 @@ class TrainingEngine:
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers, so that the next stage's engine can have their memory."""
         self.deepspeed.destroy()
+
+    def _check_plans(self, micro_batches: Sequence[RankBatch]) -> None:
+        if self.mesh.sp_group is not None and micro_batches:
+            check_same_plans([batch.plan for batch in micro_batches], self.mesh.sp_group)
 
     def _forward(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
         """This rank's weighted sum of token losses, and its figures: fp64, in the order in which `_reduce` takes them.

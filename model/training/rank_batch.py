@@ -61,6 +61,7 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
     All that the steps need of the plan is made here, in a loader's thread; pinned where the process uses a GPU.
     """
     mine = plan.indices(rank)
+    plan.fingerprint  # noqa: B018 - remembered by the plan
 
     source = np.zeros(len(batch.tokens), np.int16) if batch.source is None else batch.source
     lengths = np.diff(plan.cu_seqlens)[source[plan.cu_seqlens[:-1]] >= 0]

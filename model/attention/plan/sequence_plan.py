@@ -8,6 +8,7 @@ attention itself, all its tokens for one u-th of the heads each. The ring then h
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -74,6 +75,17 @@ class SequencePlan:
     def positions(self) -> np.ndarray:
         """int64 [S]: each token's position in its document, from 0."""
         return np.arange(self.n_tokens) - np.repeat(self.cu_seqlens[:-1], np.diff(self.cu_seqlens))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, int]:
+        """Numbers of 63 bits, equal where these parts of two plans are: what ranks compare before they start."""
+        start, owner = self.assignment
+        parts = {
+            "document boundaries": self.cu_seqlens.astype(np.int64).tobytes(),
+            "layouts": start.astype(np.int64).tobytes() + owner.astype(np.int64).tobytes(),
+            "rings, Ulysses degrees or routes": repr((self.ring, self.ulysses, self.route)).encode(),
+        }
+        return {part: int.from_bytes(hashlib.sha256(data).digest()[:8]) >> 1 for part, data in parts.items()}
 
     def ring_indices(self, ring_rank: int) -> np.ndarray:
         """int64 [S / ring]: positions in the packed sequence of what a rank of the ring holds: its storage order."""

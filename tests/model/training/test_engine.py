@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.attention.plan.planner import plan_sequence
 from model.training.engine import EngineSettings, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh, build_mesh
@@ -70,6 +71,7 @@ def observe(group: Any, text_model: str) -> dict[str, Any]:
         seen["bf16", zero_stage] = [engine.train_step(batch, n_examples) for _ in range(8)]
         engine.close()
 
+    seen["plans"] = differing_plans(mesh, batch[0], n_examples)
     seen["full_disk"] = failure(
         lambda: mesh.on_all_ranks(lambda: fail_on_rank(mesh.rank, OSError(errno.ENOSPC, "", "/d")))
     )
@@ -77,6 +79,25 @@ def observe(group: Any, text_model: str) -> dict[str, Any]:
     seen["agreed"] = (mesh.on_rank_zero(lambda: f"rank {mesh.rank}"), failure(lambda: mesh.on_rank_zero(lambda: 1 / 0)))
     seen["bad_sp"] = failure(lambda: build_mesh(sp=3))
     return seen
+
+
+def differing_plans(mesh: Mesh, batch: RankBatch, n_examples: int) -> dict[str, str]:
+    """What both ranks say where rank 1 has another plan than rank 0, by what is another in it."""
+    engine, plan = tiny_engine(mesh, zero_stage=1), batch.plan
+    cut = plan.cu_seqlens.copy()
+    cut[1] += 1
+    others = {
+        "documents": replace(plan, cu_seqlens=cut),
+        "layout": plan_sequence(plan.cu_seqlens, plan.sp, "contiguous", plan.ulysses, plan.route),
+        "route": replace(plan, route="relay"),
+    }
+    said = {}
+    for what, other in others.items():
+        mine = replace(batch, plan=other if mesh.rank == 1 else plan)
+        for step in (engine.train_step, engine.eval_step):
+            said[f"{what} {step.__name__}"] = str(failure(lambda: step([mine], n_examples)))  # noqa: B023
+    engine.close()
+    return said
 
 
 def two_sources(batch: RankBatch) -> RankBatch:
@@ -264,6 +285,15 @@ def test_what_rank_0_says_or_fails_at_holds_for_all(ranks):
         answer, error = seen["agreed"]
         assert answer == "rank 0"
         assert isinstance(error, ZeroDivisionError)
+
+
+def test_ranks_of_a_sequence_that_planned_it_differently_say_so_instead_of_waiting(ranks):
+    parts = {"documents": "document boundaries", "layout": "layouts", "route": "rings, Ulysses degrees or routes"}
+    for seen in ranks:
+        assert len(seen["plans"]) == 2 * len(parts)
+        for name, said in seen["plans"].items():
+            expected = "ranks 0 and 1 share a sequence, but planned micro-batch 0 with different "
+            assert said.startswith(f"{expected}{parts[name.split()[0]]}: ")
 
 
 def test_sp_must_divide_the_workers(ranks):
