@@ -22,7 +22,7 @@ from model.attention.flash_kernels import accumulator_dtype, attend, attend_, at
 from model.attention.p2p import Exchange, as_exchange
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
-from model.attention.saved_results import store_result, stored_result
+from model.attention.saved_results import save_result, saved_result
 from model.attention.ulysses import heads_for_tokens, tokens_for_heads
 
 
@@ -72,11 +72,11 @@ class _PackedRingAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RankPlan, exchange: Exchange, scale: float | None
     ) -> Tensor:
-        if (stored := stored_result(q.device)) is not None:
+        if (stored := saved_result(q.device)) is not None:
             out, lse = stored
         else:
             out, lse = _attend_all(q, k, v, plan, exchange, scale)
-            store_result(out, lse)
+            save_result(out, lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.exchange, ctx.scale = plan, exchange, scale
         return out

@@ -1,9 +1,9 @@
 """Attention that is not run twice: its output and logsumexp, handed from a forward to the forward that repeats it.
 
 A checkpointed layer is computed again in the backward. All but the attention is cheap in that, so the first forward
-runs under `Kept.storing()` and the second under `Kept.giving()`, where `packed_ring_attention` takes what the first
-left instead of computing and exchanging keys again (rematerialisation-aware checkpointing, DistFlashAttn, arXiv
-2310.03294).
+runs under `SavedResults.saving()` and the second under `SavedResults.restoring()`, where `packed_ring_attention` takes
+what the first saved instead of computing and exchanging keys again (rematerialisation-aware checkpointing,
+DistFlashAttn, arXiv 2310.03294).
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import torch
 from torch import Tensor
 
 
-class Kept:
+class SavedResults:
     """The results of one layer's attention calls, first in, first out; on the host between the two forwards or not."""
 
     def __init__(self, on_host: bool = False) -> None:
         self._on_host = on_host
         self._results: deque[tuple[Tensor, Tensor]] = deque()
-        self._stores = False
+        self._is_saving = False
 
     @contextmanager
-    def storing(self) -> Iterator[None]:
-        """Within it each attention leaves its result here."""
-        with self._current(stores=True):
+    def saving(self) -> Iterator[None]:
+        """Within it each attention saves its result here."""
+        with self._current(is_saving=True):
             yield
 
     @contextmanager
-    def giving(self) -> Iterator[None]:
+    def restoring(self) -> Iterator[None]:
         """Within it each attention takes the next result from here."""
-        with self._current(stores=False):
+        with self._current(is_saving=False):
             yield
 
     @contextmanager
-    def _current(self, stores: bool) -> Iterator[None]:
-        self._stores = stores
-        token = _kept.set(self)
+    def _current(self, is_saving: bool) -> Iterator[None]:
+        self._is_saving = is_saving
+        token = _saved.set(self)
         try:
             yield
         finally:
-            _kept.reset(token)
+            _saved.reset(token)
 
     def store(self, out: Tensor, lse: Tensor) -> None:
         """Keep out and lse, without the graph that out is about to belong to."""
-        kept = (out.detach(), lse)
-        self._results.append((to_host(kept[0]), to_host(lse)) if self._on_host else kept)
+        out = out.detach()
+        self._results.append((to_host(out), to_host(lse)) if self._on_host else (out, lse))
 
     def take(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The next result, on `device`; it is kept no longer."""
@@ -57,19 +57,19 @@ class Kept:
         return out.to(device, non_blocking=True), lse.to(device, non_blocking=True)
 
 
-_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
+_saved: ContextVar[SavedResults | None] = ContextVar("saved", default=None)
 
 
-def stored_result(device: torch.device) -> tuple[Tensor, Tensor] | None:
+def saved_result(device: torch.device) -> tuple[Tensor, Tensor] | None:
     """The result of the attention that is being repeated, None where it has to be computed."""
-    kept = _kept.get()
-    return None if kept is None or kept._stores else kept.take(device)
+    saved = _saved.get()
+    return None if saved is None or saved._is_saving else saved.take(device)
 
 
-def store_result(out: Tensor, lse: Tensor) -> None:
+def save_result(out: Tensor, lse: Tensor) -> None:
     """Keep a result for the forward that will repeat this one, if there is to be one."""
-    if (kept := _kept.get()) is not None:
-        kept.store(out, lse)
+    if (saved := _saved.get()) is not None:
+        saved.store(out, lse)
 
 
 def to_host(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from model.checkpoint.manifest import (
 from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.tensor_file import ChangedError, Header, Wanted, read_header, read_tensors, unhashed_header
-from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, held, parameters, refresh, set_adam_steps
+from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, fragments_of, parameters, refresh, set_adam_steps
 from storage.errors import UserError
 from storage.ranged_file import RangedFile
 from storage.store import Store
@@ -185,7 +185,7 @@ def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Coll
         fill(fragments, plan, parts, folder, name, manifest.files[name])
         engine.mesh.on_piece(False)
 
-    fragments = held(engine)
+    fragments = fragments_of(engine)
     try:
         plan = copies([fragment.range for fragment in fragments], manifest.files)
     except ValueError as error:

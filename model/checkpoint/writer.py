@@ -26,7 +26,7 @@ from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, step_n
 from model.checkpoint.retention import forget, retain
 from model.checkpoint.rng_state import random_state
 from model.checkpoint.snapshot import Snapshot
-from model.checkpoint.zero_state import adam_steps, held, parameters
+from model.checkpoint.zero_state import adam_steps, fragments_of, parameters
 from storage.retry import STORE_AWAY, retry
 from storage.store import Store
 
@@ -128,7 +128,7 @@ class Writer:
 
     def _take(self, client_state: Mapping[str, Any]) -> Manifest:
         engine, mesh = self._engine, self._engine.mesh
-        fragments = held(engine)
+        fragments = fragments_of(engine)
         if engine.settings.zero_stage == 0:  # all ranks hold the same: each writes a share
             fragments = [fragment.share(mesh.rank, mesh.world_size) for fragment in fragments]
         self._snapshot.take([fragment for fragment in fragments if fragment.range.numel])

@@ -45,7 +45,7 @@ class Fragment:
         )
 
 
-def held(engine: TrainingEngine) -> list[Fragment]:
+def fragments_of(engine: TrainingEngine) -> list[Fragment]:
     """What this rank holds, in the order of the parameters; with stage 0 every rank holds all.
 
     Adam's state is made, of zeros, where it had taken no step yet. Raises UserError where it lies on NVMe.
@@ -83,7 +83,7 @@ def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]
 
 
 def adam_steps(engine: TrainingEngine) -> tuple[int, ...]:
-    """Updates that Adam has made, by group. Call after `held`."""
+    """Updates that Adam has made, by group. Call after `fragments_of`."""
     adam = _adam(engine)
     steps = {group: int(adam.state[flat]["step"]) for group, flat in _flats(engine)}
     return tuple(steps[group] for group in sorted(steps))

@@ -17,22 +17,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from model.attention.saved_results import Kept
+from model.attention.saved_results import SavedResults
 from model.layers.memory_settings import MemorySettings
 from model.layers.tiled_mlp import TiledLlamaMLP, only_saving
 
 
-def make_lean(model: LlamaForCausalLM, settings: MemorySettings) -> None:
+def apply_memory_settings(model: LlamaForCausalLM, settings: MemorySettings) -> None:
     """Let the model's layers keep what `settings` say, in place."""
     for layer in model.model.layers:
-        layer.__class__ = LeanDecoderLayer
+        layer.__class__ = RecomputingDecoderLayer
         layer.settings = settings
         if settings.mlp_tile is not None:
             TiledLlamaMLP.adopt(layer.mlp, settings.mlp_tile)
             layer.mlp._z3_leaf = True  # DeepSpeed's mark: ZeRO-3 gathers all three weights on entry, for all tiles
 
 
-class LeanDecoderLayer(LlamaDecoderLayer):
+class RecomputingDecoderLayer(LlamaDecoderLayer):
     """Transformers' layer in two halves, each or both of them computed again in the backward."""
 
     settings: MemorySettings
@@ -46,7 +46,7 @@ class LeanDecoderLayer(LlamaDecoderLayer):
             hidden_states = self._attend(hidden_states, _again(self.input_layernorm, hidden_states), kwargs)
             return _again(self._feed_forward, hidden_states)
         on_host = self.settings.offload_activations
-        kept = Kept(on_host) if activations == "all-but-attention" else None
+        kept = SavedResults(on_host) if activations == "all-but-attention" else None
         with save_on_cpu(pin_memory=hidden_states.is_cuda) if on_host else nullcontext():
             return _again(self._whole, hidden_states, kwargs, kept=kept)
 
@@ -62,20 +62,20 @@ class LeanDecoderLayer(LlamaDecoderLayer):
         return hidden + fed
 
 
-def _again(compute: Callable[..., Tensor], *args: Any, kept: Kept | None = None) -> Tensor:
+def _again(compute: Callable[..., Tensor], *args: Any, kept: SavedResults | None = None) -> Tensor:
     """`compute(*args)`, which the backward computes again; its arguments are kept, and in `kept` attention's result.
 
     Nothing in a layer is random, so no random state is kept.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return (kept.storing() if kept else nullcontext()), _repeating(kept)
+        return (kept.saving() if kept else nullcontext()), _repeating(kept)
 
     result: Tensor = checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
 
 
 @contextmanager
-def _repeating(kept: Kept | None) -> Iterator[None]:
-    with only_saving(), kept.giving() if kept else nullcontext():
+def _repeating(kept: SavedResults | None) -> Iterator[None]:
+    with only_saving(), kept.restoring() if kept else nullcontext():
         yield

@@ -27,7 +27,7 @@ from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Exchange, GroupExchange
 from model.attention.timed_p2p import TimedExchange
-from model.layers.activation_checkpointing import make_lean
+from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
 from model.layers.kernels.interface import Kernels
 from model.layers.memory_settings import MemorySettings
@@ -291,7 +291,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
     model = empty_llama(weights.config, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    make_lean(model, settings.memory)
+    apply_memory_settings(model, settings.memory)
     fuse(model, settings.kernels)
     config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
     _fill(model, weights, mesh, config if settings.zero_stage == 3 else None)

@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Mesh:
     """This rank's place. `sp_group`: the ranks that hold the same sequence, None when sp is 1 (nobody to talk to).
 
-    on_piece: told, in any thread, as this rank gets on with what all ranks do together: True where its own part is
-    done, so that it waits for the others, False where it works on.
+    on_piece: called, in any thread, as this rank makes progress in what all ranks do together: with True where its own
+    part is done and it waits for the others, with False where it works on.
     """
 
     dp: int

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.attention import flash_kernels as kernels
-from model.layers.activation_checkpointing import make_lean
+from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.memory_settings import MemorySettings
 from model.llama.config import llama_config
 from model.llama.llama import build_llama
@@ -41,7 +41,7 @@ def lean_llama(settings: MemorySettings):
     sizes = {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
     config = llama_config({**sizes, "num_key_value_heads": 2}, VOCABULARY.sizes, N_TOKENS, 1e6)
     model = build_llama(config, seed=0)
-    make_lean(model, settings)
+    apply_memory_settings(model, settings)
     return model
 
 
@@ -136,7 +136,7 @@ def test_evaluation_keeps_nothing_and_needs_no_choice():
 def test_a_lean_model_has_the_weights_names_of_a_plain_one():
     model = tiny_llama()
     names = list(model.state_dict())
-    make_lean(model, MemorySettings("full", mlp_tile=8))
+    apply_memory_settings(model, MemorySettings("full", mlp_tile=8))
     assert list(model.state_dict()) == names
 
 
@@ -163,4 +163,4 @@ def test_a_tiled_mlp_is_swiglu():
     model = tiny_llama()
     model.config.hidden_act = "gelu"
     with pytest.raises(ValueError, match="drop mlp_tile"):
-        make_lean(model, MemorySettings(mlp_tile=8))
+        apply_memory_settings(model, MemorySettings(mlp_tile=8))

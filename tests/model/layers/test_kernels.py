@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from model.layers.activation_checkpointing import make_lean
+from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
 from model.layers.kernels import load as loading
 from model.layers.kernels.interface import LayerKernels
@@ -159,7 +159,7 @@ def held(part: Callable, arguments: tuple[Tensor, ...]) -> int:
 def test_a_fused_model_has_the_weights_names_of_a_plain_one_and_still_generates():
     model, plain = tiny_llama(), tiny_llama()
     names = list(model.state_dict())
-    make_lean(model, MemorySettings(mlp_tile=8))
+    apply_memory_settings(model, MemorySettings(mlp_tile=8))
     fuse(model, "compile")
     assert list(model.state_dict()) == names
     tokens = torch.arange(12)[None]
