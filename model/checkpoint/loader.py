@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from model.checkpoint.manifest import (
     COMMIT,
@@ -35,7 +35,6 @@ from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.tensor_file import ChangedError, Header, Wanted, read_header, read_tensors, unhashed_header
 from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, fragments_of, parameters, refresh, set_adam_steps
 from storage.errors import UserError
-from storage.ranged_file import RangedFile
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ def fill(
         with _checked(folder, name, entry) as path, path.open("rb") as whole:
             read(whole, unhashed_header(whole))
         return
-    with _flaws_of(folder, name), _by_ranges(folder, name) as file:
+    with _flaws_of(folder, name), folder.open_ranged(name) as file:
         try:
             read(file, read_header(file, entry.header_bytes, entry.header_sha256))
         except ChangedError:
@@ -224,11 +223,6 @@ def fill(
 def _wanted(header: Header, fragment: Fragment, copy: Copy, part: str) -> Wanted:
     start = header.start[tensor_key(part, copy.source)] + 4 * copy.first
     return Wanted(start, fragment.parts[part].narrow(0, copy.place, copy.numel))
-
-
-def _by_ranges(folder: Store, name: str) -> BinaryIO:
-    """A file that is read where it is asked for, and nothing ahead."""
-    return folder.open(name) if folder.is_local else cast(BinaryIO, RangedFile(folder.path(name), folder.options))
 
 
 def _read_random_state(mesh: Mesh, folder: Store, manifest: Manifest) -> None:
