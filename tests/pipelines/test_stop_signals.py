@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dag.stage import STARTED
+from pipelines.dag.manifest import STARTED
 from pipelines.train.metrics.steps import read_metrics
 from storage.lease import LEASE
 from storage.store import Store
