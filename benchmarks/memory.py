@@ -34,10 +34,11 @@ from model.layers.memory_settings import MemorySettings
 from model.llama.config import llama_config
 from model.llama.initial_weights import RandomWeights
 from model.memory_estimate.plan import plan_memory
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from model.training.settings import EngineSettings
 from tokenization.loader.batch import MicroBatch
 
 WITHIN = 0.15
@@ -64,7 +65,7 @@ class Case:
     def settings(self) -> EngineSettings:
         """The engine's."""
         return EngineSettings(
-            zero_stage=self.zero,
+            zero=self.zero,  # type: ignore[arg-type]
             precision=self.precision,  # type: ignore[arg-type]
             loss_chunk=256,
             memory=MemorySettings(**self.memory),

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from model.training.engine import EngineSettings
+from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,11 @@ from model.llama.config import llama_config
 from model.llama.flops import step_flops
 from model.llama.initial_weights import RandomWeights
 from model.llama.llama import build_llama
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, attention_shape
+from model.training.settings import EngineSettings
 from storage.store import Store
 from tokenization.document import PackedSequence
 from tokenization.loader.loader import join_sequences
@@ -100,7 +101,7 @@ class Settings:
 
     def engine(self, kernels: Kernels = "torch") -> EngineSettings:
         """Of ours; the peers have the same optimizer."""
-        return EngineSettings(zero_stage=1, precision="fp32", grad_accum=self.sequences, kernels=kernels)
+        return EngineSettings(zero=1, precision="fp32", grad_accum=self.sequences, kernels=kernels)
 
     def batch(self) -> list[list[PlainDocument]]:
         """The documents of each sequence, the same in every process."""

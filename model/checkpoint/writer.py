@@ -129,7 +129,7 @@ class Writer:
     def _take(self, client_state: Mapping[str, Any]) -> Manifest:
         engine, mesh = self._engine, self._engine.mesh
         fragments = fragments_of(engine)
-        if engine.settings.zero_stage == 0:  # all ranks hold the same: each writes a share
+        if engine.settings.zero == 0:  # all ranks hold the same: each writes a share
             fragments = [fragment.share(mesh.rank, mesh.world_size) for fragment in fragments]
         self._snapshot.take([fragment for fragment in fragments if fragment.range.numel])
         return Manifest(
@@ -137,7 +137,7 @@ class Writer:
             world_size=mesh.world_size,
             dp=mesh.dp,
             sp=mesh.sp,
-            zero_stage=engine.settings.zero_stage,
+            zero_stage=engine.settings.zero,
             precision=engine.settings.precision,
             parameters=parameters(engine),
             adam_steps=adam_steps(engine),

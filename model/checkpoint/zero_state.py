@@ -68,7 +68,7 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
 
 def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape and optimizer group of every parameter."""
-    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
     if stage == 0:
         members = [(number, group["params"]) for number, group in enumerate(optimizer.param_groups)]
     elif stage < 3:
@@ -98,7 +98,7 @@ def set_adam_steps(engine: TrainingEngine, steps: Mapping[int, int]) -> None:
 
 def refresh(engine: TrainingEngine) -> None:
     """Make the model's weights from the master weights, on every rank. Collective."""
-    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
@@ -110,13 +110,13 @@ def refresh(engine: TrainingEngine) -> None:
 
 def _adam(engine: TrainingEngine) -> torch.optim.Optimizer:
     optimizer = engine.deepspeed.optimizer
-    adam: torch.optim.Optimizer = optimizer.optimizer if engine.settings.zero_stage else optimizer
+    adam: torch.optim.Optimizer = optimizer.optimizer if engine.settings.zero else optimizer
     return adam
 
 
 def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Tensor]]:
     """The tensors that torch's optimizer steps, each with its group."""
-    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero_stage
+    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
     if stage == 0:
         for number, group in enumerate(optimizer.param_groups):
             yield from ((number, parameter) for parameter in group["params"])
@@ -139,9 +139,9 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
     """The flat tensor that holds part of a parameter, its place there, and the part; None: other ranks hold it all."""
     optimizer: Any = engine.deepspeed.optimizer
     whole: Any = parameter
-    if engine.settings.zero_stage == 0:
+    if engine.settings.zero == 0:
         return parameter, 0, 0, parameter.numel()
-    if engine.settings.zero_stage < 3:
+    if engine.settings.zero < 3:
         mapping = whole._hp_mapping
         if mapping is None:
             return None

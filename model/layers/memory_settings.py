@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from storage.setting_types import Positive
+
 Activations = Literal["keep", "mlp", "all-but-attention", "full"]
 """What is kept of a decoder layer between its forward and its backward, from the fastest to the leanest.
 
@@ -21,12 +23,16 @@ work at a million tokens (as in DistFlashAttn, arXiv 2310.03294). full: the laye
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How to save memory. The defaults save none and cost no time. Raises ValueError on what contradicts itself."""
+    """What training saves of memory, at a cost in time; the defaults save none. `ringworld plan --memory` says what
+    each takes and which fit. Raises ValueError on what contradicts itself.
+    """
 
     activations: Activations = "keep"
+    """What is kept of a layer for its backward. keep: everything. mlp: norms and MLP are run again. all-but-attention:
+    the layer's input and the attention's result, which is never run twice. full: the layer's input alone."""
     offload_activations: bool = False
     """What is kept of each layer waits in host memory, pinned for a GPU. For all-but-attention and full."""
-    mlp_tile: int | None = None
+    mlp_tile: Positive | None = None
     """Tokens that the MLP takes at once, so that its wide rows exist for so many only; None: all of the rank's."""
     offload_optimizer: bool = False
     """fp32 weights, moments and the optimizer's step live on the host. ZeRO 1 to 3."""

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
 from model.llama.config import modality_ranges
-from model.training.engine import EngineSettings
+from model.training.settings import EngineSettings
 
 FP32 = 4
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from model.convert.export_hf import FILE_BYTES
 from model.memory_estimate.zero import FP32, ZeroBytes
-from model.training.engine import EngineSettings
+from model.training.settings import EngineSettings
 
 
 def host_moments(

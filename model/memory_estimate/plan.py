@@ -17,7 +17,7 @@ from model.attention.plan.sequence_plan import SequencePlan
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
 from model.memory_estimate.host import host_moments
 from model.memory_estimate.zero import ZeroBytes, zero_bytes
-from model.training.engine import EngineSettings
+from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def plan_memory(
     # Of a layer's gathered weights autograd holds those whose products it will not compute again.
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
-    zero = zero_bytes(n_parameters, n_layer, settings.zero_stage, itemsize, world, settings.grad_accum, kept_share)
+    zero = zero_bytes(n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share)
     weights, masters = zero.weights, zero.masters
     gradients, update = zero.gradients, zero.update
     if settings.memory.offload_optimizer:

@@ -17,8 +17,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,60 +29,18 @@ from model.attention.p2p import Exchange, GroupExchange
 from model.attention.timed_p2p import TimedExchange
 from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
-from model.layers.kernels.interface import Kernels
-from model.layers.memory_settings import MemorySettings
 from model.llama.config import modality_ranges
 from model.llama.initial_weights import Weights
 from model.llama.llama import empty_llama, fill
-from model.llama.loss import CHUNK
 from model.memory_estimate.zero import reduce_bucket
 from model.step_timer import StepClock
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.micro_batch_loss import SUMS, MicroBatchLoss
-from model.training.parameter_groups import Decay, parameter_groups
+from model.training.parameter_groups import parameter_groups
 from model.training.plan_check import check_same_plans
 from model.training.rank_batch import RankBatch
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How to train. The defaults of the optimizer are LWM's (arXiv 2402.08268)."""
-
-    zero_stage: int = 2
-    """0 replicates everything (fp32 only), 1 shards the optimizer state, 2 the gradients too, 3 the weights too."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps fp32 master weights and optimizer state."""
-    grad_accum: int = 1
-    """Micro-batches in one optimizer step on each rank."""
-    clip_norm: float = 1.0
-    """The norm that a larger gradient is scaled down to; 0: none is."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    decay: Decay = "all"
-    loss_chunk: int = CHUNK
-    """Targets whose logits exist at once."""
-    memory: MemorySettings = field(default_factory=MemorySettings)
-    """What is computed again, tiled or kept on the host; it changes no gradient."""
-    kernels: Kernels = "torch"
-    """What runs a layer's norms, rotary embedding and SwiGLU; it changes rounding alone."""
-    zero_options: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of DeepSpeed's `zero_optimization` section, e.g. bucket sizes."""
-
-    def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage must be 0, 1, 2 or 3, not {self.zero_stage}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision must be "fp32" or "bf16", not {self.precision!r}')
-        if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError("zero_stage 0 trains in fp32 only: choose zero_stage 1 for bf16 with replicated weights")
-        if self.decay not in ("all", "matrices"):
-            raise ValueError(f'decay must be "all" or "matrices", not {self.decay!r}')
-        if self.grad_accum < 1:
-            raise ValueError(f"grad_accum must be 1 or more, not {self.grad_accum}")
-        if wrong := self.memory.unfit_for(self.zero_stage):
-            raise ValueError(wrong)
+from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -220,7 +178,7 @@ class TrainingEngine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         norm: Any = None
-        if self.settings.zero_stage == 0:  # there DeepSpeed would neither tell the norm nor skip a bad step
+        if self.settings.zero == 0:  # there DeepSpeed would neither tell the norm nor skip a bad step
             most = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
             if not norm.isfinite():
@@ -294,7 +252,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     apply_memory_settings(model, settings.memory)
     fuse(model, settings.kernels)
     config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
-    _fill(model, weights, mesh, config if settings.zero_stage == 3 else None)
+    _fill(model, weights, mesh, config if settings.zero == 3 else None)
     module = MicroBatchLoss(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, settings.decay),
@@ -336,7 +294,7 @@ def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mappi
 
 def _deepspeed_config(settings: EngineSettings, n_parameters: int) -> dict[str, Any]:
     zero = {
-        "stage": settings.zero_stage,
+        "stage": settings.zero,
         "reduce_bucket_size": reduce_bucket(n_parameters),
         **settings.memory.zero_options(torch.cuda.is_available()),
         **settings.zero_options,
@@ -344,7 +302,7 @@ def _deepspeed_config(settings: EngineSettings, n_parameters: int) -> dict[str, 
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.grad_accum,
-        "gradient_clipping": settings.clip_norm if settings.zero_stage else 0.0,  # stage 0: `update` clips
+        "gradient_clipping": settings.clip_norm if settings.zero else 0.0,  # stage 0: `update` clips
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

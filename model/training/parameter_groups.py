@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-Decay = Literal["all", "matrices"]
-"""Which parameters the weight decay is on: all, norms and embeddings too, as LWM does, or those of two dimensions."""
+from model.training.settings import Decay
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:

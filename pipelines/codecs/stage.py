@@ -12,7 +12,7 @@ from pipelines.codecs.record import CodecRecord
 from pipelines.dag.fingerprint import url_digest
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
-from pipelines.recipe import Recipe, VisualTokenizer
+from pipelines.recipe import Recipe, VisualTokenizer, output_settings
 from pipelines.report.numbers import count
 from pipelines.sources.listing import read_objects
 from pipelines.sources.stage import SourcesRecord
@@ -46,7 +46,7 @@ class CodecStage(Stage[CodecRecord]):
         return {
             "config": vqgan.sizes.to_dict(),
             "weights": url_digest(vqgan.weights, self.recipe.storage.options) if vqgan.weights else None,
-            "train": vqgan.train.model_dump(exclude={"checkpoint_steps"}) if vqgan.train else None,
+            "train": output_settings(vqgan.train),
             "seed": self.recipe.seed,
         }
 

@@ -25,7 +25,8 @@ from storage.store import Store, fetch_url_folder
 from storage.urls import fetch_file
 from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
-from tokenization.codecs.vqgan.train import TrainSettings, train_vqgan
+from tokenization.codecs.vqgan.settings import TrainSettings
+from tokenization.codecs.vqgan.train import train_vqgan
 from tokenization.media.frame_sampling import FrameRequest
 
 log = logging.getLogger("ringworld")
@@ -84,14 +85,11 @@ def _train(
         vqgan = train_vqgan(
             frames,
             recipe.sizes,
-            TrainSettings(
-                steps=settings.steps, batch_size=settings.batch, lr=settings.lr, threads=settings.threads, seed=seed
-            ),
+            TrainSettings(**vars(settings), seed=seed),
             weights=weights,
             progress=report,
             state=state,
             save=save,
-            save_every=settings.checkpoint_steps,
         )
     return vqgan, {"frames": len(frames), "steps": settings.steps, **last}
 

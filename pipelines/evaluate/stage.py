@@ -12,7 +12,7 @@ from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.evaluate.record import EvaluateRecord
 from pipelines.pack.stage import PackStage
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.train.stage import TrainStage
 
@@ -39,7 +39,7 @@ class EvaluateStage(Stage[EvaluateRecord]):
 
     def settings(self) -> Mapping[str, Any]:
         """What is measured."""
-        return {"evaluate": self.recipe.evaluate.model_dump(exclude={"resources"}), "seed": self.recipe.seed}
+        return {"evaluate": output_settings(self.recipe.evaluate), "seed": self.recipe.seed}
 
     def resources(self) -> Capacity:
         """One task."""

@@ -11,7 +11,7 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
-from pipelines.recipe import Recipe, TrainStage
+from pipelines.recipe import Recipe, TrainStage, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.tokenize.record import TokenizeRecord
 
@@ -46,7 +46,7 @@ class PackStage(Stage[PackRecord]):
     def settings(self) -> Mapping[str, Any]:
         """How documents are chosen and packed; not in which ratio sources are mixed."""
         return {
-            "pack": self.recipe.pack.model_dump(exclude={"pool"}),
+            "pack": output_settings(self.recipe.pack),
             "context": self.stage.context,
             "objective": self.stage.objective,
             "sources": sorted(self.stage.mixture),

@@ -4,15 +4,12 @@ from pipelines.recipe.base import EncoderResources, Resources
 from pipelines.recipe.data import Kind, Pack, Source, Tokenize, VisualTokenizer
 from pipelines.recipe.output_settings import output_settings
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.train import Attention, BadSteps, Hardware, Memory, Train, TrainStage
+from pipelines.recipe.train import BadSteps, Train, TrainStage
 
 __all__ = [
-    "Attention",
     "BadSteps",
     "EncoderResources",
-    "Hardware",
     "Kind",
-    "Memory",
     "Pack",
     "Recipe",
     "Resources",

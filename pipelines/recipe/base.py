@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import dataclasses
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from storage.setting_types import Above0, AtLeast0, Positive
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -16,11 +18,19 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def field_types(branch: type[Any]) -> dict[str, Any]:
+    """The types of a branch's fields by key, with what is said of them; a branch is a `Config` or a dataclass."""
+    if issubclass(branch, BaseModel):
+        return {name: field.rebuild_annotation() for name, field in branch.model_fields.items()}
+    hints = get_type_hints(branch, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(branch)}
+
+
 class Resources(Config):
     """What one task or actor of a pool asks of Ray, and how many of them run."""
 
-    cpus: float = Field(default=1.0, ge=0)
-    gpus: float = Field(default=0.0, ge=0)
+    cpus: AtLeast0 = 1.0
+    gpus: AtLeast0 = 0.0
     custom: dict[str, float] = Field(default_factory=dict)
     """Custom Ray resources, by which cluster.yaml says which pool a stage lands on."""
     workers: Positive = 1
@@ -42,7 +52,7 @@ class EncoderResources(Resources):
     """A pool of encoders that grows from `min_workers` to `workers` while frames wait, and shrinks when none come."""
 
     min_workers: Positive = 1
-    idle_seconds: float = Field(default=60.0, gt=0)
+    idle_seconds: Above0 = 60.0
     """How long an encoder above `min_workers` may have nothing to do before it gives its place back."""
 
     @model_validator(mode="after")

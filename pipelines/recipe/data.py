@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.decoder.limits import Limits
-from pipelines.recipe.base import Config, EncoderResources, Positive, Resources
-from storage.settings import OutputNeutral
+from pipelines.recipe.base import Config, EncoderResources, Resources
+from storage.setting_types import Above0, OutputNeutral, Positive
 from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.settings import VQGANTraining
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
 
@@ -64,21 +65,6 @@ class TextTokenizer(Config):
     """A sentencepiece `.model` or a Hugging Face `tokenizer.json`."""
 
 
-class VQGANTraining(Config):
-    """Trains a small VQGAN on the run's own video and image sources (held-out objects left out)."""
-
-    steps: Positive
-    batch: Positive = 8
-    lr: float = 1.5e-3
-    fps: float = 30.0
-    """Frames a second taken from video."""
-    max_frames: Positive = 4096
-    """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
-    threads: Positive = 1
-    """Compute threads; on cores that other work shares, two are slower than one."""
-    checkpoint_steps: OutputNeutral[Positive] = 100
-
-
 class VisualTokenizer(Config):
     """The visual tokenizer: named weights, or a small one trained here."""
 
@@ -128,7 +114,7 @@ class Tokenize(Config):
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
     records that name media."""
-    piece_seconds: OutputNeutral[float] = Field(default=300.0, gt=0)
+    piece_seconds: OutputNeutral[Above0] = 300.0
     """A longer video is decoded in pieces of so many seconds, by as many tasks, on as many nodes as there are."""
     in_flight_mib: OutputNeutral[Positive] = 32
     """Frames that a decode task has under way to the encoders at most, in MiB; all decode tasks together have so many

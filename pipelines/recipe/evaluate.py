@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipelines.recipe.base import Config, Positive, Resources
-from storage.settings import OutputNeutral
+from pipelines.recipe.base import Config, Resources
+from storage.setting_types import OutputNeutral, Positive
 
 
 class Needle(Config):

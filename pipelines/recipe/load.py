@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.recipe import Recipe
+from pipelines.recipe.base import field_types
 from storage.errors import UserError
 
 
@@ -98,7 +100,7 @@ def _explain(error: ValidationError) -> str:
     """The first of pydantic's errors as one sentence, with the nearest known key for a misspelt one."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
@@ -111,14 +113,13 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Field names of the branch at a location of the tree; list indices and names of dict entries lead nowhere new."""
-    branch: type[BaseModel] = Recipe
+    branch: type = Recipe
     for part in location:
-        if part in branch.model_fields:
-            branch = next(iter(_models(branch.model_fields[str(part)].annotation)), branch)
-    return list(branch.model_fields)
+        branch = next(iter(_branches(field_types(branch).get(str(part)))), branch)
+    return list(field_types(branch))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _branches(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [branch for part in get_args(annotation) for branch in _branches(part)]

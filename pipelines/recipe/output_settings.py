@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import BaseModel
 
-from storage.settings import OUTPUT_NEUTRAL
+from pipelines.recipe.base import field_types
+from storage.setting_types import OUTPUT_NEUTRAL
 
 
 def output_settings(settings: Any) -> Any:
-    """A branch of the recipe, a model or a dataclass, as plain JSON: those fields alone that affect the output, at
+    """A branch of the recipe, a `Config` or a dataclass, as plain JSON: those fields alone that affect the output, at
     every depth. Two branches for which it is equal make the same.
     """
     if isinstance(settings, dict):
         return {key: output_settings(value) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
         return [output_settings(value) for value in settings]
-    if isinstance(settings, BaseModel):
-        marks = {name: field.metadata for name, field in type(settings).model_fields.items()}
-    elif dataclasses.is_dataclass(settings):
-        hints = get_type_hints(type(settings), include_extras=True)
-        marks = {field.name: getattr(hints[field.name], "__metadata__", []) for field in dataclasses.fields(settings)}
-    else:
+    if not isinstance(settings, BaseModel) and not dataclasses.is_dataclass(settings):
         return settings
-    return {name: output_settings(getattr(settings, name)) for name in marks if OUTPUT_NEUTRAL not in marks[name]}
+    types = field_types(type(settings))
+    neutral = {name for name in types if OUTPUT_NEUTRAL in getattr(types[name], "__metadata__", ())}
+    return {name: output_settings(getattr(settings, name)) for name in types if name not in neutral}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Config, Name
-from pipelines.recipe.checks import check_recipe
+from pipelines.recipe.checks import check_parts
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.evaluate import Evaluate
 from pipelines.recipe.train import Model, Train
@@ -28,5 +28,5 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        check_recipe(self)
+        check_parts(self.sources, self.vqgan, self.model, self.train, self.evaluate)
         return self

@@ -11,14 +11,12 @@ from pipelines.cluster.progress import bar
 from pipelines.codecs.record import CodecRecord
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.sources.listing import read_objects
 from pipelines.sources.stage import SourcesRecord
 from pipelines.tokenize.record import TokenizeRecord
 from storage.urls import list_objects
-
-_HOW_IT_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
         return {
             "fields": {name: source.fields for name, source in recipe.sources.items()},
             "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
-            "tokenize": recipe.tokenize.model_dump(exclude=_HOW_IT_RUNS),
+            "tokenize": output_settings(recipe.tokenize),
             "text_tokenizer": list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0].etag,
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
             "seed": recipe.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from model.training.mesh import Mesh
@@ -81,15 +82,15 @@ def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
 def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatcher:
     """What makes this rank's share of a micro-batch, in the loader's thread."""
     train = job.recipe.train
-    shape, attention = attention_shape(config, train.precision), train.attention_of(job.stage)
+    shape, attention = attention_shape(config, train.precision), train.for_stage(job.stage).attention
     if wrong := attention.unfit_for(shape.kv_heads):
         raise UserError(f"train-{job.stage.name}: attention.{wrong}")
     return Dispatcher(
         mesh.sp,
         mesh.sp_rank,
         shape,
-        train.speeds(),
-        **attention.model_dump(),
+        train.hardware,
+        **asdict(attention),
         n_sources=len(source_names(job)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +12,8 @@ from model import checkpoint
 from model.llama.config import llama_config
 from model.llama.hf_weights import CONFIG, StoredWeights, stored_config
 from model.llama.initial_weights import RandomWeights, Weights, join_modalities
-from model.training.engine import EngineSettings
 from model.training.lr_schedule import Schedule
+from model.training.settings import EngineSettings, TrainingSettings
 from pipelines.recipe import Train, TrainStage
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from storage.errors import UserError
@@ -70,19 +71,9 @@ def _fetcher(job: TrainJob) -> Callable[..., Path]:
 
 def engine_settings(train: Train, stage: TrainStage, dp: int) -> EngineSettings:
     """How the engine trains: the recipe's settings, with the accumulation that makes the global batch on dp ranks."""
-    return EngineSettings(
-        zero_stage=train.zero_of(stage),
-        precision=train.precision,
-        grad_accum=accumulation(stage.sequences, dp, stage.rows),
-        clip_norm=train.clip_norm,
-        betas=train.betas,
-        eps=train.eps,
-        weight_decay=train.weight_decay,
-        decay=train.decay,
-        loss_chunk=train.loss_chunk,
-        memory=train.memory_of(stage).settings(),
-        kernels=train.kernels,
-    )
+    own = train.for_stage(stage)
+    common = {field.name: getattr(own, field.name) for field in fields(TrainingSettings)}
+    return EngineSettings(**common, grad_accum=accumulation(stage.sequences, dp, stage.rows))
 
 
 def schedule(stage: TrainStage) -> Schedule:

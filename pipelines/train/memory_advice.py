@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from transformers import LlamaConfig
 
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
+from model.layers.memory_settings import Activations, MemorySettings
 from model.llama.config import llama_config
 from model.memory_estimate.plan import MemoryPlan, plan_memory
 from model.training.rank_batch import attention_shape
-from pipelines.recipe import Memory, Recipe, Train, TrainStage
+from pipelines.recipe import Recipe, Train, TrainStage
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from pipelines.train.engine_setup import engine_settings
 from pipelines.train.group_size import group_sizes
@@ -32,7 +33,7 @@ log = logging.getLogger("ringworld")
 GIB = 2**30
 LLAMA2_TEXT = 32_000
 MLP_TILE = 4096
-_LADDER = ("keep", "mlp", "all-but-attention", "full")
+_LADDER: tuple[Activations, ...] = get_args(Activations)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def _stage_memory(
 
 def _sequence_plan(train: Train, stage: TrainStage, config: LlamaConfig, sp: int) -> SequencePlan:
     bounds = np.arange(stage.rows + 1) * stage.context
-    shape, choices = attention_shape(config, train.precision), train.attention_of(stage)
-    return plan_sequence(bounds, sp, shape=shape, hardware=train.speeds(), **choices.model_dump())
+    shape, choices = attention_shape(config, train.precision), train.for_stage(stage).attention
+    return plan_sequence(bounds, sp, shape=shape, hardware=train.hardware, **asdict(choices))
 
 
 def _predicted(train: Train, stage: TrainStage, config: LlamaConfig, plan: SequencePlan, workers: int) -> MemoryPlan:
@@ -98,23 +99,22 @@ def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainSta
     MLP, all but the attention run again, the attention too, activations to the host, the optimizer's state, the
     weights, and twice the ranks to a sequence.
     """
-    now, zero = train.memory_of(stage), train.zero_of(stage)
-    variants = []
+    here = train.for_stage(stage)
+    now, zero = here.memory, here.zero
+    either, variants = (False, True), []
     for stage_up, rung, tiled, acts, optimizer, weights, doublings in product(
-        range(max(zero, 1), 4), range(_LADDER.index(now.activations), 4), *[(False, True)] * 4, range(4)
+        range(max(zero, 1), 4), range(_LADDER.index(now.activations), 4), either, either, either, either, range(4)
     ):
         if (weights and stage_up < 3) or (weights and not optimizer) or (acts and rung < 2):
             continue
-        memory = {
-            "activations": _LADDER[rung],
-            "mlp_tile": now.mlp_tile or (MLP_TILE if tiled else None),
-            "offload_activations": acts or now.offload_activations,
-            "offload_optimizer": optimizer or now.offload_optimizer,
-            "offload_parameters": weights or now.offload_parameters,
-        }
-        changed = stage.model_copy(
-            update={"zero": stage_up, "sp": stage.sp << doublings, "memory": Memory.model_validate(memory)}
+        memory = MemorySettings(
+            activations=_LADDER[rung],
+            mlp_tile=now.mlp_tile or (MLP_TILE if tiled else None),
+            offload_activations=acts or now.offload_activations,
+            offload_optimizer=optimizer or now.offload_optimizer,
+            offload_parameters=weights or now.offload_parameters,
         )
+        changed = stage.model_copy(update={"zero": stage_up, "sp": stage.sp << doublings, "memory": memory})
         if workers % changed.sp == 0 and stage.context * stage.rows % changed.sp == 0:
             rungs = (0, 4, 16, 32)[rung]
             cost = stage_up - zero + rungs + 8 * tiled + 64 * acts + 128 * optimizer + 256 * weights + 512 * doublings
@@ -125,14 +125,15 @@ def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainSta
 
 def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, Any]:
     """The keys of a stage that differ, as a recipe writes them."""
+    before, after = train.for_stage(stage), train.for_stage(changed)
     changes: dict[str, Any] = {}
-    if train.zero_of(stage) != changed.zero:
-        changes["zero"] = changed.zero
+    if before.zero != after.zero:
+        changes["zero"] = after.zero
     if stage.sp != changed.sp:
         changes["sp"] = changed.sp
-    assert changed.memory is not None
-    if changed.memory != train.memory_of(stage):
-        changes["memory"] = changed.memory.model_dump(exclude_defaults=True)
+    if before.memory != after.memory:
+        default = asdict(MemorySettings())
+        changes["memory"] = {key: value for key, value in asdict(after.memory).items() if value != default[key]}
     return changes
 
 

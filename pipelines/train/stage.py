@@ -14,19 +14,12 @@ from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, output_settings
 from pipelines.recipe import TrainStage as TrainSettings
 from pipelines.report.numbers import count_of
 from pipelines.train.check_kernels import check_kernels
 from pipelines.train.check_wandb import check_wandb
 from pipelines.train.record import TrainRecord
-
-WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", "clip_norm", "bad_steps"}
-"""Keys of `train` that a model depends on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
-memory and by any kernels, and a checkpoint fits them all: a run goes on when they change, and no stage is trained
-again."""
-HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "memory", "tokens"}
-"""Keys of a stage that its model does not depend on; `tokens` is another way to say `steps`."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +62,15 @@ class TrainStage(Stage[TrainRecord]):
         return (self.pack, self.previous) if self.previous else (self.pack,)
 
     def settings(self) -> Mapping[str, Any]:
-        """What the model's weights depend on."""
+        """What the model's weights depend on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
+        memory and by any kernels, and a checkpoint fits them all: a run goes on when they change.
+        """
         recipe, model = self.recipe, self.recipe.model
         init = url_digest(model.init, recipe.storage.options) if model.init else None
         first = {} if self.previous else {"model": {"size": model.size, "init": init}}
         return {
-            "stage": self.stage.model_dump(exclude=HOW_A_STAGE_RUNS),
-            "train": recipe.train.model_dump(include=WHAT_TRAINING_COMPUTES),
+            "stage": output_settings(self.stage),
+            "train": output_settings(recipe.train),
             "seed": recipe.seed,
             **first,
         }

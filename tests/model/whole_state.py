@@ -22,12 +22,12 @@ def whole_state(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     tensors, optimizer = dict(whole_weights(engine) or {}), engine.deepspeed.optimizer
-    if engine.settings.zero_stage in (1, 2):  # DeepSpeed links before the second group has taken its first step
+    if engine.settings.zero in (1, 2):  # DeepSpeed links before the second group has taken its first step
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in engine.model.named_parameters():
         for moment in MOMENTS:
-            if engine.settings.zero_stage:
+            if engine.settings.zero:
                 state = safe_get_full_optimizer_state(parameter, moment)
             else:
                 state = optimizer.state[parameter][moment]
@@ -39,7 +39,7 @@ def whole_state(engine: TrainingEngine) -> dict[str, torch.Tensor]:
 def adam_counters(engine: TrainingEngine) -> set[int]:
     """The values of all of Adam's step counters on this rank."""
     optimizer = engine.deepspeed.optimizer
-    adam = optimizer.optimizer if engine.settings.zero_stage else optimizer
+    adam = optimizer.optimizer if engine.settings.zero else optimizer
     return {int(state["step"]) for state in adam.state.values()}
 
 

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from storage.setting_types import Above0, AtLeast0, Positive
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """Speeds of one rank. The defaults are near an H100 node: NVLink inside, one 400 Gb/s port a rank across."""
+    """The machine as the planner reckons with it, one rank a GPU or CPU core.
 
-    flops: float = 400e12
-    """Floating-point operations a second that the attention kernel reaches on large blocks."""
-    inside: float = 400e9
+    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else. The
+    defaults are near an H100 node: NVLink inside, one 400 Gb/s port a rank across.
+    """
+
+    flops: Above0 = 400e12
+    """Floating-point operations a second that the attention kernel of one rank reaches on large blocks."""
+    inside: Above0 = 400e9
     """Bytes a second between two ranks of a node, each way."""
-    across: float = 50e9
+    across: Above0 = 50e9
     """Bytes a second between two ranks of different nodes, each way."""
-    uplink: float | None = None
+    uplink: Above0 | None = None
     """Bytes a second of a whole node to all others, each way; None where every rank has `across` to itself."""
-    latency: float = 2e-6
+    latency: AtLeast0 = 2e-6
     """Seconds that a message costs the rank that sends or receives it, however short."""
-    ranks_per_node: int = 8
-    """Neighbouring ranks of a group that share a node."""
+    ranks_per_node: Positive = 8
+    """Neighbouring ranks that share a node; a Ulysses degree never exceeds them."""
+    peak_flops: Above0 | None = None
+    """Floating-point operations a second that one rank's device can do at most, by which MFU is reckoned; None: what is
+    known of its GPU by name. The planner does without."""
 
     @property
     def node_uplink(self) -> float:

@@ -14,9 +14,10 @@ import torch
 from model import checkpoint
 from model.checkpoint.retention import retain
 from model.llama.initial_weights import RandomWeights
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
+from model.training.settings import EngineSettings
 from storage.errors import UserError
 from storage.store import Store
 from tests.model.attention_groups import run_in_processes

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from model.attention.plan.planner import plan_sequence
-from model.training.engine import EngineSettings, TrainingEngine
+from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh, build_mesh
 from model.training.rank_batch import RankBatch
+from model.training.settings import EngineSettings
 from storage.errors import UserError
 from tests.model.attention_groups import failure, run_in_processes
 from tests.model.play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
@@ -302,7 +303,7 @@ def test_sp_must_divide_the_workers(ranks):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"zero_stage": 4}, {"zero_stage": 0}, {"precision": "fp16"}, {"grad_accum": 0, "precision": "fp32"}]
+    "wrong", [{"zero": 4}, {"zero": 0, "precision": "bf16"}, {"precision": "fp16"}, {"grad_accum": 0}]
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_every_stage_is_scored_on_its_sources_and_the_last_on_those_that_others_
         "prompt-0",
     ]
     stages = [stage.model_copy(update={"mixture": {"clips": 1.0}}) for stage in job.recipe.train.stages[1:]]
-    train = job.recipe.train.model_copy(update={"stages": [job.recipe.train.stages[0], *stages]})
+    train = replace(job.recipe.train, stages=[job.recipe.train.stages[0], *stages])
     clips_last = EvaluateJob(job.recipe.model_copy(update={"train": train}), VOCABULARY, job.inputs, job.store)
     losses = {part.name: part.arguments for part in cut_parts(clips_last) if part.kind == "loss"}
     assert losses["loss-video-books"] == {"stage": "video", "pack": "text", "source": "books"}

@@ -146,7 +146,7 @@ def test_a_run_of_text_alone_with_nothing_held_out_has_a_report_too(run: Run, tm
     evaluated = run.outputs["evaluate"]
     bare = dataclasses.replace(evaluated.manifest, record=EvaluateRecord(EvaluateOutputs((), ()), EvaluateFigures()))
     kept = {name: run.outputs[name] for name in ("sources", "tokenize", "pack-text", "train-text")}
-    train = run.recipe.train.model_copy(update={"stages": run.recipe.train.stages[:1]})
+    train = dataclasses.replace(run.recipe.train, stages=run.recipe.train.stages[:1])
     text_only = run.recipe.model_copy(update={"train": train})
     outputs = {**kept, "evaluate": StageOutput(evaluated.store, bare)}
     run.report(tmp_path, recipe=text_only, outputs=outputs)

@@ -23,7 +23,7 @@ from storage.errors import UserError
 def train_of(workers: int, min_workers: int | None, **stage: Any) -> tuple[Train, TrainStage]:
     common = {"name": "text", "context": 64, "rope_theta": 1e4, "steps": 4, "mixture": {"books": 1}, "lr": 1e-3}
     tree = {"batch_tokens": 64 * 12, "objective": "text", **common, **stage}
-    train = Train.model_validate({"workers": workers, "min_workers": min_workers, "stages": [tree]})
+    train = Train(workers=workers, min_workers=min_workers, stages=[TrainStage.model_validate(tree)])
     return train, train.stages[0]
 
 

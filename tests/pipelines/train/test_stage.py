@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.attention.plan.hardware import AttentionShape
+from model.attention.plan.hardware import AttentionShape, Hardware
+from model.attention.plan.options import AttentionOptions
 from model.llama.config import llama_config
 from model.llama.llama import build_llama, whole_llama
 from model.training.mesh import Mesh
 from pipelines.pack.record import PackOutputs, PackRecord
-from pipelines.recipe import Attention, Hardware
 from pipelines.train.data import describe, stage_dispatcher
 from pipelines.train.engine_setup import initial_weights
 from pipelines.train.job import TrainJob
@@ -29,14 +29,14 @@ CONFIG = llama_config({**SIZES, "num_key_value_heads": 2}, VOCABULARY.size, 128,
 
 def job_of(tmp_path, **train: object) -> TrainJob:
     recipe = tiny_recipe(tmp_path)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    recipe = recipe.model_copy(update={"train": dataclasses.replace(recipe.train, **train)})
     store = Store(str(tmp_path))
     record = PackRecord(PackOutputs({"books": {"train": {"file": "books.json"}}, "clips": {}}))
     return TrainJob(recipe, recipe.train.stages[0], VOCABULARY, store, record, None, store)
 
 
 def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None:
-    job = job_of(tmp_path, precision="bf16", hardware=Hardware(across=1e9), attention=Attention(layout="zigzag"))
+    job = job_of(tmp_path, precision="bf16", hardware=Hardware(across=1e9), attention=AttentionOptions(layout="zigzag"))
     dispatcher = stage_dispatcher(job, MESH, CONFIG)
     assert (dispatcher.sp, dispatcher.sp_rank) == (4, 3)
     assert dispatcher.shape == AttentionShape(heads=8, kv_heads=2, head_size=8, itemsize=2)
@@ -47,19 +47,19 @@ def test_the_dispatcher_knows_place_shape_hardware_and_choices(tmp_path) -> None
 
 
 def test_a_stages_own_choices_come_first(tmp_path) -> None:
-    job = job_of(tmp_path, attention=Attention(layout="zigzag"))
-    job = dataclasses.replace(job, stage=job.stage.model_copy(update={"attention": Attention(route="relay")}))
+    job = job_of(tmp_path, attention=AttentionOptions(layout="zigzag"))
+    job = dataclasses.replace(job, stage=job.stage.model_copy(update={"attention": AttentionOptions(route="relay")}))
     dispatcher = stage_dispatcher(job, MESH, CONFIG)
     assert (dispatcher.layout, dispatcher.route) == (None, "relay")
 
 
 def test_a_checkpoints_kv_heads_are_looked_at_before_training(tmp_path) -> None:
     with pytest.raises(UserError, match=r"train-text: attention\.ulysses 4 does not divide the model's 2 kv heads"):
-        stage_dispatcher(job_of(tmp_path, attention=Attention(ulysses=4)), MESH, CONFIG)
+        stage_dispatcher(job_of(tmp_path, attention=AttentionOptions(ulysses=4)), MESH, CONFIG)
 
 
 def test_the_first_plan_is_one_line(tmp_path) -> None:
-    job = job_of(tmp_path, attention=Attention(layout="contiguous", ulysses=2, route="direct"))
+    job = job_of(tmp_path, attention=AttentionOptions(layout="contiguous", ulysses=2, route="direct"))
     arrays = [np.zeros(128, dtype) for dtype in (np.int32, np.int32, np.float32)]
     batch = MicroBatch(*arrays, cu_seqlens=np.array([0, 100, 128], dtype=np.int32), keys=("a",))
     line = describe(stage_dispatcher(job, MESH, CONFIG)(batch))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from storage.errors import UserError
 from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
+from tokenization.codecs.vqgan.settings import TrainSettings
 
 _LIVELY = 0.45  # standard deviation of the pixels, which span 2, of a clip in full light
 
@@ -33,34 +33,6 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: np.ndarray, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How to train. The defaults are the quickstart's.
-
-    steps: optimizer steps. batch_size: frames a step. lr: peak learning rate of AdamW, after `warmup` steps, falling to
-    zero by a cosine. commitment: weight of the term that holds the encoder to its codes. decay: of the running averages
-    of the codebook. quantize_from: share of the steps after which the decoder sees codes; before, it sees the latents
-    themselves while the codebook settles among them. crop_until: share of the steps that see a random quarter of each
-    frame only, which buys more steps for the same time. restart_below: a code whose running average of wins a batch is
-    under this is moved. restart_until: share of the steps after which codes stay where they are. bf16: convolutions in
-    bfloat16. threads: torch threads.
-    """
-
-    steps: int
-    batch_size: int = 8
-    lr: float = 1.5e-3
-    warmup: int = 50
-    commitment: float = 0.25
-    decay: float = 0.98
-    quantize_from: float = 0.4
-    crop_until: float = 0.9
-    restart_below: float = 0.02
-    restart_until: float = 0.8
-    bf16: bool = True
-    threads: int = 1
-    seed: int = 0
 
 
 class Trainer:
@@ -140,7 +112,7 @@ class Trainer:
 
     def _draw(self, frames: Frames, generator: np.random.Generator) -> torch.Tensor:
         """Pixels [batch, 3, h, w] of drawn frames, changed so that a few clips stand for more than themselves."""
-        count = self.settings.batch_size
+        count = self.settings.batch
         index = generator.choice(len(frames), count, p=self.draw_weights)
         pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames[index])))
         for picture in pixels:
@@ -204,15 +176,14 @@ def train_vqgan(
     progress: Callable[[int, dict[str, float]], None] | None = None,
     state: Mapping[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
-    save_every: int = 100,
 ) -> VQGAN:
     """Train on frames uint8 [n, H, W, 3] and return the VQGAN.
 
     weights: float [n], how often each frame is drawn relative to the others (None: equally); one over the length of its
     clip lets a short clip count as much as a long one.
-    progress(step, metrics) is called after each step, steps counting from 1. save(state) is called every `save_every`
-    steps; a run given that `state` ends with the same weights, bit for bit, as one that was never interrupted
-    (same machine and thread count). Raises UserError if there are no frames or they are of another size.
+    progress(step, metrics) is called after each step, steps counting from 1. save(state) is called every
+    `checkpoint_steps`; a run given that `state` ends with the same weights, bit for bit, as one that was never
+    interrupted (same machine and thread count). Raises UserError if there are no frames or they are of another size.
     """
     if not len(frames):
         raise UserError(
@@ -231,6 +202,6 @@ def train_vqgan(
             metrics = trainer.train_step(frames)
             if progress is not None:
                 progress(trainer.step, metrics)
-            if save is not None and trainer.step % save_every == 0 and trainer.step < settings.steps:
+            if save is not None and trainer.step % settings.checkpoint_steps == 0 and trainer.step < settings.steps:
                 save(trainer.state_dict())
     return VQGAN(trainer.model)

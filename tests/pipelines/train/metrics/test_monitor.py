@@ -15,6 +15,7 @@ from model.llama.config import llama_config
 from model.training.engine import StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.recipe import Recipe
+from pipelines.recipe.train import Wandb
 from pipelines.train.check_wandb import check_wandb
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import MetricsFile, TensorBoard, remove_uncommitted
@@ -168,22 +169,18 @@ def test_watching_is_no_part_of_what_a_stage_makes(tmp_path: Path) -> None:
         (tmp_path / "data" / name).write_text("x")
     recipe = tiny_recipe(tmp_path)
     recipe = recipe.model_copy(update={"vqgan": recipe.vqgan.model_copy(update={"weights": f"{tmp_path}/data/a.txt"})})
-    watched = {
-        **recipe.train.model_dump(),
-        "tensorboard": False,
-        "wandb": {"project": "p"},
-        "hardware": {**recipe.train.hardware.model_dump(), "peak_flops": 1e12},
-    }
-    closely = recipe.model_copy(update={"train": type(recipe.train).model_validate(watched)})
+    hardware = dataclasses.replace(recipe.train.hardware, peak_flops=1e12)
+    watched = dataclasses.replace(recipe.train, tensorboard=False, wandb=Wandb(project="p"), hardware=hardware)
+    closely = recipe.model_copy(update={"train": watched})
     settings = [{stage.name: stage.settings() for stage in build_stages(one)} for one in (recipe, closely)]
     assert settings[0] == settings[1]
-    changed = recipe.model_copy(update={"train": type(recipe.train).model_validate({**watched, "weight_decay": 0.5})})
+    changed = recipe.model_copy(update={"train": dataclasses.replace(watched, weight_decay=0.5)})
     assert {stage.name: stage.settings() for stage in build_stages(changed)} != settings[0]
 
 
 def with_wandb(tmp_path: Path, **wandb: str) -> Recipe:
     recipe = tiny_recipe(tmp_path)
-    train = type(recipe.train).model_validate({**recipe.train.model_dump(), "wandb": {"project": "p", **wandb}})
+    train = dataclasses.replace(recipe.train, wandb=Wandb.model_validate({"project": "p", **wandb}))
     return recipe.model_copy(update={"train": train})
 
 

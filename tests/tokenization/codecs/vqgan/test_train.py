@@ -12,7 +12,8 @@ from storage.errors import UserError
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.metrics import psnr
 from tokenization.codecs.vqgan.model import VQGAN
-from tokenization.codecs.vqgan.train import Trainer, TrainSettings, train_vqgan
+from tokenization.codecs.vqgan.settings import TrainSettings
+from tokenization.codecs.vqgan.train import Trainer, train_vqgan
 
 TINY = VQGANConfig(
     resolution=16, channels=(16, 32), res_blocks=1, latent_channels=16, embed_dim=8, codebook_size=64, norm_groups=4
@@ -43,7 +44,7 @@ def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: n
         seen,
         TINY,
         # At twice this rate it depends on the last bits of a processor's sums whether it learns.
-        TrainSettings(steps=200, batch_size=16, lr=1e-3, warmup=10, decay=0.9, crop_until=0.0, bf16=bf16),
+        TrainSettings(steps=200, batch=16, lr=1e-3, warmup=10, decay=0.9, crop_until=0.0, bf16=bf16),
         progress=lambda step, values: metrics.append({"step": step, **values}),
     )
     flat = np.broadcast_to(unseen.mean(axis=(1, 2, 3), keepdims=True).astype(np.uint8), unseen.shape)
@@ -62,7 +63,13 @@ def test_same_seed_same_weights_other_seed_other_weights(frames: np.ndarray) -> 
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool) -> None:
-    settings = TrainSettings(steps=12, warmup=4, bf16=bf16, restart_below=0.5)  # so that codes move to the end
+    settings = TrainSettings(
+        steps=12,
+        warmup=4,
+        bf16=bf16,
+        checkpoint_steps=4,
+        restart_below=0.5,  # so that codes move to the end
+    )
     saved: list[bytes] = []
 
     def save(state: dict[str, Any]) -> None:
@@ -70,7 +77,7 @@ def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool)
         torch.save(state, file)
         saved.append(file.getvalue())
 
-    whole = train_vqgan(frames, TINY, settings, save=save, save_every=4)
+    whole = train_vqgan(frames, TINY, settings, save=save)
     assert len(saved) == 2  # after steps 4 and 8
     for content in saved:
         torch.manual_seed(99)
@@ -113,7 +120,7 @@ def test_frames_are_drawn_by_weight(frames: np.ndarray) -> None:
 
     weights = np.where(np.arange(200) < 20, 9.0, 1.0)  # a tenth of the frames, half of the weight
     train_vqgan(Watched(), TINY, TrainSettings(steps=8, warmup=1), weights=weights)
-    assert len(Watched.drawn) == 8 * TrainSettings(steps=1).batch_size + 1  # and one to see its size
+    assert len(Watched.drawn) == 8 * TrainSettings(steps=1).batch + 1  # and one to see its size
     assert 0.3 < np.mean(np.array(Watched.drawn[1:]) < 20) < 0.7
 
 
