@@ -77,7 +77,7 @@ def other_job(local_ray: None) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLDER, ray.get_runtime_context().gcs_address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
-        assert "held" in iter(holder.stdout.readline, "")
+        assert any("held" in line for line in iter(holder.stdout.readline, ""))
         yield holder
         holder.kill()
 
