@@ -12,6 +12,8 @@ term depends on what else shares the sequence, so packing leaves the loss and it
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from storage.errors import UserError
@@ -19,6 +21,7 @@ from tokenization.document import Document
 from tokenization.vocabulary import JointVocabulary
 
 
+@functools.lru_cache(maxsize=32)
 def objective_modalities(objective: str) -> tuple[str, ...]:
     """The modalities whose targets a stage trains on, from their names joined by hyphens, text last.
 
@@ -42,13 +45,16 @@ def loss_weights(document: Document, vocabulary: JointVocabulary, objective: str
     target = document.loss_mask
     target[:1] = False
     weights = np.zeros(len(document), dtype=np.float32)
-    for modality in vocabulary.modalities:
-        targets = target & modality.contains(document.tokens)
+    for modality in reversed(vocabulary.modalities):  # the ranges follow each other, so one comparison each will do
+        targets = target & (document.tokens >= modality.start) if modality.start else target
         n_targets = int(np.count_nonzero(targets))
-        if n_targets and modality.name not in names:
+        if not n_targets:
+            continue
+        if modality.name not in names:
             raise UserError(
                 f"document {document.key} of source {document.source} has {n_targets} {modality.name} targets under "
                 f"the objective {objective!r}: set the stage's objective to '{modality.name}-{objective}'"
             )
-        weights[targets] = 1 / len(names) / max(n_targets, 1)
+        weights[targets] = 1 / len(names) / n_targets
+        target ^= targets
     return weights

@@ -285,7 +285,11 @@ class _HashingSink:
 
 def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, int]:
     """The counts of `ShardStats`; those of targets by the bare name of their modality."""
-    targets = sequence.tokens[sequence.loss_weight > 0]
+    target = sequence.loss_weight > 0
+    ranges = vocabulary.modalities
+    from_here = [
+        int(np.count_nonzero(target & (sequence.tokens >= one.start) if one.start else target)) for one in ranges
+    ]
     begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
     return {
         "n_sequences": 1,
@@ -293,7 +297,7 @@ def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, i
         "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
         "n_documents": begins,
         "n_examples": sequence.n_examples,
-        **{one.name: int(np.count_nonzero(one.contains(targets))) for one in vocabulary.modalities},
+        **{one.name: n - further for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
     }
 
 
