@@ -107,7 +107,7 @@ class _Numbering:
     def __init__(self) -> None:
         self.encode, self._next = self, 0
 
-    def remote(self, boxed: list[Any]) -> Any:
+    def remote(self, boxed: list[Any], media: str) -> Any:
         frames = ray.get(boxed[0])
         numbers = np.arange(self._next, self._next + len(frames)) % VQGAN_SIZES["codebook_size"]  # type: ignore[operator]
         self._next += len(frames)

@@ -95,7 +95,7 @@ def test_frames_under_way_are_bounded_by_their_bytes(local_ray: None) -> None:
             self.most = self.open = 0
             self.encode = self
 
-        def remote(self, boxed: list[ray.ObjectRef]) -> ray.ObjectRef:
+        def remote(self, boxed: list[ray.ObjectRef], media: str) -> ray.ObjectRef:
             self.open += 1
             self.most = max(self.most, self.open)
             return ray.put(np.zeros((len(ray.get(boxed[0])), 1), np.int32))

@@ -94,7 +94,7 @@ def test_what_a_dead_run_left_of_a_video_is_not_made_again(folder: Path) -> None
             self.vqgan = VQGAN.load(folder / "vqgan" / "weights")
             self.encode = self
 
-        def remote(self, boxed: list[Any]) -> Any:
+        def remote(self, boxed: list[Any], media: str) -> Any:
             return ray.put(self.vqgan.encode(ray.get(boxed[0])))
 
     pool = Pool()
