@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_a_damaged_checkpoint_to_start_from_is_told_in_a_sentence(first: tuple[R
     recipe, before = first
     file = tmp_path / "first" / "checkpoints" / f"step-{FIRST:08d}" / "rank-00000-0000.safetensors"
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    weight = next(entry for name, entry in header.items() if name.startswith("weight/"))  # moments are not read here
+    content[8 + length + weight["data_offsets"][0]] ^= 1
     file.write_bytes(content)
     said = (
         r"step-00000004, to start from, is damaged: rank-00000-0000\.safetensors .*; restore it, or delete this folder"
