@@ -87,6 +87,7 @@ def lease(store: Store) -> Iterator[Store]:
     main thread, when another driver has taken it over.
     """
     held = _Heartbeat(store)
+    is_new = store.is_local and not os.path.isdir(store.path())
     try:
         with first_contact(store.path()):
             held.acquire()
@@ -109,6 +110,8 @@ def lease(store: Store) -> Iterator[Store]:
             signal.signal(INTERRUPT_SIGNAL, handler)
         with contextlib.suppress(OSError, UserError):  # the store is away: the lease ends by itself
             store.replace_json(LEASE, held.written, None)
+            if is_new:
+                os.rmdir(store.path())  # which fails where something has been written
 
 
 class _Heartbeat:

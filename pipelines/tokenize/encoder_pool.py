@@ -182,10 +182,8 @@ class _EncoderPool:
             oldest = self._line.oldest
             if oldest and now - oldest.since > _PATIENCE_SECONDS and not starting:
                 self._add(min(1 + len(self._encoders) // 2, self._size.most - len(self._encoders)))
-            idle = [one for one in self._encoders if not one.calls and now - one.last > self._size.idle_seconds]
-            idle.sort(key=lambda one: one.started)  # first those that find no room in the cluster
-            for one in idle[: max(0, len(self._encoders) - self._size.least)]:
-                self._end(one)
+            if oldest is None:
+                self._end_idle(now)
 
     def _add(self, count: int) -> None:
         loop = asyncio.get_running_loop()
@@ -193,6 +191,13 @@ class _EncoderPool:
             one = _Encoder(self._make(), loop.time())
             self._encoders.append(one)
             one.task = loop.create_task(self._serving(one))
+
+    def _end_idle(self, now: float) -> None:
+        """Only while no call waits: then one that takes long to start is not idle, but awaited."""
+        idle = [one for one in self._encoders if not one.calls and now - one.last > self._size.idle_seconds]
+        idle.sort(key=lambda one: one.started)  # first those that find no room in the cluster
+        for one in idle[: max(0, len(self._encoders) - self._size.least)]:
+            self._end(one)
 
     def _end(self, one: _Encoder) -> None:
         self._encoders.remove(one)

@@ -95,6 +95,13 @@ def test_a_file_that_the_disk_does_not_give_is_named(stage: Store) -> None:
     assert problem.startswith("documents/3.json: cannot be read")
 
 
+def test_a_checkpoint_without_its_commit_is_named_but_an_emptied_folder_is_none(stage: Store) -> None:
+    Path(stage.path("checkpoints/step-00000003")).mkdir(parents=True)
+    assert verify(stage.url) == []
+    stage.write_json("checkpoints/step-00000006/rank-0.json", 0)
+    assert verify(stage.url) == ["checkpoints/step-00000006/COMMIT: missing"]
+
+
 def test_files_are_read_side_by_side_one_a_thread_and_once(stage: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three wait for each other: they can only be open together; a fourth never is."""
     opened: Counter[str] = Counter()

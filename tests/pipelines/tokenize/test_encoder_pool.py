@@ -67,7 +67,7 @@ def call(pool: Any, *numbers: int) -> list[ray.ObjectRef]:
 
 
 def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 3, idle_seconds=1.0)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 3, idle_seconds=0.1)) as pool:
         assert wait_until_ready(pool) == 1
         assert len(pids(tmp_path)) == 1
         answers = call(pool, *range(60))
