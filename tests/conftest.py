@@ -43,6 +43,19 @@ def undisturbed(sources: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray with two CPUs in the test's own process, for calling a pipeline's functions.
+
+    All files share it, so that its processes are started and import torch once.
+    """
+    import ray  # a second, which the workers that run no such test need not spend
+
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
     """An S3 server with a bucket `data`."""
     with running_store("data") as store:

@@ -19,7 +19,6 @@ from model.attention.reorder import dispatch, in_order
 from model.attention.ring import packed_ring_attention
 
 TIMEOUT = 60
-_OF_AN_ENGINE = ["deepspeed.ops.adam", "functorch.compile"]  # imported as an engine is made
 # As in a group's processes: a kernel adds up in another order on several threads.
 torch.set_num_threads(1)
 
@@ -86,9 +85,8 @@ def run_in_threads(fn: Callable[[ThreadExchange], Any], size: int) -> tuple[list
 
 def run_in_processes(fn: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """`fn(group, *args)` in `size` gloo processes, fn at a module's top level: the results by rank."""
-    # A server forked from before any thread was started, with the slow imports done once for all groups. DeepSpeed
-    # looks for GPUs as it is imported, after which processes that are forked could not use one.
-    mp.set_forkserver_preload(["tests.model.play_batch", *([] if torch.cuda.is_available() else _OF_AN_ENGINE)])
+    # A server forked from before any thread was started, with the slow imports done once for all groups.
+    mp.set_forkserver_preload(["tests.model.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_process, args=(fn, size, folder, args), nprocs=size, start_method="forkserver")
         return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(size)]

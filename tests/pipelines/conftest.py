@@ -1,4 +1,4 @@
-"""A Ray instance in the test's own process, started where a test asks for it."""
+"""Training in the test's own process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from model.training.mesh import build_mesh
 from pipelines.train.job import TrainJob
 from pipelines.train.run_groups import Interruption
 from pipelines.train.train_loop import train_worker
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Ray with two CPUs, for calling a pipeline's functions in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

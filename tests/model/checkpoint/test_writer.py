@@ -202,6 +202,7 @@ def carry_on(group: Any, url: str) -> tuple[int, Any]:
     return engine.step, client_state
 
 
+@pytest.mark.faults
 def test_a_writer_killed_half_way_costs_only_its_own_checkpoint(tmp_path: Path) -> None:
     with pytest.raises((ProcessExitedException, ProcessRaisedException)):
         run_in_processes(killed_while_writing, 2, str(tmp_path))

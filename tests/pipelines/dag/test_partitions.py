@@ -81,6 +81,7 @@ def test_what_is_committed_is_not_submitted_again(tmp_path: Path) -> None:
     assert len(seen) == 5
 
 
+@pytest.mark.faults
 def test_a_killed_worker_costs_a_repetition_and_nothing_else(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     records = run_partitions("test", task(store, dies="part-2"), NAMES, store, TWO, lambda record: None)
@@ -88,6 +89,7 @@ def test_a_killed_worker_costs_a_repetition_and_nothing_else(tmp_path: Path) -> 
     assert [record["partition"] for record in records] == NAMES
 
 
+@pytest.mark.faults
 def test_a_partition_that_kills_every_worker_ends_the_stage_with_its_name_after_the_others_are_made(
     tmp_path: Path,
 ) -> None:

@@ -235,6 +235,7 @@ def test_a_process_that_talks_nonsense_is_a_crash(said: bytes, tmp_path: Path, m
     assert not decoders()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("busy", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_ends_with_its_parent_whatever_it_is_doing(busy: bool) -> None:
     script = (
@@ -269,6 +270,7 @@ def test_more_memory_than_is_allowed_is_bad_data_that_names_the_setting() -> Non
     assert_same(decoded(PICTURE, "image", limits=SMALL), here(PICTURE, "image"))
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_processor_time_without_progress_is_bad_data_that_names_the_setting() -> None:
     slow = Content("", held=whole_png(9000))

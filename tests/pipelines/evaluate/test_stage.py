@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -166,6 +165,7 @@ def test_spread_keeps_the_first_and_the_last() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committed(job: EvaluateJob) -> None:
     evaluate = job.recipe.evaluate.model_copy(update={"generation": None})
     recipe = job.recipe.model_copy(update={"evaluate": evaluate})
@@ -178,15 +178,11 @@ def test_the_stage_runs_on_ray_and_repeats_only_the_parts_that_were_not_committe
     def stamps() -> dict[str, int]:
         return {name: Path(store.path(name)).stat().st_mtime_ns for name in store.names("partitions")}
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
-    try:
-        first = run()
-        before = stamps()
-        assert len(before) == 7
-        store.delete("partitions/needle-256.json")
-        again = run()
-    finally:
-        ray.shutdown()
+    first = run()
+    before = stamps()
+    assert len(before) == 7
+    store.delete("partitions/needle-256.json")
+    again = run()
     assert again == first
     assert {name for name, stamp in stamps().items() if before[name] != stamp} == {"partitions/needle-256.json"}
     assert {(row["stage"], row["source"], row["modality"]) for row in first.figures.heldout} == {

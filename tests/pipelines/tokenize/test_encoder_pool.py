@@ -132,6 +132,7 @@ def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: P
         assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(40)]
 
 
+@pytest.mark.faults
 def test_frames_that_kill_every_encoder_fail_their_own_call_with_their_names(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.1), PoolSize(1, 1)) as pool:
         before, killer, after = call(pool, 1, KILLER, 2)
@@ -153,6 +154,7 @@ def test_a_pool_whose_encoders_have_no_place_says_so_and_ends(tmp_path: Path) ->
             ray.get(answer)
 
 
+@pytest.mark.faults
 def test_a_pool_that_dies_again_and_again_ends_the_stage_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
