@@ -1,7 +1,7 @@
 """What every stage makes of small inputs is what it made before, or its output version is raised.
 
-`goldens.json` has, by stage and version, hashes where bytes are the same on every processor, and numbers, held to a
-thousandth, where they are not. Entries are never changed: a stage that makes something else raises its
+`goldens.json` has, by stage and version, hashes where bytes are the same on every processor, and numbers, held to
+`TOLERANCES`, where they are not. Entries are never changed: a stage that makes something else raises its
 `output_version` and adds an entry:
 
     GOLDEN_WRITE=1 .venv/bin/python -m pytest tests/golden
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.slow
 GOLDENS = Path(__file__).with_name("goldens.json")
 EXACT = {SourcesStage: outputs.sources, TokenizeStage: outputs.tokenize, PackStage: outputs.pack}
 CLOSE = {CodecStage: outputs.vqgan, TrainStage: outputs.train, EvaluateStage: outputs.evaluate}
-TOLERANCE = 1e-3
+TOLERANCES = {CodecStage: 1e-2, TrainStage: 1e-3, EvaluateStage: 1e-3}
+"""Relative. After six steps the VQGAN's losses by oneDNN's AVX2 and AVX-512 kernels are 1.1e-3 apart."""
 
 
 def compare(stage: type[Stage[Any]], made: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def compare(stage: type[Stage[Any]], made: dict[str, Any]) -> None:
         entry[version] = made
         GOLDENS.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")
     assert version in entry, f"{stage.kind} has no golden of version {version}; add it with GOLDEN_WRITE=1"
-    expected = entry[version] if stage in EXACT else pytest.approx(entry[version], rel=TOLERANCE)
+    expected = entry[version] if stage in EXACT else pytest.approx(entry[version], rel=TOLERANCES[stage])
     assert made == expected, f"{stage.kind} makes other output: raise {stage.__name__}.output_version"
 
 
