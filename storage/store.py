@@ -200,7 +200,7 @@ class Store:
         try:
             return abort_uploads(client.settings, path.partition("/")[0], f"{prefix}/")
         except (OSError, SyntaxError) as error:  # refused, or an answer that is not XML
-            log.info("%s: unfinished uploads cannot be looked for (%s)", self.path(), error)
+            log.info("%s: unfinished uploads cannot be listed and aborted (%s)", self.path(), error)
             return 0
 
     def hashes(self, folder: str) -> dict[str, str]:
