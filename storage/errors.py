@@ -1,4 +1,4 @@
-"""The two kinds of trouble that are not bugs: a user's mistake, and data that cannot be used."""
+"""The two kinds of errors that are not bugs: a user's mistake, and data that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the file, the key and the remedy."""
 
     transient = False
-    """Whether the same may succeed later with nothing mended, as where a store does not answer just now."""
+    """Whether the same call may succeed later without a change, as when a store does not answer."""
 
 
 class BadData(Exception):  # noqa: N818 - it describes the data, not the program
@@ -17,7 +17,7 @@ class BadData(Exception):  # noqa: N818 - it describes the data, not the program
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same may succeed in a while with nothing mended: a store, or a disk over a network, is not there."""
+    """Whether the same call may succeed later without a change: a store or a network disk does not answer."""
     if isinstance(error, UserError):
         return error.transient
     return isinstance(error, ConnectionError | TimeoutError) or (

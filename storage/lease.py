@@ -1,16 +1,15 @@
 """One driver per output folder: a lease file with a heartbeat.
 
 A second driver is refused while the first lives. A lease whose heartbeat stopped, or whose process on this host is
-gone, is taken over, so that a killed run can be started again at once. A driver that was but stopped (a suspended
-process or machine, a network that was away) finds on its return that the lease is another's, and ends: its heartbeat
-replaces only the lease that it last wrote, and what it hands out to write with is fenced, so that neither it nor a task
-of its commits anything more.
+gone, is taken over, so that a killed run can be started again at once. A driver that was only paused (a suspended
+process or machine, a lost network) finds on its return that another driver has the lease, and ends: its heartbeat
+replaces only the lease that it wrote last, and the store that it and its tasks write to has a fence, so that none of
+them commits anything more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -21,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -33,170 +32,157 @@ from storage.urls import first_contact
 LEASE = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
-INTERRUPT_SIGNAL = signal.SIGUSR1
-"""Not SIGINT, which a script's background jobs ignore and Ray Train handles in its own way."""
-INTERRUPT_SECONDS = 15.0
-"""Between two attempts to end a driver that has lost its lease; what it has to close takes less."""
 FENCE_SECONDS = 1.0
-"""How old an answer may be that the lease is still one's own."""
 
+_INTERRUPT_SIGNAL = signal.SIGUSR1  # not SIGINT: background jobs of a script ignore it, Ray Train handles it otherwise
+_INTERRUPT_SECONDS = 15.0  # between two signals to a driver that has lost its lease; closing takes less
 _ACQUIRE_ATTEMPTS = 20
 _FIELDS = {"owner", "host", "pid", "started", "beat"}
-_CONFIRMED: dict[str, float] = {}  # by owner: when this process last saw that it holds the lease
+_CONFIRMED: dict[str, float] = {}  # by owner: when this process last saw the owner in the lease
 
 
 @dataclass(frozen=True)
 class Fence:
-    """Raises UserError where the lease of `store` is no longer `owner`'s. Travels to tasks and workers.
-
-    max_age: seconds for which an answer of the store counts.
-    """
+    """Raises UserError where the lease of `store` is no longer `owner`'s. Is sent to tasks and workers."""
 
     store: Store
     owner: str
-    max_age: float = FENCE_SECONDS
+    max_age: float = FENCE_SECONDS  # seconds for which a look at the lease counts
 
     def __call__(self) -> None:
-        """Ask, unless the last answer is young."""
-        asked = time.monotonic()
-        if asked - _CONFIRMED.get(self.owner, -math.inf) < self.max_age:
+        """Read the lease, unless it was read within `max_age`."""
+        now = time.monotonic()
+        if now - _CONFIRMED.get(self.owner, -math.inf) < self.max_age:
             return
         holder = self._holder()
         if holder.get("owner") != self.owner:
-            raise lost(self.store, holder)
-        _CONFIRMED[self.owner] = asked
+            raise _lost(self.store, holder)
+        _CONFIRMED[self.owner] = now
 
     def _holder(self) -> dict[str, Any]:
-        """What the lease says. A network disk may not find for a moment what a heartbeat replaces all the time."""
+        """The lease's holder. On a network disk a file that is often replaced may be missing for a moment."""
         for seconds in (0.1, 0.5):
             try:
-                if holder := holder_of(self.store.read_bytes(LEASE)):
+                if holder := _parse_holder(self.store.read_bytes(LEASE)):
                     return holder
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
             time.sleep(seconds)
-        return holder_of(self.store.read_bytes(LEASE))
+        return _parse_holder(self.store.read_bytes(LEASE))
 
 
 @contextlib.contextmanager
 def lease(store: Store) -> Iterator[Store]:
-    """Hold the folder for the length of the block, which gets the store fenced.
+    """Hold the lease of a folder during the block, which gets the store with a fence.
 
-    Raises UserError when another living driver holds it, when nothing can be written there, or in the block, in the
-    main thread, when another driver has taken it over.
+    Raises UserError where another living driver has the lease or nothing can be written there; in the block, in the
+    main thread, where another driver has taken it over.
     """
-    held = _Heartbeat(store)
+    heartbeat = _Heartbeat(store)
     is_new = store.is_local and not os.path.isdir(store.path())
     try:
         with first_contact(store.path()):
-            held.acquire()
+            heartbeat.acquire()
     except FileNotFoundError as error:
         raise UserError(f"{store.path()}: no such place ({error}); create the bucket or mend storage.root") from None
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(INTERRUPT_SIGNAL, signal.default_int_handler) if in_main else None
-    heart = threading.Thread(target=held.beat, name="lease-heartbeat", daemon=True)
-    heart.start()
+    handler = signal.signal(_INTERRUPT_SIGNAL, signal.default_int_handler) if heartbeat.in_main else None
+    thread = threading.Thread(target=heartbeat.run, name="lease-heartbeat", daemon=True)
+    thread.start()
     try:
-        yield dataclasses.replace(store, fence=Fence(store, held.owner, FENCE_SECONDS))
-    except BaseException:  # the signal is a KeyboardInterrupt
-        if held.taken_over:
-            raise held.taken_over from None
+        yield replace(store, fence=Fence(store, heartbeat.owner, FENCE_SECONDS))
+    except BaseException:  # the signal raises KeyboardInterrupt
+        if heartbeat.taken_over:
+            raise heartbeat.taken_over from None
         raise
     finally:
-        held.ended.set()
-        heart.join()
-        if in_main:
-            signal.signal(INTERRUPT_SIGNAL, handler)
-        with contextlib.suppress(OSError, UserError):  # the store is away: the lease ends by itself
-            store.replace_json(LEASE, held.written, None)
+        heartbeat.ended.set()
+        thread.join()
+        if heartbeat.in_main:
+            signal.signal(_INTERRUPT_SIGNAL, handler)
+        with contextlib.suppress(OSError, UserError):  # the store does not answer: the lease goes stale by itself
+            store.replace_json(LEASE, heartbeat.written, None)
             if is_new:
-                os.rmdir(store.path())  # which fails where something has been written
+                os.rmdir(store.path())  # fails where something has been written
 
 
 class _Heartbeat:
-    """A driver's hold on a folder. written: the lease as it last wrote it."""
+    """A driver's lease. written: its content as this driver last wrote it."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.owner = store, uuid.uuid4().hex
-        self._me = {
+        self.in_main = threading.current_thread() is threading.main_thread()
+        self.ended = threading.Event()
+        self.taken_over: UserError | None = None
+        self.written = {
             "owner": self.owner,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
         }
-        self._thread = threading.current_thread()
-        self.written = self._now()
-        self.ended = threading.Event()
-        self.taken_over: UserError | None = None
-
-    def _now(self) -> dict[str, Any]:
-        return {**self._me, "beat": time.time()}
 
     def acquire(self) -> None:
         """Take the lease, or raise UserError that names its holder."""
         for _ in range(_ACQUIRE_ATTEMPTS):
-            self.written = self._now()
+            self.written = {**self.written, "beat": time.time()}
             if self.store.create_json(LEASE, self.written):
                 return
             data = self.store.read_bytes(LEASE)
-            if data is None:  # let go of just now
+            if data is None:  # released in between
                 continue
-            holder = holder_of(data)
-            if holder.get("owner") == self.owner:  # it was created, and the answer lost
+            holder = _parse_holder(data)
+            if holder.get("owner") == self.owner:  # created by a request whose answer was lost
                 return
             self._check_dead(holder)
             if self.store.replace_json(LEASE, data, self.written):
                 return
         raise UserError(f"{self.store.path(LEASE)}: other drivers take this lease by turns; stop them and run again")
 
+    def run(self) -> None:
+        """Renew the lease until the block ends; end the block when another driver has the lease."""
+        while not self.ended.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError, UserError):  # the store does not answer; a later beat finds out the rest
+                renewed = {**self.written, "beat": time.time()}
+                if self.store.replace_json(LEASE, self.written, renewed):
+                    self.written = renewed
+                    continue
+                holder = _parse_holder(self.store.read_bytes(LEASE))
+                if holder.get("owner") == self.owner:  # replaced by a request whose answer was lost
+                    self.written = holder
+                    continue
+                self.taken_over = _lost(self.store, holder)
+                self._interrupt()
+                return
+
     def _check_dead(self, holder: dict[str, Any]) -> None:
         """Raise UserError where the lease's holder lives, or may live."""
-        if holder and not _is_dead(holder):
+        if holder:
+            if _is_dead(holder):
+                return
             raise UserError(
                 f"{self.store.path()}: another driver (pid {holder['pid']} on {holder['host']}) writes here; wait "
                 f"for it, stop it, or give this run its own storage.root"
             )
-        if not holder and (age := self._age()) < STALE_SECONDS:
+        try:
+            age = self.store.age(LEASE)
+        except (FileNotFoundError, NotImplementedError):  # just removed, or the file system has no times
+            age = 0.0
+        if age < STALE_SECONDS:
             raise UserError(
                 f"{self.store.path(LEASE)}: this file does not say which driver writes here (it is empty or damaged), "
                 f"and was written {age:.0f} s ago; if no driver runs, delete it, or run again in {STALE_SECONDS:.0f} s"
             )
 
-    def _age(self) -> float:
-        try:
-            return self.store.age(LEASE)
-        except (FileNotFoundError, NotImplementedError):  # just gone; or nobody knows: wait for the user's word
-            return 0.0
-
-    def beat(self) -> None:
-        """Renew the lease until the block ends; end the block when the lease is another's."""
-        while not self.ended.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(
-                OSError, UserError
-            ):  # the store is away; whether the lease outlives that, it tells
-                now = self._now()
-                if self.store.replace_json(LEASE, self.written, now):
-                    self.written = now
-                    continue
-                holder = holder_of(self.store.read_bytes(LEASE))
-                if holder.get("owner") == self.owner:  # it was replaced, and the answer lost
-                    self.written = holder
-                    continue
-                self.taken_over = lost(self.store, holder)
-                self._interrupt()
-                return
-
     def _interrupt(self) -> None:
-        """End the block, if it runs in the main thread, which alone can be interrupted."""
-        while self._thread is threading.main_thread() and not self.ended.is_set():
-            signal.pthread_kill(self._thread.ident or 0, INTERRUPT_SIGNAL)
-            # A signal that comes just as the thread begins to wait is seen only when the wait is over.
-            self.ended.wait(INTERRUPT_SECONDS)
+        """End the block where it runs in the main thread, the only one that can be interrupted."""
+        while self.in_main and not self.ended.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT_SIGNAL)
+            # A thread that is about to wait handles the signal only after its wait, so it is sent again.
+            self.ended.wait(_INTERRUPT_SECONDS)
 
 
-def holder_of(data: bytes | None) -> dict[str, Any]:
-    """What a lease says of its holder; nothing where there is no lease, or it is not what a driver writes."""
+def _parse_holder(data: bytes | None) -> dict[str, Any]:
+    """The holder that a lease names; empty where there is no lease, or none that a driver wrote."""
     try:
         holder = json.loads(data or b"{}")
     except ValueError:
@@ -204,8 +190,8 @@ def holder_of(data: bytes | None) -> dict[str, Any]:
     return holder if isinstance(holder, dict) and holder.keys() >= _FIELDS else {}
 
 
-def lost(store: Store, holder: dict[str, Any]) -> UserError:
-    """What a driver says that finds another in its place."""
+def _lost(store: Store, holder: dict[str, Any]) -> UserError:
+    """The error of a driver that has lost its lease."""
     by = f"is now that of pid {holder['pid']} on {holder['host']}" if holder else "is gone: another driver has had it"
     return UserError(
         f"{store.path()}: this driver did not renew its lease for over {STALE_SECONDS:.0f} s, and the lease {by}; this "

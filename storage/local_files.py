@@ -1,7 +1,7 @@
 """Whole files on a local disk: written beside their place, synced, and renamed into it, the folder synced too.
 
-So a file is there as it was written or not at all, after a kill and after a power cut. What a killed writer leaves is a
-file whose name begins with `TEMPORARY_PREFIX`.
+After a kill or a power cut a file is there as it was written or not at all. A killed writer leaves a file whose name
+begins with `TEMPORARY_PREFIX`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,27 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextlib.contextmanager
-def whole_file(target: str | Path, before_commit: Callable[[], object] = lambda: None) -> Iterator[BufferedRandom]:
+def whole_file(
+    target: str | Path, before_commit: Callable[[], object] = lambda: None, exclusive: bool = False
+) -> Iterator[BufferedRandom]:
     """A file to write that takes its place, whole, when the block ends without an exception.
 
-    before_commit: called when all is written, just before that; what it raises keeps the file from its place.
+    before_commit: called when everything is written, just before that; an error that it raises prevents it. exclusive:
+    raise FileExistsError where the place is taken, so that of several writers at once one succeeds.
     """
     with _temporary(target) as (file, temporary):
         yield file
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         before_commit()
-        os.replace(temporary, target)
-        _sync_folder(target)
-
-
-def create_file(target: str | Path, data: bytes) -> bool:
-    """Put a file in a place that is free; False where it is taken. Of several at once one succeeds."""
-    with _temporary(target) as (file, temporary):
-        file.write(data)
-        _sync(file)
+        (os.link if exclusive else os.replace)(temporary, target)
+        folder = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        _sync_folder(target)
-        return True
+            with contextlib.suppress(OSError):  # some network disks cannot
+                os.fsync(folder)  # without it a power cut may undo the rename
+        finally:
+            os.close(folder)
 
 
 def link_file(target: str | Path, source: Path) -> None:
@@ -77,25 +73,18 @@ def locked(path: Path) -> Iterator[bytes | None]:
 
 
 def remove_temporaries(folder: str | Path, deep: bool = True, age: float = 0.0) -> int:
-    """Remove what killed writers left in a folder, and, if deep, in all below it; how many files that were.
-
-    age: seconds for which a file must not have been written to.
-    """
+    """Remove what killed writers left in a folder (deep: and below it) at least `age` seconds ago. Returns how many."""
     glob = Path(folder).rglob if deep else Path(folder).glob
-    return sum(_remove_if_older(path, age) for path in list(glob(f"{TEMPORARY_PREFIX}*")))
-
-
-def _remove_if_older(path: Path, age: float) -> bool:
-    try:
-        if time.time() - path.lstat().st_mtime < age:
-            return False
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    removed = 0
+    for path in list(glob(f"{TEMPORARY_PREFIX}*")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime >= age:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                removed += 1
+    return removed
 
 
 @contextlib.contextmanager
@@ -110,18 +99,3 @@ def _temporary(target: str | Path) -> Iterator[tuple[BufferedRandom, str]]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-
-
-def _sync(file: BufferedRandom) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(target: str | Path) -> None:
-    """Without it a power cut may undo a rename."""
-    folder = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some network disks cannot
-            os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,42 +1,114 @@
-"""A remote object as a seekable file, by one of two policies of what to ask for.
+"""A remote object as a seekable file, with one of two policies of what to request.
 
-`RangedFile` asks for exactly the bytes of each read, for who knows what is where: single sequences of a shard would
-cost many times their bytes by any other. `ReadAheadFile` asks for blocks that grow while reading goes on in order: a
-jump costs one small block, and a stream has one large block under way while the last one is used.
-
-In: an object's byte ranges, which are repeated and resumed below. Out: a binary file.
+`RangedFile` requests exactly the bytes of each read, for code that knows its offsets: with any other policy, single
+sequences of a shard would cost many times their bytes. `ReadAheadFile` requests blocks that grow while reading is in
+order: a jump costs one small block, and a stream has one large block under way while the last one is used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from functools import partial
+from typing import Any, NamedTuple
 
+import obstore
+
+from storage.object_store.client import Client
 from storage.object_store.errors import Request, StoreError
-from storage.object_store.ranges import Answer, ObjectRanges
-from storage.retry import REQUEST, Backoff, retry
+from storage.retry import Backoff, retry
 from storage.seekable import SeekableReader
 
 FIRST = 2**18
 LARGEST = 2**23
 _GROWTH = 4
 _BLOCKS = 3  # in memory, besides the one under way
-_PIECE = 2**20
-_BUFFER = 2**16  # of Python's own file, for short reads and lines
+_PIECE = 2**20  # a larger one costs less, and more of it is requested again after a cut
 _CLIENT_LIBRARIES = {"aiohttp", "http", "urllib3"}
 
 
-class Ranges(Protocol):
-    """The bytes of an object."""
+class ObjectRanges:
+    """The bytes of an object in a bucket. Raises FileNotFoundError where there is none, else StoreError.
+
+    A request that is cut is continued at the byte where it stopped, for the same version (`etag`): an object that is
+    replaced meanwhile is an error, not a mixture. A request that brought bytes resets the count of attempts.
+    """
+
+    def __init__(self, client: Client, key: str, backoff: Backoff | None = None) -> None:
+        self._client, self._key, self._backoff = client, key, backoff
 
     def size(self) -> int:
-        """How many there are."""
+        """Of the object, in bytes."""
+        return int(self._ask(obstore.head)["size"])
+
+    def first(self, n_bytes: int) -> tuple[int, str | None, list[bytes]]:
+        """Size and version (ETag) of the object, and its first bytes, fewer where the connection is cut."""
+        pieces, meta, _ = self._ask(partial(_get, start=0, end=n_bytes, etag=None, piece_bytes=_PIECE))
+        meta = meta or self._ask(obstore.head)  # an empty object has no range
+        return meta["size"], meta["e_tag"], pieces
+
+    def pieces(self, start: int, end: int, etag: str | None = None, piece_bytes: int = 1) -> Iterator[bytes]:
+        """The bytes from `start` to `end`, fewer only at the object's end, in pieces of at least `piece_bytes`."""
+        while start < end:
+            request = partial(_get, start=start, end=end, etag=etag, piece_bytes=piece_bytes)
+            pieces, meta, is_complete = self._ask(request)
+            yield from pieces
+            if is_complete:
+                return
+            start, etag = start + sum(map(len, pieces)), meta["e_tag"]
+
+    def _ask(self, make: Any) -> Any:
+        return self._client.ask("read", make, self._key, self._backoff)
+
+
+def _get(
+    store: Any, key: str, start: int, end: int, etag: str | None, piece_bytes: int
+) -> tuple[list[bytes], Any, bool]:
+    """What one request brings: pieces, the object's meta (None after its end), and whether the request was not cut."""
+    pieces: list[bytes] = []
+    meta, is_complete = None, True
+    try:
+        got = obstore.get(store, key, options={"range": (start, end), **({"if_match": etag} if etag else {})})
+        meta = got.meta
+        for piece in got.stream(piece_bytes):
+            pieces.append(piece)
+    except (OSError, ValueError, obstore.exceptions.BaseError) as error:
+        is_complete = "status code: 416" in str(error)  # S3's answer where the range begins at the end or after it
+        if not pieces and not is_complete:
+            raise
+    return pieces, meta, is_complete
+
+
+class FileRanges:
+    """The bytes of a file on an fsspec file system other than ours, whose errors are of many kinds."""
+
+    def __init__(self, fs: Any, path: str, url: str, backoff: Backoff) -> None:
+        self._fs, self._path, self._request, self._backoff = fs, path, Request(url, "read"), backoff
+
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return int(self._fs.size(self._path))
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
-        """Those from `start` to `end`, fewer only where the object ends."""
+        """Those from `start` to `end`, by one request that is repeated while its errors are transient."""
+        what = f"{self._request.url}: cannot be read just now"
+        yield retry(lambda: self._get(start, end), what, self._backoff, topic=what)
+
+    def _get(self, start: int, end: int) -> bytes:
+        try:
+            return bytes(self._fs.cat_file(self._path, start, end))
+        except Exception as error:  # client libraries raise errors of their own
+            status = getattr(error, "status", None)  # aiohttp's
+            if status == 416:  # the range begins at or after the end
+                return b""
+            if isinstance(error, FileNotFoundError) or status == 404:
+                raise FileNotFoundError(self._request.url) from None
+            is_clients = type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
+            if isinstance(error, StoreError) or not (status or isinstance(error, OSError) or is_clients):
+                raise
+            is_transient = status >= 500 or status == 429 if status else not isinstance(error, PermissionError)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise self._request.failure(reason, "transient" if is_transient else "refused") from None
 
 
 class RangedFile(SeekableReader):
@@ -45,7 +117,7 @@ class RangedFile(SeekableReader):
     Reading raises FileNotFoundError where there is no such object, else StoreError naming object and store.
     """
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, ranges: ObjectRanges | FileRanges) -> None:
         super().__init__()
         self._ranges = ranges
 
@@ -63,43 +135,8 @@ class RangedFile(SeekableReader):
         return n_bytes
 
 
-class FileRanges:
-    """The bytes of a file on an fsspec file system other than ours, whose errors are of many kinds."""
-
-    def __init__(self, fs: Any, path: str, url: str, backoff: Backoff = REQUEST) -> None:
-        self._fs, self._path, self._request, self._backoff = fs, path, Request(url, "read"), backoff
-
-    def size(self) -> int:
-        """Of the file, in bytes."""
-        return int(self._fs.size(self._path))
-
-    def pieces(self, start: int, end: int) -> Iterator[bytes]:
-        """Those from `start` to `end`, by one request that is repeated while its errors are transient."""
-        what = f"{self._request.url}: cannot be read just now"
-        yield retry(lambda: self._get(start, end), what, self._backoff, topic=what)
-
-    def _get(self, start: int, end: int) -> bytes:
-        try:
-            return bytes(self._fs.cat_file(self._path, start, end))
-        except Exception as error:  # client libraries raise what they like
-            status = getattr(error, "status", None)  # aiohttp's
-            if status == 416:  # the range begins at or after the end
-                return b""
-            if isinstance(error, FileNotFoundError) or status == 404:
-                raise FileNotFoundError(self._request.url) from None
-            if isinstance(error, StoreError) or not (status or isinstance(error, OSError) or _is_clients(error)):
-                raise
-            may_pass = status >= 500 or status == 429 if status else not isinstance(error, PermissionError)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise self._request.failure(reason, "transient" if may_pass else "refused") from None
-
-
-def _is_clients(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
-
-
 class _Block(NamedTuple):
-    """Bytes of an object from `start` to `end`, in the pieces that they came in: joining them would cost a copy."""
+    """Bytes of an object from `start` to `end`, in the pieces in which they arrived: joining them would cost a copy."""
 
     start: int
     end: int
@@ -112,17 +149,11 @@ class _Block(NamedTuple):
             if position < start + len(piece):
                 return memoryview(piece)[position - start :]
             start += len(piece)
-        raise EOFError(f"{self.end - start} bytes fewer came than were asked for")
-
-
-class _Ahead(NamedTuple):
-    start: int
-    end: int
-    answer: Future[Answer]
+        raise EOFError(f"of the bytes {self.start} to {self.end} only those up to {start} arrived")
 
 
 class ReadAheadFile(SeekableReader):
-    """Reads in blocks, one ahead. Not for several threads at once; wrapped by `opened`, it is.
+    """Reads in blocks, one ahead. Not for several threads at once. Raises FileNotFoundError, StoreError.
 
     All blocks are of the version that was opened. At most `_BLOCKS` + 1 of `LARGEST` bytes are in memory.
     """
@@ -130,15 +161,10 @@ class ReadAheadFile(SeekableReader):
     def __init__(self, ranges: ObjectRanges) -> None:
         super().__init__()
         self._ranges = ranges
-        self._ahead: _Ahead | None = None
-        self._thread: ThreadPoolExecutor | None = None
-        self.size, self._etag, pieces = ranges.first(FIRST, _PIECE)
-        self._blocks = [_Block(0, min(FIRST, self.size), pieces)]
-
-    @classmethod
-    def opened(cls, ranges: ObjectRanges) -> BinaryIO:
-        """The file, with what every file of Python has. Raises FileNotFoundError, StoreError; so does reading."""
-        return cast(BinaryIO, io.BufferedReader(cls(ranges), _BUFFER))
+        self.size, self._etag, pieces = ranges.first(FIRST)
+        self._blocks = [self._fetch(0, min(FIRST, self.size), pieces)]
+        self._ahead: tuple[range, Future[_Block]] | None = None
+        self._thread = ThreadPoolExecutor(1, "read-ahead")  # obstore's asyncio costs more CPU
 
     def _end(self) -> int:
         return self.size
@@ -154,11 +180,9 @@ class ReadAheadFile(SeekableReader):
         return len(piece)
 
     def close(self) -> None:
-        """Let go of the blocks, and of the one under way."""
+        """Drop the blocks, and the one under way."""
         if not self.closed:
-            self._drop_ahead()
-            if self._thread:
-                self._thread.shutdown(wait=False)
+            self._thread.shutdown(wait=False, cancel_futures=True)
             self._blocks = []
         super().close()
 
@@ -166,38 +190,26 @@ class ReadAheadFile(SeekableReader):
         for block in reversed(self._blocks):
             if block.start <= position < block.end:
                 return block
-        if self._ahead and self._ahead.start <= position < self._ahead.end:
-            block, in_order = self._arrived(self._ahead), True
+        if self._ahead and position in self._ahead[0]:
+            (_, ahead), self._ahead = self._ahead, None
+            block, in_order = ahead.result(), True
         else:
             before = next((block for block in self._blocks if block.end == position), None)
-            in_order = before is not None
             block = self._fetch(position, self._next_end(before) if before else min(position + FIRST, self.size))
+            in_order = before is not None
         self._blocks = [*self._blocks[1 - _BLOCKS :], block]
         if in_order and block.end < self.size:
-            self._drop_ahead()
-            self._start_ahead(block.end, self._next_end(block))
+            if self._ahead:
+                self._ahead[1].cancel()
+            end = self._next_end(block)
+            self._ahead = range(block.end, end), self._thread.submit(self._fetch, block.end, end)
         return block
 
     def _next_end(self, before: _Block) -> int:
         return min(before.end + min((before.end - before.start) * _GROWTH, LARGEST), self.size)
 
-    def _fetch(self, start: int, end: int, came: Answer | None = None) -> _Block:
-        """came: what an attempt before brought of it."""
-        pieces, n_bytes = (came.pieces, came.n_bytes) if came else ([], 0)
-        return _Block(start, end, [*pieces, *self._ranges.pieces(start + n_bytes, end, self._etag, _PIECE)])
-
-    def _start_ahead(self, start: int, end: int) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "read-ahead")  # obstore's asyncio costs more CPU
-        self._ahead = _Ahead(start, end, self._thread.submit(self._ranges.attempt, start, end, self._etag, _PIECE))
-
-    def _arrived(self, ahead: _Ahead) -> _Block:
-        self._ahead, came = None, None
-        with contextlib.suppress(Exception):  # the rest is asked for again, and raises if it fails for good
-            came = ahead.answer.result()
-        return self._fetch(ahead.start, ahead.end, came)
-
-    def _drop_ahead(self) -> None:
-        if self._ahead:
-            self._ahead.answer.cancel()
-            self._ahead = None
+    def _fetch(self, start: int, end: int, arrived: Iterable[bytes] = ()) -> _Block:
+        """arrived: the first pieces, which an earlier request brought."""
+        pieces = list(arrived)
+        pieces += self._ranges.pieces(start + sum(map(len, pieces)), end, self._etag, _PIECE)
+        return _Block(start, end, pieces)

@@ -1,8 +1,9 @@
-"""Calling again what fails for a while: how often, how long between, and what is logged meanwhile."""
+"""Repeating a call that fails for a while: how often, with what pauses, and what is logged meanwhile."""
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -24,18 +25,14 @@ class Backoff:
     pause: float
     growth: float = 2.0
 
-    def seconds(self, attempt: int) -> float:
-        """The pause after an attempt, the first of which is 1."""
-        return self.pause * float(self.growth) ** (attempt - 1)
-
 
 REQUEST = Backoff(attempts=7, pause=0.5)
-"""Of a request to a store that has answered before: half a minute of pauses."""
+"""For a request to a store that has answered before: half a minute of pauses."""
 STORE_AWAY = Backoff(attempts=20, pause=30.0, growth=1.0)
-"""Of work that would cost more to give up than to wait for a store: ten minutes, on top of those of each request."""
+"""For work that costs more to give up than to wait: ten minutes of pauses, besides those of each request."""
 
 _WARN_EVERY_SECONDS = 60.0
-_warned: dict[str, float] = {}
+_warned: dict[str | None, float] = {}
 
 
 def retry(
@@ -47,10 +44,10 @@ def retry(
     topic: str | None = None,
     warn: bool = True,
 ) -> T:
-    """What `action` returns; while its errors are transient it is called again, as often as `backoff` says.
+    """What `action` returns; it is called again while its errors are transient, as `backoff` allows. Raises the last.
 
-    what: failed just now, for a warning that is logged once a minute and topic (None: each failure is logged).
-    warn: False where another rank that fails alike logs it. Raises the last error.
+    what: the failure, for a warning that is logged once a minute for each topic (None: every time). warn: False where
+    another rank that fails in the same way logs it.
     """
     for attempt in range(1, backoff.attempts):
         try:
@@ -58,16 +55,10 @@ def retry(
         except Exception as error:
             if not is_transient(error):
                 raise
-            if warn and _is_due(topic):
+            now = time.monotonic()
+            if warn and (topic is None or now - _warned.get(topic, -math.inf) >= _WARN_EVERY_SECONDS):
+                _warned[topic] = now
                 reason = getattr(error, "reason", "") or f"{type(error).__name__}: {error}"
                 log.warning("%s (%s); trying again, up to %d times", what, reason, backoff.attempts - attempt)
-            time.sleep(backoff.seconds(attempt) * random.uniform(0.8, 1.2))
+            time.sleep(backoff.pause * backoff.growth ** (attempt - 1) * random.uniform(0.8, 1.2))
     return action()
-
-
-def _is_due(topic: str | None) -> bool:
-    now = time.monotonic()
-    if topic is None or now - _warned.get(topic, -_WARN_EVERY_SECONDS) >= _WARN_EVERY_SECONDS:
-        _warned[topic or ""] = now
-        return True
-    return False

@@ -1,4 +1,4 @@
-"""A seekable binary file over bytes that lie elsewhere: a part of another file, an object of a store."""
+"""A seekable binary file over bytes of another file or of an object in a store."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from abc import abstractmethod
 
 
 class SeekableReader(io.RawIOBase):
-    """What such files share: a position. A subclass says where the end is, and reads into a buffer from `_position`."""
+    """The position in such a file. A subclass gives the end, and reads into a buffer from `_position`."""
 
     _position = 0
 
     @abstractmethod
     def _end(self) -> int:
-        """How many bytes there are; asked for only where that matters."""
+        """The size in bytes. Called only to seek from the end, since it may cost a request."""
 
     def readable(self) -> bool:
         """Always."""

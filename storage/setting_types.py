@@ -1,6 +1,6 @@
 """Types of settings, for the dataclasses in which components declare theirs and for the recipe made of them.
 
-Bounds are pydantic's, which holds a recipe to them. A setting affects the output unless its type says otherwise:
+Bounds are pydantic's, which checks recipes. A setting affects the output unless its type says otherwise:
 `workers: OutputNeutral[Positive] = 1`; `pipelines.recipe.output_settings` reads the mark.
 """
 

@@ -1,14 +1,13 @@
 """The output of a run: a `Store` folder on any fsspec file system, where every write is atomic.
 
 A write is visible whole or not at all: on a local disk through a temporary file in the same folder, `fsync` and rename;
-on an object store through one put, which is atomic there. A store that a lease fences writes nothing once the lease is
-another's; it travels to tasks and workers with its fence.
+on an object store through one put. A store with the fence of a lease, which tasks and workers receive with it, writes
+nothing once another driver has the lease.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import hashlib
 import json
@@ -17,15 +16,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from fsspec.implementations.local import LocalFileSystem
+
 from storage.errors import UserError
-from storage.local_files import TEMPORARY_PREFIX, create_file, link_file, locked, remove_temporaries, whole_file
-from storage.object_store.errors import StoreError
+from storage.local_files import TEMPORARY_PREFIX, link_file, locked, remove_temporaries, whole_file
 from storage.object_store.filesystem import BucketFileSystem, S3FileSystem
-from storage.object_store.multipart_uploads import end_uploads
+from storage.object_store.multipart_uploads import abort_uploads
 from storage.urls import CACHE, fetch_file, filesystem, open_ranged, open_url
 
 log = logging.getLogger("ringworld")
@@ -33,14 +34,11 @@ log = logging.getLogger("ringworld")
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of any fsspec file system. Names are relative, with `/`. Methods raise UserError on an unusable URL.
-
-    fence: called before every change, and raises where this process may no longer make any.
-    """
+    """A folder of any fsspec file system. Names are relative, with `/`. Methods raise UserError on an unusable URL."""
 
     url: str
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold credentials
-    fence: Callable[[], None] | None = None
+    fence: Callable[[], None] | None = None  # called before every change; raises where this process may not write
 
     @property
     def is_local(self) -> bool:
@@ -73,19 +71,16 @@ class Store:
     def age(self, name: str) -> float:
         """Seconds since the name was last written, by the clock of this machine; FileNotFoundError when absent."""
         fs, path = self._filesystem(name)
-        written: datetime.datetime = fs.modified(path)
-        return (datetime.datetime.now(datetime.UTC) - written).total_seconds()
+        return (datetime.now(UTC) - fs.modified(path)).total_seconds()
 
     def read_bytes(self, name: str) -> bytes | None:
-        """What a name holds, or None when it is absent."""
-        try:
-            with self.open(name) as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
+        """The bytes of a name, or None when it is absent."""
+        with contextlib.suppress(FileNotFoundError), self.open(name) as file:
+            return file.read()
+        return None
 
     def read_json(self, name: str) -> Any | None:
-        """The JSON of a name, or None when it is absent. Raises UserError where it holds no JSON."""
+        """The JSON of a name, or None when it is absent. Raises UserError where the bytes are not JSON."""
         data = self.read_bytes(name)
         try:
             return None if data is None else json.loads(data)
@@ -101,38 +96,28 @@ class Store:
             file.write(_json_bytes(value))
 
     def create_json(self, name: str, value: Any) -> bool:
-        """Commit a JSON value only if the name is free; False when it is taken (`O_EXCL`, or `If-None-Match` on S3).
+        """Commit a JSON value only if the name is free; False when it is taken (a hard link, or `If-None-Match` on S3).
 
-        A store without conditional puts is asked first: there, two that create at once may both be told True.
+        On a store without conditional puts, two writers that create the name at once may both get True.
         """
-        data = _json_bytes(value)
-        self._check_fence()
-        if self.is_local:
-            with self._naming_a_full_disk():
-                return create_file(self.path(name), data)
-        fs, path = self._filesystem(name)
         try:
-            fs.pipe_file(path, data, mode="create")
+            with self.writing(name, exclusive=True) as file:
+                file.write(_json_bytes(value))
         except FileExistsError:
             return False
-        except StoreError as error:
-            if error.kind != "unsupported":
-                raise
-            if fs.exists(path):
-                return False
-            fs.pipe_file(path, data)
         return True
 
     def replace_json(self, name: str, old: Any, new: Any) -> bool:
-        """Commit `new` (None: remove the name) only if the name still holds `old`; whether it did.
+        """Commit `new` (None: remove the name) only if the name still holds `old`, and return whether it did.
 
-        old: a JSON value, or the bytes of what is none. One of several at once is told True on a local disk, and on a
-        store with `If-Match`, but for removing there.
+        old: a JSON value that a store wrote, or bytes. Of several writers at once one gets True on a local disk and on
+        a store with `If-Match`, where only removing is not conditional.
         """
         self._check_fence()
+        expected = old if isinstance(old, bytes) else _json_bytes(old)
         if self.is_local:
             with locked(Path(self.path(name))) as data:
-                if not _holds(data, old):
+                if data != expected:
                     return False
                 if new is None:
                     os.unlink(self.path(name))
@@ -141,33 +126,29 @@ class Store:
             return True
         fs, path = self._filesystem(name)
         try:
-            etag = fs.info(path).get("ETag")  # before the content, whose version cannot be an older one then
+            etag = fs.info(path).get("ETag")  # read before the content, which then cannot be an older version
         except FileNotFoundError:
             return False
-        if not _holds(self.read_bytes(name), old):
+        if self.read_bytes(name) != expected:
             return False
         if new is None:
             fs.rm_file(path)
-            return True
-        if etag and isinstance(fs, BucketFileSystem):
-            try:
-                return fs.replace(path, _json_bytes(new), etag)
-            except StoreError as error:
-                if error.kind != "unsupported":
-                    raise
-        fs.pipe_file(path, _json_bytes(new))
+        elif etag and isinstance(fs, BucketFileSystem):
+            return fs.replace(path, _json_bytes(new), etag)
+        else:
+            fs.pipe_file(path, _json_bytes(new))
         return True
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BufferedRandom]:
+    def writing(self, name: str, exclusive: bool = False) -> Iterator[BufferedRandom]:
         """A file to write that becomes visible under its name, whole, when the block ends without an exception.
 
-        Raises UserError where the disk is full, or where the fence says that this process may write no more.
+        Raises UserError where the disk is full, or where the fence forbids writing; if exclusive, FileExistsError where
+        the name is taken.
         """
-        target = self.path(name)
         with self._naming_a_full_disk():
             if self.is_local:
-                with whole_file(target, self._check_fence) as file:
+                with whole_file(self.path(name), self._check_fence, exclusive) as file:
                     yield file
                 return
             with tempfile.TemporaryFile() as unnamed:  # so that a killed writer leaves nothing
@@ -175,27 +156,20 @@ class Store:
                 unnamed.flush()
                 self._check_fence()
                 fs, path = self._filesystem(name)
-                fs.put_file(f"/dev/fd/{unnamed.fileno()}", path)
+                fs.put_file(f"/dev/fd/{unnamed.fileno()}", path, **({"mode": "create"} if exclusive else {}))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of all committed objects below a folder, sorted."""
-        fs, path = self._filesystem(folder)
-        fs.invalidate_cache()
-        start = len(path.rstrip("/")) + 1
         prefix = f"{folder.rstrip('/')}/" if folder else ""
-        try:
-            below = fs.find(path)
-        except FileNotFoundError:
-            return []
-        return sorted(prefix + name[start:] for name in below if TEMPORARY_PREFIX not in name)
+        return [prefix + name for name in sorted(self._listed(folder, deep=True))]
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly inside a folder, sorted."""
-        return sorted(name for name, info in self._inside(folder) if info["type"] == "directory")
+        return sorted(name for name, info in self._listed(folder).items() if info["type"] == "directory")
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Bytes of each file directly inside a folder, by name; nothing where there is none."""
-        return {name: info["size"] for name, info in self._inside(folder) if info["type"] == "file"}
+        return {name: info["size"] for name, info in self._listed(folder).items() if info["type"] == "file"}
 
     def delete(self, name: str) -> None:
         """Remove a name if it is there."""
@@ -212,9 +186,9 @@ class Store:
             fs.rm(path, recursive=True)
 
     def sweep_temporaries(self, deep: bool = True, age: float = 0.0) -> int:
-        """Remove what killed writers left in this folder: temporary files; on S3, unfinished uploads. How many.
+        """Remove what killed writers left in this folder: temporary files; on S3, unfinished uploads. Returns how many.
 
-        Only while no other writer works here. deep: and in all folders below. age: seconds that a file has been left.
+        Only while no other writer works here. deep: also in all folders below. age: seconds since a file was written.
         """
         self._check_fence()
         if self.is_local:
@@ -224,9 +198,9 @@ class Store:
             return 0
         client, prefix = fs.client(path)
         try:
-            return end_uploads(client.settings, path.partition("/")[0], f"{prefix}/")
-        except (OSError, SyntaxError) as error:  # refused, or answered by what is no XML
-            log.info("%s: unfinished uploads cannot be looked for (%s)", self.path(), error)
+            return abort_uploads(client.settings, path.partition("/")[0], f"{prefix}/")
+        except (OSError, SyntaxError) as error:  # refused, or an answer that is not XML
+            log.info("%s: unfinished uploads cannot be listed and aborted (%s)", self.path(), error)
             return 0
 
     def hashes(self, folder: str) -> dict[str, str]:
@@ -235,15 +209,12 @@ class Store:
 
     def sha256(self, name: str) -> str:
         """sha256 hex of one object's bytes; FileNotFoundError when absent."""
-        digest = hashlib.sha256()
         with self.open(name) as file:
-            while piece := file.read(2**22):
-                digest.update(piece)
-        return digest.hexdigest()
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
     @contextlib.contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """A local path with the content of a name for the length of the block: the file itself, or an unnamed copy.
+        """A local path to the content of a name, during the block: the file itself, or an unnamed copy.
 
         Raises FileNotFoundError when absent.
         """
@@ -258,30 +229,34 @@ class Store:
             yield Path(copy)
 
     def fetch_folder(self, folder: str = "", *files: str) -> Path:
-        """A local copy of a folder (the folder itself on a local disk), for libraries that read only local files.
+        """A local copy of a folder (the folder itself where it is local), for libraries that read only local files.
 
-        files: names within it; where some are given, no others are fetched, nor is one of them that is not there.
+        files: names within it, which alone are fetched; none given: all. Names that are absent are ignored.
         """
-        if self.is_local:
-            return Path(self.path(folder))
-        local = CACHE / hashlib.sha256(self.path(folder).encode()).hexdigest()
-        start = len(folder) + 1 if folder else 0
-        for name in self.names(folder):
-            if not files or name[start:] in files:
-                link_file(local / name[start:], fetch_file(self.path(name), self.options))
+        fs, path = self._filesystem(folder)
+        if isinstance(fs, LocalFileSystem):
+            return Path(path)
+        store = self.at(folder) if folder else self
+        local = CACHE / hashlib.sha256(store.path().encode()).hexdigest()
+        for name in store.names():
+            if not files or name in files:
+                link_file(local / name, fetch_file(store.path(name), self.options))
         return local
 
     def _filesystem(self, name: str = "") -> tuple[Any, str]:
         return filesystem(self.path(name), self.options)
 
-    def _inside(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+    def _listed(self, folder: str, deep: bool = False) -> dict[str, dict[str, Any]]:
+        """fsspec's entry of each committed name directly in a folder (deep: of each file below), by the name in it."""
         fs, path = self._filesystem(folder)
         fs.invalidate_cache()
         try:
-            entries = [(info["name"].rstrip("/").rsplit("/", 1)[-1], info) for info in fs.ls(path, detail=True)]
+            infos = fs.find(path, detail=True) if deep else {info["name"]: info for info in fs.ls(path, detail=True)}
         except FileNotFoundError:
-            return []
-        return [(name, info) for name, info in entries if not name.startswith(TEMPORARY_PREFIX)]
+            return {}
+        start = len(path.rstrip("/")) + 1
+        entries = {name.rstrip("/")[start:]: info for name, info in infos.items()}
+        return {name: info for name, info in entries.items() if TEMPORARY_PREFIX not in name}
 
     def _check_fence(self) -> None:
         if self.fence:
@@ -300,23 +275,6 @@ class Store:
                 f"{tempfile.gettempdir()}: the disk is full, where files are made before they are put in "
                 f"{self.path()}; free space or set TMPDIR elsewhere"
             ) from None
-
-
-def fetch_url_folder(url: str, options: dict[str, Any] | None = None, *files: str) -> Path:
-    """A local path with the content of the folder at a URL, or of these files of it alone, as `Store.fetch_folder`."""
-    if url.startswith("package://"):
-        return Path(filesystem(url, options)[1])
-    return Store(url, options or {}).fetch_folder("", *files)
-
-
-def _holds(data: bytes | None, value: Any) -> bool:
-    """Whether bytes are those of a JSON value, or, where it is bytes itself, the same."""
-    if data is None or isinstance(value, bytes):
-        return data == value
-    try:
-        return bool(json.loads(data) == value)
-    except ValueError:
-        return False
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that answers as told: an error, or a body whose connection is cut inside."""
+"""A proxy before an S3 server that fails by rules: it answers an error, or cuts the connection inside a body."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rule:
 
 @dataclass
 class Faults:
-    """What to do to requests, and what was asked. Without a fault a request passes.
+    """Faults of requests to come, and the requests so far. Without a fault a request passes.
 
     faults: of the next GETs of ranges, in turn. always: of the GETs of ranges after those. rules: of all requests.
     """
@@ -47,20 +47,16 @@ class Faults:
 
     @classmethod
     def before(cls, endpoint: str) -> Faults:
-        """A running proxy before the server at a URL."""
+        """A running proxy before the server at a URL, in threads that end with the process."""
         url = urlsplit(endpoint)
         proxy = cls((str(url.hostname), int(url.port or 0)))
-        proxy.start()
+        listening = socket.create_server(("127.0.0.1", 0))
+        proxy.endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=proxy._accept, args=(listening,), daemon=True).start()
         return proxy
 
-    def start(self) -> None:
-        """Listen, in threads that end with the process."""
-        listening = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
-
-    def told(self, *rules: Rule) -> Faults:
-        """From now on these rules alone, and nothing asked yet."""
+    def set_rules(self, *rules: Rule) -> Faults:
+        """Replace all faults by these rules, and forget the requests so far."""
         self.faults[:], self.always, self.ranges[:], self.lines[:], self.rules[:] = [], None, [], [], rules
         return self
 
@@ -84,7 +80,7 @@ class Faults:
         if found := re.search(rb"^range: bytes=(\S+)", head, re.I | re.M):
             self.ranges.append(found[1].decode())
             fault = self.faults.pop(0) if self.faults else self.always
-        return fault or next((told for rule in self.rules if (told := rule.take(line))), None)
+        return fault or next((rule_fault for rule in self.rules if (rule_fault := rule.take(line))), None)
 
     def _pass_on(self, client: socket.socket) -> None:
         head, body = _head(client)
@@ -93,9 +89,9 @@ class Faults:
             _drain(client, head, body)
             status, _, code = str(fault).partition(":")
             said = (
-                f"<Error><Code>{code}</Code><Message>Told so</Message></Error>" if code and head[:4] != b"HEAD" else ""
+                f"<Error><Code>{code}</Code><Message>By rule</Message></Error>" if code and head[:4] != b"HEAD" else ""
             )
-            answer = f"HTTP/1.1 {status} Told So\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n{said}"
+            answer = f"HTTP/1.1 {status} By Rule\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n{said}"
             client.sendall(answer.encode())
             return
         kind, _, count = str(fault or "").partition(":")

@@ -31,4 +31,4 @@ def files_server(folder: Path) -> contextlib.AbstractContextManager[str]:
 
 class _Files(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

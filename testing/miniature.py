@@ -7,7 +7,6 @@ that a run can be killed between two of them.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from typing import Any
 
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from storage.urls import fetch_file
 
 ROOT = Path(__file__).parents[1]
 ACT_BYTES = 12_000
@@ -59,10 +60,7 @@ def lay_out(folder: Path) -> Path:
 
 def sample(package: str, path: str) -> Path:
     """A file of an installed package that carries samples."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations, package
-    return Path(next(iter(spec.submodule_search_locations))) / path
+    return fetch_file(f"package://{package}/{path}")
 
 
 def train_tokenizer(texts: Path, target: Path) -> None:

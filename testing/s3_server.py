@@ -93,7 +93,7 @@ def _s3fs(endpoint: str) -> s3fs.S3FileSystem:
 
 
 def _start(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    # Each service listens at its port + 10,000 with gRPC too, unless told another.
+    # Each service listens at its port + 10,000 with gRPC too, unless another is given.
     master, volume, filer, s3, *grpc = free_ports(8)
     command = [
         program,

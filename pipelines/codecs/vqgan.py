@@ -21,7 +21,7 @@ from pipelines.recipe import VisualTokenizer
 from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject
 from storage.errors import BadData, UserError
-from storage.store import Store, fetch_url_folder
+from storage.store import Store
 from storage.urls import fetch_file
 from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
@@ -54,7 +54,7 @@ def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, di
         vqgan = load_lwm_vqgan(fetch_file(recipe.weights, options), recipe.sizes.resolution)
         vqgan.require(recipe.sizes, recipe.weights)
         return vqgan, {}
-    return VQGAN.load(fetch_url_folder(recipe.weights, options), recipe.sizes), {}
+    return VQGAN.load(Store(recipe.weights, options).fetch_folder(), recipe.sizes), {}
 
 
 def _train(

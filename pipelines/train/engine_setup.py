@@ -17,7 +17,7 @@ from model.training.settings import EngineSettings, TrainingSettings
 from pipelines.recipe import Train, TrainStage
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from storage.errors import UserError
-from storage.store import Store, fetch_url_folder
+from storage.store import Store
 from tokenization.loader.loader import accumulation
 
 
@@ -59,13 +59,11 @@ def last_step_before(job: TrainJob) -> int | None:
 
 def _fetcher(job: TrainJob) -> Callable[..., Path]:
     """Gives a local folder with the checkpoint to start from, or with some of its files alone, when called."""
-    url, options = job.recipe.model.init, job.recipe.storage.options
+    url = job.recipe.model.init
     if job.before is not None:
         return partial(job.before.fetch_folder, MODEL)
     assert url is not None
-    if url.startswith("package://"):
-        return partial(fetch_url_folder, url, options)
-    store = Store(url, options)
+    store = Store(url, job.recipe.storage.options)
     return partial(store.fetch_folder, MODEL if store.exists(f"{MODEL}/{CONFIG}") else "")
 
 

@@ -12,20 +12,19 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from storage.errors import UserError
+from storage.errors import UserError, is_transient
 from storage.object_store.errors import Request, StoreError
-from storage.object_store.options import Settings, azure_settings, gcs_settings, s3_settings
+from storage.object_store.options import azure_settings, gcs_settings, s3_settings
 from storage.retry import REQUEST, Backoff, retry
 
-_ASKED_AGAIN_AFTER = timedelta(minutes=10)  # botocore gives no keys that are to expire sooner
-FIRST_ATTEMPTS = 3
-"""At a store that has not answered yet, and may not be there."""
+_FIRST_ATTEMPTS = 3  # at a store that has not answered yet, and may not exist
+_QUICK_RETRIES = 4  # by obstore itself within a second or two, which cost neither a log line nor a whole upload
+_KEYS_REFRESH = timedelta(minutes=10)  # botocore gives no keys that expire sooner
 
 T = TypeVar("T")
 
@@ -34,8 +33,9 @@ class Client:
     """One bucket: its settings and the `obstore` client, made anew when credentials are renewed. For many threads."""
 
     def __init__(self, scheme: str, bucket: str, options: Mapping[str, Any]) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._$-]+", bucket):  # obstore's client does not survive what makes no URL
-            raise UserError(f"{scheme}://{bucket}: no bucket has this name, nor is one found by globs; mend the URL")
+        self._url = f"{scheme}://{bucket}"
+        if not re.fullmatch(r"[A-Za-z0-9._$-]+", bucket):  # obstore's client panics on what makes no URL
+            raise UserError(f"{self._url}: no bucket has this name, nor is one found by globs; mend the URL")
         self._scheme, self._bucket, self._options = scheme, bucket, options
         self._answered = False
         self.renew()
@@ -43,90 +43,81 @@ class Client:
     @classmethod
     def of(cls, scheme: str, bucket: str, options: Mapping[str, Any]) -> Client:
         """The client of a bucket, one for all threads of the process."""
-        wanted = (os.getpid(), scheme, bucket, json.dumps(options, sort_keys=True, default=repr))
-        with _MAKING:
-            if wanted not in _CLIENTS:
-                _CLIENTS[wanted] = cls(scheme, bucket, options)
-            return _CLIENTS[wanted]
+        key = (os.getpid(), scheme, bucket, json.dumps(options, sort_keys=True, default=repr))
+        with _CLIENTS_LOCK:
+            if key not in _CLIENTS:
+                _CLIENTS[key] = cls(scheme, bucket, options)
+            return _CLIENTS[key]
 
     def renew(self) -> None:
-        """Look the settings and credentials up again."""
-        self.settings, self.store = _connect(self._scheme, self._bucket, self._options)
+        """Look up the settings and credentials again."""
+        store_class: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[self._scheme]
+        look_up = {"s3": s3_settings, "gs": gcs_settings, "az": azure_settings}[self._scheme]
+        settings = look_up(self._bucket, self._options)
+        max_attempts = settings.max_attempts
+        provider: dict[str, Any] = {}
+        if current_keys := settings.current_keys:
 
-    def context(self, url: str, doing: str) -> Request:
-        """For the errors of a request."""
-        return Request(url, doing, self.settings.endpoint, self.settings.secrets)
+            def credentials() -> dict[str, Any]:
+                key, secret, token = current_keys()
+                expires = datetime.now(UTC) + _KEYS_REFRESH
+                return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expires}
 
-    def request(self, make: Callable[[Any, str], T], key: str) -> T:
-        """Make a request once."""
-        made = make(self.store, key)
-        self._answered = True
-        return made
+            # Not in `config`, where obstore would combine the keys with a token from the environment.
+            provider = {"credential_provider": credentials}
+        try:
+            self.store = store_class(
+                self._bucket,
+                config=settings.config,
+                client_options=settings.client,
+                retry_config={"max_retries": _QUICK_RETRIES if max_attempts is None else int(max_attempts)},
+                **provider,
+            )
+        except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).partition("Debug source:")[0].split())
+            raise UserError(f"storage.options: no client of {self._url} can be made of them ({reason})") from None
+        self.settings = settings
 
-    def ask(self, context: Request, make: Callable[[Any, str], T], key: str, backoff: Backoff | None = None) -> T:
-        """Make a request, again and again while its errors are transient; with credentials looked up anew where those
-        have expired.
+    def ask(self, doing: str, make: Callable[[Any, str], T], key: str, backoff: Backoff | None = None) -> T:
+        """The result of `make(store, key)`, repeated while its errors are transient; if expired, with new credentials.
 
-        Raises FileNotFoundError where there is no such object or bucket, else StoreError; AlreadyExistsError passes.
+        doing: read, written, listed or removed, for messages. Raises FileNotFoundError where there is no such object or
+        bucket, else StoreError; AlreadyExistsError passes.
         """
-        attempts = 0
-        error: Exception | None = None
+        url = f"{self._url}/{key}" if key else self._url
+        secrets = tuple(filter(None, self.settings.keys or ()))
+        context = Request(url, doing, self.settings.endpoint, secrets)
+        attempts, is_expired = 0, False
 
         def attempt() -> T:
-            nonlocal attempts, error
+            nonlocal attempts, is_expired
             attempts += 1
-            if isinstance(error, StoreError) and error.kind == "expired":
+            if is_expired:
                 self.renew()
+                is_expired = False
             try:
-                return self.request(make, key)
+                made = make(self.store, key)
             except obstore.exceptions.AlreadyExistsError:
                 raise
             except (OSError, ValueError, obstore.exceptions.BaseError) as raised:
                 error = context.error(raised, attempts)
+                is_expired = isinstance(error, StoreError) and error.kind == "expired"
                 raise error from None
+            self._answered = True
+            return made
 
-        what = f"{context.url}: cannot be {context.doing} just now"
-        bounds = backoff or self._backoff()
-        return retry(attempt, what, bounds, is_transient=self._may_succeed, topic=context.endpoint)
-
-    def _backoff(self) -> Backoff:
-        attempts = self.settings.attempts
-        return replace(REQUEST, attempts=attempts if self._answered else min(FIRST_ATTEMPTS, attempts))
-
-    def _may_succeed(self, error: Exception) -> bool:
-        """Whether to ask again after an error."""
-        kind = error.kind if isinstance(error, StoreError) else None
-        return kind == "transient" or (kind == "expired" and self.settings.renewable)
+        if backoff is None:
+            given = self.settings.max_attempts
+            most = REQUEST.attempts if given is None else max(1, int(given))
+            backoff = replace(REQUEST, attempts=most if self._answered else min(_FIRST_ATTEMPTS, most))
+        return retry(
+            attempt,
+            f"{url}: cannot be {doing} just now",
+            backoff,
+            is_transient=lambda error: is_transient(error) or (is_expired and self.settings.renewable),
+            topic=self.settings.endpoint,
+        )
 
 
 _CLIENTS: dict[tuple[int, str, str, str], Client] = {}
-_MAKING = threading.Lock()
-
-
-def _connect(scheme: str, bucket: str, options: Mapping[str, Any]) -> tuple[Settings, Any]:
-    look_up = {"s3": s3_settings, "gs": gcs_settings, "az": azure_settings}[scheme]
-    store_class: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
-    settings = look_up(bucket, options)
-    more: dict[str, Any] = {}
-    if settings.keys:  # not as config, which would take a token from the environment with them
-        more["credential_provider"] = partial(_credentials, settings)
-    try:
-        store = store_class(
-            bucket,
-            config=settings.config,
-            client_options=settings.client,
-            retry_config={"max_retries": settings.retries},
-            **more,
-        )
-    except (obstore.exceptions.BaseError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).partition("Debug source:")[0].split())
-        raise UserError(f"storage.options: no client of {scheme}://{bucket} can be made of them ({reason})") from None
-    return settings, store
-
-
-def _credentials(settings: Settings) -> dict[str, Any]:
-    """As obstore asks for them: once, or, where they are short-lived, again and again."""
-    keys = settings.current_keys()
-    assert keys is not None
-    expires = datetime.now(UTC) + _ASKED_AGAIN_AFTER if settings.present_keys else None
-    return {"access_key_id": keys.key, "secret_access_key": keys.secret, "token": keys.token, "expires_at": expires}
+_CLIENTS_LOCK = threading.Lock()

@@ -1,4 +1,4 @@
-"""What an object store's refusal means: whether to ask again, and the sentence that a user is told in the end.
+"""What a failed request to an object store means: whether to repeat it, and the sentence that the user reads.
 
 In: an exception of `obstore`, whose text holds the status and the XML that the store answered. Out: a `StoreError`, or
 FileNotFoundError where there is no such object or bucket.
@@ -13,8 +13,8 @@ from typing import Literal
 from storage.errors import UserError
 
 Kind = Literal["transient", "denied", "expired", "full", "changed", "unnamable", "unsupported", "refused"]
-"""transient: the same request may succeed in a moment. expired: with fresh credentials. unnamable: the client can ask
-for no object of this name. unsupported: the store has no such request. refused: whatever else."""
+"""transient: the same request may succeed in a moment. expired: with new credentials. unnamable: the client cannot
+request an object of this name. unsupported: the store has no such request. refused: everything else."""
 
 _REMEDIES: dict[Kind, str] = {
     "transient": "check that it is up and the credentials, and run again to carry on",
@@ -29,19 +29,12 @@ _REMEDIES: dict[Kind, str] = {
     "refused": "check the URL, the endpoint and storage.options",
 }
 _PREPOSITIONS = {"read": "from", "written": "to", "listed": "by", "removed": "from"}
-_EXPIRED = re.compile("Expired|TokenRefreshRequired")
-_FULL = re.compile("Quota|InsufficientStorage|StorageFull|StorageLimit")
 _TRANSIENT = {"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "Throttling", "ThrottlingException"}
 _METADATA_SERVICE = "http://169.254.169.254"
 
 
-def past_end(raised: Exception) -> bool:
-    """Whether it is S3's answer to a range that begins at or after the end of the object."""
-    return "status code: 416" in str(raised)
-
-
 class StoreError(UserError, OSError):
-    """A request to an object store that failed: an OSError to whoever tries again, a UserError to whoever gives up."""
+    """A failed request to an object store: an OSError for code that repeats it, a UserError for code that gives up."""
 
     def __init__(self, message: str, reason: str = "", kind: Kind = "transient") -> None:
         super().__init__(message)
@@ -51,7 +44,7 @@ class StoreError(UserError, OSError):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, for messages. doing: read, written, listed, removed. secrets: never to be repeated."""
+    """A request, for messages. doing: read, written, listed, removed. secrets: blanked where the store repeats them."""
 
     url: str
     doing: str
@@ -63,15 +56,21 @@ class Request:
         if isinstance(raised, StoreError):
             return raised
         text = str(raised).partition("Debug source:")[0]
-        status = int(found[1]) if (found := re.search(r"status code: (\d{3})", text)) else None
-        code = found[1] if (found := re.search(r"<Code>([^<]*)</Code>", text)) else ""
+        status = int((re.findall(r"status code: (\d{3})", text) or [0])[0])
+        code = (re.findall("<Code>([^<]*)</Code>", text) or [""])[0]
+        message = (re.findall("<Message>([^<]*)</Message>", text) or [""])[0]
         if isinstance(raised, FileNotFoundError) or status == 404 or code in ("NoSuchKey", "NoSuchBucket"):
             return FileNotFoundError(self.url)
-        kind = _kind(raised, status, code, text)
-        reason = self._reason(text, status, code)
         if _METADATA_SERVICE in text:
             reason = "no credentials: none in storage.options, the environment or a profile, nor any of the machine"
-        return self.failure(reason, kind, attempts)
+        elif status:
+            reason = f"{status} {code}: {message}"
+        else:
+            reason = text.partition(" - ")[2] or text
+        reason = " ".join(reason.split()).strip(" :")
+        for secret in self.secrets:
+            reason = reason.replace(secret, "...")
+        return self.failure(reason, _kind(raised, status, code, text), attempts)
 
     def failure(self, reason: str, kind: Kind, attempts: int = 1) -> StoreError:
         """The error in one sentence."""
@@ -80,22 +79,11 @@ class Request:
         message = f"{self.url}: cannot be {self.doing}{tried}{store} ({reason}); {_REMEDIES[kind]}"
         return StoreError(message, reason, kind)
 
-    def _reason(self, text: str, status: int | None, code: str) -> str:
-        message = found[1] if (found := re.search(r"<Message>([^<]*)</Message>", text)) else ""
-        if status:
-            reason = f"{status} {code}: {message}" if message else f"{status} {code}"
-        else:
-            reason = text.partition(" - ")[2] or text
-        reason = " ".join(reason.split()).strip(" :")
-        for secret in self.secrets:
-            reason = reason.replace(secret, "...")
-        return reason
 
-
-def _kind(raised: Exception, status: int | None, code: str, text: str) -> Kind:
-    if _FULL.search(code) or status == 507:
+def _kind(raised: Exception, status: int, code: str, text: str) -> Kind:
+    if status == 507 or re.search("Quota|InsufficientStorage|StorageFull|StorageLimit", code):
         return "full"
-    if _EXPIRED.search(code):
+    if re.search("Expired|TokenRefreshRequired", code):
         return "expired"
     if _METADATA_SERVICE in text or status in (401, 403):
         return "denied"
@@ -105,6 +93,5 @@ def _kind(raised: Exception, status: int | None, code: str, text: str) -> Kind:
         return "unsupported"
     if type(raised).__name__ == "PreconditionError":
         return "changed"
-    if code in _TRANSIENT or status in (408, 409, 429) or (status or 0) >= 500:
-        return "transient"
-    return "transient" if status is None and "HTTP error" in text else "refused"
+    is_transient = code in _TRANSIENT or status in (408, 409, 429) or status >= 500
+    return "transient" if is_transient or (not status and "HTTP error" in text) else "refused"

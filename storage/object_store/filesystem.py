@@ -1,38 +1,36 @@
-"""fsspec file systems over `obstore`: what s3fs, gcsfs and adlfs are to fsspec, at less than half the CPU a byte.
+"""fsspec file systems over `obstore`: what s3fs, gcsfs and adlfs are to fsspec, at less than half the CPU time a byte.
 
-In: URLs and the options that those libraries take. Out: listings, files that read ahead, whole objects put at once.
-A name is `bucket/key`. (`obstore.fsspec` exists: it overwrites where it was asked to create, calls an unanswered
-question "absent", and raises errors that are no OSErrors.)
+In: URLs and the options that those libraries take. Out: listings, files that read ahead, objects that are put whole.
+A name is `bucket/key`. Importing this module registers its classes with fsspec. (`obstore.fsspec` overwrites where it
+should only create, reports a failed request as an absent object, and raises errors that are not OSErrors.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
+import fsspec
 import obstore
 from fsspec.spec import AbstractFileSystem
 
 from storage.object_store.client import Client
 from storage.object_store.errors import StoreError
-from storage.object_store.ranges import ObjectRanges
-from storage.remote_file import ReadAheadFile
-from storage.retry import Backoff
+from storage.remote_file import ObjectRanges, ReadAheadFile
 
 _PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9000  # S3 takes 10,000
-
-T = TypeVar("T")
+_BUFFER = 2**16  # for short reads and lines
 
 
 class BucketFileSystem(AbstractFileSystem):
-    """The buckets of one scheme. Its options are those of the fsspec library that is known for the scheme."""
+    """The buckets of one kind of store, whose schemes are in `protocol`."""
 
-    scheme = ""
-    sep = "/"
+    protocol: tuple[str, ...]
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -41,135 +39,130 @@ class BucketFileSystem(AbstractFileSystem):
     def client(self, path: str) -> tuple[Client, str]:
         """The client of a path's bucket, and the key in it."""
         bucket, _, key = self._strip_protocol(path).partition("/")
-        return Client.of(self.scheme, bucket, self.options), key
-
-    def url(self, path: str) -> str:
-        """With its scheme."""
-        return f"{self.scheme}://{self._strip_protocol(path)}"
-
-    def ask(self, path: str, doing: str, request: Callable[[Any, str], T]) -> T:
-        """`request(store, key)`, repeated while its errors pass. doing: read, written, listed, removed.
-
-        Raises FileNotFoundError where there is no such object or bucket, else StoreError; AlreadyExistsError passes.
-        """
-        client, key = self.client(path)
-        return client.ask(client.context(self.url(path), doing), request, key)
-
-    def ranges(self, path: str, backoff: Backoff | None = None) -> ObjectRanges:
-        """The object's bytes, for `RangedFile` and `ReadAheadFile`."""
-        client, key = self.client(path)
-        return ObjectRanges(client, key, self.url(path), backoff)
+        return Client.of(self.protocol[0], bucket, self.options), key
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Size, ETag and type of an object or folder. Raises FileNotFoundError."""
         path = self._strip_protocol(path)
         if "/" in path:
-            try:
-                return self._file(path.partition("/")[0], self.ask(path, "read", _head))
-            except FileNotFoundError:
-                pass
-        inside = self.ask(path, "listed", _inside)
-        if "/" in path and not (inside["objects"] or inside["common_prefixes"]):
-            raise FileNotFoundError(self.url(path))
-        return {"name": path, "size": 0, "type": "directory"}
+            with contextlib.suppress(FileNotFoundError):
+                return self._object(path)
+        if not self._inside(path) and "/" in path:
+            raise FileNotFoundError(self.unstrip_protocol(path))
+        return _folder(path)
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Whether it is there; an unanswered question is an error, not a no."""
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
+        """Whether there is such an object or folder. A request that fails raises StoreError."""
+        with contextlib.suppress(FileNotFoundError):
+            return bool(self.info(path))
+        return False
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         """What is directly inside a folder, or the object itself. Raises FileNotFoundError where there is nothing."""
         path = self._strip_protocol(path)
-        bucket, _, key = path.partition("/")
-        found = self.ask(path, "listed", _inside)
-        listed = [self._file(bucket, meta) for meta in found["objects"] if meta["path"] != key]
-        listed += [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in found["common_prefixes"]]
-        if not listed:
-            if not key:
-                return []  # an empty bucket; one that is not there has raised
-            listed = [self._file(bucket, self.ask(path, "read", _head))]
-        listed.sort(key=lambda info: info["name"])
-        return listed if detail else [info["name"] for info in listed]
+        infos = [info for info in self._inside(path) if info["name"] != path]
+        if not infos and "/" in path:  # a bucket may be empty; one that does not exist has raised
+            infos = [self._object(path)]
+        infos.sort(key=lambda info: info["name"])
+        return infos if detail else [info["name"] for info in infos]
 
     def find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **kwargs: Any
     ) -> Any:
-        """All objects below a folder, by pages of one listing; to a depth, folder by folder."""
+        """All objects below a folder, from the pages of one listing; with `maxdepth`, from one listing per folder."""
         path = self._strip_protocol(path)
-        bucket = path.partition("/")[0]
-        if maxdepth is None:
-            metas = self.ask(path, "listed", lambda store, key: obstore.list(store, key or None).collect())
-            folders = {name for meta in metas for name in _parents(f"{bucket}/{meta['path']}", path)}
-        else:
-            metas, folders = self._to_depth(path, maxdepth)
-        below = [self._file(bucket, meta) for meta in metas]
+        infos = self._below(path) if maxdepth is None else self._to_depth(path, maxdepth)
+        folders = {info["name"]: info for info in infos if info["type"] == "directory"}
         # Consoles keep empty objects in the place of folders.
-        found = {info["name"]: info for info in below if info["size"] or info["name"] not in folders}
+        found = {info["name"]: info for info in infos if info["size"] or info["name"] not in folders}
         if withdirs:
-            found |= {name: {"name": name, "size": 0, "type": "directory"} for name in folders}
+            found |= folders
         if not found and "/" in path:
-            try:
-                found = {path: self._file(bucket, self.ask(path, "read", _head))}
-            except FileNotFoundError:
-                found = {}
+            with contextlib.suppress(FileNotFoundError):
+                found = {path: self._object(path)}
         found = dict(sorted(found.items()))
         return found if detail else list(found)
 
-    def _to_depth(self, path: str, depth: int) -> tuple[list[Any], set[str]]:
-        """What is at most so many folders deep, and the folders; fsspec's own walk would pass over errors."""
-        bucket = path.partition("/")[0]
-        metas: list[Any] = []
-        folders: set[str] = set()
-        level = [path]
-        for _ in range(depth):
-            listed = [self.ask(folder, "listed", _inside) for folder in level]
-            metas += [meta for inside in listed for meta in inside["objects"]]
-            level = [f"{bucket}/{name}" for inside in listed for name in inside["common_prefixes"]]
-            folders.update(level)
-        return metas, folders
-
-    def walk(self, path: str, maxdepth: int | None = None, on_error: Any = "raise", **kwargs: Any) -> Any:
-        """As fsspec's, but an error is raised unless told otherwise."""
-        return super().walk(path, maxdepth=maxdepth, on_error=on_error, **kwargs)
-
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """The bytes of an object, or those from `start` to `end`."""
-        with self._open(path) as file:
-            file.seek(start or 0, os.SEEK_SET if (start or 0) >= 0 else os.SEEK_END)
-            return file.read(-1 if end is None else (end if end >= 0 else self.size(path) + end) - file.tell())
-
     def put_file(self, lpath: Any, rpath: str, callback: Any = None, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Put a local file as one object, whole or not at all; a large one by parts, few of them in memory."""
+        """Put a local file as one object, whole or not at all; a large one in parts, a few of them in memory."""
         with open(lpath, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self._put(rpath, file, size, mode)
+            self._put(rpath, file, os.fstat(file.fileno()).st_size, mode)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Put bytes as one object. mode "create": FileExistsError where there is one."""
+        """Put bytes as one object. mode "create": raises FileExistsError where the object exists."""
         self._put(path, value, len(value), mode)
 
     def replace(self, path: str, value: bytes, etag: str) -> bool:
-        """Put bytes in place of the version with this ETag; False where there is another by now, or none."""
+        """Put bytes in place of the version with this ETag. False where the object has changed or is gone."""
         try:
-            self.ask(
-                path, "written", lambda store, key: obstore.put(store, key, value, mode={"e_tag": etag}, **_IN_ONE)
-            )
-        except FileNotFoundError:
+            self._put(path, value, len(value), {"e_tag": etag})
+        except (FileNotFoundError, StoreError) as error:
+            if isinstance(error, StoreError) and error.kind != "changed":
+                raise
             return False
-        except StoreError as error:
-            if error.kind == "changed":
-                return False
-            raise
         return True
 
+    def rm_file(self, path: str) -> None:
+        """Remove an object; nothing where there is none."""
+        self._ask(path, "removed", obstore.delete)
+
+    def rm(self, path: str | Iterable[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove objects, or all below folders. Raises FileNotFoundError where there is nothing."""
+        for top in [path] if isinstance(path, str) else path:
+            names = self.find(top) if recursive else [self._strip_protocol(top)]
+            if not names:
+                raise FileNotFoundError(self.unstrip_protocol(top))
+            keys = [name.partition("/")[2] for name in names]
+            self._ask(top, "removed", lambda store, _: obstore.delete(store, keys))  # noqa: B023
+
+    def modified(self, path: str) -> Any:
+        """When the object was last written."""
+        return self.info(path)["LastModified"]
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if mode != "rb":
+            raise io.UnsupportedOperation("objects are put whole: put_file or pipe_file")
+        return io.BufferedReader(ReadAheadFile(ObjectRanges(*self.client(path))), _BUFFER)
+
+    def _ask(self, path: str, doing: str, request: Callable[[Any, str], Any]) -> Any:
+        client, key = self.client(path)
+        return client.ask(doing, request, key)
+
+    def _object(self, path: str) -> dict[str, Any]:
+        return _file(path.partition("/")[0], self._ask(path, "read", _head))
+
+    def _inside(self, path: str) -> list[dict[str, Any]]:
+        """The objects and folders directly inside a folder, with the empty object that may stand for the folder."""
+        bucket = path.partition("/")[0]
+        listed = self._ask(path, "listed", lambda store, key: obstore.list_with_delimiter(store, key or None))
+        folders = [_folder(f"{bucket}/{name}") for name in listed["common_prefixes"]]
+        return [_file(bucket, meta) for meta in listed["objects"]] + folders
+
+    def _below(self, path: str) -> list[dict[str, Any]]:
+        """All objects below a folder, and the folders that their names imply."""
+        bucket = path.partition("/")[0]
+        metas = self._ask(path, "listed", lambda store, key: obstore.list(store, key or None).collect())
+        infos = [_file(bucket, meta) for meta in metas]
+        parts = [info["name"].split("/") for info in infos]
+        top = path.count("/") + 2
+        return infos + [_folder(name) for name in {"/".join(p[:n]) for p in parts for n in range(top, len(p))}]
+
+    def _to_depth(self, path: str, depth: int) -> list[dict[str, Any]]:
+        """The objects and folders down to a depth. fsspec's own walk would skip a folder whose listing fails."""
+        infos: list[dict[str, Any]] = []
+        level = [path]
+        for _ in range(depth):
+            inside = [info for folder in level for info in self._inside(folder)]
+            level = [info["name"] for info in inside if info["type"] == "directory"]
+            infos += inside
+        return infos
+
     def _put(self, path: str, body: BinaryIO | bytes, size: int, mode: Any) -> None:
-        parts: dict[str, Any] = {"chunk_size": max(_PART_BYTES, -(-size // _MOST_PARTS)), **_PARTS}
-        if size <= _PART_BYTES:
-            parts = _IN_ONE
+        """Put an object; on a store without conditional puts without the condition, after a look whether it exists."""
+        parts: dict[str, Any] = {"use_multipart": False}
+        if size > _PART_BYTES:
+            part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
+            parts = {"use_multipart": True, "chunk_size": part_bytes, "max_concurrency": _PARTS_AT_ONCE}
 
         def put(store: Any, key: str) -> None:
             if not isinstance(body, bytes):
@@ -177,57 +170,29 @@ class BucketFileSystem(AbstractFileSystem):
             obstore.put(store, key, body, mode=mode, **parts)
 
         try:
-            self.ask(path, "written", put)
+            self._ask(path, "written", put)
         except obstore.exceptions.AlreadyExistsError:
-            raise FileExistsError(self.url(path)) from None
-
-    def rm_file(self, path: str) -> None:
-        """Remove an object; nothing where there is none."""
-        self.ask(path, "removed", obstore.delete)
-
-    def rm(self, path: str | Iterable[str], recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove objects, or all below folders. Raises FileNotFoundError where there is nothing."""
-        for one in [path] if isinstance(path, str) else path:
-            names = self.find(one) if recursive else [self._strip_protocol(one)]
-            if not names:
-                raise FileNotFoundError(self.url(one))
-            keys = [name.partition("/")[2] for name in names]
-            self.ask(one, "removed", lambda store, _: obstore.delete(store, keys))  # noqa: B023
-
-    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Copy an object by way of this machine."""
-        self.pipe_file(path2, self.cat_file(path1))
-
-    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
-        """Nothing: folders are but parts of names."""
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing, as ever."""
-
-    def created(self, path: str) -> Any:
-        """When it was last written."""
-        return self.info(path)["LastModified"]
-
-    modified = created
-
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-        if mode != "rb":
-            raise io.UnsupportedOperation("objects are put whole: put_file or pipe_file")
-        return ReadAheadFile.opened(self.ranges(path))
-
-    @staticmethod
-    def _file(bucket: str, meta: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "name": f"{bucket}/{meta['path']}",
-            "size": meta["size"],
-            "type": "file",
-            "ETag": meta["e_tag"],
-            "LastModified": meta["last_modified"],
-        }
+            raise FileExistsError(self.unstrip_protocol(path)) from None
+        except StoreError as error:
+            if error.kind != "unsupported" or mode == "overwrite":
+                raise
+            if mode == "create" and self.exists(path):
+                raise FileExistsError(self.unstrip_protocol(path)) from None
+            self._put(path, body, size, "overwrite")
 
 
-_IN_ONE: dict[str, Any] = {"use_multipart": False}
-_PARTS: dict[str, Any] = {"use_multipart": True, "max_concurrency": _PARTS_AT_ONCE}
+def _file(bucket: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": f"{bucket}/{meta['path']}",
+        "size": meta["size"],
+        "type": "file",
+        "ETag": meta["e_tag"],
+        "LastModified": meta["last_modified"],
+    }
+
+
+def _folder(name: str) -> dict[str, Any]:
+    return {"name": name, "size": 0, "type": "directory"}
 
 
 def _head(store: Any, key: str) -> Any:
@@ -236,35 +201,27 @@ def _head(store: Any, key: str) -> Any:
     except obstore.exceptions.BaseError as error:
         if "status code: 4" not in str(error):
             raise
-        return obstore.get(store, key).meta  # the answer to a HEAD has no body, which would say why
-
-
-def _inside(store: Any, key: str) -> Any:
-    return obstore.list_with_delimiter(store, key or None)
-
-
-def _parents(name: str, top: str) -> Iterable[str]:
-    """The folders of a name below `top`."""
-    parts = name.split("/")[:-1]
-    return ("/".join(parts[:length]) for length in range(top.count("/") + 2, len(parts) + 1))
+        return obstore.get(store, key).meta  # the answer to a HEAD has no body, which would give the reason
 
 
 class S3FileSystem(BucketFileSystem):
-    """Options are s3fs's."""
+    """Amazon S3 and stores that speak its protocol. Options are s3fs's."""
 
     protocol = ("s3", "s3a")
-    scheme = "s3"
 
 
 class GCSFileSystem(BucketFileSystem):
-    """Options are gcsfs's."""
+    """Google Cloud Storage. Options are gcsfs's."""
 
     protocol = ("gs", "gcs")
-    scheme = "gs"
 
 
 class AzureFileSystem(BucketFileSystem):
-    """Options are adlfs's."""
+    """Azure Blob Storage. Options are adlfs's."""
 
     protocol = ("az", "abfs")
-    scheme = "az"
+
+
+for _class in (S3FileSystem, GCSFileSystem, AzureFileSystem):
+    for _scheme in _class.protocol:
+        fsspec.register_implementation(_scheme, _class, clobber=True)

@@ -67,7 +67,7 @@ def turns(object_store: ObjectStore, sources: Path, tmp_path_factory: pytest.Tem
         bursts = [Rule(verb, fault, 6) for verb in ("GET", "PUT", "HEAD") for fault in ("503:SlowDown", 500)]
         cuts = [Rule("PUT .*documents/", "cut-request:100", 2), Rule("GET .*parquet", "cut:100", 3)]
         full = Rule(r"PUT .*pack-text/.*\.tar", "403:QuotaExceeded")
-        proxy.told(*cuts, *bursts, full)
+        proxy.set_rules(*cuts, *bursts, full)
         filled = Driver.start(recipe, "filled", **through)
         try:
             done.filled = filled.end()
@@ -86,7 +86,7 @@ def turns(object_store: ObjectStore, sources: Path, tmp_path_factory: pytest.Tem
     finally:
         stopped.kill()
 
-    proxy.told(Rule("PUT .*pack-text/.*/shards/", None))
+    proxy.set_rules(Rule("PUT .*pack-text/.*/shards/", None))
     expired = Driver.start(recipe, "expired", **through)
     try:
         expired.until(lambda: bool(proxy.rules[0].seen))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import fsspec
 import numpy as np
@@ -60,10 +59,7 @@ def test_an_object_that_is_not_there_is_named_at_once(in_memory: str) -> None:
 @pytest.fixture(scope="module")
 def faults(object_store: ObjectStore) -> Faults:
     object_store.fs.pipe_file("data/ranged.tar", BODY)
-    url = urlsplit(object_store.endpoint)
-    proxy = Faults((str(url.hostname), int(url.port or 0)))
-    proxy.start()
-    return proxy
+    return Faults.before(object_store.endpoint)
 
 
 def through(

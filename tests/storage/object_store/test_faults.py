@@ -51,7 +51,7 @@ def test_bursts_of_refusals_are_ridden_out_and_said_once(
     place = store(proxy, f"bursts-{times}", config_kwargs={"retries": {"max_attempts": 3}})
     parts = Rule("PUT .*partNumber=1", statuses[1], times)
     verbs = zip(("GET", "HEAD", "PUT", "POST"), statuses * 2)
-    proxy.told(parts, *(Rule(verb, status, times) for verb, status in verbs))
+    proxy.set_rules(parts, *(Rule(verb, status, times) for verb, status in verbs))
     with caplog.at_level(logging.WARNING, "ringworld"):
         assert place.create_json("new", 1)
         with place.writing("large") as file:
@@ -62,13 +62,13 @@ def test_bursts_of_refusals_are_ridden_out_and_said_once(
     said = [record.message for record in caplog.records if "just now" in record.message]
     assert len(said) == 1
     assert said[0].startswith(f"{place.url}/new: cannot be written just now (")
-    proxy.told()
+    proxy.set_rules()
     assert place.sha256("large") == hashlib.sha256(BODY).hexdigest()
 
 
 @pytest.mark.parametrize("help_", [{}, NO_HELP])
 def test_a_stream_that_is_cut_again_and_again_gives_every_byte_once(proxy: Faults, help_: dict[str, Any]) -> None:
-    proxy.told()
+    proxy.set_rules()
     proxy.faults[:] = ["cut:100000", None, "cut:0", "cut:700000", 503, "cut:5000000"] if not help_ else []
     if help_:
         proxy.rules[:] = [Rule("GET .*large", "cut:3000000", 1)]
@@ -84,13 +84,15 @@ def test_a_stream_that_is_cut_again_and_again_gives_every_byte_once(proxy: Fault
 )  # before the body, amid it, and after it was all taken, when only the answer is lost
 def test_a_write_that_is_cut_is_written_again_whole(proxy: Faults, object_store: ObjectStore, fault: str) -> None:
     place = store(proxy, f"cut-{fault.replace(':', '-')}")
-    proxy.told(Rule("PUT", fault, 2))
+    proxy.set_rules(Rule("PUT", fault, 2))
     with place.writing("small") as file:
         file.write(BODY[:300_000])
-    proxy.told(Rule("PUT .*partNumber=2", fault, 2), Rule("POST .*uploadId", fault if fault == "cut:0" else None, 1))
+    proxy.set_rules(
+        Rule("PUT .*partNumber=2", fault, 2), Rule("POST .*uploadId", fault if fault == "cut:0" else None, 1)
+    )
     with place.writing("large") as file:
         file.write(BODY)
-    proxy.told()
+    proxy.set_rules()
     with place.open("small") as file:
         assert file.read() == BODY[:300_000]
     with place.open("large") as file:
@@ -105,7 +107,7 @@ def unfinished(object_store: ObjectStore, prefix: str) -> list[str]:
 
 def test_failing_without_end_is_one_sentence_and_never_an_answer(proxy: Faults) -> None:
     place = store(proxy, "in", **NO_HELP)
-    proxy.told(Rule(".", "503:SlowDown"))
+    proxy.set_rules(Rule(".", "503:SlowDown"))
     for doing, act in (
         ("read", lambda: place.open("a")),
         ("read", lambda: place.exists("none")),
@@ -122,7 +124,7 @@ def test_failing_without_end_is_one_sentence_and_never_an_answer(proxy: Faults) 
     with pytest.raises(OSError, match="503") as whole:  # which sends no medium to quarantine
         object_info("s3://data/faults/in/a", place.options)
     assert not isinstance(whole.value, StoreError)
-    proxy.told()
+    proxy.set_rules()
     assert place.names() == ["a", "b", "large"]
 
 
@@ -130,7 +132,7 @@ def test_a_store_without_conditional_puts_is_asked_first(proxy: Faults) -> None:
     place = store(proxy, "unconditional", **NO_HELP)
 
     def refusing_one() -> None:
-        proxy.told(Rule("PUT", "501:NotImplemented", 1))
+        proxy.set_rules(Rule("PUT", "501:NotImplemented", 1))
 
     refusing_one()
     assert place.create_json("lock", 1)
@@ -145,7 +147,7 @@ def test_a_store_without_conditional_puts_is_asked_first(proxy: Faults) -> None:
 
 def test_an_error_is_no_end_of_an_object_whatever_the_name(proxy: Faults, object_store: ObjectStore) -> None:
     object_store.fs.pipe_file("data/faults/416", b"x" * 10)
-    proxy.told(Rule("GET", "503:SlowDown"))
+    proxy.set_rules(Rule("GET", "503:SlowDown"))
     with pytest.raises(StoreError, match="503"):
         store(proxy, "", **NO_HELP).open("416")
     file = open_ranged("s3://data/faults/416", store(proxy, "", **NO_HELP).options, Backoff(attempts=1, pause=0))
@@ -155,16 +157,16 @@ def test_an_error_is_no_end_of_an_object_whatever_the_name(proxy: Faults, object
 
 def test_no_folder_is_left_out_of_a_listing_because_it_was_not_answered(proxy: Faults) -> None:
     options = store(proxy, "", **ONCE).options
-    proxy.told(Rule("prefix=faults%2Fin", 503))
+    proxy.set_rules(Rule("prefix=faults%2Fin", 503))
     with pytest.raises(Exception, match=r"^s3://data/faults/\*/\*: cannot be used \(503"):
         list_objects("s3://data/faults/*/*", options)
-    proxy.told()
+    proxy.set_rules()
     assert "s3://data/faults/in/a" in [found.url for found in list_objects("s3://data/faults/*/*", options)]
 
 
 def test_expired_credentials_are_one_sentence_at_once(proxy: Faults) -> None:
     place = store(proxy, "in")
-    proxy.told(Rule(".", "400:ExpiredToken"))
+    proxy.set_rules(Rule(".", "400:ExpiredToken"))
     for act in (lambda: place.open("a"), lambda: place.write_json("x", 1), place.names, lambda: place.exists("a")):
         proxy.lines.clear()
         with pytest.raises(StoreError, match=r"the credentials have expired: get fresh ones .* run again") as caught:
@@ -183,10 +185,10 @@ def test_credentials_of_a_profile_that_are_refreshed_in_time_let_it_carry_on(
     profile = "[short]\naws_access_key_id = {}\naws_secret_access_key = {}\n"
     file.write_text(profile.format(KEY, SECRET))
     place = Store("s3://data/faults/in", {"endpoint_url": proxy.endpoint, "profile": "short"})
-    proxy.told()
+    proxy.set_rules()
     assert place.names() == ["a", "b", "large"]
     file.write_text(profile.format(KEY, "not yet"))
-    proxy.told(Rule(".", "403:ExpiredToken", 3))
+    proxy.set_rules(Rule(".", "403:ExpiredToken", 3))
     pauses: list[float] = []
 
     def refreshed(seconds: float) -> None:
@@ -197,7 +199,7 @@ def test_credentials_of_a_profile_that_are_refreshed_in_time_let_it_carry_on(
     monkeypatch.setattr(retry.time, "sleep", refreshed)
     assert place.names() == ["a", "b", "large"]
     assert len(pauses) == 3
-    proxy.told(Rule(".", "403:ExpiredToken"))
+    proxy.set_rules(Rule(".", "403:ExpiredToken"))
     with pytest.raises(StoreError, match="cannot be listed in 7 attempts"):
         place.names()
 
@@ -208,14 +210,14 @@ def test_a_full_bucket_is_one_sentence_with_nothing_half_written(
 ) -> None:
     place = store(proxy, f"full-{str(fault).replace(':', '-')}")
     for name, matching in (("small", "PUT .*small"), ("large", "PUT .*partNumber=2")):
-        proxy.told(Rule(matching, fault))
+        proxy.set_rules(Rule(matching, fault))
         with (
             pytest.raises(StoreError, match=r"the store is full: free space or raise the quota") as caught,
             place.writing(name) as file,
         ):
             file.write(BODY if name == "large" else b"x")
         assert "\n" not in str(caught.value)
-    proxy.told()
+    proxy.set_rules()
     assert place.names() == []
     assert unfinished(object_store, "faults/full") == []
     with place.writing("large") as file:

@@ -6,11 +6,10 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -226,8 +225,7 @@ class AwsServices:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.handler = Answer
 
     def assumed(self, key: str) -> str:
         until = (datetime.now(UTC) + timedelta(seconds=self.seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -241,13 +239,11 @@ class AwsServices:
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AwsServices]:
     services = AwsServices()
-    threading.Thread(target=services.server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("HOME", str(tmp_path))  # where tokens of single sign-on are cached
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.url)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SSO", services.url)
-    yield services
-    services.server.shutdown()
-    services.server.server_close()
+    with http_server(services.handler) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSO", url)
+        yield services
 
 
 ROLE = """
