@@ -179,7 +179,7 @@ def test_prefetching_changes_nothing(corpus, prefetch: int) -> None:
     assert [state["position"] for _, state in seen] == [4, 8, 12, 16, 20, 24]
 
 
-@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader")])
+@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader_0")])
 def test_micro_batches_are_prepared_where_they_are_read(corpus, prefetch: int, thread: str) -> None:
     store, sets = corpus
     names = set()
