@@ -20,7 +20,8 @@ from tokenization.loader.batch import Batch, MicroBatch
 from tokenization.loader.loader import Loader, join_sequences
 from tokenization.loader.order import SequenceOrder
 from tokenization.packing.pack import pack
-from tokenization.shards.shard import ShardSet, read_sequence, write_shard
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import read_sequence, write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)
