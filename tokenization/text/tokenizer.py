@@ -30,7 +30,7 @@ NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of
 
 
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-"""Texts to all their ids, int32 [L], and the end of each text's, int64 [n]; raises UnicodeEncodeError on a surrogate."""
+"""Texts to their ids, int32 [L], and the end of each text's, int64 [n]; raises UnicodeEncodeError on a surrogate."""
 Merges = list[tuple[str, str]]
 
 
@@ -60,7 +60,10 @@ class TextTokenizer:
         return load_text_tokenizer, (self.path,)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [L]; an empty text has none. Raises BadData on a lone surrogate and on endless words."""
+        """Ids of a text, int32 [L]; an empty text has none.
+
+        Raises BadData on a lone surrogate, and where more than `MAX_PART_CHARS` have no word boundary.
+        """
         try:
             return self._encode([text])[0]
         except UnicodeEncodeError as error:
