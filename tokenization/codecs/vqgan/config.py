@@ -1,4 +1,4 @@
-"""What a VQGAN looks like: its sizes, LWM's own, and a small one for two cores.
+"""The sizes of a VQGAN: LWM's, and those of a small one for two cores.
 
 LWM's VQGAN (arXiv 2402.08268; the taming-transformers encoder and decoder without attention) is exactly diffusers'
 `VQModel`: GroupNorm, SiLU, a middle block without attention, down by a 3x3 convolution of stride 2 padded right and
@@ -61,7 +61,8 @@ class VQGANConfig:
     def small(cls, resolution: int = 64, codebook_size: int = 2048) -> VQGANConfig:
         """One that two cores can train in minutes: 2.7M parameters, 8 px a code, so 8x8 codes of a frame of 64 px.
 
-        Few groups in the normalisation: a group of one channel would take out each channel's mean, brightness with it.
+        The normalization has few groups: with one channel a group it would remove each channel's mean, and with it the
+        brightness.
         """
         return cls(
             resolution=resolution,
@@ -75,7 +76,7 @@ class VQGANConfig:
 
     @property
     def down_factor(self) -> int:
-        """Pixels a code stands for along one side."""
+        """Pixels per code along one side."""
         return 2 ** (len(self.channels) - 1)
 
     @property
@@ -85,7 +86,7 @@ class VQGANConfig:
 
     @property
     def codes_per_frame(self) -> int:
-        """Codes of one frame, row by row."""
+        """Codes of one frame."""
         return self.grid**2
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class VQGANConfig:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> VQGANConfig:
-        """The sizes in a diffusers `VQModel` config. Raises UserError where the model is of another kind than LWM's."""
+        """The sizes in a diffusers `VQModel` config. Raises UserError on another architecture than LWM's."""
         levels = len(config["block_out_channels"])
         needed = {
             "in_channels": 3,

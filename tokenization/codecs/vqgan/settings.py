@@ -1,6 +1,4 @@
-"""How a small VQGAN is trained. Free of torch, so that a recipe, which has the keys of `VQGANTraining`, is read without
-it.
-"""
+"""How a small VQGAN is trained; recipes have the keys of `VQGANTraining`, and are read without importing torch."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from storage.setting_types import OutputNeutral, Positive
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANTraining:
-    """Trains a small VQGAN on the run's own video and image sources (held-out objects left out)."""
+    """Trains a small VQGAN on the run's own video and image sources, without held-out objects."""
 
     steps: Positive
     batch: Positive = 8
@@ -29,23 +27,22 @@ class VQGANTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(VQGANTraining):
-    """The same with what no recipe changes."""
+    """The settings of a recipe, and those that no recipe changes."""
 
     seed: int = 0
     warmup: int = 50
     """Steps up to the peak learning rate."""
     commitment: float = 0.25
-    """Weight of the term that holds the encoder to its codes."""
+    """Weight of the term that keeps the latents near their codes."""
     decay: float = 0.98
     """Of the running averages of the codebook."""
     quantize_from: float = 0.4
-    """Share of the steps after which the decoder sees codes; before, it sees the latents themselves while the codebook
-    settles among them."""
+    """Share of the steps after which the decoder sees codes; until then it sees latents, while the codebook settles."""
     crop_until: float = 0.9
-    """Share of the steps that see a random quarter of each frame only, which buys more steps for the same time."""
+    """Share of the steps that train on a random quarter of each frame only, which saves time."""
     restart_below: float = 0.02
-    """A code whose running average of wins a batch is under this is moved."""
+    """A code whose running average of assignments in a batch is under this is moved."""
     restart_until: float = 0.8
-    """Share of the steps after which codes stay where they are."""
+    """Share of the steps after which no code is moved."""
     bf16: bool = True
     """Convolutions in bfloat16."""
