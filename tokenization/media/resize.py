@@ -41,10 +41,7 @@ class SquareConverter:
         height = max(1, min(frame.height, round(frame.width * aspect)))
         graph = Graph()
         last = graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=Fraction(1, 1000),
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
         steps = [
             ("crop", f"w={width}:h={height}:exact=1"),
@@ -63,9 +60,4 @@ class SquareConverter:
 
 
 # By quarter turns counter-clockwise that the display matrix asks for.
-_ROTATIONS = {
-    0: [],
-    1: [("transpose", "cclock")],
-    2: [("hflip", ""), ("vflip", "")],
-    3: [("transpose", "clock")],
-}
+_ROTATIONS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -210,19 +211,8 @@ def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
     for the field, then seven bits per byte from the lowest on, of which the lowest is the sign.
     """
     file.seek(column.dictionary_page_offset)
-    header = file.read(16)
-    place = 1
-    value = 0
-    for _ in range(2):
-        value = shift = 0
-        while place < len(header):
-            byte = header[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        place += 1
+    size = re.match(rb".[\x80-\xff]*[\x00-\x7f].([\x80-\xff]*[\x00-\x7f])", file.read(16), re.DOTALL)
+    value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(size[1])) if size else 0
     return min(value >> 1, int(column.total_uncompressed_size))
 
 

@@ -256,15 +256,13 @@ class _HashedFile:
 
 def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, int]:
     """The counts of `ShardStats`, the targets by the name of their modality."""
-    target = sequence.loss_weight > 0
+    tokens, target = sequence.tokens, sequence.loss_weight > 0
     ranges = vocabulary.modalities
-    from_here = [
-        int(np.count_nonzero(target & (sequence.tokens >= one.start) if one.start else target)) for one in ranges
-    ]
+    from_here = [np.count_nonzero(target & (tokens >= one.start) if one.start else target) for one in ranges]
     begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
     return {
         "n_sequences": 1,
-        "n_tokens": len(sequence.tokens),
+        "n_tokens": len(tokens),
         "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
         "n_documents": begins,
         "n_examples": sequence.n_examples,

@@ -72,15 +72,19 @@ class BytePairs:
             in_ascii,
             _table(seams, np.zeros(len(seams), dtype=np.int64)),
         )
-        self._cache = (np.zeros((2 * cached_parts, 8), dtype=np.uint64), np.zeros(1, dtype=np.int64))
-        self._symbols = np.empty(max(merged_bytes, PART_IDS), dtype=np.int64)
-        self._ranks = np.empty(merged_bytes, dtype=np.int64)
         self._out = np.empty(max(OUT_IDS, merged_bytes), dtype=np.int32)
+        self._work = (
+            np.zeros((2 * cached_parts, 8), dtype=np.uint64),
+            np.zeros(1, dtype=np.int64),
+            np.empty(max(merged_bytes, PART_IDS), dtype=np.int64),
+            np.empty(merged_bytes, dtype=np.int64),
+            self._out,
+        )
 
     @property
     def n_cached(self) -> int:
         """The number of parts in the table."""
-        return int(self._cache[1][0])
+        return int(self._work[1][0])
 
     def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids of concatenated texts in valid UTF-8, with spaces as " " and any dummy prefix included.
@@ -96,8 +100,7 @@ class BytePairs:
         with self._lock:
             while number < len(ends):
                 position, end, number, n_new = _encode(
-                    *(data, ends, id_ends, position, number, n_ids),
-                    *(*self._vocabulary, *self._cache, self._symbols, self._ranks, self._out),
+                    data, ends, id_ends, position, number, n_ids, self._vocabulary, self._work
                 )
                 made.append(self._out[:n_new].copy())
                 n_ids += n_new
@@ -253,16 +256,8 @@ def _encode(
     position: int,
     number: int,
     n_before: int,
-    char_ids: np.ndarray,
-    byte_ids: np.ndarray,
-    merges: np.ndarray,
-    in_ascii: np.ndarray,
-    joined: np.ndarray,
-    parts: np.ndarray,
-    n_parts: np.ndarray,
-    symbols: np.ndarray,
-    ranks: np.ndarray,
-    out: np.ndarray,
+    vocabulary: tuple[np.ndarray, ...],
+    work: tuple[np.ndarray, ...],
 ) -> tuple[int, int, int, int]:
     """Write the ids of texts, from `position` in text `number` on, to `out` until it is full or all are done.
 
@@ -272,6 +267,8 @@ def _encode(
     number of bytes in its lowest byte and of ids in its highest, or 0 in an empty row; the bytes; the ids, two a word.
     n_parts: int64 [1], the number of parts in the table.
     """
+    char_ids, byte_ids, merges, in_ascii, joined = vocabulary
+    parts, n_parts, symbols, ranks, out = work
     mask = len(parts) - 1
     n_out = 0
     while number < len(ends):

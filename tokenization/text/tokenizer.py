@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,25 @@ Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 Merges = list[tuple[str, str]]
 
 
+@dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """Encodes and decodes text with one vocabulary.
 
-    size: one more than the highest id, special and added ones included. bos_id, eos_id: ids that `encode` never emits.
-    fingerprint: sha256 (hex) of the model file. It is pickled as its path, from which an actor loads it again.
+    path, fingerprint: of the model file, sha256 (hex). bos_id, eos_id: ids that `encode` never emits. It is pickled as
+    its path, from which an actor loads it again.
     """
 
-    def __init__(
-        self,
-        path: str,
-        fingerprint: str,
-        tokenizer: Tokenizer,
-        special: tuple[int, int],
-        encode: Encode,
-    ) -> None:
-        self.path = path
-        self.fingerprint = fingerprint
-        self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        self.bos_id, self.eos_id = special
-        self._tokenizer = tokenizer
-        self._encode = encode
+    path: str
+    fingerprint: str
+    bos_id: int
+    eos_id: int
+    _tokenizer: Tokenizer
+    _encode: Encode
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the highest id, special and added ones included."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_text_tokenizer, (self.path,)
@@ -104,9 +103,9 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
 def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
     if file.suffix == ".json":
         tokenizer, special = _from_tokenizer_json(file)
-        return TextTokenizer(path, fingerprint, tokenizer, special, partial(_encode_whole, tokenizer))
+        return TextTokenizer(path, fingerprint, *special, tokenizer, partial(_encode_whole, tokenizer))
     tokenizer, special, encode = _from_sentencepiece(file)
-    return TextTokenizer(path, fingerprint, tokenizer, special, encode)
+    return TextTokenizer(path, fingerprint, *special, tokenizer, encode)
 
 
 def _model_file(path: str) -> Path:
@@ -177,22 +176,20 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]
 
 
 def _check_supported(file: Path, proto: Any) -> None:
-    normalizer = proto.normalizer_spec
+    normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     kinds = {piece.type for piece in proto.pieces}
-    reason = ""
-    if not proto.pieces:
-        reason = "not a sentencepiece model"
-    elif proto.trainer_spec.model_type != BPE_MODEL:
-        reason = "not a BPE model"
-    elif not proto.trainer_spec.byte_fallback or not suits({piece.piece: 0 for piece in proto.pieces}):
-        reason = "without byte fallback it cannot encode every text"
-    elif normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
-        reason = "its normalizer changes the text"
-    elif not normalizer.add_dummy_prefix or proto.trainer_spec.treat_whitespace_as_suffix:
-        reason = "it does not put a space before the text"
-    elif not kinds <= {NORMAL, 2, CONTROL, BYTE} or min(proto.trainer_spec.bos_id, proto.trainer_spec.eos_id) < 0:
-        reason = "it has user-defined pieces, or no BOS or EOS"
-    if reason:
+    reasons = {
+        "not a sentencepiece model": not proto.pieces,
+        "not a BPE model": trainer.model_type != BPE_MODEL,
+        "without byte fallback it cannot encode every text": not trainer.byte_fallback
+        or not suits({piece.piece: 0 for piece in proto.pieces}),
+        "its normalizer changes the text": normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces,
+        "it does not put a space before the text": not normalizer.add_dummy_prefix
+        or trainer.treat_whitespace_as_suffix,
+        "it has user-defined pieces, or no BOS or EOS": not kinds <= {NORMAL, 2, CONTROL, BYTE}
+        or min(trainer.bos_id, trainer.eos_id) < 0,
+    }
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
         raise UserError(f"{file}: {reason}; use a LLaMA-style sentencepiece BPE model, or a tokenizer.json")
 
 
