@@ -96,9 +96,7 @@ class FieldSpec:
 def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
     where = f'field spec "{spec}"'
     if not name:
-        raise UserError(
-            f"{where}: an entry is empty; write fields separated by single commas, such as [caption],vision"
-        )
+        raise UserError(f"{where}: an entry is empty; separate fields by single commas, as in [caption],vision")
     if name in (BOS, EOS):
         if joined:
             raise UserError(f"{where}: {name} cannot be joined with +; give it an entry of its own")
@@ -111,9 +109,7 @@ def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | Non
         raise UserError(f'{where}: the records have no field "{name}"; they have {", ".join(sorted(known)) or "none"}')
 
 
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> FieldSpec:
-    return FieldSpec.parse(text)
+_parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
 
 
 def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
@@ -150,22 +146,20 @@ def build_tokens(
     """
     _check_sizes(tokenizer, vocabulary)
     parts: list[tuple[np.ndarray, bool]] = []
+    bos, eos = np.array([[vocabulary.bos_id], [vocabulary.eos_id]], dtype=np.int32)
     if add_bos:
-        parts.append((_ids(vocabulary.bos_id), False))
+        parts.append((bos, False))
     for position, field in enumerate(spec.fields):
-        if field.names == (BOS,):
-            tokens = _ids(vocabulary.bos_id)
-        elif field.names == (EOS,):
-            tokens = _ids(vocabulary.eos_id)
+        if field.names in ((BOS,), (EOS,)):
+            tokens = bos if field.names == (BOS,) else eos
         elif field.is_vision:
-            codes = _frames(record, field.names[0], codes_per_frame, max_n_frames)
-            tokens = _vision_tokens(codes, field.names[0], tokenizer, vocabulary)
+            tokens = _vision_tokens(record, field.names[0], codes_per_frame, max_n_frames, tokenizer, vocabulary)
         else:
             text = subfield_separator.join(_text(record, name) for name in field.names)
             tokens = tokenizer.encode(text if position else prepend_text + text)
         parts.append((tokens, field.loss))
     if add_eos:
-        parts.append((_ids(vocabulary.eos_id), True))
+        parts.append((eos, True))
     tokens = np.concatenate([tokens for tokens, _ in parts])
     return tokens, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
 
@@ -245,10 +239,6 @@ def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
         )
 
 
-def _ids(*ids: int) -> np.ndarray:
-    return np.array(ids, dtype=np.int32)
-
-
 def _text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
@@ -257,8 +247,14 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_frames: int | None) -> np.ndarray:
-    """The codes [n_frames, codes_per_frame] of a vision field, sampled to `max_n_frames`."""
+def _vision_tokens(
+    record: Mapping[str, Any],
+    name: str,
+    per_frame: int | None,
+    max_n_frames: int | None,
+    tokenizer: TextTokenizer,
+    vocabulary: JointVocabulary,
+) -> np.ndarray:
     if record.get(name) is None:
         raise BadData(f'the record lacks the field "{name}"')
     try:
@@ -270,13 +266,10 @@ def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_f
     if codes.ndim == 1 and per_frame:
         codes = codes[: len(codes) // per_frame * per_frame].reshape(-1, per_frame)
     if codes.ndim != 2 or codes.size == 0 or (per_frame and codes.shape[1] != per_frame):
-        raise BadData(
-            f'the field "{name}" of shape {list(codes.shape)} holds no whole frame of {per_frame or "n"} codes'
-        )
-    return codes[uniform_sample(len(codes), max_n_frames)] if max_n_frames else codes
-
-
-def _vision_tokens(codes: np.ndarray, name: str, tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> np.ndarray:
+        expected = f"no whole frame of {per_frame or 'n'} codes"
+        raise BadData(f'the field "{name}" of shape {list(codes.shape)} holds {expected}')
+    if max_n_frames:
+        codes = codes[uniform_sample(len(codes), max_n_frames)]
     try:
         ids = vocabulary["vision"].codes_to_ids(codes)
     except ValueError as error:
@@ -293,10 +286,7 @@ def _loss_spans(parts: Sequence[tuple[int, bool]]) -> Spans:
     end = 0
     for length, loss in parts:
         start, end = max(end, 1), end + length
-        if not loss or start >= end:
-            continue
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
+        if loss and start < end:
+            joined = spans and spans[-1][1] == start
+            spans.append((spans.pop()[0] if joined else start, end))
     return tuple(spans)

@@ -12,14 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 ROUNDS = 6
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def mix64(words: np.ndarray) -> np.ndarray:
     """Hash uint64 words elementwise (the finaliser of SplitMix64; Steele, Lea, Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
-        words = words + np.uint64(_GOLDEN)
+        words = words + np.uint64(0x9E3779B97F4A7C15)
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return words ^ (words >> np.uint64(31))
@@ -29,7 +27,7 @@ def derive_key(*parts: int | np.ndarray) -> np.ndarray:
     """A key, uint64 of the broadcast shape of `parts`, from integers such as (seed, epoch, source) in this order."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        word = part.astype(np.uint64) if isinstance(part, np.ndarray) else np.uint64(part & _WORD)
+        word = part.astype(np.uint64) if isinstance(part, np.ndarray) else np.uint64(part & 0xFFFFFFFFFFFFFFFF)
         key = mix64(key ^ mix64(np.atleast_1d(word)))
     return key
 

@@ -10,10 +10,9 @@ number of examples N of the global batch is summed from the index of all its seq
 and a rank reads its own sequences only. One background thread reads and prepares micro-batches a bounded number of
 batches ahead; it can use further threads to read.
 
-Shards that are known to be bad are skipped and nothing else moves: padding of weight 0 replaces their sequences, and N
-leaves out their examples. The set of bad shards is an input, the same on all ranks and after every restart: ranks read
-different sequences, and each needs N, so none may decide alone. A shard that turns out to be bad while it is read is
-therefore an error.
+Shards that are known to be bad are skipped: padding of weight 0 replaces their sequences, N leaves out their examples,
+and nothing else moves. They are an input, the same on all ranks and after every restart, since every rank needs N but
+reads only its own sequences. A shard that is found to be bad while it is read is therefore an error.
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ from tokenization.shards.index import ShardSet
 State = dict[str, int]
 Item = TypeVar("Item")
 
-IDLE = "idle"
-"""Key of the padding in rows of a micro-batch for which the global batch has no sequence."""
-_BLOCK = 4096
-"""Positions of the order that are computed at once; computing them singly takes longer than reading the sequences."""
+IDLE = "idle"  # key of the padding in rows of a micro-batch for which the global batch has no sequence
+_BLOCK = 4096  # positions of the order computed at once; one at a time would take longer than reading
 
 
 def join_sequences(sequences: Sequence[PackedSequence], sources: Sequence[int] | None = None) -> MicroBatch:
@@ -123,11 +120,7 @@ class Loader:
         return self.prepared(lambda micro_batch: micro_batch)
 
     def prepared(self, prepare: Callable[[MicroBatch], Part]) -> Iterator[tuple[Batch[Part], State]]:
-        """The same batches with `prepare(micro_batch)` in place of each micro-batch.
-
-        `prepare` runs where the micro-batch is assembled, which is the thread that reads ahead if there is one; the
-        iteration raises what it raises.
-        """
+        """The same batches with `prepare(micro_batch)`, called in the thread that reads, for each micro-batch."""
         batches = self._batches(prepare)
         return _read_ahead(batches, self.prefetch) if self.prefetch else batches
 

@@ -1,8 +1,8 @@
 """The global order of sequences: the source, and the sequence within it, at each position of training.
 
-In: a seed, an epoch, the sequences and tokens of each source, and their weights. Out: (source, sequence) at any
-positions, without end and without replaying earlier ones. The order does not depend on ranks, workers or accumulation,
-which only share out the positions, so a run can stop on four ranks and resume on one.
+In: a seed, an epoch, the sequences, tokens and weight of each source. Out: (source, sequence) at any positions, without
+end and without replaying earlier ones. Ranks, workers and accumulation only share out the positions, so a run can stop
+on four ranks and resume on one.
 
 Sources are interleaved by a period of slots, of which each source has exactly its share. The k-th of a source's n slots
 is at a random place, by the seed, in the k-th of n equal parts of the period: every stretch has the right proportions
@@ -84,17 +84,13 @@ class SequenceOrder:
             )
         return int(state["position"])
 
-    def _shares(self) -> list[Fraction]:
-        """Each source's share of the sequences; they sum to 1."""
-        parts = [Fraction(str(weight)) for weight in (self.sizes if self.weights is None else self.weights)]
-        if self.weights is not None and self.tokens is not None:
-            parts = [part and part * size / tokens for part, size, tokens in zip(parts, self.sizes, self.tokens)]
-        return [part / sum(parts) for part in parts]
-
     @functools.cached_property
     def _period(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The source of each slot, the number of earlier slots of that source, the number of slots of each source."""
-        slots = _slots(self._shares())
+        parts = [Fraction(str(weight)) for weight in (self.sizes if self.weights is None else self.weights)]
+        if self.weights is not None and self.tokens is not None:
+            parts = [part and part * size / tokens for part, size, tokens in zip(parts, self.sizes, self.tokens)]
+        slots = _slots([part / sum(parts) for part in parts])
         source = np.repeat(np.arange(len(slots)), slots)
         nth = np.concatenate([np.arange(n) for n in slots])
         jitter = (mix64(derive_key(self.seed, self.epoch, source) ^ nth.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53

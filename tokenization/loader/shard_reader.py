@@ -26,8 +26,7 @@ Opener = Callable[[str], BinaryIO]
 Place = tuple[int, int]
 """(number of the source, number of the sequence within it)."""
 
-PADDING_RUN = 1024
-"""Tokens of a document in a sequence of padding: attention over a whole context of padding would be wasted work."""
+PADDING_RUN = 1024  # tokens of a document in a sequence of padding: longer ones would waste work in attention
 
 
 class ShardReader:

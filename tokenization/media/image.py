@@ -18,7 +18,6 @@ from storage.errors import BadData
 # Formats of pixels only. Pillow also reads PostScript, which it passes to an interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MAX_BYTES = 1 << 28  # of the file, which is in memory; Pillow's limit of 89 million pixels, uncompressed
-_READ_BYTES = 1 << 20
 
 
 def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
@@ -32,7 +31,7 @@ def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
         with open(file, "rb") as opened:
             return load_image(opened, size)
     data = bytearray()
-    while len(data) <= _MAX_BYTES and (piece := file.read(_READ_BYTES)):
+    while len(data) <= _MAX_BYTES and (piece := file.read(1 << 20)):
         data += piece
     if len(data) > _MAX_BYTES:
         raise BadData(f"not an image that can be read: larger than {_MAX_BYTES} bytes")

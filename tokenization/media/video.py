@@ -1,8 +1,7 @@
 """A video file to square frames sampled by time, in bounded chunks.
 
-In: a path or a seekable binary file, such as an fsspec file. Out: chunks of uint8 frames with their times. The file is
-decoded once, sequentially, with one decoded frame and one chunk in memory, however long the video is: a seek for every
-sample takes ten times as long.
+In: a path or a seekable binary file. Out: chunks of uint8 frames with their times. The file is decoded once and
+sequentially, since a seek for every sample takes ten times as long, with one decoded frame and one chunk in memory.
 
 **Time.** Time 0 is the first frame. Sample k is what a viewer sees at `k / fps`: the last frame whose timestamp is no
 later, with a tolerance of half a tick of the stream's clock, to which containers round. The last frame is shown for its
@@ -64,10 +63,9 @@ class FrameChunk:
 def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterator[FrameChunk]:
     """Sample a video as requested, each frame cropped to its central square and resized, a chunk at a time.
 
-    Of a video of which only some samples are taken, little more than the part with these is decoded, to the frames and
-    times of the whole video; choosing them by number or share takes a pass over the packets. Rotation and non-square
-    pixels are applied. An open `file` is read from its beginning and left open. Raises BadData on a video that cannot
-    be decoded.
+    If only some samples are taken, little more than the part with these is decoded, to the same frames and times;
+    choosing them by number or share takes a pass over the packets. Rotation and non-square pixels are applied. An open
+    `file` is read from its beginning and left open. Raises BadData on a video that cannot be decoded.
     """
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
@@ -91,11 +89,8 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
 
 @dataclass(frozen=True)
 class _Clock:
-    """The times of the samples, in exact seconds from the first frame.
-
-    first: the first sample to take. end: one more than the last sample, if it is known. numbers: int64 [n], the samples
-    to take, None for all.
-    """
+    """The exact times of the samples. first: the first to take. end: one more than the last, if it is known. numbers:
+    int64 [n], those to take, None for all."""
 
     fps: Fraction
     first: int = 0

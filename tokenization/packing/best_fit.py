@@ -108,8 +108,8 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
     bits = np.zeros(base[n_levels], dtype=np.uint64)
     # Read only where the bitmap has a bit, so not initialized: clearing 4 MB for each window would take as long as
     # packing it.
-    top_of_stack = np.empty(capacity + 1, dtype=np.int32)
-    next_in_stack = np.empty(len(order), dtype=np.int32)
+    top = np.empty(capacity + 1, dtype=np.int32)
+    below = np.empty(len(order), dtype=np.int32)
     bin_of = np.empty(len(order), dtype=np.int64)
     n_bins = 0
     for document in order:
@@ -120,16 +120,16 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
             chosen = n_bins
             n_bins += 1
         else:
-            chosen = top_of_stack[room]
-            top_of_stack[room] = next_in_stack[chosen]
-            if next_in_stack[chosen] < 0:
+            chosen = top[room]
+            top[room] = below[chosen]
+            if below[chosen] < 0:
                 unmark(bits, base, n_levels, room)
         bin_of[document] = chosen
         room -= length
         if room > 0:
             marked = _is_marked(bits, room)
-            next_in_stack[chosen] = top_of_stack[room] if marked else -1
-            top_of_stack[room] = chosen
+            below[chosen] = top[room] if marked else -1
+            top[room] = chosen
             if not marked:
                 _mark(bits, base, n_levels, room)
     return bin_of, n_bins
@@ -137,17 +137,11 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
 
 @compiled
 def push(
-    bits: np.ndarray,
-    base: np.ndarray,
-    n_levels: int,
-    top_of_stack: np.ndarray,
-    next_in_stack: np.ndarray,
-    position: int,
-    document: int,
+    bits: np.ndarray, base: np.ndarray, n_levels: int, top: np.ndarray, below: np.ndarray, position: int, document: int
 ) -> None:
     """Put a document on the stack of a position, and mark the position in the bitmap."""
     marked = _is_marked(bits, position)
-    next_in_stack[document] = top_of_stack[position] if marked else -1
-    top_of_stack[position] = document
+    below[document] = top[position] if marked else -1
+    top[position] = document
     if not marked:
         _mark(bits, base, n_levels, position)

@@ -1,13 +1,13 @@
 """Fills bins to the brim from a pool of lengths, compiled.
 
-In: the lengths of a pool and the capacity of a bin. Out: the bin of each length, or -1 for those that stay in the pool
-until more lengths come. Bins are filled one after the other, each in four steps:
+In: lengths, and the capacity of a bin. Out: the bin of each, or -1 for those that stay in the pool until more come.
+Bins are filled one after the other, each in four steps:
 
 1. Long documents (over a sixteenth of the bin), as they are hard to place: first the longest of all, then the longest
    that either leaves room for several short ones or hardly any room.
 2. Short documents in the order in which they came, so that kinds of documents mix in a bin as they do in the source.
-3. For the last room, the subset of the next short documents whose sum comes closest to it. The possible sums of a few
-   dozen lengths are the bits of a row of words, and adding a length shifts the row.
+3. For the last room, the subset of the next short documents whose sum comes closest to it: the possible sums are the
+   bits of a row of words, and adding a length shifts the row.
 4. If room is left, a long document is exchanged for a longer one, up to `EXCHANGES` times.
 
 Good fits need many lengths to choose from, so bins are filled only until half of the pool is left.
@@ -36,7 +36,7 @@ _ONE = np.uint64(1)
 class _Pool(NamedTuple):
     """The lengths of N documents, the bin of each (-1: in the pool), and those in the pool.
 
-    Long ones are in one stack per length: top_of_stack[capacity - length] and `after`, with the bitmap of `best_fit`.
+    Long ones are in one stack per length: top[capacity - length] and `after`, with the bitmap of `best_fit`.
     Short ones are a doubly linked list in their order by `before` and `after`, which begins and ends at index N. left:
     int64 [3], the number of documents in the pool, of their tokens, and of the long ones.
     """
@@ -46,7 +46,7 @@ class _Pool(NamedTuple):
     bits: np.ndarray
     base: np.ndarray
     n_levels: int
-    top_of_stack: np.ndarray
+    top: np.ndarray
     before: np.ndarray
     after: np.ndarray
     left: np.ndarray
@@ -65,7 +65,7 @@ def fill_from(lengths: np.ndarray, capacity: int, keep: int, keep_tokens: int) -
 
 @compiled
 def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, keep_tokens: int) -> int:
-    shortest_long = capacity // LONG + 1
+    long_from = capacity // LONG + 1
     base, n_levels = levels(capacity)
     pool = _Pool(
         lengths,
@@ -78,18 +78,18 @@ def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, kee
         np.empty(len(lengths) + 1, dtype=np.int32),
         np.zeros(3, dtype=np.int64),
     )
-    reserve = _fill_pool(pool, capacity, shortest_long)
+    reserve = _fill_pool(pool, capacity, long_from)
     sums = np.empty(SUM_WORDS, dtype=np.uint64)
     chosen = np.empty(SUM_WORDS, dtype=np.int32)
     inside = np.empty(LONG, dtype=np.int32)
     n_bins = 0
     while pool.left[0] > 0 and (pool.left[0] > keep or pool.left[1] > keep_tokens):
-        room, n_inside = _place_long(pool, capacity, capacity, reserve, shortest_long, n_bins, inside, 0)
+        room, n_inside = _place_long(pool, capacity, capacity, reserve, long_from, n_bins, inside, 0)
         room = _place_short(pool, room, reserve, n_bins)
         if room > 0:
             room = _place_sum(pool, room, n_bins, sums, chosen)
-        if room >= shortest_long:
-            room, n_inside = _place_long(pool, capacity, room, 0, shortest_long, n_bins, inside, n_inside)
+        if room >= long_from:
+            room, n_inside = _place_long(pool, capacity, room, 0, long_from, n_bins, inside, n_inside)
         if room > 0:
             _exchange(pool, capacity, room, n_bins, inside, n_inside)
         n_bins += 1
@@ -97,7 +97,7 @@ def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, kee
 
 
 @compiled
-def _fill_pool(pool: _Pool, capacity: int, shortest_long: int) -> int:
+def _fill_pool(pool: _Pool, capacity: int, long_from: int) -> int:
     """Put every document into the stacks or the list; returns the room that long ones leave for short ones in a bin."""
     n = len(pool.lengths)
     n_short = tokens_short = 0
@@ -105,7 +105,7 @@ def _fill_pool(pool: _Pool, capacity: int, shortest_long: int) -> int:
     for document in range(n):
         length = pool.lengths[document]
         pool.left[1] += length
-        if length < shortest_long:
+        if length < long_from:
             pool.after[last] = document
             pool.before[document] = last
             last = document
@@ -115,8 +115,8 @@ def _fill_pool(pool: _Pool, capacity: int, shortest_long: int) -> int:
     pool.before[n] = last
     for document in range(n - 1, -1, -1):  # so that the first of equal lengths is on top
         length = pool.lengths[document]
-        if length >= shortest_long:
-            push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, document)
+        if length >= long_from:
+            push(pool.bits, pool.base, pool.n_levels, pool.top, pool.after, capacity - length, document)
     pool.left[0] = n
     pool.left[2] = n - n_short
     if not n_short:
@@ -135,8 +135,8 @@ def _longest(pool: _Pool, capacity: int, room: int) -> int:
 def _take_long(pool: _Pool, capacity: int, length: int, number: int) -> int:
     """Move a long document of this length to a bin and return it."""
     position = capacity - length
-    document = pool.top_of_stack[position]
-    pool.top_of_stack[position] = pool.after[document]
+    document = pool.top[position]
+    pool.top[position] = pool.after[document]
     if pool.after[document] < 0:
         unmark(pool.bits, pool.base, pool.n_levels, position)
     pool.bin_of[document] = number
@@ -157,20 +157,13 @@ def _take_short(pool: _Pool, document: int, number: int) -> None:
 
 @compiled
 def _place_long(
-    pool: _Pool,
-    capacity: int,
-    room: int,
-    reserve: int,
-    shortest_long: int,
-    number: int,
-    inside: np.ndarray,
-    n_inside: int,
+    pool: _Pool, capacity: int, room: int, reserve: int, long_from: int, number: int, inside: np.ndarray, n_inside: int
 ) -> tuple[int, int]:
     """Put long documents into a bin and list them in `inside`; returns the room left and their number."""
-    while pool.left[2] > 0 and room >= shortest_long:
+    while pool.left[2] > 0 and room >= long_from:
         length = _longest(pool, capacity, room)
         if length and room < capacity and room - length > capacity // NEAR:
-            length = _longest(pool, capacity, room - reserve) if room - reserve >= shortest_long else 0
+            length = _longest(pool, capacity, room - reserve) if room - reserve >= long_from else 0
         if not length:
             break
         inside[n_inside] = _take_long(pool, capacity, length, number)
@@ -277,7 +270,7 @@ def _exchange(pool: _Pool, capacity: int, room: int, number: int, inside: np.nda
         returned = inside[place]
         length = pool.lengths[returned]
         inside[place] = _take_long(pool, capacity, length + gain, number)
-        push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, returned)
+        push(pool.bits, pool.base, pool.n_levels, pool.top, pool.after, capacity - length, returned)
         pool.bin_of[returned] = -1
         pool.left[0] += 1
         pool.left[1] += length

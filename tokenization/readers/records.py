@@ -65,15 +65,11 @@ def read_records(file: BinaryIO, url: str, max_record_bytes: int = MAX_RECORD_BY
     and, when iterated, BadData on an object that is not of the format of its extension.
     """
     extension = posixpath.splitext(_path(url))[1].lower()
-    if extension in (".txt", ".md"):
-        return _read_text(file, max_record_bytes)
-    if extension == ".jsonl":
-        return _read_json_lines(file, max_record_bytes)
-    if extension == ".parquet":
-        return _read_parquet(file, max_record_bytes)
-    raise UserError(
-        f"{url}: records are read from {', '.join(EXTENSIONS)}, not {extension or 'a name without extension'}"
-    )
+    if extension not in EXTENSIONS:
+        found = extension or "a name without extension"
+        raise UserError(f"{url}: records are read from {', '.join(EXTENSIONS)}, not {found}")
+    read = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(extension, _read_text)
+    return read(file, max_record_bytes)
 
 
 def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
@@ -169,7 +165,12 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
         first = end
         try:
             rows, most = _bounds(file, group, limit)
-            for batch in map(_decoded, parquet.iter_batches(rows, row_groups=[number], use_threads=False)):
+            for batch in parquet.iter_batches(rows, row_groups=[number], use_threads=False):
+                # In Arrow's dictionaries each row counts as four bytes.
+                columns = [
+                    one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns
+                ]
+                batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
                 most -= batch.nbytes
                 if most < 0:
                     raise BadData("they expand to many times their stored bytes")
@@ -177,12 +178,6 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
                 index += batch.num_rows
         except (pa.ArrowException, OSError, BadData) as error:
             yield BadRecord(index, f"rows {index} to {end - 1} are unreadable ({_first_line(error)})")
-
-
-def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without Arrow's dictionaries, in which each row counts as four bytes."""
-    columns = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _bounds(file: BinaryIO, group: pq.RowGroupMetaData, limit: int) -> tuple[int, int]:
@@ -207,8 +202,8 @@ def _bounds(file: BinaryIO, group: pq.RowGroupMetaData, limit: int) -> tuple[int
 def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
     """The decompressed size of a column's dictionary, which is the most that a row can have.
 
-    A page header begins with the page's type and this size, two integers of Thrift's compact protocol: each is a byte
-    for the field, then seven bits per byte from the lowest on, of which the lowest is the sign.
+    It is the second integer of a page header. In Thrift's compact protocol an integer is a byte for the field, then
+    seven bits per byte from the lowest on, of which the lowest is the sign.
     """
     file.seek(column.dictionary_page_offset)
     size = re.match(rb".[\x80-\xff]*[\x00-\x7f].([\x80-\xff]*[\x00-\x7f])", file.read(16), re.DOTALL)
@@ -276,10 +271,13 @@ class SideData:
                         bad.append((url, record))
                         continue
                     index, fields = record
-                    key, values = _keyed(fields, f"{url}: row {index}")
+                    column = next((name for name in ("key", "file") if fields.get(name) not in (None, "")), None)
+                    if column is None:
+                        raise UserError(f"{url}: row {index} has no key; give every row a `key` or a `file` column")
+                    key = str(fields.pop(column))
                     if key in rows:
                         raise UserError(f'{url}: row {index} repeats the key "{key}"; keep one row for each object')
-                    rows[key] = values
+                    rows[key] = fields
         return cls(rows, tuple(bad))
 
     def get(self, url_or_key: str) -> dict[str, Any]:
@@ -294,11 +292,3 @@ class SideData:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def _keyed(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    for column in ("key", "file"):
-        key = fields.get(column)
-        if key is not None and key != "":
-            return str(key), {name: value for name, value in fields.items() if name != column}
-    raise UserError(f"{where} has no key; give every row a `key` or a `file` column")

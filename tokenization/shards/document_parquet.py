@@ -1,8 +1,8 @@
 """Documents on disk between the tokenize and the pack stage: one Parquet file per partition.
 
 In and out: `Document`s in order. Equal documents give equal bytes (for one version of pyarrow). Memory holds one row
-group, of a bounded number of tokens, on both sides. Columns: key, source, tokens list<int32>, loss_spans
-list<struct<start, end>>, provenance as JSON; any Parquet reader can read them.
+group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans list<struct<start, end>>,
+provenance as JSON.
 """
 
 from __future__ import annotations

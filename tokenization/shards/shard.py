@@ -215,10 +215,9 @@ def _header_problems(header: memoryview, name: str, size: int) -> list[str]:
 def hash_file(fileobj: BinaryIO) -> str:
     """sha256 (hex) of a seekable file from its beginning."""
     fileobj.seek(0)
-    digest = hashlib.sha256()
-    while chunk := fileobj.read(_HASH_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    source = _HashedFile(fileobj)
+    source.skip_to(None)
+    return source.digest.hexdigest()
 
 
 class _HashedFile:
@@ -266,7 +265,7 @@ def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, i
         "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
         "n_documents": begins,
         "n_examples": sequence.n_examples,
-        **{one.name: n - further for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
+        **{one.name: int(n - further) for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
     }
 
 

@@ -1,8 +1,9 @@
-"""The sizes of a VQGAN: LWM's, and those of a small one for two cores.
+"""The sizes of a VQGAN (LWM's, and a small one's for two cores), and how a small one is trained.
 
 LWM's VQGAN (arXiv 2402.08268; the taming-transformers encoder and decoder without attention) is exactly diffusers'
 `VQModel`: GroupNorm, SiLU, a middle block without attention, down by a 3x3 convolution of stride 2 padded right and
-bottom, up by nearest neighbour and a 3x3 convolution, and the code of a cell is the nearest codebook entry in L2.
+bottom, up by nearest neighbour and a 3x3 convolution, and the code of a cell is the nearest codebook entry in L2. This
+file does not import torch, so that recipes are read without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage.errors import UserError
+from storage.setting_types import OutputNeutral, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +124,37 @@ class VQGANConfig:
             codebook_size=config["num_vq_embeddings"],
             norm_groups=config["norm_num_groups"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANTraining:
+    """Trains a small VQGAN on the run's own video and image sources, without held-out objects."""
+
+    steps: Positive
+    batch: Positive = 8
+    """Frames a step."""
+    lr: float = 1.5e-3
+    """Peak learning rate of AdamW, after a warm-up, falling to zero by a cosine."""
+    fps: float = 30.0
+    """Frames a second taken from video."""
+    max_frames: Positive = 4096
+    """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
+    threads: Positive = 1
+    """Compute threads; on cores that other work shares, two are slower than one."""
+    checkpoint_steps: OutputNeutral[Positive] = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(VQGANTraining):
+    """The settings of a recipe, and those that no recipe changes."""
+
+    seed: int = 0
+    warmup: int = 50  # steps up to the peak learning rate
+    commitment: float = 0.25  # weight of the term that keeps the latents near their codes
+    decay: float = 0.98  # of the running averages of the codebook
+    bf16: bool = True  # convolutions in bfloat16
+    restart_below: float = 0.02  # a code whose running average of assignments in a batch is lower is moved
+    # Shares of the steps:
+    quantize_from: float = 0.4  # after which the decoder sees codes, no longer latents, while the codebook settles
+    crop_until: float = 0.9  # that train on a random quarter of each frame only, which saves time
+    restart_until: float = 0.8  # after which no code is moved

@@ -20,26 +20,23 @@ from storage.errors import UserError
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 
-# The names in numpy's own pickles, with its module names before and after 2.0. None runs code from its arguments: the
-# first two build an array from bytes, the third a scalar.
+# The names in numpy's own pickles. None runs code from its arguments: the first two build an array from bytes, the
+# third a scalar.
 _ARRAY_BUILDERS = {
-    (module, name)
-    for name, modules in {
-        "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
-        "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
-        "scalar": ("numpy.core.multiarray", "numpy._core.multiarray"),
-        "ndarray": ("numpy",),
-        "dtype": ("numpy",),
-    }.items()
-    for module in modules
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_BUILDERS:
+        current = module.replace("numpy.core.", "numpy._core.")  # its name before numpy 2.0
+        if (current, name) not in _ARRAY_BUILDERS:
             raise pickle.UnpicklingError(f"it calls {module}.{name}, and only numpy arrays may be in it")
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+        return super().find_class(current, name)
 
 
 def read_lwm_parameters(path: str | Path) -> dict[str, np.ndarray]:

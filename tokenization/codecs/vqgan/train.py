@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, build_vqgan, nearest_codes, pixels_of, torch_threads
-from tokenization.codecs.vqgan.settings import TrainSettings
 
 _FULL_CONTRAST = 0.45  # standard deviation of the pixels, in [-1, 1], of a clip in full light
 
