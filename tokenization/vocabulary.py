@@ -1,9 +1,8 @@
 """The joint vocabulary: text ids first, then a range of ids for each further modality, in one table and one head.
 
-LWM has an embedding table and an output head for each modality. Ringworld stores an id as the start of its range plus
-the code, so a checkpoint is a plain Llama and an id alone tells its modality. With a text vocabulary of 32,000 ids and
-a codebook of 8,192 codes, text is 0..31,999 and vision 32,000..40,447, of which 40,192 is `<eof>`, 40,193 `<eov>`, and
-the rest padding.
+LWM has a table and a head for each modality. Ringworld stores an id as the start of its range plus the code, so a
+checkpoint is a plain Llama and an id alone tells its modality. With 32,000 text ids and 8,192 codes, text is 0..31,999
+and vision 32,000..40,447, of which 40,192 is `<eof>`, 40,193 `<eov>`, and the rest padding.
 """
 
 from __future__ import annotations

@@ -64,12 +64,10 @@ def join_sequences(sequences: Sequence[PackedSequence], sources: Sequence[int] |
 class Loader:
     """Iterates over `(Batch[MicroBatch], state)`; each iteration starts from the state that the loader was made with.
 
-    opener: opens a shard by its name in the sets, as a seekable binary file. sources: one set per source of `order`,
-    all of one context, vocabulary and objective. batch_sequences: sequences of a global batch. rows: sequences of a
-    micro-batch; by default the global batch divided by the micro-batches, otherwise the batch need not fill them all.
-    state: of an earlier loader of any geometry. prefetch: batches read ahead in a thread; 0 for no thread. workers:
-    threads that read sequences, two ahead each; 0 for none; useful where reads wait for an object store. max_open:
-    shards kept open. verify: re-hash each shard when it is first opened. skip: names of bad shards, equal on all ranks.
+    sources: one set per source of `order`, all of one context, vocabulary and objective. batch_sequences: sequences of
+    a global batch. rows: sequences of a micro-batch; by default the global batch divided by the micro-batches,
+    otherwise the batch need not fill them all. state: of an earlier loader of any geometry. prefetch: batches read
+    ahead in a thread; 0 for no thread. opener, workers, max_open, verify, skip: as in `ShardReader`.
 
     Raises ValueError where the batch does not divide, UserError where the sets disagree or are empty. Iterating raises
     BadData with the shard and the sequence on corrupt data, and whatever the opener raises.

@@ -1,8 +1,7 @@
 """Reads sequences from shards by their number, through a bounded number of open files, in one thread or several.
 
 In: an opener and the shard sets. Out: `PackedSequence`s without lineage, each by one ranged read at the offset in the
-index: no tar is parsed, nothing is unpickled, and each checksum is compared. Several threads hide the latency of an
-object store.
+index: no tar is parsed, nothing is unpickled, and each checksum is compared.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ PADDING_RUN = 1024  # tokens of a document in a sequence of padding: longer ones
 class ShardReader:
     """Reads sequences of `sources`; the user closes it.
 
-    opener: opens a shard by its name, as a seekable binary file; called from every reading thread. skip: names of
-    shards that are not opened; padding replaces their sequences. workers: threads that read; 0 reads in the caller's.
-    max_open: files kept open by all threads together (at least one each). verify: re-hash each shard when it is first
-    opened.
+    opener: opens a shard by its name, as a seekable binary file; called from every reading thread. skip: names of bad
+    shards, which are not opened; padding replaces their sequences. workers: threads that read, to hide the latency of
+    an object store; 0 reads in the caller's. max_open: files kept open by all threads together (at least one each).
+    verify: re-hash each shard when it is first opened.
     """
 
     def __init__(

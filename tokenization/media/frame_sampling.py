@@ -1,7 +1,6 @@
 """Which frames of a medium to take: a `FrameRequest`, and the `Samples` of a video that it selects.
 
-In: a rate, a size, a share of the video, a largest number of frames. Out: the numbers of the samples to take, which can
-be cut into pieces by time that decode separately to the same frames.
+In: a rate, a size, a share of the video, a largest number of frames. Out: the numbers of the samples to take.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ class FrameRequest:
     """Which frames of a video or an image to take, and in what form.
 
     fps: samples per second of video. size: width and height of a frame in pixels. chunk: the most frames of a chunk.
-    max_frames, part: of a video, as in `choose_samples`. samples: the samples to take of a video that was counted
-    before, instead of max_frames and part. threads: for decoding a video. Raises ValueError on an fps, size or chunk
-    that is not positive.
+    max_frames, part: of a video, as in `choose_samples`. samples: those to take of a video, instead of max_frames and
+    part. threads: for decoding a video. Raises ValueError on an fps, size or chunk that is not positive.
     """
 
     fps: float

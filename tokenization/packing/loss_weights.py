@@ -23,10 +23,7 @@ from tokenization.vocabulary import JointVocabulary
 
 @functools.lru_cache(maxsize=32)
 def objective_modalities(objective: str) -> tuple[str, ...]:
-    """The modalities that a stage trains on, from an objective such as "text" or "vision-text".
-
-    It is their names joined by hyphens, text last. Raises UserError on anything else.
-    """
+    """The modalities of an objective: names joined by hyphens, text last. Raises UserError on anything else."""
     *others, last = names = tuple(objective.split("-"))
     if last != "text" or not all(others) or len(set(names)) < len(names):
         raise UserError(

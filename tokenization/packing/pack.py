@@ -1,11 +1,10 @@
 """Documents to packed sequences: splits long documents, fills contexts to the brim, weights each token, shuffles.
 
 In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`s, each exactly one context long.
-One window of documents is in memory at a time. Sequences are filled from it until half of it is left (`subset_sum`),
-and that half is topped up to a window again: the choice among thousands of documents wastes only a few tokens in ten
-thousand. Memory is bounded by the window, in documents and in tokens, and the output does not depend on what has not
-yet been read. Long documents are placed first; shuffling the sequences of a window and the documents within a sequence
-undoes that order for training.
+One window of documents, bounded in documents and in tokens, is in memory at a time. Sequences are filled from it until
+half of it is left (`subset_sum`), and that half is topped up to a window again: with thousands of documents to choose
+from, only a few tokens in ten thousand are wasted. The output does not depend on what has not yet been read. Long
+documents are placed first; the sequences of a window and the documents within a sequence are shuffled to undo that.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Text-like objects to records, streamed: `.txt`, `.md` (a file is one record, {"text": ...}), `.jsonl`, `.parquet`.
 
 In: a binary file and its URL, whose extension selects the format. Out: (index, record) pairs one by one, with a
-BadRecord in place of each bad record, which does not affect the others. An object that cannot be read at all, or of
-which most lines are bad, raises BadData. `SideData` joins the records of such files (captions, questions, answers) to
-media objects by key.
+BadRecord in place of each bad record. An object that cannot be read at all, or of which most lines are bad, raises
+BadData. `SideData` joins the records of such files (captions, questions, answers) to media objects by key.
 
-Memory holds one record and a buffer, whatever the file's size: a line longer than `max_record_bytes` is skipped. Of
-Parquet, a page is decoded whole, whatever its size; rows that expand to many times their stored bytes, as in a
-decompression bomb, are refused before they are decoded.
+Memory holds one record and a buffer: a line longer than `max_record_bytes` is skipped. Parquet's pages are decoded
+whole; rows that expand to many times their stored bytes, as in a decompression bomb, are refused before that.
 """
 
 from __future__ import annotations
@@ -222,13 +220,13 @@ def _rows(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record | Ba
             names = batch.schema.names
             yield from enumerate((dict(zip(names, row)) for row in zip(*columns)), first)
             return
-    for row in range(batch.num_rows):
-        index = first + row
-        if batch.slice(row, 1).nbytes > limit:
+    for index in range(first, first + batch.num_rows):
+        row = batch.slice(index - first, 1)
+        if row.nbytes > limit:
             yield BadRecord(index, f"row {index}: larger than {limit} bytes, the most for one record")
             continue
         try:
-            record = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns)}
+            (record,) = row.to_pylist()
         except ValueError as error:
             yield BadRecord(index, f"row {index}: {_first_line(error)}")
         else:

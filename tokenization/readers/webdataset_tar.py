@@ -2,11 +2,11 @@
 
 In: a seekable binary file. Out: one `Sample` for each run of members whose names are equal up to the first dot of the
 file name: a video or an image, the fields of a `.json` member, and the text of a `.txt` member as `caption`. Other
-members are ignored. A `BadSample` replaces a sample that cannot be used, which does not affect the others; where the
-tar itself is damaged, one `BadSample` without a key replaces the rest.
+members are ignored. A `BadSample` replaces a sample that cannot be used; one without a key replaces all that follow
+damage of the tar itself.
 
-Nothing is unpacked: a small medium is read into memory, a large one is described by its place, for `Window` to read.
-Names of members serve as keys only, whatever they look like; links, devices and folders are not followed.
+A small medium is read into memory, a large one is left for `Window` to read. Names of members serve as keys only;
+links, devices and folders are not followed.
 """
 
 from __future__ import annotations

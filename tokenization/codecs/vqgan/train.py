@@ -1,12 +1,10 @@
 """Trains a small VQGAN on the recipe's own frames, for recipes without VQGAN weights.
 
 In: frames uint8 [n, H, W, 3]. Out: a `VQGAN`. The loss of the encoder and decoder is the mean squared plus the mean
-absolute error plus a commitment term, with a straight-through gradient at the quantizer. The codebook is not trained by
-gradients: each code is a running average of the latents assigned to it (van den Oord et al. 2017, appendix A.1), and a
-code with too few assignments is moved onto a latent of the current batch. Without these restarts only a tenth of the
-codebook stays in use.
-
-Every step is a pure function of (weights, averages, seed, step number), so training resumes to the same bits.
+absolute error plus a commitment term, with a straight-through gradient at the quantizer. Each code is a running average
+of the latents assigned to it (van den Oord et al. 2017, appendix A.1); a code with too few is moved onto a latent of
+the current batch, without which only a tenth of the codebook stays in use. Every step is a pure function of (weights,
+averages, seed, step number), so training resumes to the same bits.
 """
 
 from __future__ import annotations
@@ -156,17 +154,16 @@ def train_vqgan(
     settings: TrainSettings,
     *,
     weights: np.ndarray | None = None,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     state: Mapping[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> VQGAN:
     """Train on frames uint8 [n, H, W, 3], which may be a memory map, and return the VQGAN.
 
     weights: float [n], how often each frame is drawn relative to the others (None: equally); with one over the length
-    of its clip, a short clip counts as much as a long one. progress(step, metrics) is called after each step, counted
-    from 1. save(state) is called every `checkpoint_steps`; on the same machine and with as many threads, a run that
-    continues from that `state` ends with exactly the weights of an uninterrupted run. Raises UserError if there are no
-    frames or they have another size.
+    of its clip, all clips count equally. progress(step, metrics) is called after each step, counted from 1. save(state)
+    is called every `checkpoint_steps`; on the same machine and with as many threads, a run that continues from `state`
+    ends with the same weights. Raises UserError if there are no frames or they have another size.
     """
     if not len(frames):
         raise UserError("vqgan: no frames to train on; add clips to its sources or name weights in vqgan.weights")
@@ -181,8 +178,7 @@ def train_vqgan(
             trainer.load_state_dict(state)
         while trainer.step < settings.steps:
             metrics = trainer.train_step(frames)
-            if progress is not None:
-                progress(trainer.step, metrics)
-            if save is not None and trainer.step % settings.checkpoint_steps == 0 and trainer.step < settings.steps:
+            progress(trainer.step, metrics)
+            if trainer.step % settings.checkpoint_steps == 0 and trainer.step < settings.steps:
                 save(trainer.state_dict())
     return VQGAN(trainer.model)
