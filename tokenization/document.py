@@ -41,9 +41,8 @@ class PackedSequence:
     """Exactly one context of tokens made of whole documents or pieces of them.
 
     tokens: int32 [S]. cu_seqlens: int32 [n+1], document boundaries from 0 to S; unfilled room at the end is one last
-    document of weight 0 that is not an example. loss_weight: float32 [S], the weight of each token *as a target*,
-    before the division by the number of examples in the global batch: 1/(M T) for M modalities and T targets of its
-    modality in the document, and 0 on a document's first token. n_examples: the documents that count as examples.
+    document of weight 0 that is not an example. loss_weight: float32 [S], of each token *as a target* (`loss_weights`),
+    before the division by the number of examples in the global batch. n_examples: the documents that are examples.
     """
 
     key: str

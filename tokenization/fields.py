@@ -62,8 +62,7 @@ class FieldSpec:
     def parse(cls, text: str, known: Collection[str] | None = None) -> FieldSpec:
         """Parse a spec such as `[question+caption],vision,answer`.
 
-        known: the fields of the source's records, where they are known beforehand. Raises UserError on a malformed
-        spec and on a field that is not known.
+        known: the fields of the records, where they are known. Raises UserError on a malformed spec or unknown field.
         """
         fields = []
         for entry in (part.strip() for part in text.split(",")):
@@ -113,10 +112,7 @@ _parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
 
 
 def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
-    """The spec of the record with this index in its source; of several, drawn as in LWM, by `random.Random(index)`.
-
-    Raises UserError if the list is empty or the spec drawn is malformed.
-    """
+    """The spec of a record by its index in its source; of several, drawn as in LWM. Raises UserError if none is."""
     if isinstance(specs, str):
         return _parsed(specs)
     if not specs:
@@ -221,12 +217,10 @@ def _with_bos_eos(ids: np.ndarray, ends: np.ndarray, bos: int, eos: int) -> np.n
     start = at = 0
     for end in ends:
         tokens[at] = bos
-        at += 1
         for number in range(start, end):
-            tokens[at] = ids[number]
-            at += 1
-        tokens[at] = eos
-        at += 1
+            tokens[at + 1 + number - start] = ids[number]
+        at += end - start + 2
+        tokens[at - 1] = eos
         start = end
     return tokens
 

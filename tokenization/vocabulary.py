@@ -66,9 +66,9 @@ class Modality:
 
 @dataclass(frozen=True)
 class JointVocabulary:
-    """The contiguous ranges of all modalities, text first, and text's special ids.
+    """The ranges of all modalities, text first, and text's special ids.
 
-    Raises ValueError on ranges that are not contiguous or that share a name.
+    Raises ValueError on ranges that are not contiguous or share a name.
     """
 
     modalities: tuple[Modality, ...]
@@ -144,8 +144,8 @@ class JointVocabulary:
         """
         special = {name: plain[name] for name in ("bos_id", "eos_id")}
         if "modalities" in plain:
-            ranges = ({**one, "markers": tuple(one["markers"])} for one in plain["modalities"])
-            return cls(tuple(Modality(**one) for one in ranges), **special)
+            ranges = (Modality(**{**one, "markers": tuple(one["markers"])}) for one in plain["modalities"])
+            return cls(tuple(ranges), **special)
         if not plain["vision_size"]:
             return cls.of_text(plain["text_size"], **special)
         return cls.for_codebook(plain["text_size"], plain["codebook_size"], plain["vision_size"], **special)

@@ -162,10 +162,7 @@ class Loader:
 
 
 def _read_ahead(items: Generator[Item], depth: int) -> Iterator[Item]:
-    """The items of an endless generator, produced in a thread at most `depth` ahead; their errors are raised here.
-
-    Closing this iterator ends the thread, then closes the generator.
-    """
+    """The items or error of an endless generator, produced up to `depth` ahead in a thread; closing ends the thread."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
     try:
         ahead = deque(thread.submit(next, items) for _ in range(depth))
@@ -184,17 +181,16 @@ def accumulation(batch_sequences: int, dp_size: int, rows: int) -> int:
 
 def _rows(batch_sequences: int, dp_size: int, grad_accum: int, rows: int | None) -> int:
     micro_batches = dp_size * grad_accum
-    if rows is None and (batch_sequences < micro_batches or batch_sequences % micro_batches):
-        raise ValueError(
-            f"a global batch of {batch_sequences} sequences does not divide into {dp_size} data-parallel ranks x "
-            f"{grad_accum} accumulation steps of whole sequences"
-        )
-    if rows is not None and accumulation(batch_sequences, dp_size, rows) != grad_accum:
-        raise ValueError(
-            f"a global batch of {batch_sequences} sequences takes {accumulation(batch_sequences, dp_size, rows)} "
-            f"accumulation steps of {dp_size} data-parallel ranks x {rows} rows, not {grad_accum}"
-        )
-    return batch_sequences // micro_batches if rows is None else rows
+    batch = f"a global batch of {batch_sequences} sequences"
+    if rows is None:
+        if batch_sequences < micro_batches or batch_sequences % micro_batches:
+            geometry = f"{dp_size} data-parallel ranks x {grad_accum} accumulation steps of whole sequences"
+            raise ValueError(f"{batch} does not divide into {geometry}")
+        return batch_sequences // micro_batches
+    if (steps := accumulation(batch_sequences, dp_size, rows)) != grad_accum:
+        geometry = f"{dp_size} data-parallel ranks x {rows} rows"
+        raise ValueError(f"{batch} takes {steps} accumulation steps of {geometry}, not {grad_accum}")
+    return rows
 
 
 def _check_sources(sources: Sequence[ShardSet], order: SequenceOrder) -> None:

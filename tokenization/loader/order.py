@@ -6,9 +6,9 @@ on four ranks and resume on one.
 
 Sources are interleaved by a period of slots, of which each source has exactly its share. The k-th of a source's n slots
 is at a random place, by the seed, in the k-th of n equal parts of the period: every stretch has the right proportions
-to within a few sequences, yet no regular pattern makes one data-parallel rank always draw the same source. Weights are
-shares of the tokens of documents, so a source has slots by its weight divided by its mean number of tokens per
-sequence. Each pass over a source follows a permutation of its own (`permutation.permute`).
+to within a few sequences, but no rank always draws the same source. Weights are shares of the tokens of documents, so
+the slots of a source are by its weight divided by its mean number of tokens per sequence. Each pass over a source
+follows a permutation of its own (`permutation.permute`).
 """
 
 from __future__ import annotations

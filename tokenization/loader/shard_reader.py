@@ -55,10 +55,7 @@ class ShardReader:
         self._verified: set[str] = set()
 
     def read_all(self, places: Iterable[Place]) -> Generator[PackedSequence]:
-        """The sequences at `places`, which may be endless, in order; with workers, read up to two a worker ahead.
-
-        An error is raised after the sequences before it have been yielded.
-        """
+        """The sequences at `places`, which may be endless, in order; with workers, read up to two a worker ahead."""
         if not self.workers:
             yield from map(self.read, places)
             return

@@ -68,10 +68,7 @@ class FrameRequest:
 
 
 def choose_samples(total: int, max_frames: int | None = None, part: tuple[float, float] = (0.0, 1.0)) -> Samples:
-    """At most `max_frames`, by `uniform_sample`, of those of `total` samples that are in a part of the video.
-
-    Parts are cut at whole samples, so that adjacent parts neither share nor miss any.
-    """
+    """At most `max_frames` samples, by `uniform_sample`, in a part of a video of `total`; adjacent parts share none."""
     start, end = int(total * part[0]), int(total * part[1])
     kept = uniform_sample(end - start, end - start if max_frames is None else max_frames)
     return Samples(start + kept, to_end=end == total)

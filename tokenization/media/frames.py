@@ -31,8 +31,7 @@ def kind_by_name(name: str) -> MediaKind | None:
 def media_frames(file: BinaryIO, kind: MediaKind | None, request: FrameRequest) -> Iterator[FrameChunk]:
     """Frames uint8 [n, size, size, 3] with their times, at most `request.chunk` at a time.
 
-    kind: None tries an image first, then a video. Raises BadData on a file that cannot be decoded; errors of reading it
-    pass through.
+    kind: None tries an image first, then a video. Raises BadData on a file that cannot be decoded.
     """
     if kind != "video":
         try:

@@ -25,7 +25,7 @@ def load_image(file: BinaryIO | str | Path, size: int) -> np.ndarray:
 
     The camera's orientation is applied, transparency becomes white, 16-bit greys keep their high byte, and the first
     picture of an animation is taken. Raises BadData on a file that is no image, damaged, cut off, larger than 256 MiB,
-    or of more pixels than Pillow's limit (89 million). Errors of reading the file itself pass through.
+    or of more pixels than Pillow's limit (89 million). Errors of reading the file pass through.
     """
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:

@@ -36,12 +36,13 @@ from av.video.stream import VideoStream
 
 from storage.errors import BadData
 from tokenization.media import skip_unused_frames
-from tokenization.media.frame_sampling import FrameRequest, Samples
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.resize import SquareConverter
 
 # Containers of their own media. FFmpeg also reads playlists and scripts that name other files and addresses, whatever
 # the extension; an input must not make the reader open anything else.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf,h264,hevc,m4v,nut,apng"
+_HALF = Fraction(1, 2)
 _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
 _WORTH_A_SEEK = 10  # seconds of decoding that a seek has to save
 _MISSING_TAIL = 2  # seconds that a stream may end before the length in its header
@@ -71,11 +72,14 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
         with open(file, "rb") as opened:
             yield from decode_frames(opened, request)
         return
-    samples = request.choose(lambda: count_samples(file, request.fps))
-    if samples is not None and not len(samples):
-        return
-    clock = _Clock.over(Fraction(request.fps), samples)
-    wanted = None if samples is None else frozenset(samples.numbers.tolist())
+    clock = _Clock(Fraction(request.fps))
+    wanted: frozenset[int] | None = None
+    if (samples := request.choose(lambda: count_samples(file, request.fps))) is not None:
+        if not len(samples):
+            return
+        end = None if samples.to_end else int(samples.numbers[-1]) + 1
+        clock = _Clock(clock.fps, int(samples.numbers[0]), end, samples.numbers)
+        wanted = frozenset(samples.numbers.tolist())
     convert = SquareConverter(request.size)
     converted = (
         (convert(frame.picture, frame.aspect), float(clock.time(sample)))
@@ -96,13 +100,6 @@ class _Clock:
     first: int = 0
     end: int | None = None
     numbers: np.ndarray | None = None
-
-    @classmethod
-    def over(cls, fps: Fraction, samples: Samples | None) -> _Clock:
-        if samples is None:
-            return cls(fps)
-        end = None if samples.to_end else int(samples.numbers[-1]) + 1
-        return cls(fps, int(samples.numbers[0]), end, samples.numbers)
 
     def time(self, sample: int) -> Fraction:
         return sample / self.fps
@@ -170,7 +167,7 @@ def _decode(file: BinaryIO, clock: _Clock, threads: int, seek_to: Fraction) -> I
     origin: int | None = None
 
     def is_used(appears: int, goes: int) -> bool:
-        return origin is None or clock.has_sample(*((at - origin) * tick - tick / 2 for at in (appears, goes)))
+        return origin is None or clock.has_sample((appears - origin - _HALF) * tick, (goes - origin - _HALF) * tick)
 
     with _opened(file) as (container, stream):
         stream.codec_context.thread_count = threads

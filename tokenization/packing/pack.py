@@ -104,10 +104,9 @@ def pack(
 
 
 def pack_window(lengths: np.ndarray, context: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
-    """The sequence of each example of a window (int64 [N], -1 for those kept for the next), and how many sequences.
+    """The sequences of a window's examples and their number, as by `fill_from` with these arguments.
 
-    lengths: int64 [N], 1..context. keep, keep_tokens: the most examples, and tokens of them, to keep; if both are 0, no
-    more sequences are made than by best-fit-decreasing. Raises ValueError on a length out of range.
+    If none are to be kept, no more sequences are made than by best-fit-decreasing.
     """
     sequence_of, n_sequences = fill_from(lengths, context, keep, keep_tokens)
     if keep or keep_tokens:

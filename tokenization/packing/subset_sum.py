@@ -10,7 +10,7 @@ Bins are filled one after the other, each in four steps:
    bits of a row of words, and adding a length shifts the row.
 4. If room is left, a long document is exchanged for a longer one, up to `EXCHANGES` times.
 
-Good fits need many lengths to choose from, so bins are filled only until half of the pool is left.
+Good fits need many lengths to choose from, so bins are filled only until few (`keep`) are left.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ BATCH_BYTES = 128 << 20  # most bytes of those rows, where a dictionary makes ro
 EXPANSION = 200  # most decoded bytes per stored byte of a Parquet row group over `BATCH_BYTES`; text has 3 to 10
 BAD_LINES = 100  # bad lines after which a file of mostly bad lines is refused
 BOM = b"\xef\xbb\xbf"
-_JSON_SPACE = " \t\r\n"
 EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")
 
 
@@ -116,7 +115,7 @@ def _line_record(index: int, line: bytes | None, limit: int) -> Record | BadReco
     if line is None:
         return BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
     try:
-        text = decode_text(line.removeprefix(BOM) if index == 0 else line).strip(_JSON_SPACE)
+        text = decode_text(line.removeprefix(BOM) if index == 0 else line).strip(" \t\r\n")
         value, end = _DECODE(text)  # `json.loads` takes longer for a short text
         if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)

@@ -38,8 +38,8 @@ SCHEMA = pa.schema(
 def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_tokens: int = ROW_GROUP_TOKENS) -> int:
     """Write documents as they come and return their number. The file need not be seekable and is left open.
 
-    row_group_tokens: the most tokens of a row group, except for one with a single longer document. If the documents
-    raise, the file is made unreadable, so that half a file is never taken for a whole one.
+    row_group_tokens: the most tokens of a row group, unless a single document is longer. If the documents raise, the
+    file is made unreadable, so that half a file is never taken for a whole one.
     """
     writer = pq.ParquetWriter(fileobj, SCHEMA, version="2.6", compression="zstd", use_dictionary=False)
     count = 0

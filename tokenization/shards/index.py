@@ -75,9 +75,8 @@ class ShardIndex:
 class ShardStats:
     """The contents of one shard. `bytes` and `sha256` are of the file, the other figures of its sequences.
 
-    n_tokens counts every position, n_filled those of documents. n_examples counts documents and pieces of documents
-    (each is one example), n_documents only those that begin here, so that a split document counts once over all shards.
-    targets: the number of targets with loss, by modality.
+    n_tokens counts every position, n_filled those of documents. n_examples counts documents and their pieces,
+    n_documents only those that begin here, so that a split document counts once. targets: with loss, by modality.
     """
 
     context: int
@@ -106,8 +105,7 @@ class ShardStats:
 class ShardSet:
     """All shards of one packing, whose sequences are numbered from 0 through all shards in order.
 
-    names: paths of the shards, relative to the folder of the reader's `opener`. Raises UserError on a shard of another
-    context than the set's.
+    names: paths of the shards, as the reader's `opener` knows them. Raises UserError on a shard of another context.
     """
 
     context: int

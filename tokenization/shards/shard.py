@@ -129,7 +129,7 @@ def _tensors(body: memoryview, entry: IndexEntry) -> PackedSequence:
     if crc32(body) != entry.crc32:
         raise BadData(f"sequence {entry.key} is corrupt: its tensors do not match their checksum")
     try:
-        end = 8 + int.from_bytes(body[:8], "little")
+        end = 8 + int.from_bytes(body[:8], "little")  # of the header
         arrays: dict[str, Any] = {
             name: np.frombuffer(body, _DTYPES[name], count, end + start)
             for name, count, start in _layout(bytes(body[8:end]))
@@ -143,8 +143,7 @@ def _tensors(body: memoryview, entry: IndexEntry) -> PackedSequence:
 def _layout(header: bytes) -> tuple[tuple[str, int, int], ...]:
     """(name, number of elements, offset after the header) of a sequence's tensors, from a safetensors header.
 
-    A safetensors file is 8 bytes of header length, the header as JSON, and the tensors. Sequences with equally many
-    documents share a header, hence the cache. Raises ValueError, KeyError or TypeError on any other header.
+    Sequences of equally many documents share a header. Raises ValueError, KeyError or TypeError on any other header.
     """
     described = json.loads(header)
     layout = []
@@ -177,18 +176,17 @@ def verify_shard(fileobj: BinaryIO, stats: ShardStats, vocabulary: JointVocabula
         if len(body) < size:
             problems.append(f"sequence {entry.key} is cut short: the shard ends inside it")
             continue
-        name, json_header = member_name(entry.key), entry.json_offset - BLOCK - start
+        name, json_header = member_name(entry.key), body[entry.json_offset - BLOCK - start :]
         problems += _header_problems(body[:BLOCK], f"{name}.safetensors", entry.length)
-        problems += _header_problems(body[json_header : json_header + BLOCK], f"{name}.json", entry.json_length)
+        problems += _header_problems(json_header[:BLOCK], f"{name}.json", entry.json_length)
         try:
             sequence = _sequence(body[BLOCK:], entry)
         except BadData as error:
             problems.append(str(error))
             continue
-        if unfit := _problems(sequence, stats.context):
-            problems += [f"sequence {entry.key}: {problem}" for problem in unfit]
-            continue
-        total.update(_count(sequence, vocabulary))
+        problems += [f"sequence {entry.key}: {problem}" for problem in _problems(sequence, stats.context)]
+        if not problems:
+            total.update(_count(sequence, vocabulary))
     if not problems:
         for name, expected in {**{name: getattr(stats, name) for name in _COUNTS}, **stats.targets}.items():
             if total[name] != expected:

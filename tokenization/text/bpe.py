@@ -33,9 +33,8 @@ Arrays = tuple[np.ndarray, ...]
 class BytePairs:
     """Encodes texts with the merges of one vocabulary. Threads can share it; they take turns.
 
-    vocabulary: ids by piece. merges: pairs of pieces, lowest rank first. long_part: gives the ids, int32, of a part of
-    a text that is longer than `merged_bytes`, with spaces written as U+2581. Raises ValueError on a vocabulary that
-    `suits` refuses.
+    vocabulary: ids by piece. merges: pairs of pieces, lowest rank first. long_part: gives the ids, int32, of a part
+    over `merged_bytes`, with spaces as U+2581. Raises ValueError on a vocabulary that `suits` refuses.
     """
 
     def __init__(
@@ -86,10 +85,9 @@ class BytePairs:
         return int(self._work[1][0])
 
     def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of concatenated texts in valid UTF-8, with spaces as " " and any dummy prefix included.
+        """Ids of concatenated texts in valid UTF-8, with any dummy prefix. Raises whatever `long_part` raises.
 
-        ends: int64 [n], the end of each text in `content`. Returns the ids of all texts, int32 [L], and the end of each
-        text's, int64 [n]. Raises whatever `long_part` raises.
+        ends: int64 [n], of the texts in `content`. Returns all ids, int32 [L], and the end of each text's, int64 [n].
         """
         data = np.frombuffer(content, dtype=np.uint8)
         ends = np.ascontiguousarray(ends, dtype=np.int64)

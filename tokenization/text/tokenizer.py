@@ -59,20 +59,14 @@ class TextTokenizer:
         return load_text_tokenizer, (self.path,)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [L]; an empty text has none.
-
-        Raises BadData on a lone surrogate, and where more than `MAX_PART_CHARS` have no word boundary.
-        """
+        """Ids of a text, int32 [L]. Raises BadData on a lone surrogate and on a part over `MAX_PART_CHARS`."""
         try:
             return self._encode([text])[0]
         except UnicodeEncodeError as error:
             raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, int32 [L], and the end of each text's, int64 [n]; much faster for short texts.
-
-        Raises BadData as `encode` does.
-        """
+        """Ids of all texts, int32 [L], and each text's end, int64 [n]; faster for short texts. Raises as `encode`."""
         try:
             return self._encode(texts)
         except UnicodeEncodeError:
@@ -95,16 +89,12 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
     of the mistral-common package. Raises UserError on a missing file or one of another kind.
     """
     file = _model_file(path)
-    content = file.read_bytes()
-    return _load(path, file, hashlib.sha256(content).hexdigest())
+    return _load(path, file, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 @lru_cache(maxsize=8)
 def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
-    if file.suffix == ".json":
-        tokenizer, special = _from_tokenizer_json(file)
-        return TextTokenizer(path, fingerprint, *special, tokenizer, partial(_encode_whole, tokenizer))
-    tokenizer, special, encode = _from_sentencepiece(file)
+    tokenizer, special, encode = _from_tokenizer_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
     return TextTokenizer(path, fingerprint, *special, tokenizer, encode)
 
 
@@ -125,7 +115,7 @@ def _model_file(path: str) -> Path:
     return given
 
 
-def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
+def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
@@ -143,7 +133,7 @@ def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
         if found is None:
             raise UserError(f"{file}: its vocabulary has no {token}; set {key} in {beside.name} to a token that it has")
         ids.append(found)
-    return tokenizer, (ids[0], ids[1])
+    return tokenizer, (ids[0], ids[1]), partial(_encode_whole, tokenizer)
 
 
 def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
@@ -168,9 +158,8 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]
     unknown = proto.pieces[proto.trainer_spec.unk_id].piece  # required, but byte fallback never uses it
     tokenizer = Tokenizer(BPE(vocab, merges, byte_fallback=True, unk_token=unknown))
     strip_prefix = decoders.Strip(" ", 1, 0)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip_prefix]
-    )
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip_prefix]
+    tokenizer.decoder = decoders.Sequence(steps)
     special = proto.trainer_spec.bos_id, proto.trainer_spec.eos_id
     return tokenizer, special, _EncodeParts(tokenizer, vocab, merges)
 

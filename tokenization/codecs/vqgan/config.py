@@ -42,10 +42,8 @@ class VQGANConfig:
                 f"{len(self.channels)} levels; change vqgan.resolution or vqgan.channels"
             )
         if any(width % self.norm_groups for width in self.channels):
-            raise UserError(
-                f"vqgan: channels {list(self.channels)} are not all multiples of norm_groups {self.norm_groups}; "
-                "change vqgan.channels or vqgan.norm_groups"
-            )
+            flaw = f"channels {list(self.channels)} are not all multiples of norm_groups {self.norm_groups}"
+            raise UserError(f"vqgan: {flaw}; change vqgan.channels or vqgan.norm_groups")
 
     @classmethod
     def lwm(cls) -> VQGANConfig:
@@ -63,8 +61,7 @@ class VQGANConfig:
     def small(cls, resolution: int = 64, codebook_size: int = 2048) -> VQGANConfig:
         """One that two cores can train in minutes: 2.7M parameters, 8 px a code, so 8x8 codes of a frame of 64 px.
 
-        The normalization has few groups: with one channel a group it would remove each channel's mean, and with it the
-        brightness.
+        Its groups have several channels, as normalization would remove the brightness from groups of one.
         """
         return cls(
             resolution=resolution,

@@ -113,9 +113,8 @@ def config_of_parameters(parameters: Mapping[str, np.ndarray], resolution: int) 
         latent_channels, embed_dim = parameters["quant_conv/kernel"].shape[-2:]
         codebook_size = len(parameters["quantize/embeddings"])
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"vqgan weights: no LWM VQGAN, it lacks {error}; name the released file in vqgan.weights"
-        ) from error
+        reason = f"no LWM VQGAN, it lacks {error}"
+        raise UserError(f"vqgan weights: {reason}; name the released file in vqgan.weights") from error
     return VQGANConfig(
         resolution=resolution,
         channels=channels,

@@ -21,8 +21,6 @@ from safetensors.torch import load_file
 from storage.errors import UserError
 from tokenization.codecs.vqgan.config import VQGANConfig
 
-_DECODING = ("decoder.", "post_quant_conv.")
-
 
 class VQGAN:
     """A VQGAN ready to encode and decode frames.
@@ -128,7 +126,8 @@ class VQGAN:
             state = load_file(folder / "diffusion_pytorch_model.safetensors")
             if encoder_only:
                 del model.decoder, model.post_quant_conv
-                state = {name: value for name, value in state.items() if not name.startswith(_DECODING)}
+                parts = ("decoder.", "post_quant_conv.")
+                state = {name: value for name, value in state.items() if not name.startswith(parts)}
             # The file's own pages become the weights, so that none are initialized only to be replaced.
             model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
         except UserError:
@@ -170,11 +169,8 @@ class VQGAN:
 
 
 def build_vqgan(config: VQGANConfig, seed: int | None = None) -> Any:
-    """A diffusers `VQModel` of these sizes, fp32, on the default device; on `torch.device("meta")` it takes no memory.
-
-    With a seed, the weights are a pure function of it and the global generator keeps its state.
-    """
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+    """A diffusers `VQModel` of these sizes, fp32, on the default device; with a seed, a pure function of it."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the global generator keeps its state
         if seed is not None:
             torch.manual_seed(seed)
         levels = len(config.channels)
