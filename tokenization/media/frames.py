@@ -29,10 +29,7 @@ def kind_by_name(name: str) -> MediaKind | None:
 
 
 def media_frames(file: BinaryIO, kind: MediaKind | None, request: FrameRequest) -> Iterator[FrameChunk]:
-    """Frames uint8 [n, size, size, 3] with their times, at most `request.chunk` at a time.
-
-    kind: None tries an image first, then a video. Raises BadData on a file that cannot be decoded.
-    """
+    """Frames in chunks; `kind` None tries an image first, then a video. Raises BadData on any other file."""
     if kind != "video":
         try:
             yield FrameChunk(load_image(file, request.size)[None], np.zeros(1))

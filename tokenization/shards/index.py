@@ -97,8 +97,8 @@ class ShardStats:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> ShardStats:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on other JSON."""
-        parts = {"targets": targets_of(plain), "index": ShardIndex.from_columns(plain["index"])}
-        return cls(**{field.name: (parts if field.name in parts else plain)[field.name] for field in fields(cls)})
+        parts = {**plain, "targets": targets_of(plain), "index": ShardIndex.from_columns(plain["index"])}
+        return cls(**{field.name: parts[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -255,7 +255,7 @@ def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, i
     """The counts of `ShardStats`, the targets by the name of their modality."""
     tokens, target = sequence.tokens, sequence.loss_weight > 0
     ranges = vocabulary.modalities
-    from_here = [np.count_nonzero(target & (tokens >= one.start) if one.start else target) for one in ranges]
+    from_here = [int(np.count_nonzero(target & (tokens >= one.start) if one.start else target)) for one in ranges]
     begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
     return {
         "n_sequences": 1,
@@ -263,7 +263,7 @@ def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, i
         "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
         "n_documents": begins,
         "n_examples": sequence.n_examples,
-        **{one.name: int(n - further) for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
+        **{one.name: n - further for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
     }
 
 
