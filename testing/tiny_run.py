@@ -30,9 +30,8 @@ from pipelines.train.record import TrainFigures, TrainOutputs, TrainRecord
 from pipelines.train.stage import TrainStage
 from storage.store import Store
 from storage.urls import open_url
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_tokens
 from tokenization.media.frame_sampling import FrameRequest

@@ -1,7 +1,7 @@
-"""Functions compiled by numba: from its cache on disk where it has one, else for this process alone.
+"""Functions compiled by numba, which are cached on disk where that is possible.
 
-In: a function over numpy arrays and numbers, calling nothing but others like it. Out: the same, compiled at its first
-call, and releasing the interpreter while it runs, so that a loader's thread does not hold up the training beside it.
+In: a function of numpy arrays and numbers that calls only such functions. Out: the same function, compiled at its first
+call; it releases the GIL while it runs, so that a loader's thread does not delay training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def compiled(function: Function) -> Function:
-    """`function`, compiled; a cache that cannot be written costs seconds in every process, not the job."""
+    """The compiled function; where no cache can be written, every process compiles it again."""
     njit: Any = numba.njit
     try:
         return njit(cache=True, nogil=True)(function)

@@ -1,4 +1,4 @@
-"""The two nouns between raw objects and shards: a tokenized document, and a packed sequence of them."""
+"""The data types between raw objects and shards: a tokenized document, and a packed sequence of documents."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Document:
     """One training example before packing.
 
     tokens: int32 [L], joint vocabulary, BOS and EOS included. loss_spans: half-open ranges of tokens that are predicted
-    with loss (token 0 is never a target). key: unique and stable in its run. source: the recipe's name of the source.
-    provenance: plain JSON, enough to find the bytes again (object URL and etag, frame times, field spec).
+    with loss (token 0 is never a target). key: unique and stable within a run. source: its name in the recipe.
+    provenance: plain JSON from which the original bytes can be found (object URL and etag, frame times, field spec).
     """
 
     key: str
@@ -41,9 +41,8 @@ class PackedSequence:
     """Exactly one context of tokens made of whole documents or pieces of them.
 
     tokens: int32 [S]. cu_seqlens: int32 [n+1], document boundaries from 0 to S; unfilled room at the end is one last
-    document of weight 0 that is not an example. loss_weight: float32 [S], the weight of each token *as a target*,
-    before the division by the number of examples in the global batch: 1/(M T_i) for M modalities, and 0 on a
-    document's first token. n_examples: the documents that count in that number.
+    document of weight 0 that is not an example. loss_weight: float32 [S], of each token *as a target* (`loss_weights`),
+    before the division by the number of examples in the global batch. n_examples: the documents that are examples.
     """
 
     key: str

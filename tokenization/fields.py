@@ -1,18 +1,18 @@
-"""A record and a field spec to the tokens of one training example, as LWM lays it out (arXiv 2402.08268).
+"""A record and a field spec to the tokens of one training example, in LWM's layout (arXiv 2402.08268).
 
-A spec names the record's fields in order, separated by commas: `[caption],vision`.
+A spec lists fields of the record in order, separated by commas: `[caption],vision`.
 
     caption       a text field
     a+b           text fields joined with a separator before they are encoded
     [caption]     the same without loss
-    vision        a field of VQGAN codes (every field with "vision" in its name): `<vision>` frames `</vision>`
+    vision        a field of VQGAN codes (any field with "vision" in its name): `<vision>` frames `</vision>`
     <|bos|>       the BOS id, with loss unless in brackets; <|eos|> likewise
 
-`<vision>` and `</vision>` are ordinary text. Between them every frame's codes are followed by `<eof>`, the last one's
-by `<eov>`. BOS is put first, without loss, and EOS last, with loss.
+`<vision>` and `</vision>` are ordinary text. Between them, each frame's codes are followed by `<eof>`, the last frame's
+by `<eov>`. The example begins with BOS, without loss, and ends with EOS, with loss.
 
-Two things differ from the released code. There a tokenizer that adds BOS by itself puts one before every text and both
-vision markers; ours adds none. And the first token is never marked for loss: nothing of its example precedes it.
+Two things differ from the released code. There, a tokenizer that adds BOS by itself puts one before every text and both
+vision markers; here it adds none. And the first token is never marked for loss, since no token precedes it.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ BOS, EOS = "<|bos|>", "<|eos|>"
 Spans = tuple[tuple[int, int], ...]
 Item = TypeVar("Item")
 
-BATCH_CHARS, BATCH_RECORDS = 1 << 20, 1 << 8  # of plain texts that are encoded at once
+BATCH_CHARS, BATCH_RECORDS = 1 << 20, 1 << 8  # of the texts that are encoded at once
 
 
 @dataclass(frozen=True)
 class Field:
-    """One entry of a spec: the keys it takes from the record (several if joined), or BOS or EOS; with loss or not."""
+    """One entry of a spec: the record's fields that it joins, or BOS or EOS, and whether it has loss."""
 
     names: tuple[str, ...]
     loss: bool
 
     @property
     def is_vision(self) -> bool:
-        """Whether the entry is a stream of frames; LWM's rule, by name."""
+        """Whether the entry is a stream of frames; as in LWM, its name decides."""
         return "vision" in self.names[0]
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """A parsed spec. `text` is what was parsed, for provenance."""
+    """A parsed spec, and its source text for provenance."""
 
     text: str
     fields: tuple[Field, ...]
@@ -62,8 +62,7 @@ class FieldSpec:
     def parse(cls, text: str, known: Collection[str] | None = None) -> FieldSpec:
         """Parse a spec such as `[question+caption],vision,answer`.
 
-        known: the fields that the source's records have, where that is known beforehand. Raises UserError on a
-        malformed spec and on a field that is not known.
+        known: the fields of the records, where they are known. Raises UserError on a malformed spec or unknown field.
         """
         fields = []
         for entry in (part.strip() for part in text.split(",")):
@@ -79,7 +78,7 @@ class FieldSpec:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The record's fields that the spec takes, in order."""
+        """The fields of the record that the spec uses, in order."""
         return tuple(name for field in self.fields for name in field.names if name not in (BOS, EOS))
 
     @cached_property
@@ -89,16 +88,14 @@ class FieldSpec:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether the spec is one field of text and nothing else."""
+        """Whether the spec is a single text field."""
         return len(self.fields) == 1 and not self.has_vision and len(self.names) == 1
 
 
 def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
     where = f'field spec "{spec}"'
     if not name:
-        raise UserError(
-            f"{where}: an entry is empty; write fields separated by single commas, such as [caption],vision"
-        )
+        raise UserError(f"{where}: an entry is empty; separate fields by single commas, as in [caption],vision")
     if name in (BOS, EOS):
         if joined:
             raise UserError(f"{where}: {name} cannot be joined with +; give it an entry of its own")
@@ -111,16 +108,11 @@ def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | Non
         raise UserError(f'{where}: the records have no field "{name}"; they have {", ".join(sorted(known)) or "none"}')
 
 
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> FieldSpec:
-    return FieldSpec.parse(text)
+_parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
 
 
 def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
-    """The spec of the record with this index in its source; of several, LWM's draw (`random.Random(index).choice`).
-
-    Raises UserError if there is none or the one drawn is malformed.
-    """
+    """The spec of a record by its index in its source; of several, drawn as in LWM. Raises UserError if none is."""
     if isinstance(specs, str):
         return _parsed(specs)
     if not specs:
@@ -143,80 +135,70 @@ def build_tokens(
 ) -> tuple[np.ndarray, Spans]:
     """Tokens int32 [L] in the joint vocabulary, and the half-open spans of them that are predicted with loss.
 
-    record: text fields are str; vision fields integers [n_frames, codes_per_frame], or flat [n] if `codes_per_frame` is
-    given, of which a last part of a frame is dropped. max_n_frames: more frames than this are sampled uniformly.
-    prepend_text stands before the first entry if that is text. Raises BadData if the record lacks a field or holds
-    something else in it.
+    record: text fields are str; vision fields are integers [n_frames, codes_per_frame], or flat [n] if
+    `codes_per_frame` is given, where an incomplete last frame is dropped. max_n_frames: of more frames, this many are
+    sampled uniformly. prepend_text: put before the first entry if that is text. Raises BadData on a missing field or
+    one of another type, UserError on a tokenizer with more ids than the vocabulary has for text.
     """
     _check_sizes(tokenizer, vocabulary)
     parts: list[tuple[np.ndarray, bool]] = []
+    bos, eos = np.array([[vocabulary.bos_id], [vocabulary.eos_id]], dtype=np.int32)
     if add_bos:
-        parts.append((_ids(vocabulary.bos_id), False))
+        parts.append((bos, False))
     for position, field in enumerate(spec.fields):
-        if field.names == (BOS,):
-            tokens = _ids(vocabulary.bos_id)
-        elif field.names == (EOS,):
-            tokens = _ids(vocabulary.eos_id)
+        if field.names in ((BOS,), (EOS,)):
+            tokens = bos if field.names == (BOS,) else eos
         elif field.is_vision:
-            codes = _frames(record, field.names[0], codes_per_frame, max_n_frames)
-            tokens = _vision_tokens(codes, field.names[0], tokenizer, vocabulary)
+            tokens = _vision_tokens(record, field.names[0], codes_per_frame, max_n_frames, tokenizer, vocabulary)
         else:
             text = subfield_separator.join(_text(record, name) for name in field.names)
             tokens = tokenizer.encode(text if position else prepend_text + text)
         parts.append((tokens, field.loss))
     if add_eos:
-        parts.append((_ids(vocabulary.eos_id), True))
-    joined = np.concatenate([tokens for tokens, _ in parts]) if parts else _ids()
-    return joined, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
+        parts.append((eos, True))
+    tokens = np.concatenate([tokens for tokens, _ in parts])
+    return tokens, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
 
 
 def build_each(
     records: Iterable[tuple[Item, Mapping[str, Any], FieldSpec]], tokenizer: TextTokenizer, vocabulary: JointVocabulary
 ) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
-    """`build_tokens` of each record, in order, beside whatever it came with; BadData in place of what it raises.
+    """`build_tokens` of each record, in order, with the item that came with it; an error that is BadData is yielded.
 
-    Neighbours whose specs are one field of text are encoded together, up to `BATCH_RECORDS` or `BATCH_CHARS`, which is
-    as far as this reads ahead; the tokens of these share one array.
+    Consecutive records whose specs are one text field are encoded together, up to `BATCH_RECORDS` or `BATCH_CHARS`,
+    which is also the most that is read ahead; their tokens share one array.
     """
-    held: list[tuple[Item, Mapping[str, Any], FieldSpec]] = []
-    texts: list[str] = []
+    batch: list[tuple[Item, str, FieldSpec]] = []
     chars = 0
     for item, record, spec in records:
         text = record.get(spec.names[0]) if spec.is_plain else None
+        if isinstance(text, str):
+            batch.append((item, text, spec))
+            chars += len(text)
+            if chars < BATCH_CHARS and len(batch) < BATCH_RECORDS:
+                continue
+        yield from _build_texts(batch, tokenizer, vocabulary)
+        batch, chars = [], 0
         if not isinstance(text, str):
-            yield from _build_texts(held, texts, tokenizer, vocabulary)
-            held, texts, chars = [], [], 0
             yield item, _built(record, spec, tokenizer, vocabulary)
-            continue
-        held.append((item, record, spec))
-        texts.append(text)
-        chars += len(text)
-        if chars >= BATCH_CHARS or len(held) == BATCH_RECORDS:
-            yield from _build_texts(held, texts, tokenizer, vocabulary)
-            held, texts, chars = [], [], 0
-    yield from _build_texts(held, texts, tokenizer, vocabulary)
+    yield from _build_texts(batch, tokenizer, vocabulary)
 
 
 def _build_texts(
-    held: Sequence[tuple[Item, Mapping[str, Any], FieldSpec]],
-    texts: Sequence[str],
-    tokenizer: TextTokenizer,
-    vocabulary: JointVocabulary,
+    batch: Sequence[tuple[Item, str, FieldSpec]], tokenizer: TextTokenizer, vocabulary: JointVocabulary
 ) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
     _check_sizes(tokenizer, vocabulary)
     try:
-        ids, ends = tokenizer.encode_batch(texts)
-    except BadData:  # of one of them, which costs itself
-        yield from ((item, _built(record, spec, tokenizer, vocabulary)) for item, record, spec in held)
+        ids, ends = tokenizer.encode_batch([text for _, text, _ in batch])
+    except BadData:  # of one text, which must not cost the others
+        for item, text, spec in batch:
+            yield item, _built({spec.names[0]: text}, spec, tokenizer, vocabulary)
         return
-    tokens = _between(ids, ends, vocabulary.bos_id, vocabulary.eos_id)
-    start = 0
-    for number, end in enumerate(ends.tolist()):
-        item, _, spec = held[number]
-        first, last = start + 2 * number, end + 2 * number + 2
-        length = last - first
-        yield item, (tokens[first:last], ((1 if spec.fields[0].loss else length - 1, length),))
-        start = end
+    tokens = _with_bos_eos(ids, ends, vocabulary.bos_id, vocabulary.eos_id)
+    bounds = [0, *(ends + 2 * np.arange(1, len(ends) + 1)).tolist()]
+    for (item, _, spec), start, end in zip(batch, bounds, bounds[1:]):
+        length = end - start
+        yield item, (tokens[start:end], ((1 if spec.fields[0].loss else length - 1, length),))
 
 
 def _built(
@@ -229,17 +211,17 @@ def _built(
 
 
 @compiled
-def _between(ids: np.ndarray, ends: np.ndarray, bos: int, eos: int) -> np.ndarray:
-    """Ids of texts that lie end to end, int32 [L], with `bos` before and `eos` after each: int32 [L + 2n]."""
+def _with_bos_eos(ids: np.ndarray, ends: np.ndarray, bos: int, eos: int) -> np.ndarray:
+    """Concatenated ids of n texts, int32 [L], with `bos` before and `eos` after each text: int32 [L + 2n]."""
     tokens = np.empty(len(ids) + 2 * len(ends), dtype=np.int32)
-    start = 0
-    for number in range(len(ends)):
-        first = start + 2 * number
-        tokens[first] = bos
-        for at in range(start, ends[number]):
-            tokens[at + 2 * number + 1] = ids[at]
-        start = ends[number]
-        tokens[start + 2 * number + 1] = eos
+    start = at = 0
+    for end in ends:
+        tokens[at] = bos
+        for number in range(start, end):
+            tokens[at + 1 + number - start] = ids[number]
+        at += end - start + 2
+        tokens[at - 1] = eos
+        start = end
     return tokens
 
 
@@ -251,20 +233,22 @@ def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
         )
 
 
-def _ids(*ids: int) -> np.ndarray:
-    return np.array(ids, dtype=np.int32)
-
-
 def _text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
-        lack = "lacks" if name not in record else f"holds {type(value).__name__}, not text, in"
-        raise BadData(f'the record {lack} the field "{name}"')
+        problem = "lacks" if name not in record else f"holds {type(value).__name__}, not text, in"
+        raise BadData(f'the record {problem} the field "{name}"')
     return value
 
 
-def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_frames: int | None) -> np.ndarray:
-    """Codes [n_frames, codes_per_frame] of a vision field."""
+def _vision_tokens(
+    record: Mapping[str, Any],
+    name: str,
+    per_frame: int | None,
+    max_n_frames: int | None,
+    tokenizer: TextTokenizer,
+    vocabulary: JointVocabulary,
+) -> np.ndarray:
     if record.get(name) is None:
         raise BadData(f'the record lacks the field "{name}"')
     try:
@@ -276,13 +260,10 @@ def _frames(record: Mapping[str, Any], name: str, per_frame: int | None, max_n_f
     if codes.ndim == 1 and per_frame:
         codes = codes[: len(codes) // per_frame * per_frame].reshape(-1, per_frame)
     if codes.ndim != 2 or codes.size == 0 or (per_frame and codes.shape[1] != per_frame):
-        raise BadData(
-            f'the field "{name}" of shape {list(codes.shape)} holds no whole frame of {per_frame or "n"} codes'
-        )
-    return codes[uniform_sample(len(codes), max_n_frames)] if max_n_frames else codes
-
-
-def _vision_tokens(codes: np.ndarray, name: str, tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> np.ndarray:
+        expected = f"no whole frame of {per_frame or 'n'} codes"
+        raise BadData(f'the field "{name}" of shape {list(codes.shape)} holds {expected}')
+    if max_n_frames:
+        codes = codes[uniform_sample(len(codes), max_n_frames)]
     try:
         ids = vocabulary["vision"].codes_to_ids(codes)
     except ValueError as error:
@@ -294,15 +275,12 @@ def _vision_tokens(codes: np.ndarray, name: str, tokenizer: TextTokenizer, vocab
 
 
 def _loss_spans(parts: Sequence[tuple[int, bool]]) -> Spans:
-    """Spans of (length, loss) parts laid end to end; neighbours merged, token 0 left out."""
+    """Spans with loss of concatenated (length, loss) parts; adjacent ones are merged, token 0 is left out."""
     spans: list[tuple[int, int]] = []
     end = 0
     for length, loss in parts:
         start, end = max(end, 1), end + length
-        if not loss or start >= end:
-            continue
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
+        if loss and start < end:
+            joined = spans and spans[-1][1] == start
+            spans.append((spans.pop()[0] if joined else start, end))
     return tuple(spans)

@@ -1,16 +1,15 @@
-"""The joint vocabulary: the text ids first, then a range of ids for each further modality, in one table and one head.
+"""The joint vocabulary: text ids first, then a range of ids for each further modality, in one table and one head.
 
-LWM keeps an embedding table and an output head for each modality; Ringworld stores an id as the start of its range plus
-the code, so a checkpoint is a plain Llama. A modality never travels beside the ids: it is a named range of them. With a
-text vocabulary of 32,000 ids and a codebook of 8,192 codes, text is 0..31,999 and vision 32,000..40,447, of which
-40,192 is `<eof>`, 40,193 `<eov>`, and the rest padding.
+LWM has a table and a head for each modality. Ringworld stores an id as the start of its range plus the code, so a
+checkpoint is a plain Llama and an id alone tells its modality. With 32,000 text ids and 8,192 codes, text is 0..31,999
+and vision 32,000..40,447, of which 40,192 is `<eof>`, 40,193 `<eov>`, and the rest padding.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +20,8 @@ import numpy as np
 class Modality:
     """A named range of `size` ids from `start` on: `n_codes` codes of a codec, one id for each marker, then padding.
 
-    Names are lower-case letters and digits, since an objective joins them by hyphens and a metric by an underscore.
-    Raises ValueError on another name, or where the range has no room for its codes and markers.
+    Names are lower-case letters and digits, since objectives join them with hyphens and metrics with underscores.
+    Raises ValueError on another name and on a range that is too small for its codes and markers.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Modality:
 
     @property
     def stop(self) -> int:
-        """The id behind the last."""
+        """One more than the last id."""
         return self.start + self.size
 
     def contains(self, ids: Any) -> Any:
@@ -48,7 +47,7 @@ class Modality:
         return (ids >= self.start) & (ids < self.stop)
 
     def marker(self, name: str) -> int:
-        """The joint id of a marker. Raises ValueError where there is none of this name."""
+        """The joint id of a marker. Raises ValueError if there is none of this name."""
         return self.start + self.n_codes + self.markers.index(name)
 
     def codes_to_ids(self, codes: np.ndarray) -> np.ndarray:
@@ -58,7 +57,7 @@ class Modality:
         return (codes + self.start).astype(np.int32)
 
     def ids_to_codes(self, ids: np.ndarray) -> np.ndarray:
-        """Joint ids to codes, int32. Raises ValueError where an id is no code of this modality."""
+        """Joint ids to codes, int32. Raises ValueError on an id that is no code of this modality."""
         codes = ids.astype(np.int64) - self.start
         if codes.size and (codes.min() < 0 or codes.max() >= self.n_codes):
             raise ValueError(f"ids outside the range of the codes of {self.name}")
@@ -67,9 +66,9 @@ class Modality:
 
 @dataclass(frozen=True)
 class JointVocabulary:
-    """The ranges of all modalities, text first, each where the one before ends, and text's special ids.
+    """The ranges of all modalities, text first, and text's special ids.
 
-    Raises ValueError where the ranges do not follow each other, or two have one name.
+    Raises ValueError on ranges that are not contiguous or share a name.
     """
 
     modalities: tuple[Modality, ...]
@@ -78,7 +77,7 @@ class JointVocabulary:
 
     @classmethod
     def of_text(cls, size: int, **special: int) -> JointVocabulary:
-        """Text alone. special: bos_id and eos_id."""
+        """A vocabulary of text alone. special: bos_id and eos_id."""
         return cls((Modality("text", 0, size, size),), **special)
 
     @classmethod
@@ -91,10 +90,9 @@ class JointVocabulary:
     def extended(
         self, name: str, n_codes: int, markers: tuple[str, ...] = (), size: int | None = None
     ) -> JointVocabulary:
-        """With a further range. size: by default a multiple of 256, as in LWM (8,192 codes -> 8,448 ids)."""
+        """This vocabulary with a further range. size: by default a multiple of 256, as in LWM (8,192 codes: 8,448)."""
         size = -(-(n_codes + len(markers)) // 256) * 256 if size is None else size
-        further = Modality(name, self.size, size, n_codes, markers)
-        return JointVocabulary((*self.modalities, further), self.bos_id, self.eos_id)
+        return replace(self, modalities=(*self.modalities, Modality(name, self.size, size, n_codes, markers)))
 
     def __post_init__(self) -> None:
         first, *_ = self.modalities
@@ -111,12 +109,12 @@ class JointVocabulary:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of ids of each modality, by name in the order of their ranges."""
+        """The number of ids of each modality, in the order of the ranges."""
         return {one.name: one.size for one in self.modalities}
 
     @property
     def size(self) -> int:
-        """Rows of the embedding table and of the output head."""
+        """The number of all ids: rows of the embedding table and of the output head."""
         return self.modalities[-1].stop
 
     @property
@@ -126,12 +124,12 @@ class JointVocabulary:
 
     @property
     def eof_id(self) -> int:
-        """Joint id that ends every frame but the last."""
+        """The joint id that ends every frame but the last."""
         return self["vision"].marker("eof")
 
     @property
     def eov_id(self) -> int:
-        """Joint id that ends the last frame of a vision stream."""
+        """The joint id that ends the last frame of a vision stream."""
         return self["vision"].marker("eov")
 
     def to_json(self) -> dict[str, Any]:
@@ -140,14 +138,14 @@ class JointVocabulary:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> JointVocabulary:
-        """The inverse of `to_json`, also of how text and vision were written when there were no others.
+        """The inverse of `to_json`; also reads the earlier format, which has text and vision only.
 
-        Raises KeyError, TypeError or ValueError on what is neither.
+        Raises KeyError, TypeError or ValueError on anything else.
         """
         special = {name: plain[name] for name in ("bos_id", "eos_id")}
         if "modalities" in plain:
-            ranges = ({**one, "markers": tuple(one["markers"])} for one in plain["modalities"])
-            return cls(tuple(Modality(**one) for one in ranges), **special)
+            ranges = (Modality(**{**one, "markers": tuple(one["markers"])}) for one in plain["modalities"])
+            return cls(tuple(ranges), **special)
         if not plain["vision_size"]:
             return cls.of_text(plain["text_size"], **special)
         return cls.for_codebook(plain["text_size"], plain["codebook_size"], plain["vision_size"], **special)

@@ -23,9 +23,9 @@ from pipelines.sources.listing import SourceObject
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import fetch_file
+from tokenization.codecs.vqgan.config import TrainSettings
 from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
-from tokenization.codecs.vqgan.settings import TrainSettings
 from tokenization.codecs.vqgan.train import train_vqgan
 from tokenization.media.frame_sampling import FrameRequest
 

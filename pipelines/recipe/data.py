@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from pipelines.decoder.limits import Limits
 from pipelines.recipe.base import Config, EncoderResources, Resources
 from storage.setting_types import Above0, OutputNeutral, Positive
-from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.settings import VQGANTraining
+from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
 

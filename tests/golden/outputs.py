@@ -25,8 +25,7 @@ from storage.store import Store
 from testing.packed_shards import packed
 from testing.tiny_run import VOCABULARY, VQGAN_SIZES, make_run, tiny_recipe
 from tests.pipelines.train.test_bad_shards import recipe_of
-from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.settings import TrainSettings
+from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
 from tokenization.codecs.vqgan.train import train_vqgan
 from tokenization.shards.document_parquet import read_documents
 

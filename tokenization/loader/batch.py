@@ -1,7 +1,4 @@
-"""What a loader hands to training: micro-batches of packed sequences, and the batch of one optimizer step.
-
-A loader makes `Batch[MicroBatch]`; with a function that prepares each micro-batch for its rank, a batch of its results.
-"""
+"""What a loader yields: micro-batches of packed sequences, or what a function makes of them, in one batch per step."""
 
 from __future__ import annotations
 
@@ -11,17 +8,17 @@ from typing import Generic, TypeVar
 import numpy as np
 
 Part = TypeVar("Part")
-"""What a batch consists of: a `MicroBatch`, or what it is prepared to."""
+"""What a batch consists of: a `MicroBatch`, or what `Loader.prepared` makes of it."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`rows` packed sequences end to end: S' = rows * S tokens for one forward pass, alike on all ranks of an sp group.
+    """`rows` packed sequences end to end: S' = rows * S tokens for one forward pass, equal on all ranks of an sp group.
 
     tokens: int32 [S']. labels: int32 [S'], the next token where it is a target with loss, else 0. loss_weight: float32
     [S'], aligned to labels, before the division by N; 0 where there is no target. cu_seqlens: int32 [n+1], from 0 to
-    S', padding runs included. keys: of the sequences, in order. source: int16 [S'], the number of the source in the
-    mixture that each token is from, -1 in padding; None: all tokens are from source 0.
+    S', padding runs included. keys: of the sequences, in order. source: int16 [S'], the number of each token's source
+    in the mixture, -1 in padding; None if all tokens are from source 0.
     """
 
     tokens: np.ndarray
@@ -36,8 +33,8 @@ class MicroBatch:
 class Batch(Generic[Part]):
     """One optimizer step of one data-parallel rank.
 
-    n_examples: N of the whole global batch, equal on all ranks, at least 1. lost: keys of the global batch's sequences
-    that are replaced by padding because their shards are bad.
+    n_examples: N of the whole global batch, equal on all ranks, at least 1. lost: keys of those sequences of the global
+    batch that padding replaces because their shards are bad.
     """
 
     micro_batches: tuple[Part, ...]

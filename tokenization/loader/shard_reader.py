@@ -1,8 +1,7 @@
-"""Sequences out of shards by their number, through a bounded number of open files, in one thread or several.
+"""Reads sequences from shards by their number, through a bounded number of open files, in one thread or several.
 
-In: an opener and the shard sets. Out: `PackedSequence`s without lineage, each by one ranged read at the offset that the
-index gives; no tar is parsed, nothing is unpickled, and what does not match its checksum is refused. Any number of
-threads may read at once: where each read waits for an object store, reads side by side hide the waiting.
+In: an opener and the shard sets. Out: `PackedSequence`s without lineage, each by one ranged read at the offset in the
+index: no tar is parsed, nothing is unpickled, and each checksum is compared.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -19,24 +18,23 @@ import numpy as np
 from storage.errors import BadData, UserError
 from tokenization.document import PackedSequence
 from tokenization.packing.pack import PAD_ID
-from tokenization.shards.index import IndexEntry, ShardSet, ShardStats
+from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import hash_file, read_tensors
 
 Opener = Callable[[str], BinaryIO]
 Place = tuple[int, int]
 """(number of the source, number of the sequence within it)."""
 
-PADDING_RUN = 1024
-"""Tokens of a document in a sequence of padding: whole contexts would cost attention for nothing."""
+PADDING_RUN = 1024  # tokens of a document in a sequence of padding: longer ones would waste work in attention
 
 
 class ShardReader:
-    """Reads sequences of `sources`.
+    """Reads sequences of `sources`; the user closes it.
 
-    opener: opens a shard by its name, as a seekable binary file; called from every reading thread. skip: names of
-    shards that are not opened: padding stands for their sequences. workers: threads that read, 0 for the caller's.
-    max_open: files held open, over all threads (each thread holds one at least). verify: re-hash each shard when it is
-    first opened. To be closed.
+    opener: opens a shard by its name, as a seekable binary file; called from every reading thread. skip: names of bad
+    shards, which are not opened; padding replaces their sequences. workers: threads that read, to hide the latency of
+    an object store; 0 reads in the caller's. max_open: files kept open by all threads together (at least one each).
+    verify: re-hash each shard when it is first opened.
     """
 
     def __init__(
@@ -56,11 +54,8 @@ class ShardReader:
         self._files: list[_OpenFiles] = []
         self._verified: set[str] = set()
 
-    def read_all(self, places: Iterable[Place]) -> Iterator[PackedSequence]:
-        """The sequences at `places` (without end, if they are), in their order; with workers, read ahead.
-
-        Two sequences a worker are read ahead at most. An error is raised in its place, after what lies before it.
-        """
+    def read_all(self, places: Iterable[Place]) -> Generator[PackedSequence]:
+        """The sequences at `places`, which may be endless, in order; with workers, read up to two a worker ahead."""
         if not self.workers:
             yield from map(self.read, places)
             return
@@ -77,27 +72,24 @@ class ShardReader:
             pool.shutdown(cancel_futures=True)
 
     def read(self, place: Place) -> PackedSequence:
-        """One sequence. Raises BadData naming shard, sequence and hash on corrupt data; what the opener raises."""
+        """One sequence. Raises BadData with shard, sequence and hash on corrupt data, and what the opener raises."""
         source, number = place
         name, stats, entry = self.sources[source].locate(number)
         if name in self.skip:
             return padding(entry.key, stats.context)
         try:
-            return self._read(name, stats, entry)
+            file = self._open(name, stats)
+            try:
+                return read_tensors(file, entry)
+            except BadData:
+                return read_tensors(file, entry)  # damage on the way from the store is gone at the second read
         except BadData as error:
             raise BadData(f"shard {name}: {error}{self._hash_differs(name, stats)}") from error
 
     def close(self) -> None:
-        """Close the files that are open; no thread may be reading."""
+        """Close all open files. No thread may be reading."""
         for files in self._files:
             files.close()
-
-    def _read(self, name: str, stats: ShardStats, entry: IndexEntry) -> PackedSequence:
-        file = self._open(name, stats)
-        try:
-            return read_tensors(file, entry)
-        except BadData:
-            return read_tensors(file, entry)  # once more: what was damaged on its way is whole in the store
 
     def _open(self, name: str, stats: ShardStats) -> BinaryIO:
         files = getattr(self._mine, "files", None)
@@ -112,7 +104,7 @@ class ShardReader:
         return file
 
     def _hash_differs(self, name: str, stats: ShardStats) -> str:
-        """Said of a shard with a bad sequence: whether its bytes are those that were written."""
+        """For the error about a bad sequence: how the hash of its shard differs from the manifest's, if it does."""
         if self.verify:
             return ""
         with contextlib.suppress(OSError, BadData, UserError), contextlib.closing(self.opener(name)) as file:
@@ -122,7 +114,7 @@ class ShardReader:
 
 
 class _OpenFiles:
-    """One thread's open shards, at most `limit`, the least recently used closed first."""
+    """The open shards of one thread, at most `limit`; the least recently used is closed first."""
 
     def __init__(self, opener: Opener, limit: int) -> None:
         self.opener, self.limit = opener, limit
@@ -143,7 +135,7 @@ class _OpenFiles:
 
 
 def padding(key: str, context: int) -> PackedSequence:
-    """A sequence that teaches nothing: `context` padding tokens in short runs, no loss, no example."""
+    """A sequence of `context` padding tokens in short runs, without loss and without an example."""
     boundaries = np.append(np.arange(0, context, PADDING_RUN, dtype=np.int32), np.int32(context))
     tokens = np.full(context, PAD_ID, dtype=np.int32)
     return PackedSequence(key, tokens, boundaries, np.zeros(context, dtype=np.float32), n_examples=0)

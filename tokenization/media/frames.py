@@ -1,4 +1,4 @@
-"""A video or an image, whichever it is, to frames: by the extension of its name, or by what its bytes are.
+"""A video or an image to frames; its kind is found by the extension of its name, or else by its bytes.
 
 In: a name; a binary file. Out: its kind; chunks of square frames with their times, an image as one frame at time 0.
 """
@@ -23,17 +23,13 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def kind_by_name(name: str) -> MediaKind | None:
-    """What a file is by the extension of its name; None where that does not tell."""
+    """The kind of a file by the extension of its name; None for any other extension."""
     extension = posixpath.splitext(name)[1].lower()
     return "video" if extension in VIDEOS else "image" if extension in IMAGES else None
 
 
 def media_frames(file: BinaryIO, kind: MediaKind | None, request: FrameRequest) -> Iterator[FrameChunk]:
-    """Frames uint8 [n, size, size, 3] with their times, at most `request.chunk` at a time.
-
-    kind: None tries an image first, then a video. Raises BadData on what cannot be decoded; errors of reading the file
-    pass through.
-    """
+    """Frames in chunks; `kind` None tries an image first, then a video. Raises BadData on any other file."""
     if kind != "video":
         try:
             yield FrameChunk(load_image(file, request.size)[None], np.zeros(1))

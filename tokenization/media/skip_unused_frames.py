@@ -1,9 +1,8 @@
-"""Frames of a video that nobody looks at and no other frame is made from: they need no decoding.
+"""Frames of a video that are neither sampled nor needed to decode others are not decoded.
 
-In: the packets of a video, in order, and a question: does anybody look at what is shown from this time to that? Out:
-the packets, the decoder set for each. Only the decoder knows from which frames others are made; it is told to pass over
-a packet if it holds none of these. So what is decoded is decoded as ever, to the last bit, and what is passed over may
-be damaged without anybody noticing.
+In: the packets of a video, in order, and a function that tells whether a sample falls into an interval of time. Out:
+the packets, with the decoder set for each. Only the decoder knows which frames others need: it is set to skip a packet
+without such frames. All other frames are decoded to the same bits as ever; damage of skipped frames is not noticed.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 
 CODECS = frozenset({"h264", "hevc"})
-_AHEAD = 8  # packets, among which the frame that follows on the screen usually is
+_AHEAD = 8  # packets read ahead, which usually include the frame that is shown next
 _REMEMBERED = 64  # timestamps; frames are reordered by 16 at most
 
 
-def pass_over_unseen(
-    packets: Iterable[Packet], decoder: VideoCodecContext, is_seen: Callable[[int, int], bool]
+def skip_unused(
+    packets: Iterable[Packet], decoder: VideoCodecContext, is_used: Callable[[int, int], bool]
 ) -> Iterator[Packet]:
-    """The packets, to be decoded one by one; `decoder` passes over those whose frame is neither seen nor needed.
+    """The packets, to be decoded one by one; `decoder` skips those whose frame is neither used nor needed by others.
 
-    is_seen: of two timestamps, when a frame appears and when another is known to have replaced it. A packet without a
-    timestamp, or with no later one in sight, is decoded.
+    is_used(appears, goes): whether a sample falls between two timestamps, at which a frame is first shown and another
+    has replaced it. A packet without a timestamp, or with no later timestamp read ahead, is decoded.
     """
     waiting: deque[Packet] = deque()
     stamps: list[int] = []
@@ -34,8 +33,8 @@ def pass_over_unseen(
     def ready() -> Packet:
         packet = waiting.popleft()
         later = len(stamps) if packet.pts is None else bisect_right(stamps, packet.pts)
-        unseen = packet.pts is not None and later < len(stamps) and not is_seen(packet.pts, stamps[later])
-        decoder.skip_frame = "NONREF" if unseen else "DEFAULT"
+        unused = packet.pts is not None and later < len(stamps) and not is_used(packet.pts, stamps[later])
+        decoder.skip_frame = "NONREF" if unused else "DEFAULT"
         return packet
 
     for packet in packets:

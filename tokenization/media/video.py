@@ -1,17 +1,16 @@
 """A video file to square frames sampled by time, in bounded chunks.
 
-In: a path or a seekable binary file (an fsspec file on object storage will do). Out: chunks of uint8 frames with the
-times they stand for. Decoding is sequential, once through the file, and holds one decoded frame and one chunk,
-however long the video is: a seek for every sample costs ten times as much.
+In: a path or a seekable binary file. Out: chunks of uint8 frames with their times. The file is decoded once and
+sequentially, since a seek for every sample takes ten times as long, with one decoded frame and one chunk in memory.
 
 **Time.** Time 0 is the first frame. Sample k is what a viewer sees at `k / fps`: the last frame whose timestamp is no
-later, give or take half a tick of the stream's clock, since containers round to it. The last frame stays for its
-duration. So a variable frame rate, a dropped frame and a still image that stands for a minute all come out right.
-A long video can be cut by time, `Samples.pieces`, and its pieces decoded anywhere, to the same frames.
+later, with a tolerance of half a tick of the stream's clock, to which containers round. The last frame is shown for its
+duration. This handles variable frame rates, dropped frames and still images. A long video can be cut by time
+(`Samples.pieces`), and each piece decodes to the same frames.
 
-**Trouble.** Whatever cannot be decoded from its first to its last frame raises `BadData` with the place. Chunks
-yielded before are the caller's to discard. Errors of the file object itself (a lost connection) pass through. A frame
-that is not sampled and that no other is made from is not decoded (`unseen`), and may be damaged.
+**Errors.** A video that cannot be decoded from its first to its last frame raises `BadData` with the place; the caller
+discards the chunks yielded before. Errors of the file object itself, such as a lost connection, pass through. A frame
+that is neither sampled nor needed by other frames is not decoded (`skip_unused_frames`), and may be damaged.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,25 +35,24 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from storage.errors import BadData
-from tokenization.media import skip_unused_frames as unseen
-from tokenization.media.frame_sampling import FrameRequest, Samples
+from tokenization.media import skip_unused_frames
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.resize import SquareConverter
 
-# Containers that hold their own media. FFmpeg also reads playlists and scripts that name other files and addresses,
-# whatever the file is called; an input must not make the reader open anything else.
+# Containers of their own media. FFmpeg also reads playlists and scripts that name other files and addresses, whatever
+# the extension; an input must not make the reader open anything else.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf,h264,hevc,m4v,nut,apng"
+_HALF = Fraction(1, 2)
 _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
-_WORTH_A_SEEK = 10  # seconds of decoding that a seek saves at the least
-_MISSING_TAIL = 2  # seconds that a stream may end before the length its header states
-_LONGEST_STILL = 3600  # seconds between two frames; more is a broken clock, and would be repeated for every sample
-_LONGEST = 366 * 24 * 3600  # seconds of a video; more is a broken clock, and would be cut in countless pieces
+_WORTH_A_SEEK = 10  # seconds of decoding that a seek has to save
+_MISSING_TAIL = 2  # seconds that a stream may end before the length in its header
+_LONGEST_STILL = 3600  # seconds between two frames; a longer gap is a broken clock, and would fill endless samples
+_LONGEST = 366 * 24 * 3600  # seconds of a video; a longer one is a broken clock, and would be cut into endless pieces
 
 
 @dataclass(frozen=True)
 class FrameChunk:
-    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds from its
-    start.
-    """
+    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds."""
 
     frames: np.ndarray
     times: np.ndarray
@@ -66,62 +64,53 @@ class FrameChunk:
 def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterator[FrameChunk]:
     """Sample a video as requested, each frame cropped to its central square and resized, a chunk at a time.
 
-    Where only some samples are taken, little more than what lies between the first and the last of them is decoded, and
-    their frames and times are those of the whole video; choosing them by number or share takes a pass over the packets.
-    Rotation and non-square pixels are honoured. An open `file` is read from its beginning and left open. Raises BadData
-    on what cannot be read or decoded.
+    If only some samples are taken, little more than the part with these is decoded, to the same frames and times;
+    choosing them by number or share takes a pass over the packets. Rotation and non-square pixels are applied. An open
+    `file` is read from its beginning and left open. Raises BadData on a video that cannot be decoded.
     """
     if isinstance(file, (str, Path)):
         with open(file, "rb") as opened:
             yield from decode_frames(opened, request)
         return
-    samples = request.choose(lambda: count_samples(file, request.fps))
-    if samples is not None and not len(samples):
-        return
-    clock = _Clock.over(Fraction(request.fps), samples)
-    wanted = None if samples is None else frozenset(samples.numbers.tolist())
+    clock = _Clock(Fraction(request.fps))
+    wanted: frozenset[int] | None = None
+    if (samples := request.choose(lambda: count_samples(file, request.fps))) is not None:
+        if not len(samples):
+            return
+        end = None if samples.to_end else int(samples.numbers[-1]) + 1
+        clock = _Clock(clock.fps, int(samples.numbers[0]), end, samples.numbers)
+        wanted = frozenset(samples.numbers.tolist())
     convert = SquareConverter(request.size)
-    frames: list[np.ndarray] = []
-    times: list[float] = []
-    for sample, frame in _samples(file, clock, request.threads):
-        if wanted is not None and sample not in wanted:
-            continue
-        frames.append(convert(frame.picture, frame.aspect))
-        times.append(float(clock.time(sample)))
-        if len(frames) == request.chunk:
-            yield FrameChunk(np.stack(frames), np.array(times))
-            frames, times = [], []
-    if frames:
+    converted = (
+        (convert(frame.picture, frame.aspect), float(clock.time(sample)))
+        for sample, frame in _samples(file, clock, request.threads)
+        if wanted is None or sample in wanted
+    )
+    while chunk := list(islice(converted, request.chunk)):
+        frames, times = zip(*chunk)
         yield FrameChunk(np.stack(frames), np.array(times))
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """When the samples are, in exact seconds from the first frame. first: the first to look for. end: None, or the
-    number after the last one. numbers: those to look for, if not all of them."""
+    """The exact times of the samples. first: the first to take. end: one more than the last, if it is known. numbers:
+    int64 [n], those to take, None for all."""
 
     fps: Fraction
     first: int = 0
     end: int | None = None
     numbers: np.ndarray | None = None
 
-    @classmethod
-    def over(cls, fps: Fraction, samples: Samples | None) -> _Clock:
-        if samples is None:
-            return cls(fps)
-        end = None if samples.to_end else int(samples.numbers[-1]) + 1
-        return cls(fps, int(samples.numbers[0]), end, samples.numbers)
-
     def time(self, sample: int) -> Fraction:
         return sample / self.fps
 
     def samples_before(self, moment: Fraction) -> int:
-        """The number of the first sample not before `moment`, or that after the last one."""
+        """The number of the first sample not before `moment`, `end` at most."""
         before = max(0, math.ceil(moment * self.fps))
         return before if self.end is None else min(before, self.end)
 
     def has_sample(self, begin: Fraction, end: Fraction) -> bool:
-        """Whether a sample that is looked for lies in [begin, end)."""
+        """Whether a sample to take is in [begin, end)."""
         low, high = max(self.first, self.samples_before(begin)), self.samples_before(end)
         if self.numbers is None or low >= high:
             return low < high
@@ -131,7 +120,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _TimedFrame:
-    """A decoded frame. at, until: seconds from the first frame at which it appears and goes. slack: half a tick of
+    """A decoded frame. at, until: the seconds from the first frame between which it is shown. slack: half a tick of
     its clock. aspect: width of a pixel over its height."""
 
     picture: VideoFrame
@@ -142,7 +131,7 @@ class _TimedFrame:
 
 
 def _samples(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[tuple[int, _TimedFrame]]:
-    """(sample number, the frame seen at its time), in order."""
+    """(sample number, the frame shown at its time), in order."""
     shown: _TimedFrame | None = None
     sample = clock.first
     for frame in _timed_frames(file, clock, threads):
@@ -161,58 +150,52 @@ def _samples(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[tuple[int,
 
 
 def _timed_frames(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[_TimedFrame]:
-    """The frames of the video, or those from some keyframe at or before its first sample; some unseen are missing."""
+    """The frames from the start or from a keyframe at or before the first sample; unused frames may be missing."""
     start = clock.time(clock.first)
-    if start >= _WORTH_A_SEEK:
-        try:
-            yield from _decode(file, clock, threads, start)
-            return
-        except _SeekMissedError:  # nothing has been yielded then
-            pass
-    yield from _decode(file, clock, threads, Fraction(0))
+    try:
+        yield from _decode(file, clock, threads, start if start >= _WORTH_A_SEEK else Fraction(0))
+    except _SeekMissedError:  # before any frame has been yielded
+        yield from _decode(file, clock, threads, Fraction(0))
 
 
 class _SeekMissedError(Exception):
-    """The container did not bring us to a keyframe at or before the place asked for."""
+    """The container did not seek to a keyframe at or before the place."""
 
 
 def _decode(file: BinaryIO, clock: _Clock, threads: int, seek_to: Fraction) -> Iterator[_TimedFrame]:
     at = until = Fraction(0)
     origin: int | None = None
 
-    def is_seen(appears: int, goes: int) -> bool:
-        if origin is None:
-            return True
-        return clock.has_sample((appears - origin) * tick - tick / 2, (goes - origin) * tick - tick / 2)
+    def is_used(appears: int, goes: int) -> bool:
+        return origin is None or clock.has_sample((appears - origin - _HALF) * tick, (goes - origin - _HALF) * tick)
 
     with _opened(file) as (container, stream):
         stream.codec_context.thread_count = threads
         stream.codec_context.thread_type = "AUTO" if threads > 1 else "NONE"
         tick = Fraction(stream.time_base or 0)
         try:
-            frames = _whole_frames(container, stream, is_seen)
+            frames = _whole_frames(container, stream, is_used)
             first = next(frames, None)
             if first is None:
                 raise BadData("video without a single frame")
             origin = first.pts or 0
             if seek_to and tick:
                 container.seek(origin + int(seek_to / tick), stream=stream)
-                frames = _whole_frames(container, stream, is_seen)
+                frames = _whole_frames(container, stream, is_used)
                 first = next(frames, None)
                 if first is None or first.pts is None or (first.pts - origin) * tick > seek_to:
                     raise _SeekMissedError
             for frame in chain([first], frames):
-                # Without a timestamp, or with one that goes back, a frame follows the one before it.
+                # A frame without a timestamp, or with one that goes back, follows the frame before it.
                 at = until if frame.pts is None else max(at, (frame.pts - origin) * tick)
                 until = at + (frame.duration * tick or _period(stream))
                 yield _TimedFrame(frame, at, until, tick / 2, stream.sample_aspect_ratio or Fraction(1))
             length = _declared_length(container, stream)
             if length is not None and length - until > _MISSING_TAIL:
                 raise BadData(f"video cut off: it ends at {float(until):.2f} s of {float(length):.2f} s")
-        except FFmpegError as error:
-            raise BadData(f"video damaged after {float(at):.2f} s: {error.strerror}") from error
-        except _DamagedError as error:
-            raise BadData(f"video damaged after {float(at):.2f} s: {error}") from error
+        except (FFmpegError, _DamagedError) as error:
+            reason = error.strerror if isinstance(error, FFmpegError) else error
+            raise BadData(f"video damaged after {float(at):.2f} s: {reason}") from error
 
 
 class _DamagedError(Exception):
@@ -220,24 +203,24 @@ class _DamagedError(Exception):
 
 
 def _whole_frames(
-    container: InputContainer, stream: VideoStream, is_seen: Callable[[int, int], bool]
+    container: InputContainer, stream: VideoStream, is_used: Callable[[int, int], bool]
 ) -> Iterator[VideoFrame]:
     packets = container.demux(stream)
     decoder = stream.codec_context
-    if decoder.name in unseen.CODECS and decoder.has_b_frames:
-        packets = unseen.pass_over_unseen(packets, decoder, is_seen)
+    if decoder.name in skip_unused_frames.CODECS and decoder.has_b_frames:
+        packets = skip_unused_frames.skip_unused(packets, decoder, is_used)
     for packet in packets:
         if packet.is_corrupt:
             raise _DamagedError("a packet is incomplete")
         for frame in packet.decode():
-            # A decoder conceals what flipped bits took away and says so here only.
+            # A decoder conceals the effect of flipped bits and reports it only here.
             if frame.is_corrupt:
                 raise _DamagedError("a frame does not decode whole")
             yield frame
 
 
 def _declared_length(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Seconds of video that the file's header promises, if it does."""
+    """Seconds of video according to the file's header, if it has them."""
     if stream.duration:
         return stream.duration * Fraction(stream.time_base or 0)
     if clock := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
@@ -248,21 +231,13 @@ def _declared_length(container: InputContainer, stream: VideoStream) -> Fraction
 
 
 def _period(stream: VideoStream) -> Fraction:
-    """Seconds of a frame that does not say how long it is."""
+    """Seconds of a frame without a duration of its own."""
     rate = stream.average_rate or stream.guessed_rate
     return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
 
 
 def count_samples(file: BinaryIO, fps: float) -> int:
-    """How many frames `decode_frames` samples from a whole video, from its timestamps alone. Raises BadData."""
-    duration = _duration(file)
-    if duration > _LONGEST:
-        raise BadData(f"video clock of {float(duration):.0f} s")
-    return _Clock(Fraction(fps)).samples_before(duration)
-
-
-def _duration(file: BinaryIO) -> Fraction:
-    """Seconds from the first frame to the end of the last, from the packets' timestamps: nothing is decoded."""
+    """How many frames `decode_frames` samples from a whole video, by its packets' timestamps alone. Raises BadData."""
     with _opened(file) as (container, stream):
         tick, period = Fraction(stream.time_base or 0), _period(stream)
         first: int | None = None
@@ -275,11 +250,14 @@ def _duration(file: BinaryIO) -> Fraction:
                     until = max(until, begin + ((packet.duration or 0) * tick or period))
         except FFmpegError as error:
             raise BadData(f"video damaged: its packets cannot be listed: {error.strerror}") from error
-    return until - (first or 0) * tick
+    duration = until - (first or 0) * tick
+    if duration > _LONGEST:
+        raise BadData(f"video clock of {float(duration):.0f} s")
+    return _Clock(Fraction(fps)).samples_before(duration)
 
 
 class _Inside:
-    """The file as FFmpeg reads it: a seek to before its beginning is damage, not the disk's failure it looks like."""
+    """The file as FFmpeg reads it: a seek to before its beginning means damage, not an error of the disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -303,7 +281,7 @@ def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     except FFmpegError as error:
         raise BadData(f"not a video that can be read: {error.strerror}") from error
     with container:
-        # The cover picture of a song is a video stream to FFmpeg.
+        # To FFmpeg, the cover picture of a song is a video stream.
         videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not videos:
             raise BadData("no video stream in it")

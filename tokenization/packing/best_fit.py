@@ -1,9 +1,10 @@
-"""Best-fit-decreasing bin packing, compiled: which bin takes which length.
+"""Best-fit-decreasing bin packing, compiled.
 
-In: the lengths of a window of documents and the capacity of a bin. Out: the bin of each, and how many bins.
-Longest first, each length goes to the fullest bin that still has room for it. Bins are kept in one stack per amount of
-room left; a bitmap says which stacks hold anything, with a bitmap over its words, and so on up, so the least room that
-suffices is found in log64(capacity) steps: three at a million tokens. `filling` does better where more lengths come.
+In: the lengths of documents and the capacity of a bin. Out: the bin of each document, and the number of bins. The
+longest document comes first; each goes to the fullest bin that has room for it. Bins are kept in one stack for each
+amount of room left. A bitmap marks the stacks that are not empty, a second bitmap the words of the first that are not
+zero, and so on, so the smallest sufficient room is found in log64(capacity) steps: four for a million tokens.
+`subset_sum` fills bins better where more documents follow.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _lowest_bit(word: np.uint64) -> int:
 
 @compiled
 def least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int) -> int:
-    """The least set position >= room, or -1: climb until a word has a bit to the right of us, then descend to it."""
+    """The least set position >= room, or -1: climb until a word has a bit at or after it, then descend to that bit."""
     position = room
     for level in range(n_levels):
         word = position >> 6
@@ -67,7 +68,7 @@ def least_at_least(bits: np.ndarray, base: np.ndarray, n_levels: int, room: int)
 
 @compiled
 def levels(capacity: int) -> tuple[np.ndarray, int]:
-    """Where each level of the bitmap over 0..capacity begins, level l being bits[base[l]:base[l + 1]]; how many."""
+    """(base, n_levels) of the bitmap over positions 0..capacity, whose level l is bits[base[l]:base[l + 1]]."""
     base = np.zeros(13, dtype=np.int64)
     n_levels = 0
     words = capacity
@@ -87,7 +88,7 @@ def _mark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> N
 
 @compiled
 def unmark(bits: np.ndarray, base: np.ndarray, n_levels: int, position: int) -> None:
-    """Clear a position, and above it what says that its word holds anything, if it does no more."""
+    """Clear a position, and in each level above the bit of a word that has become zero."""
     for level in range(n_levels):
         word = base[level] + (position >> 6)
         bits[word] &= ~(_ONE << np.uint64(position & 63))
@@ -105,9 +106,10 @@ def _is_marked(bits: np.ndarray, position: int) -> bool:
 def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     base, n_levels = levels(capacity)
     bits = np.zeros(base[n_levels], dtype=np.uint64)
-    # Read only where the bitmap has a bit, so left uninitialised: clearing 4 MB a window would cost as much as packing.
-    top_of_stack = np.empty(capacity + 1, dtype=np.int32)
-    next_in_stack = np.empty(len(order), dtype=np.int32)
+    # Read only where the bitmap has a bit, so not initialized: clearing 4 MB for each window would take as long as
+    # packing it.
+    top = np.empty(capacity + 1, dtype=np.int32)
+    below = np.empty(len(order), dtype=np.int32)
     bin_of = np.empty(len(order), dtype=np.int64)
     n_bins = 0
     for document in order:
@@ -118,16 +120,16 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
             chosen = n_bins
             n_bins += 1
         else:
-            chosen = top_of_stack[room]
-            top_of_stack[room] = next_in_stack[chosen]
-            if next_in_stack[chosen] < 0:
+            chosen = top[room]
+            top[room] = below[chosen]
+            if below[chosen] < 0:
                 unmark(bits, base, n_levels, room)
         bin_of[document] = chosen
         room -= length
         if room > 0:
             marked = _is_marked(bits, room)
-            next_in_stack[chosen] = top_of_stack[room] if marked else -1
-            top_of_stack[room] = chosen
+            below[chosen] = top[room] if marked else -1
+            top[room] = chosen
             if not marked:
                 _mark(bits, base, n_levels, room)
     return bin_of, n_bins
@@ -135,17 +137,11 @@ def _place(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.nd
 
 @compiled
 def push(
-    bits: np.ndarray,
-    base: np.ndarray,
-    n_levels: int,
-    top_of_stack: np.ndarray,
-    next_in_stack: np.ndarray,
-    position: int,
-    document: int,
+    bits: np.ndarray, base: np.ndarray, n_levels: int, top: np.ndarray, below: np.ndarray, position: int, document: int
 ) -> None:
-    """Put a document on the stack of a position."""
+    """Put a document on the stack of a position, and mark the position in the bitmap."""
     marked = _is_marked(bits, position)
-    next_in_stack[document] = top_of_stack[position] if marked else -1
-    top_of_stack[position] = document
+    below[document] = top[position] if marked else -1
+    top[position] = document
     if not marked:
         _mark(bits, base, n_levels, position)

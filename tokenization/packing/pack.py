@@ -1,11 +1,10 @@
-"""Documents to packed sequences: split what is too long, fill contexts to the brim, weigh each token, shuffle.
+"""Documents to packed sequences: splits long documents, fills contexts to the brim, weights each token, shuffles.
 
-In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`, each exactly one context long.
-A window of documents is in memory at once. Sequences are filled from it until half of it is left (`filling`), that half
-is topped up to a window again, and so on: a choice among thousands is what fills sequences to a few tokens in ten
-thousand. Memory is bounded by the window, in documents and in tokens, and what comes out does not depend on what has
-not yet been read. Filling takes long documents first; the shuffle of the sequences of a window and of documents within
-a sequence undoes that, so that training meets no run of equal lengths.
+In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`s, each exactly one context long.
+One window of documents, bounded in documents and in tokens, is in memory at a time. Sequences are filled from it until
+half of it is left (`subset_sum`), and that half is topped up to a window again: with thousands of documents to choose
+from, only a few tokens in ten thousand are wasted. The output does not depend on what has not yet been read. Long
+documents are placed first; the sequences of a window and the documents within a sequence are shuffled to undo that.
 """
 
 from __future__ import annotations
@@ -24,18 +23,16 @@ from tokenization.packing.subset_sum import fill_from
 from tokenization.permutation import derive_key, permute
 from tokenization.vocabulary import JointVocabulary
 
-__all__ = ["PackCounts", "best_fit", "fill", "filled", "loss_weights", "pack", "pack_window", "split_document"]
-
 WINDOW = 10_000
 WINDOW_TOKENS = 1 << 28
-KEPT = 2  # one part in so many of a window, in documents and in tokens, is what the next begins with, at most
+KEPT = 2  # at most 1 / KEPT of a window, in documents and in tokens, is kept for the next
 TOO_SHORT = "shorter than 2 tokens, so nothing to predict"
 PAD_ID = 0
 
 
 @dataclass
 class PackCounts:
-    """What went into packing and came out; filled in as `pack` runs, plain numbers for a manifest."""
+    """Counts of the input and output of `pack`, updated while it runs."""
 
     documents: int = 0
     split: int = 0
@@ -48,8 +45,8 @@ class PackCounts:
 def split_document(document: Document, context: int) -> list[Document]:
     """The document itself, or its pieces of at most `context` tokens, in order and without overlap.
 
-    Piece keys are `key@start`; provenance gains `document_range` = [start, end) in tokens of the whole. A piece's first
-    token is no target, as at the head of any document: what would predict it lies in the piece before.
+    The key of a piece is `key@start`, its provenance gains `document_range` = [start, end) in tokens of the document.
+    The first token of a piece is no target, since the tokens that precede it are in another piece.
     """
     if len(document) <= context:
         return [document]
@@ -83,11 +80,10 @@ def pack(
 ) -> Iterator[PackedSequence]:
     """Pack documents into sequences of exactly `context` tokens, keyed `{key_prefix}{number:08d}`.
 
-    A window is full at `window` examples or at `window_tokens` tokens (4 bytes each), whichever comes first, those left
-    over from the one before included. Documents over the context are split; those, and last pieces, of fewer than 2
-    tokens are left out and counted in `counts.skipped`. Room that nothing fills is one last run of token 0 with weight
-    0, ended by `cu_seqlens` like a document but not an example. Raises ValueError on a context under 2, UserError as
-    `loss_weights`.
+    A window is full at `window` examples or `window_tokens` tokens (4 bytes each), including those kept from the window
+    before. Documents longer than the context are split; documents and last pieces of fewer than 2 tokens are left out
+    and counted in `counts.skipped`. Unfilled room is one last run of token 0 with weight 0, which `cu_seqlens` bounds
+    like a document but which is no example. Raises ValueError on a context under 2, UserError as `loss_weights` does.
     """
     objective_modalities(objective)
     if context < 2:
@@ -108,10 +104,9 @@ def pack(
 
 
 def pack_window(lengths: np.ndarray, context: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
-    """The sequence of each example of a full window, -1 for those to keep for the next; how many sequences.
+    """The sequences of a window's examples and their number, as by `fill_from` with these arguments.
 
-    lengths: int64 [N], 1..context. keep, keep_tokens: how many to keep, and how much in all, at most. With none to keep
-    never more sequences than by best-fit-decreasing. Raises as `fill_from`.
+    If none are to be kept, no more sequences are made than by best-fit-decreasing.
     """
     sequence_of, n_sequences = fill_from(lengths, context, keep, keep_tokens)
     if keep or keep_tokens:
@@ -120,17 +115,8 @@ def pack_window(lengths: np.ndarray, context: int, keep: int, keep_tokens: int) 
 
 
 def filled(sequence: PackedSequence) -> int:
-    """Tokens of the sequence that belong to documents: all but the trailing padding run."""
+    """The number of tokens that belong to documents: all but the trailing padding run."""
     return int(sequence.cu_seqlens[sequence.n_examples])
-
-
-def fill(sequences: Iterable[PackedSequence]) -> float:
-    """Share of all positions that hold a document's token, 0..1; 0 for no sequences."""
-    used = total = 0
-    for sequence in sequences:
-        used += filled(sequence)
-        total += len(sequence.tokens)
-    return used / total if total else 0.0
 
 
 def _examples(documents: Iterable[Document], context: int, counts: PackCounts) -> Iterator[Document]:
@@ -148,7 +134,7 @@ def _examples(documents: Iterable[Document], context: int, counts: PackCounts) -
 
 
 def _top_up(members: list[Document], examples: Iterator[Document], window: int, window_tokens: int) -> bool:
-    """Add examples until the window is full; False where they end before."""
+    """Add examples until the window is full; returns False if they end before."""
     tokens = sum(map(len, members))
     while len(members) < window and tokens < window_tokens:
         example = next(examples, None)
@@ -162,7 +148,7 @@ def _top_up(members: list[Document], examples: Iterator[Document], window: int, 
 def _groups(
     members: list[Document], context: int, key: np.ndarray, keep: int, keep_tokens: int
 ) -> tuple[list[list[Document]], list[Document]]:
-    """The window's sequences in shuffled order, each with its documents in shuffled order, and the documents kept."""
+    """The sequences of a window, shuffled, each of shuffled documents; and the documents kept for the next window."""
     lengths = np.array([len(member) for member in members], dtype=np.int64)
     sequence_of, n_sequences = pack_window(lengths, context, keep, keep_tokens)
     placed = np.flatnonzero(sequence_of >= 0)
@@ -185,13 +171,7 @@ def _sequence(
         weight[start:end] = loss_weights(document, vocabulary, objective)
     if boundaries[-1] < context:
         boundaries = np.append(boundaries, np.int32(context))
-    return PackedSequence(key, tokens, boundaries, weight, len(group), tuple(map(_lineage, group)))
-
-
-def _lineage(document: Document) -> dict[str, object]:
-    return {
-        "key": document.key,
-        "source": document.source,
-        "length": len(document),
-        "provenance": dict(document.provenance),
-    }
+    lineage = tuple(
+        {"key": one.key, "source": one.source, "length": len(one), "provenance": dict(one.provenance)} for one in group
+    )
+    return PackedSequence(key, tokens, boundaries, weight, len(group), lineage)

@@ -1,17 +1,16 @@
-"""Filling bins to the brim from a pool of lengths that is never emptied, compiled: which length goes to which bin.
+"""Fills bins to the brim from a pool of lengths, compiled.
 
-In: the lengths of a pool and the capacity of a bin. Out: the bin of each, or none for those that stay in the pool,
-until more lengths come. Bins are filled one after the other, each in four steps:
+In: lengths, and the capacity of a bin. Out: the bin of each, or -1 for those that stay in the pool until more come.
+Bins are filled one after the other, each in four steps:
 
-1. The long ones (over a sixteenth of the bin) first, as they are hard to place: the longest of all, then the longest
-   that leaves room for several of the short ones, or hardly any room at all.
-2. The short ones in the order in which they came, so that kinds of documents mix in a bin as they do at its source.
-3. For the last room, a subset of the next short ones whose sum is as close to it as can be: all sums of a few dozen
-   lengths are bits of one row of words, and adding a length is a shift of it.
-4. If room is left then, a long one is exchanged for a longer one, up to `EXCHANGES` times.
+1. Long documents (over a sixteenth of the bin), as they are hard to place: first the longest of all, then the longest
+   that either leaves room for several short ones or hardly any room.
+2. Short documents in the order in which they came, so that kinds of documents mix in a bin as they do in the source.
+3. For the last room, the subset of the next short documents whose sum comes closest to it: the possible sums are the
+   bits of a row of words, and adding a length shifts the row.
+4. If room is left, a long document is exchanged for a longer one, up to `EXCHANGES` times.
 
-What makes that work is choice, so a pool is kept half full: bins are filled until half of it is left. Long ones are
-found by the bitmap of `best_fit`; short ones are a list.
+Good fits need many lengths to choose from, so bins are filled only until few (`keep`) are left.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ import numpy as np
 from tokenization.compiled import compiled
 from tokenization.packing.best_fit import check_lengths, least_at_least, levels, push, unmark
 
-LONG = 16  # a length over one part in so many of the capacity is a long one
-CLOSING = 6  # the last room of a bin is that of so many short ones of mean length: enough that their sums are dense
-NEAR = 2048  # a gap below one part in so many of the capacity is hardly any room
-UNITS = 12  # sums are told apart in 2^UNITS units at most: exact for rooms below that, else rounded up
-SUM_WORDS = 640  # words of sums worked out for a bin at most, ten rows or more: bounds the time that it takes
-PASSED = 64  # short ones passed over in a bin because they do not fit
+LONG = 16  # a length over capacity / LONG is long
+CLOSING = 6  # step 3 begins with room for this many short documents of mean length: enough that their sums are dense
+NEAR = 2048  # room up to capacity / NEAR is hardly any
+UNITS = 12  # sums are computed in at most 2^UNITS units: exact for less room than that, else rounded up
+SUM_WORDS = 640  # words of sums for a bin at most, which are ten rows or more: this bounds the time
+PASSED = 64  # short documents passed over for a bin because they do not fit
 EXCHANGES = 3
 
 _ONE = np.uint64(1)
 
 
 class _Pool(NamedTuple):
-    """Lengths, where they went (-1: still here), and how to find those that are here.
+    """The lengths of N documents, the bin of each (-1: in the pool), and those in the pool.
 
-    Long ones are a stack per length: top_of_stack[capacity - length] and `after`, under the bitmap `bits`. Short ones
-    are a list in their order by `before` and `after`, which begins and ends at the index N. left: [3], how many lengths
-    are here, their tokens, and how many of them are long.
+    Long ones are in one stack per length: top[capacity - length] and `after`, with the bitmap of `best_fit`.
+    Short ones are a doubly linked list in their order by `before` and `after`, which begins and ends at index N. left:
+    int64 [3], the number of documents in the pool, of their tokens, and of the long ones.
     """
 
     lengths: np.ndarray
@@ -47,7 +46,7 @@ class _Pool(NamedTuple):
     bits: np.ndarray
     base: np.ndarray
     n_levels: int
-    top_of_stack: np.ndarray
+    top: np.ndarray
     before: np.ndarray
     after: np.ndarray
     left: np.ndarray
@@ -56,8 +55,8 @@ class _Pool(NamedTuple):
 def fill_from(lengths: np.ndarray, capacity: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
     """Fill bins of `capacity` from `lengths` (int64 [N], each 1..capacity) until few are left.
 
-    Returns (bin_of int64 [N], -1 for those left over; n_bins). keep, keep_tokens: at most so many lengths, and so much
-    in all, are left over; 0 and 0 for none. Deterministic. Raises ValueError on a length out of range.
+    Returns (bin_of int64 [N], -1 for those left over; n_bins). keep, keep_tokens: the most lengths that are left over
+    and the most tokens in them. Deterministic. Raises ValueError on a length out of range.
     """
     lengths = check_lengths(lengths, capacity)
     bin_of = np.full(len(lengths), -1, dtype=np.int64)
@@ -66,7 +65,7 @@ def fill_from(lengths: np.ndarray, capacity: int, keep: int, keep_tokens: int) -
 
 @compiled
 def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, keep_tokens: int) -> int:
-    shortest_long = capacity // LONG + 1
+    long_from = capacity // LONG + 1
     base, n_levels = levels(capacity)
     pool = _Pool(
         lengths,
@@ -79,18 +78,18 @@ def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, kee
         np.empty(len(lengths) + 1, dtype=np.int32),
         np.zeros(3, dtype=np.int64),
     )
-    reserve = _sort_in(pool, capacity, shortest_long)
+    reserve = _fill_pool(pool, capacity, long_from)
     sums = np.empty(SUM_WORDS, dtype=np.uint64)
     chosen = np.empty(SUM_WORDS, dtype=np.int32)
     inside = np.empty(LONG, dtype=np.int32)
     n_bins = 0
     while pool.left[0] > 0 and (pool.left[0] > keep or pool.left[1] > keep_tokens):
-        room, n_inside = _place_long(pool, capacity, capacity, reserve, shortest_long, n_bins, inside, 0)
+        room, n_inside = _place_long(pool, capacity, capacity, reserve, long_from, n_bins, inside, 0)
         room = _place_short(pool, room, reserve, n_bins)
         if room > 0:
             room = _place_sum(pool, room, n_bins, sums, chosen)
-        if room >= shortest_long:
-            room, n_inside = _place_long(pool, capacity, room, 0, shortest_long, n_bins, inside, n_inside)
+        if room >= long_from:
+            room, n_inside = _place_long(pool, capacity, room, 0, long_from, n_bins, inside, n_inside)
         if room > 0:
             _exchange(pool, capacity, room, n_bins, inside, n_inside)
         n_bins += 1
@@ -98,15 +97,15 @@ def _fill(lengths: np.ndarray, bin_of: np.ndarray, capacity: int, keep: int, kee
 
 
 @compiled
-def _sort_in(pool: _Pool, capacity: int, shortest_long: int) -> int:
-    """Put every length where it is found; returns the room that long ones leave for short ones, as far as these go."""
+def _fill_pool(pool: _Pool, capacity: int, long_from: int) -> int:
+    """Put every document into the stacks or the list; returns the room that long ones leave for short ones in a bin."""
     n = len(pool.lengths)
     n_short = tokens_short = 0
     last = n
     for document in range(n):
         length = pool.lengths[document]
         pool.left[1] += length
-        if length < shortest_long:
+        if length < long_from:
             pool.after[last] = document
             pool.before[document] = last
             last = document
@@ -114,10 +113,10 @@ def _sort_in(pool: _Pool, capacity: int, shortest_long: int) -> int:
             tokens_short += length
     pool.after[last] = n
     pool.before[n] = last
-    for document in range(n - 1, -1, -1):  # of equal lengths the first comes to lie on top
+    for document in range(n - 1, -1, -1):  # so that the first of equal lengths is on top
         length = pool.lengths[document]
-        if length >= shortest_long:
-            push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, document)
+        if length >= long_from:
+            push(pool.bits, pool.base, pool.n_levels, pool.top, pool.after, capacity - length, document)
     pool.left[0] = n
     pool.left[2] = n - n_short
     if not n_short:
@@ -127,17 +126,17 @@ def _sort_in(pool: _Pool, capacity: int, shortest_long: int) -> int:
 
 @compiled
 def _longest(pool: _Pool, capacity: int, room: int) -> int:
-    """The longest of the long ones that fits, 0 if none does."""
+    """The length of the longest long document that fits, 0 if none does."""
     position = least_at_least(pool.bits, pool.base, pool.n_levels, capacity - room)
     return 0 if position < 0 else capacity - position
 
 
 @compiled
 def _take_long(pool: _Pool, capacity: int, length: int, number: int) -> int:
-    """Move a long one of that length to a bin; returns which."""
+    """Move a long document of this length to a bin and return it."""
     position = capacity - length
-    document = pool.top_of_stack[position]
-    pool.top_of_stack[position] = pool.after[document]
+    document = pool.top[position]
+    pool.top[position] = pool.after[document]
     if pool.after[document] < 0:
         unmark(pool.bits, pool.base, pool.n_levels, position)
     pool.bin_of[document] = number
@@ -158,20 +157,13 @@ def _take_short(pool: _Pool, document: int, number: int) -> None:
 
 @compiled
 def _place_long(
-    pool: _Pool,
-    capacity: int,
-    room: int,
-    reserve: int,
-    shortest_long: int,
-    number: int,
-    inside: np.ndarray,
-    n_inside: int,
+    pool: _Pool, capacity: int, room: int, reserve: int, long_from: int, number: int, inside: np.ndarray, n_inside: int
 ) -> tuple[int, int]:
-    """Long ones into a bin; returns the room left and how many are `inside`, which has them."""
-    while pool.left[2] > 0 and room >= shortest_long:
+    """Put long documents into a bin and list them in `inside`; returns the room left and their number."""
+    while pool.left[2] > 0 and room >= long_from:
         length = _longest(pool, capacity, room)
         if length and room < capacity and room - length > capacity // NEAR:
-            length = _longest(pool, capacity, room - reserve) if room - reserve >= shortest_long else 0
+            length = _longest(pool, capacity, room - reserve) if room - reserve >= long_from else 0
         if not length:
             break
         inside[n_inside] = _take_long(pool, capacity, length, number)
@@ -182,7 +174,7 @@ def _place_long(
 
 @compiled
 def _place_short(pool: _Pool, room: int, reserve: int, number: int) -> int:
-    """Short ones into a bin as they came, until no more than `reserve` is left; returns the room left."""
+    """Put short documents into a bin in their order, until the room left, which is returned, is `reserve` at most."""
     end = len(pool.lengths)
     document = pool.after[end]
     passed = 0
@@ -199,9 +191,9 @@ def _place_short(pool: _Pool, room: int, reserve: int, number: int) -> int:
 
 @compiled
 def _place_sum(pool: _Pool, room: int, number: int, sums: np.ndarray, chosen: np.ndarray) -> int:
-    """The short ones among the next ones whose sum fills the room best into a bin; returns the room left.
+    """Put the subset of the next short documents that fills the room best into a bin; returns the room left.
 
-    Row k of `sums`, `width` words from k * width, has a bit for each sum that the first k of `chosen` can make.
+    Row k of `sums`, `width` words from k * width, has a bit for each sum of a subset of the first k of `chosen`.
     """
     unit = (room >> UNITS) + 1
     aim = room // unit
@@ -231,7 +223,7 @@ def _place_sum(pool: _Pool, room: int, number: int, sums: np.ndarray, chosen: np
     while found > 0:
         n_chosen -= 1
         row -= width
-        if not _has_bit(sums, row, found):  # not without this one
+        if not _has_bit(sums, row, found):  # this document is needed for the sum
             document = chosen[n_chosen]
             found -= (pool.lengths[document] + unit - 1) // unit
             room -= pool.lengths[document]
@@ -246,10 +238,10 @@ def _has_bit(words: np.ndarray, start: int, position: int) -> bool:
 
 @compiled
 def _add_to_sums(sums: np.ndarray, row: int, width: int, length: int) -> None:
-    """The row after `row`: its sums, and each of them plus a length."""
+    """Set the row after `row` to its sums and to each of them plus a length."""
     shift = min(length >> 6, width)
     left = np.uint64(length & 63)
-    right = np.uint64(63) - left  # and one more: a shift by 64 is none
+    right = np.uint64(63) - left  # one less than the shift, which is done in two parts: shifting by 64 is undefined
     old, new = sums[row : row + width], sums[row + width : row + 2 * width]
     for word in range(shift):
         new[word] = old[word]
@@ -263,7 +255,7 @@ def _add_to_sums(sums: np.ndarray, row: int, width: int, length: int) -> None:
 
 @compiled
 def _exchange(pool: _Pool, capacity: int, room: int, number: int, inside: np.ndarray, n_inside: int) -> None:
-    """Exchange long ones of a bin for longer ones that leave less room, the largest gain first."""
+    """Exchange long documents of a bin for longer ones that leave less room, the largest gain first."""
     for _ in range(EXCHANGES):
         gain = 0
         place = -1
@@ -275,11 +267,11 @@ def _exchange(pool: _Pool, capacity: int, room: int, number: int, inside: np.nda
                 place = at
         if gain == 0:
             break
-        given = inside[place]
-        length = pool.lengths[given]
+        returned = inside[place]
+        length = pool.lengths[returned]
         inside[place] = _take_long(pool, capacity, length + gain, number)
-        push(pool.bits, pool.base, pool.n_levels, pool.top_of_stack, pool.after, capacity - length, given)
-        pool.bin_of[given] = -1
+        push(pool.bits, pool.base, pool.n_levels, pool.top, pool.after, capacity - length, returned)
+        pool.bin_of[returned] = -1
         pool.left[0] += 1
         pool.left[1] += length
         pool.left[2] += 1

@@ -1,18 +1,18 @@
 """Text-like objects to records, streamed: `.txt`, `.md` (a file is one record, {"text": ...}), `.jsonl`, `.parquet`.
 
-In: a binary file and its URL, whose extension decides. Out: (index, record) pairs one by one, a bad record in its place
-as a BadRecord, so that it costs itself and no other. What makes the whole object unreadable raises BadData. `SideData`
-joins the records of such files (captions, questions, answers) to media objects by key.
+In: a binary file and its URL, whose extension selects the format. Out: (index, record) pairs one by one, with a
+BadRecord in place of each bad record. An object that cannot be read at all, or of which most lines are bad, raises
+BadData. `SideData` joins the records of such files (captions, questions, answers) to media objects by key.
 
-Memory holds one record and a buffer, whatever the file's size: a longer line than `max_record_bytes` is read past, not
-held. Of Parquet a page must be decoded whole, as its writer sized it; rows that come to many times the bytes that they
-lie in, a bomb, are refused before they are decoded. A file that is mostly bad ends as one: its reason stands for them.
+Memory holds one record and a buffer: a line longer than `max_record_bytes` is skipped. Parquet's pages are decoded
+whole; rows that expand to many times their stored bytes, as in a decompression bomb, are refused before that.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -26,19 +26,18 @@ from storage.errors import BadData, UserError
 MAX_RECORD_BYTES = 64 << 20  # a book of several million tokens is 10 to 20 MB
 READ_BYTES = 1 << 20
 PARQUET_ROWS = 64  # decoded at a time
-BATCH_BYTES = 128 << 20  # what those come to, at most, where a dictionary lets rows be larger than what is stored
-EXPANSION = 200  # bytes that one stored byte of Parquet may come to, past a record's most; text comes to 3 or 10
-BAD_LINES = 100  # bad ones in a file of mostly bad lines before it is taken for no file of records
+BATCH_BYTES = 128 << 20  # most bytes of those rows, where a dictionary makes rows larger than they are stored
+EXPANSION = 200  # most decoded bytes per stored byte of a Parquet row group over `BATCH_BYTES`; text has 3 to 10
+BAD_LINES = 100  # bad lines after which a file of mostly bad lines is refused
 BOM = b"\xef\xbb\xbf"
-_JSON_SPACE = " \t\r\n"
 EXTENSIONS = (".txt", ".md", ".jsonl", ".parquet")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
-    if len(record) < len(pairs):
+    if len(record) < len(pairs):  # no reader knows which of two values is meant
         names = [name for name, _ in pairs]
-        raise BadData(f'the key "{next(name for name in names if names.count(name) > 1)}" stands twice')
+        raise BadData(f'the key "{next(name for name in names if names.count(name) > 1)}" occurs twice')
     return record
 
 
@@ -50,7 +49,7 @@ Record = tuple[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used: the index it would have had, and why."""
+    """A record that cannot be used: its index and the reason."""
 
     index: int
     reason: str
@@ -59,19 +58,15 @@ class BadRecord:
 def read_records(file: BinaryIO, url: str, max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Record | BadRecord]:
     """Records of an object, in order.
 
-    file: open for reading, seekable for Parquet. Raises BadData, when iterated, if the object cannot be read as what
-    its extension says, and UserError at once on an extension that is none of `EXTENSIONS`.
+    file: open for reading; Parquet has to be seekable. Raises UserError on an extension that is none of `EXTENSIONS`
+    and, when iterated, BadData on an object that is not of the format of its extension.
     """
     extension = posixpath.splitext(_path(url))[1].lower()
-    if extension in (".txt", ".md"):
-        return _read_text(file, max_record_bytes)
-    if extension == ".jsonl":
-        return _read_json_lines(file, max_record_bytes)
-    if extension == ".parquet":
-        return _read_parquet(file, max_record_bytes)
-    raise UserError(
-        f"{url}: records are read from {', '.join(EXTENSIONS)}, not {extension or 'a name without extension'}"
-    )
+    if extension not in EXTENSIONS:
+        found = extension or "a name without extension"
+        raise UserError(f"{url}: records are read from {', '.join(EXTENSIONS)}, not {found}")
+    read = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(extension, _read_text)
+    return read(file, max_record_bytes)
 
 
 def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
@@ -84,9 +79,7 @@ def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
 
 
 def decode_text(content: bytes) -> str:
-    """Bytes as UTF-8. Raises BadData with the place of the first that is none, and of the first NUL: no text has one,
-    but UTF-16 is full of them.
-    """
+    """Decode UTF-8. Raises BadData with the place of the first other byte or NUL, of which UTF-16 is full."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -97,16 +90,16 @@ def decode_text(content: bytes) -> str:
 
 
 def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
-    waiting: list[BadRecord] = []  # bad ones before the first good one
+    waiting: list[Record | BadRecord] = []  # bad records wait for the first good one
     good = bad = lines = 0
     for index, line in enumerate(_lines(file, limit)):
         lines += 1
         if line is not None and not line.strip():
             continue
         record = _line_record(index, line, limit)
+        waiting.append(record)
         if isinstance(record, BadRecord):
             bad += 1
-            waiting.append(record)
             if bad > max(BAD_LINES, good):
                 raise BadData(f"{bad} of its first {lines} lines are bad, the last because of {record.reason}")
         else:
@@ -114,8 +107,6 @@ def _read_json_lines(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]
         if good:
             yield from waiting
             waiting.clear()
-        if not isinstance(record, BadRecord):
-            yield record
     yield from waiting if lines else [BadRecord(0, "the file is empty")]
 
 
@@ -124,7 +115,10 @@ def _line_record(index: int, line: bytes | None, limit: int) -> Record | BadReco
     if line is None:
         return BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
     try:
-        value = _json(decode_text(line.removeprefix(BOM) if index == 0 else line).strip(_JSON_SPACE))
+        text = decode_text(line.removeprefix(BOM) if index == 0 else line).strip(" \t\r\n")
+        value, end = _DECODE(text)  # `json.loads` takes longer for a short text
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except BadData as error:
         return BadRecord(index, f"{where}: {error}")
     except (ValueError, RecursionError) as error:
@@ -134,18 +128,8 @@ def _line_record(index: int, line: bytes | None, limit: int) -> Record | BadReco
     return index, value
 
 
-def _json(text: str) -> Any:
-    """`json.loads` of a text without space around it, at less for a short one. Raises BadData where a key of an object
-    stands twice: which of the values is meant, no reader knows.
-    """
-    value, end = _DECODE(text)
-    if end != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
-    return value
-
-
 def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
-    """Lines without their end; None for one longer than the limit, whose rest is read past."""
+    """Lines without their line feed; None for a line longer than the limit, which is skipped."""
     held = bytearray()
     too_long = False
     while part := file.read(READ_BYTES):
@@ -170,7 +154,7 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
         raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None
     names = parquet.schema_arrow.names
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadData(f'the column "{twice[0]}" stands twice')
+        raise BadData(f'the column "{twice[0]}" occurs twice')
     first = 0
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
@@ -178,35 +162,33 @@ def _read_parquet(file: BinaryIO, limit: int) -> Iterator[Record | BadRecord]:
         first = end
         try:
             rows, most = _bounds(file, group, limit)
-            for batch in map(_decoded, parquet.iter_batches(rows, row_groups=[number], use_threads=False)):
+            for batch in parquet.iter_batches(rows, row_groups=[number], use_threads=False):
+                # In Arrow's dictionaries each row counts as four bytes.
+                columns = [
+                    one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns
+                ]
+                batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
                 most -= batch.nbytes
                 if most < 0:
-                    raise BadData("they come to many times the bytes that they lie in")
+                    raise BadData("they expand to many times their stored bytes")
                 yield from _rows(batch, index, limit)
                 index += batch.num_rows
         except (pa.ArrowException, OSError, BadData) as error:
             yield BadRecord(index, f"rows {index} to {end - 1} are unreadable ({_first_line(error)})")
 
 
-def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Without Arrow's dictionaries, in which a row takes four bytes whatever it comes to."""
-    columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
 def _bounds(file: BinaryIO, group: pq.RowGroupMetaData, limit: int) -> tuple[int, int]:
-    """How many rows of a row group are decoded at a time, and the most bytes that all may come to.
+    """The number of rows of a row group to decode at a time, and the most bytes that all its rows may have.
 
-    Raises BadData where what is stored comes to more, as the file itself says.
+    Raises BadData where the file's own metadata states more bytes.
     """
     columns = [group.column(number) for number in range(group.num_columns)]
-    most = max(BATCH_BYTES, EXPANSION * sum(column.total_compressed_size for column in columns))
-    # A run of equal values in lists is stored as one: of those their number says what they come to.
+    stored = sum(column.total_compressed_size for column in columns)
+    most = max(BATCH_BYTES, EXPANSION * stored)
+    # A run of equal values in lists is stored as one value, so their number counts as well as the uncompressed size.
     size = sum(max(column.total_uncompressed_size, 4 * column.num_values) for column in columns)
     if size > most:
-        raise BadData(f"{size} bytes are said to lie in {sum(column.total_compressed_size for column in columns)}")
+        raise BadData(f"{size} bytes are stored in {stored}")
     rows = PARQUET_ROWS
     for column in columns:
         if column.has_dictionary_page and rows * column.total_uncompressed_size > BATCH_BYTES:
@@ -215,30 +197,19 @@ def _bounds(file: BinaryIO, group: pq.RowGroupMetaData, limit: int) -> tuple[int
 
 
 def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
-    """Size of a column's dictionary, decompressed: no row is larger, but each may be as large.
+    """The decompressed size of a column's dictionary, which is the most that a row can have.
 
-    The header of a page begins with its type and that size, two integers of Thrift's compact protocol: each a byte for
-    the field, then seven bits a byte from the lowest on, the sign in the lowest of all.
+    It is the second integer of a page header. In Thrift's compact protocol an integer is a byte for the field, then
+    seven bits per byte from the lowest on, of which the lowest is the sign.
     """
     file.seek(column.dictionary_page_offset)
-    header = file.read(16)
-    place = 1
-    value = 0
-    for _ in range(2):
-        value = shift = 0
-        while place < len(header):
-            byte = header[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        place += 1
+    size = re.match(rb".[\x80-\xff]*[\x00-\x7f].([\x80-\xff]*[\x00-\x7f])", file.read(16), re.DOTALL)
+    value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(size[1])) if size else 0
     return min(value >> 1, int(column.total_uncompressed_size))
 
 
 def _rows(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record | BadRecord]:
-    """The rows of a batch; all at once, unless one may be too large or not text."""
+    """The rows of a batch, converted together unless one may be too large or not text."""
     if batch.nbytes <= limit:
         try:
             columns = [column.to_pylist() for column in batch.columns]
@@ -248,17 +219,17 @@ def _rows(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record | Ba
             names = batch.schema.names
             yield from enumerate((dict(zip(names, row)) for row in zip(*columns)), first)
             return
-    for row in range(batch.num_rows):
-        yield _row(batch, row, first + row, limit)
-
-
-def _row(batch: pa.RecordBatch, row: int, index: int, limit: int) -> Record | BadRecord:
-    if batch.slice(row, 1).nbytes > limit:
-        return BadRecord(index, f"row {index}: larger than {limit} bytes, the most for one record")
-    try:
-        return index, {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns)}
-    except ValueError as error:
-        return BadRecord(index, f"row {index}: {_first_line(error)}")
+    for index in range(first, first + batch.num_rows):
+        row = batch.slice(index - first, 1)
+        if row.nbytes > limit:
+            yield BadRecord(index, f"row {index}: larger than {limit} bytes, the most for one record")
+            continue
+        try:
+            (record,) = row.to_pylist()
+        except ValueError as error:
+            yield BadRecord(index, f"row {index}: {_first_line(error)}")
+        else:
+            yield index, record
 
 
 def _first_line(error: Exception) -> str:
@@ -266,16 +237,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _path(url: str) -> str:
-    """The path of a URL; the query of a web address is not part of it."""
+    """The path of a URL, without the query of a web address."""
     parts = urlsplit(url)
     return parts.path if parts.scheme in ("http", "https") else url
 
 
 @dataclass(frozen=True)
 class SideData:
-    """What is known of media objects besides their bytes, by key.
+    """Fields of media objects that come from separate files, by key.
 
-    A row's key is its `key` or `file` column: a URL, a path or its end (`clips/bikes.mp4`), a file name, or any of
+    A row's key is in its `key` or `file` column: a URL, a path or its end (`clips/bikes.mp4`), a file name, or any of
     these without extension. bad: rows that could not be used, each with the URL of its file.
     """
 
@@ -286,7 +257,7 @@ class SideData:
     def load(cls, files: Iterable[tuple[str, BinaryIO]], max_record_bytes: int = MAX_RECORD_BYTES) -> SideData:
         """Read (URL, open file) pairs of `.jsonl` or `.parquet`; each file is closed.
 
-        Raises UserError on a row without a key and on a key that stands twice, BadData on an unreadable file.
+        Raises UserError on a row without a key and on a repeated key, BadData on an unreadable file.
         """
         rows: dict[str, dict[str, Any]] = {}
         bad: list[tuple[str, BadRecord]] = []
@@ -297,10 +268,13 @@ class SideData:
                         bad.append((url, record))
                         continue
                     index, fields = record
-                    key, values = _keyed(fields, f"{url}: row {index}")
+                    column = next((name for name in ("key", "file") if fields.get(name) not in (None, "")), None)
+                    if column is None:
+                        raise UserError(f"{url}: row {index} has no key; give every row a `key` or a `file` column")
+                    key = str(fields.pop(column))
                     if key in rows:
                         raise UserError(f'{url}: row {index} repeats the key "{key}"; keep one row for each object')
-                    rows[key] = values
+                    rows[key] = fields
         return cls(rows, tuple(bad))
 
     def get(self, url_or_key: str) -> dict[str, Any]:
@@ -315,11 +289,3 @@ class SideData:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def _keyed(fields: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    for column in ("key", "file"):
-        key = fields.get(column)
-        if key is not None and key != "":
-            return str(key), {name: value for name, value in fields.items() if name != column}
-    raise UserError(f"{where} has no key; give every row a `key` or a `file` column")

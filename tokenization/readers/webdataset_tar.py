@@ -1,12 +1,12 @@
 """A WebDataset tar of raw media (img2dataset, video2dataset) to samples, member by member.
 
-In: a seekable binary file. Out: one `Sample` for each run of members whose names share what stands before the first dot
-of the file name: a video or an image, the fields of a `.json` member, and the text of a `.txt` member as `caption`.
-Other members are passed over. A sample that cannot be used is a `BadSample` in its place and costs itself; what follows
-damage of the tar itself is one `BadSample` without a key.
+In: a seekable binary file. Out: one `Sample` for each run of members whose names are equal up to the first dot of the
+file name: a video or an image, the fields of a `.json` member, and the text of a `.txt` member as `caption`. Other
+members are ignored. A `BadSample` replaces a sample that cannot be used; one without a key replaces all that follow
+damage of the tar itself.
 
-Nothing is unpacked: a small medium is read into memory, of a large one it is told where it lies, for `Window` to read.
-Names of members are keys and nothing else, whatever they look like; links, devices and folders are not followed.
+A small medium is read into memory, a large one is left for `Window` to read. Names of members serve as keys only;
+links, devices and folders are not followed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 from storage.errors import BadData
@@ -23,16 +25,16 @@ from storage.seekable import SeekableReader
 from tokenization.media.frames import MediaKind, kind_by_name
 from tokenization.readers.records import BOM, MAX_RECORD_BYTES, decode_text
 
-HELD_BYTES = 16 << 20  # a medium up to this size is held, a larger one read where it lies
-HEADER_BYTES = 1 << 16  # of one long name or extended header
-HEADERS_BYTES = 1 << 20  # of all that stand before one member's content
+HELD_BYTES = 16 << 20  # the largest medium that is read into memory
+HEADER_BYTES = 1 << 16  # the largest long name or extended header
+HEADERS_BYTES = 1 << 20  # the most bytes of headers before one member's content
 BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample. number: from 0, all samples of the tar counted. member: the name of the medium's member. offset,
-    size: where its bytes lie in the tar. held: its bytes, where they are few. side: the other fields.
+    """One sample. number: its place among all samples of the tar, from 0. member: the name of the medium's member.
+    offset, size: the place of its bytes in the tar. held: its bytes, if they are few. side: the other fields.
     """
 
     number: int
@@ -47,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that cannot be used, and why; without a key, the damaged rest of the tar."""
+    """A sample that cannot be used and the reason; without a key, the damaged rest of the tar."""
 
     number: int
     key: str | None
@@ -57,92 +59,70 @@ class BadSample:
 def read_samples(
     file: BinaryIO, wanted: Callable[[str], bool] = lambda key: True, max_record_bytes: int = MAX_RECORD_BYTES
 ) -> Iterator[Sample | BadSample]:
-    """The samples of a tar, in order; those with a key that is not `wanted` are counted and passed over unread.
+    """The samples of a tar, in order; those whose key is not `wanted` are counted, but not read.
 
-    Raises nothing of its own: damage ends the iteration with a `BadSample`. Errors of the file pass through.
+    Raises no error of its own: damage ends the iteration with a `BadSample`. Errors of the file pass through.
     """
-    group: _Group | None = None
+    number, where = 0, "from its beginning"
     seen: set[str] = set()
+    members = ((*_split(_name(member)), member) for member in _members(file) if not member.isdir())
     try:
-        for member in _members(file):
-            if member.isdir():
-                continue
-            key, extension = _split(_name(member))
-            if group is None or key != group.key:
-                if group is not None:
-                    yield from group.finished()
-                group = _Group(group.number + 1 if group else 0, key, wanted(key))
-                if key in seen:
-                    group.flaw("its key stands in the tar twice, with other samples between")
-                seen.add(key)
-            if group.wanted:
-                group.add(file, member, extension, max_record_bytes)
-        if group is not None:
-            yield from group.finished()
+        for number, (key, group) in enumerate(groupby(members, itemgetter(0))):
+            where = f"from sample {number} ({key}) on"
+            if wanted(key):
+                try:
+                    if key in seen:
+                        raise _UnusableError("its key occurs in the tar twice, with other samples between")
+                    sample: Sample | BadSample = _sample(file, number, key, group, max_record_bytes)
+                except _UnusableError as error:
+                    sample = BadSample(number, key, str(error))
+                for _ in group:  # damage within the rest of a bad sample is the tar's
+                    pass
+                yield sample
+            seen.add(key)
     except BadData as error:
-        reason = f"from sample {group.number} ({group.key}) on" if group else "from its beginning"
-        yield BadSample(group.number if group else 0, None, f"the tar is damaged {reason}: {error}")
+        yield BadSample(number, None, f"the tar is damaged {where}: {error}")
 
 
-@dataclass
-class _Group:
-    """Members of one sample so far. At most one medium is held: a video rather than an image, else the first."""
+class _UnusableError(Exception):
+    """The reason why a sample cannot be used."""
 
-    number: int
-    key: str
-    wanted: bool
-    medium: tuple[str, MediaKind, int, int, bytes | None] | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
-    caption: str | None = None
-    reason: str | None = None
-    extensions: set[str] = field(default_factory=set)
 
-    def flaw(self, reason: str) -> None:
-        self.reason = self.reason or reason
-
-    def add(self, file: BinaryIO, member: tarfile.TarInfo, extension: str, limit: int) -> None:
+def _sample(
+    file: BinaryIO, number: int, key: str, members: Iterable[tuple[str, str, tarfile.TarInfo]], limit: int
+) -> Sample:
+    """The sample of these members, with the first medium, unless that is an image and a video follows."""
+    sample: Sample | None = None
+    side: dict[str, dict[str, Any]] = {}
+    for _, extension, member in members:
         if not member.isreg() or member.issparse():
-            self.flaw(f"its member .{extension} is no plain file")
-            return
-        if extension in self.extensions:
-            self.flaw(f"two members have the extension .{extension}")
-            return
-        self.extensions.add(extension)
+            raise _UnusableError(f"its member .{extension} is no plain file")
+        if extension in side:
+            raise _UnusableError(f"two members have the extension .{extension}")
+        side[extension] = {}
         kind = kind_by_name(member.name)
-        if kind and (self.medium is None or (kind == "video" and self.medium[1] == "image")):
+        if kind and (sample is None or (kind == "video" and sample.kind == "image")):
             held = _read(file, member) if member.size <= HELD_BYTES else None
-            self.medium = (_name(member), kind, member.offset_data, member.size, held)
+            sample = Sample(number, key, _name(member), kind, member.offset_data, member.size, held, {})
         elif extension in ("json", "txt"):
             if member.size > limit:
-                self.flaw(f"its .{extension} is larger than {limit} bytes")
-            else:
-                self._read_side(_read(file, member), extension)
+                raise _UnusableError(f"its .{extension} is larger than {limit} bytes")
+            side[extension] = _side_fields(_read(file, member), extension)
+    if sample is None:
+        others = ", ".join(f".{name}" for name in sorted(side)) or "nothing"
+        raise _UnusableError(f"no video or image in it, only {others}")
+    return replace(sample, side={**side.get("json", {}), **side.get("txt", {})})
 
-    def _read_side(self, content: bytes, extension: str) -> None:
-        try:
-            text = decode_text(content.removeprefix(BOM))
-            value = json.loads(text) if extension == "json" else {}
-        except (BadData, ValueError, RecursionError) as error:
-            self.flaw(f"its .{extension} cannot be read: {error}")
-            return
-        if extension == "txt":
-            self.caption = text.strip("\r\n")
-        elif isinstance(value, dict):
-            self.fields = value
-        else:
-            self.flaw(f"its .json is {type(value).__name__}, not an object")
 
-    def finished(self) -> Iterator[Sample | BadSample]:
-        if not self.wanted:
-            return
-        if self.reason is None and self.medium is None:
-            others = ", ".join(f".{name}" for name in sorted(self.extensions)) or "nothing"
-            self.reason = f"no video or image in it, only {others}"
-        if self.reason is not None or self.medium is None:
-            yield BadSample(self.number, self.key, self.reason or "")
-            return
-        side = self.fields if self.caption is None else {**self.fields, "caption": self.caption}
-        yield Sample(self.number, self.key, *self.medium, side)
+def _side_fields(content: bytes, extension: str) -> dict[str, Any]:
+    try:
+        text = decode_text(content.removeprefix(BOM))
+        fields = json.loads(text) if extension == "json" else {"caption": text.strip("\r\n")}
+    except (BadData, ValueError, RecursionError) as error:
+        raise _UnusableError(f"its .{extension} cannot be read: {error}") from None
+    if not isinstance(fields, dict):
+        raise _UnusableError(f"its .json is {type(fields).__name__}, not an object")
+    return fields
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -153,23 +133,23 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _name(member: tarfile.TarInfo) -> str:
-    """The member's name as text that every format can hold."""
+    """The member's name as text that can be encoded as UTF-8."""
     return member.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members' headers, in order. Raises BadData where the tar is not whole: tarfile by itself ends quietly."""
+    """The members' headers, in order. Raises BadData if the tar is not whole, where tarfile would just end."""
     file.seek(0)
     end = 0
     try:
         headers = _Headers(file)
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
-                tar.members = []  # tarfile remembers every member
+                tar.members = []  # tarfile keeps every member
                 headers.taken = 0
                 if member.size < 0 or member.offset_data < end:
-                    raise BadData(f"the header at byte {member.offset} does not fit what stands before it")
-                end = member.offset_data + (0 if member.issparse() else member.size)  # with the holes it is longer
+                    raise BadData(f"the header at byte {member.offset} overlaps what is before it")
+                end = member.offset_data + (0 if member.issparse() else member.size)  # a sparse size includes holes
                 yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as error:
@@ -177,14 +157,14 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 class _Headers:
-    """The file as tarfile reads it, which is headers: none makes it read much, or seek to where it is not."""
+    """The file as tarfile reads it for headers: none can make it read much, or seek beyond the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._end = file.seek(0, io.SEEK_END)
         file.seek(0)
         self.tell = file.tell
-        self.taken = 0  # since the member before
+        self.taken = 0  # bytes since the last member
 
     def read(self, size: int) -> bytes:
         self.taken += size
@@ -195,7 +175,7 @@ class _Headers:
     def seek(self, offset: int) -> int:
         if offset < 0:
             raise BadData("a header points to bytes before the beginning")
-        if offset > self._end:  # some stores cannot seek that far, which would be no damage of the tar
+        if offset > self._end:  # where some stores raise errors of their own
             raise BadData(f"it ends at byte {self._end}, inside a member")
         return self._file.seek(offset)
 
@@ -204,12 +184,12 @@ def _check_end(file: BinaryIO, offset: int) -> None:
     file.seek(offset)
     mark = file.read(BLOCK)
     if len(mark) < BLOCK:
-        raise BadData(f"it ends at byte {offset + len(mark)} without the mark of its end")
+        raise BadData(f"it ends at byte {offset + len(mark)} without an end mark")
     if any(mark):
         raise BadData(f"no header of a member at byte {offset}")
     while rest := file.read(1 << 20):
         if rest.count(0) < len(rest):
-            raise BadData(f"more follows the mark of its end at byte {offset}")
+            raise BadData(f"more data follows its end mark at byte {offset}")
 
 
 def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
@@ -223,7 +203,7 @@ def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 
 class Window(SeekableReader):
-    """The bytes of a member as a file of their own, buffered by the caller."""
+    """The bytes of a member as a file, to be buffered by the caller."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
@@ -232,7 +212,7 @@ class Window(SeekableReader):
         return self._size
 
     def readinto(self, buffer: Any) -> int:
-        """Read what one read of the file gives."""
+        """Read as much as one read of the file returns."""
         size = max(0, min(len(buffer), self._size - self._position))
         self._file.seek(self._start + self._position)
         content = self._file.read(size)

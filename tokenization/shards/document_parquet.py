@@ -1,8 +1,8 @@
-"""Documents on disk between the tokenize and the pack stage: one Parquet file a partition.
+"""Documents on disk between the tokenize and the pack stage: one Parquet file per partition.
 
-In and out: `Document`s in order. The same documents make the same bytes (for one version of pyarrow). Memory holds one
-row group, bounded by its tokens, on both sides. Columns: key, source, tokens list<int32>, loss_spans
-list<struct<start, end>>, provenance as JSON; any Parquet reader can look inside.
+In and out: `Document`s in order. Equal documents give equal bytes (for one version of pyarrow). Memory holds one row
+group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans list<struct<start, end>>,
+provenance as JSON.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SCHEMA = pa.schema(
 
 
 def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_tokens: int = ROW_GROUP_TOKENS) -> int:
-    """Write documents as they come; returns how many. The file need not be seekable and is left open.
+    """Write documents as they come and return their number. The file need not be seekable and is left open.
 
-    row_group_tokens: a row group is closed before it would pass this many tokens; a longer document has its own. If the
-    documents raise, what was written is made unreadable, so that half a file never passes for a whole one.
+    row_group_tokens: the most tokens of a row group, unless a single document is longer. If the documents raise, the
+    file is made unreadable, so that half a file is never taken for a whole one.
     """
     writer = pq.ParquetWriter(fileobj, SCHEMA, version="2.6", compression="zstd", use_dictionary=False)
     count = 0
@@ -48,7 +48,7 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
             writer.write_batch(_to_batch(group), row_group_size=len(group))
             count += len(group)
     except BaseException:
-        writer.close()  # it would close itself later, with a valid footer
+        writer.close()  # otherwise it closes itself later and writes a valid footer at the end
         fileobj.write(b"unfinished")
         raise
     writer.close()
@@ -56,13 +56,14 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
 
 
 def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
-    """The documents of a file, in order, a row group at a time. Raises BadData if it is no whole file of documents."""
+    """The documents of a file, in order, a row group at a time. Raises BadData on any other or incomplete file."""
     try:
         parquet = pq.ParquetFile(fileobj, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
         for group in range(parquet.num_row_groups):
-            yield from _from_table(parquet.read_row_group(group, use_threads=False))
+            for batch in parquet.read_row_group(group, use_threads=False).to_batches():
+                yield from _from_batch(batch)
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
 
@@ -90,7 +91,7 @@ def _to_batch(group: list[Document]) -> pa.RecordBatch:
         pa.array([document.source for document in group], pa.string()),
         _lists([len(document.tokens) for document in group], pa.array(tokens), SCHEMA.field("tokens").type),
         _lists([len(document.loss_spans) for document in group], pairs, SCHEMA.field("loss_spans").type),
-        pa.array([_json(document) for document in group], pa.string()),
+        pa.array([_ENCODE(dict(document.provenance)) for document in group], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -100,18 +101,12 @@ def _lists(lengths: list[int], values: pa.Array, kind: pa.DataType) -> pa.ListAr
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
 
 
-def _json(document: Document) -> str:
-    return _ENCODE(dict(document.provenance))
-
-
-def _from_table(table: pa.Table) -> Iterator[Document]:
-    for batch in table.to_batches():
-        keys, sources, tokens, spans, provenances = batch.columns
-        for row in range(batch.num_rows):
-            yield Document(
-                keys[row].as_py(),
-                sources[row].as_py(),
-                tokens[row].values.to_numpy().copy(),  # a view would keep the whole row group alive
-                tuple((span["start"], span["end"]) for span in spans[row].as_py()),
-                json.loads(provenances[row].as_py()),
-            )
+def _from_batch(batch: pa.RecordBatch) -> Iterator[Document]:
+    for key, source, tokens, spans, provenance in zip(*batch.columns):
+        yield Document(
+            key.as_py(),
+            source.as_py(),
+            tokens.values.to_numpy().copy(),  # a view would keep the whole row group in memory
+            tuple((span["start"], span["end"]) for span in spans.as_py()),
+            json.loads(provenance.as_py()),
+        )

@@ -1,12 +1,10 @@
-"""Byte-pair encoding, compiled: the ids that `tokenizers` gives, at twenty times its speed.
+"""Byte-pair encoding, compiled: the same ids as `tokenizers`, at twenty times its speed.
 
-In: the merges of a sentencepiece-like vocabulary. Out: the ids of texts.
-
-A text may be cut between two characters wherever no merge has a left side that ends with the one and a right side that
-begins with the other: the first merge across that place would be such a merge. So every text is cut wherever it may be,
-which is before the spaces of a word, around most punctuation and between most scripts. Such parts are short and repeat,
-so the ids of each are kept in a hash table by its bytes, and a part that is not there is merged on the spot, lowest
-rank first, the leftmost of equals. A part longer than that pays for goes to `tokenizers` itself.
+A text can be cut between two characters if no merge has a left side that ends with the first and a right side that
+begins with the second, since only such a merge could cross the cut. Texts are cut at all such places: before the spaces
+of a word, around most punctuation and between most scripts. The parts are short and recur, so a hash table keeps the
+ids of each by its bytes. Other parts are merged, lowest rank first, the leftmost of equals; `tokenizers` encodes parts
+that are too long for that.
 """
 
 from __future__ import annotations
@@ -18,25 +16,25 @@ import numpy as np
 
 from tokenization.compiled import compiled
 
-SPACE = "\u2581"  # sentencepiece writes a space as this
-MERGED_BYTES = 256  # merging takes time that grows with the square of a part's length: up to here under 0.1 ms
+SPACE = "\u2581"  # how sentencepiece writes a space
+MERGED_BYTES = 256  # the longest part merged here: the time grows with the square of the length, to 0.1 ms for this
 CACHED_PARTS = 1 << 17  # 16 MB, touched as they fill
-PART_BYTES, PART_IDS = 32, 6  # the longest part that is kept, and the most ids of one: with its hash 64 bytes, a line
+PART_BYTES, PART_IDS = 32, 6  # the most bytes and ids of a part in the table: with the hash 64 bytes, one cache line
 OUT_IDS = 1 << 18
-PROBES = 16  # slots from its own that a part may lie in: a bound on what parts made to collide can cost
+PROBES = 16  # slots searched for a part: a bound on the cost of parts made to collide
 
 _NO_MERGE = np.int64(np.iinfo(np.int64).max)
 _ZERO = np.uint64(0)
 _ASCII = 128
 _KEY = np.uint64((1 << 56) - 1)
+Arrays = tuple[np.ndarray, ...]
 
 
 class BytePairs:
-    """Encodes texts with the merges of one vocabulary. Safe to share between threads, which take turns.
+    """Encodes texts with the merges of one vocabulary. Threads can share it; they take turns.
 
-    vocabulary: ids by piece. merges: pairs of pieces, lowest rank first. long_part: ids int32 of a part of a text, its
-    spaces written as U+2581, that exceeds `merged_bytes` and can be cut nowhere. Raises ValueError on what `suits`
-    refuses.
+    vocabulary: ids by piece. merges: pairs of pieces, lowest rank first. long_part: gives the ids, int32, of a part
+    over `merged_bytes`, with spaces as U+2581. Raises ValueError on a vocabulary that `suits` refuses.
     """
 
     def __init__(
@@ -72,21 +70,24 @@ class BytePairs:
             in_ascii,
             _table(seams, np.zeros(len(seams), dtype=np.int64)),
         )
-        self._cache = (np.zeros((2 * cached_parts, 8), dtype=np.uint64), np.zeros(1, dtype=np.int64))
-        self._symbols = np.empty(max(merged_bytes, PART_IDS), dtype=np.int64)
-        self._ranks = np.empty(merged_bytes, dtype=np.int64)
         self._out = np.empty(max(OUT_IDS, merged_bytes), dtype=np.int32)
+        self._work = (
+            np.zeros((2 * cached_parts, 8), dtype=np.uint64),
+            np.zeros(1, dtype=np.int64),
+            np.empty(max(merged_bytes, PART_IDS), dtype=np.int64),
+            np.empty(merged_bytes, dtype=np.int64),
+            self._out,
+        )
 
     @property
     def n_cached(self) -> int:
-        """Parts whose ids are kept."""
-        return int(self._cache[1][0])
+        """The number of parts in the table."""
+        return int(self._work[1][0])
 
     def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of texts that lie end to end as valid UTF-8, their spaces as " ", any dummy prefix included.
+        """Ids of concatenated texts in valid UTF-8, with any dummy prefix. Raises whatever `long_part` raises.
 
-        ends: int64 [n], where each ends in `content`. Returns the ids of all, int32 [L], and where those of each end,
-        int64 [n]. Raises whatever `long_part` raises.
+        ends: int64 [n], of the texts in `content`. Returns all ids, int32 [L], and the end of each text's, int64 [n].
         """
         data = np.frombuffer(content, dtype=np.uint8)
         ends = np.ascontiguousarray(ends, dtype=np.int64)
@@ -96,8 +97,7 @@ class BytePairs:
         with self._lock:
             while number < len(ends):
                 position, end, number, n_new = _encode(
-                    *(data, ends, id_ends, position, number, n_ids),
-                    *(*self._vocabulary, *self._cache, self._symbols, self._ranks, self._out),
+                    data, ends, id_ends, position, number, n_ids, self._vocabulary, self._work
                 )
                 made.append(self._out[:n_new].copy())
                 n_ids += n_new
@@ -109,7 +109,7 @@ class BytePairs:
 
 
 def suits(vocabulary: Mapping[str, int]) -> bool:
-    """Whether every text can be encoded: there are pieces for a space and every byte."""
+    """Whether the vocabulary can encode every text, because it has pieces for a space and for every byte."""
     return vocabulary.keys() >= {SPACE, *(f"<0x{byte:02X}>" for byte in range(256))}
 
 
@@ -119,7 +119,7 @@ def _codepoint(char: str) -> int:
 
 @compiled
 def _place_of(table: np.ndarray, key: np.int64) -> np.int64:
-    """Where a key stands in a hash table that is at most half full, or where it would."""
+    """The slot of a key in a hash table that is at most half full, or the empty slot where it belongs."""
     mask = len(table) - 1
     at = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
     while table[at, 0] != -1 and table[at, 0] != key:
@@ -129,7 +129,7 @@ def _place_of(table: np.ndarray, key: np.int64) -> np.int64:
 
 @compiled
 def _table(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A hash table int64 [n, 2] of keys, -1 where it is empty, and their values."""
+    """A hash table int64 [n, 2] of keys, -1 in empty slots, and their values."""
     size = 2
     while size < 2 * len(keys):
         size *= 2
@@ -160,7 +160,7 @@ def _codepoint_at(data: np.ndarray, at: int) -> tuple[np.int64, int]:
 
 @compiled
 def _part_end(data: np.ndarray, start: int, stop: int, in_ascii: np.ndarray, joined: np.ndarray) -> int:
-    """The first place after `start` between two characters that no merge joins, or `stop`."""
+    """The first cut after `start`, between two characters that no merge joins, or `stop`."""
     at = start
     byte = data[at]
     while byte < _ASCII:
@@ -193,17 +193,9 @@ def _part_end(data: np.ndarray, start: int, stop: int, in_ascii: np.ndarray, joi
 
 
 @compiled
-def _merge(
-    data: np.ndarray,
-    start: int,
-    end: int,
-    char_ids: np.ndarray,
-    byte_ids: np.ndarray,
-    merges: np.ndarray,
-    symbols: np.ndarray,
-    ranks: np.ndarray,
-) -> int:
-    """Leave the ids of a part in `symbols`; returns how many. Characters without a piece are bytes."""
+def _merge(data: np.ndarray, start: int, end: int, vocabulary: Arrays, symbols: np.ndarray, ranks: np.ndarray) -> int:
+    """Write the ids of a part to `symbols` and return their number. Characters without a piece become bytes."""
+    char_ids, byte_ids, merges, _, _ = vocabulary
     n = 0
     at = start
     while at < end:
@@ -221,7 +213,7 @@ def _merge(
     while n > 1:
         best = 0
         for i in range(1, n - 1):
-            if ranks[i] < ranks[best]:  # equal ones are the same merge: the leftmost stays
+            if ranks[i] < ranks[best]:  # of equal ranks, which are the same merge, the leftmost stays
                 best = i
         if ranks[best] == _NO_MERGE:
             break
@@ -253,24 +245,19 @@ def _encode(
     position: int,
     number: int,
     n_before: int,
-    char_ids: np.ndarray,
-    byte_ids: np.ndarray,
-    merges: np.ndarray,
-    in_ascii: np.ndarray,
-    joined: np.ndarray,
-    parts: np.ndarray,
-    n_parts: np.ndarray,
-    symbols: np.ndarray,
-    ranks: np.ndarray,
-    out: np.ndarray,
+    vocabulary: Arrays,
+    work: Arrays,
 ) -> tuple[int, int, int, int]:
-    """Ids of texts from `position` in text `number` into `out` until that is full or all are done.
+    """Write the ids of texts, from `position` in text `number` on, to `out` until it is full or all are done.
 
-    Returns (position and text reached, in that order with `end` between them, ids). end > position: the part between
-    them is too long to be merged here, and the next call goes on behind it. n_before: ids made before, for `id_ends`.
-    parts: uint64 [n, 8], a row a part that is kept: a hash, its number of bytes in the lowest byte and of ids in the
-    highest, 0 where none is kept; its bytes; its ids by two. n_parts: [1].
+    Returns (position, end, number, n_out): the position and text reached and the number of ids written. If end >
+    position, the part between them is too long to be merged here, and the next call is to continue at `end`. n_before:
+    the ids of earlier calls, for `id_ends`. parts: uint64 [n, 8], the hash table, a row for each part: a hash with the
+    number of bytes in its lowest byte and of ids in its highest, or 0 in an empty row; the bytes; the ids, two a word.
+    n_parts: int64 [1], the number of parts in the table.
     """
+    char_ids, _, _, in_ascii, joined = vocabulary
+    parts, n_parts, symbols, ranks, out = work
     mask = len(parts) - 1
     n_out = 0
     while number < len(ends):
@@ -322,7 +309,7 @@ def _encode(
                     n_out += int(known)
                     position = end
                     continue
-            n = int(_merge(data, position, end, char_ids, byte_ids, merges, symbols, ranks))
+            n = int(_merge(data, position, end, vocabulary, symbols, ranks))
             for i in range(n):
                 out[n_out + i] = symbols[i]
             n_out += n

@@ -1,13 +1,9 @@
 """Text to ids and back: LLaMA-2-style sentencepiece models and Hugging Face `tokenizer.json` files behind one class.
 
-In: a local model file. Out: a `TextTokenizer` whose ids are int32, without BOS or EOS, and for which a literal "<s>" in
-the text is text. A sentencepiece BPE model becomes a Hugging Face `tokenizers` BPE with the same ids as sentencepiece.
-
-A sentencepiece model's texts are encoded part by part with its merges compiled (`byte_pairs`), a tokenizer.json's by
-`tokenizers`.
-
-Everything runs on the calling thread: `tokenizers` starts threads only in its own batch calls, which are not used, so
-its environment switch has no say here. Whoever wants more cores runs more processes.
+In: a local model file. Out: a `TextTokenizer` whose ids are int32, without BOS or EOS, and to which a literal "<s>" in
+the text is text. A sentencepiece BPE model is encoded part by part with compiled merges (`bpe`), to the same ids as by
+sentencepiece; a tokenizer.json by `tokenizers`. Everything runs on the calling thread, since the batch calls in which
+`tokenizers` starts threads are not used; more cores need more processes.
 """
 
 from __future__ import annotations
@@ -15,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders
@@ -27,61 +24,51 @@ from tokenizers.models import BPE
 from storage.errors import BadData, UserError
 from tokenization.text.bpe import SPACE, BytePairs, suits
 
-MAX_PART_CHARS = 1 << 20  # no place to cut within this: not a text; encoding it takes about 400 bytes a character
+MAX_PART_CHARS = 1 << 20  # a longer part is not text, and encoding it would take about 400 bytes per character
 
 _SPACE_BYTES = SPACE.encode()
 NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of pieces and of models
 
 
-class Encoder(Protocol):
-    """From texts to ids, which raises UnicodeEncodeError on a lone surrogate."""
-
-    def one(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [L]."""
-
-    def batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts, int32 [L], and where those of each end, int64 [n]."""
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+"""Texts to their ids, int32 [L], and the end of each text's, int64 [n]; raises UnicodeEncodeError on a surrogate."""
+Merges = list[tuple[str, str]]
 
 
+@dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """Encodes and decodes text with one vocabulary.
 
-    size: one more than the highest id, special and added ones included. bos_id, eos_id: ids that `encode` never emits.
-    fingerprint: sha256 (hex) of the model file. Pickles as its path, so that an actor loads its own.
+    path, fingerprint: of the model file, sha256 (hex). bos_id, eos_id: ids that `encode` never emits. It is pickled as
+    its path, from which an actor loads it again.
     """
 
-    def __init__(
-        self,
-        path: str,
-        fingerprint: str,
-        tokenizer: Tokenizer,
-        special: tuple[int, int],
-        encoder: Encoder,
-    ) -> None:
-        self.path = path
-        self.fingerprint = fingerprint
-        self.size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        self.bos_id, self.eos_id = special
-        self._tokenizer = tokenizer
-        self._encoder = encoder
+    path: str
+    fingerprint: str
+    bos_id: int
+    eos_id: int
+    _tokenizer: Tokenizer
+    _encode: Encode
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the highest id, special and added ones included."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_text_tokenizer, (self.path,)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [L]; the empty text has none. Raises BadData for what is not text."""
+        """Ids of a text, int32 [L]. Raises BadData on a lone surrogate and on a part over `MAX_PART_CHARS`."""
         try:
-            return self._encoder.one(text)
-        except UnicodeEncodeError:
-            place = next(place for place, char in enumerate(text) if "\ud800" <= char <= "\udfff")
-            raise BadData(f"the text holds a lone surrogate at character {place}") from None
+            return self._encode([text])[0]
+        except UnicodeEncodeError as error:
+            raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, int32 [L], and where those of each end, int64 [n]; many times as fast for short
-        ones. Raises BadData if one of them is not text.
-        """
+        """Ids of all texts, int32 [L], and each text's end, int64 [n]; faster for short texts. Raises as `encode`."""
         try:
-            return self._encoder.batch(texts)
+            return self._encode(texts)
         except UnicodeEncodeError:
             raise BadData("a text of the batch holds a lone surrogate") from None
 
@@ -98,21 +85,17 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
     """Load a tokenizer from a local file or directory, once per process and file content.
 
     path: a sentencepiece BPE model (LLaMA-2's `tokenizer.model`), a Hugging Face `tokenizer.json`, or a directory that
-    holds either (the sentencepiece model is preferred: it is the original). The empty path is the 32,000-piece model
-    that the mistral-common package carries. Raises UserError if there is no such file or it is of another kind.
+    holds either (the sentencepiece model is preferred, as it is the original). The empty path is the 32,000-piece model
+    of the mistral-common package. Raises UserError on a missing file or one of another kind.
     """
     file = _model_file(path)
-    content = file.read_bytes()
-    return _load(path, file, hashlib.sha256(content).hexdigest())
+    return _load(path, file, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 @lru_cache(maxsize=8)
 def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
-    if file.suffix == ".json":
-        tokenizer, special = _from_tokenizer_json(file)
-        return TextTokenizer(path, fingerprint, tokenizer, special, _Whole(tokenizer))
-    tokenizer, special, vocabulary, merges = _from_sentencepiece(file)
-    return TextTokenizer(path, fingerprint, tokenizer, special, _Parts(tokenizer, vocabulary, merges))
+    tokenizer, special, encode = _from_tokenizer_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
+    return TextTokenizer(path, fingerprint, *special, tokenizer, encode)
 
 
 def _model_file(path: str) -> Path:
@@ -132,7 +115,7 @@ def _model_file(path: str) -> Path:
     return given
 
 
-def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
+def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
@@ -150,17 +133,14 @@ def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int]]:
         if found is None:
             raise UserError(f"{file}: its vocabulary has no {token}; set {key} in {beside.name} to a token that it has")
         ids.append(found)
-    return tokenizer, (ids[0], ids[1])
+    return tokenizer, (ids[0], ids[1]), partial(_encode_whole, tokenizer)
 
 
-Merges = list[tuple[str, str]]
-
-
-def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], dict[str, int], Merges]:
-    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, its vocabulary and merges.
+def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
+    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, and how texts are encoded.
 
     Sentencepiece merges the neighbours with the highest-scored union first, the leftmost of equals. `generate_merges`
-    ranks by score, then by the length of the left part, which for the equal-scored runs of spaces comes to the same.
+    ranks by score, then by the length of the left part, which gives the same order for the equal-scored runs of spaces.
     Transformers' own LlamaTokenizer ranks by id instead (5.23), which breaks every double space.
     """
     from sentencepiece import sentencepiece_model_pb2
@@ -175,69 +155,52 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], dict[st
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     merges = generate_merges(vocab, scores, skip_tokens=vocab.keys() - scores.keys())
-    unknown = proto.pieces[proto.trainer_spec.unk_id].piece  # asked for by the class; byte fallback never comes to it
+    unknown = proto.pieces[proto.trainer_spec.unk_id].piece  # required, but byte fallback never uses it
     tokenizer = Tokenizer(BPE(vocab, merges, byte_fallback=True, unk_token=unknown))
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),  # the dummy prefix
-        ]
-    )
-    return tokenizer, (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id), vocab, merges
+    strip_prefix = decoders.Strip(" ", 1, 0)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip_prefix]
+    tokenizer.decoder = decoders.Sequence(steps)
+    special = proto.trainer_spec.bos_id, proto.trainer_spec.eos_id
+    return tokenizer, special, _EncodeParts(tokenizer, vocab, merges)
 
 
 def _check_supported(file: Path, proto: Any) -> None:
-    normalizer = proto.normalizer_spec
+    normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     kinds = {piece.type for piece in proto.pieces}
-    reason = ""
-    if not proto.pieces:
-        reason = "not a sentencepiece model"
-    elif proto.trainer_spec.model_type != BPE_MODEL:
-        reason = "not a BPE model"
-    elif not proto.trainer_spec.byte_fallback or not suits({piece.piece: 0 for piece in proto.pieces}):
-        reason = "without byte fallback it cannot encode every text"
-    elif normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
-        reason = "its normalizer changes the text"
-    elif not normalizer.add_dummy_prefix or proto.trainer_spec.treat_whitespace_as_suffix:
-        reason = "it does not put a space before the text"
-    elif not kinds <= {NORMAL, 2, CONTROL, BYTE} or min(proto.trainer_spec.bos_id, proto.trainer_spec.eos_id) < 0:
-        reason = "it has user-defined pieces, or no BOS or EOS"
-    if reason:
+    reasons = {
+        "not a sentencepiece model": not proto.pieces,
+        "not a BPE model": trainer.model_type != BPE_MODEL,
+        "without byte fallback it cannot encode every text": not trainer.byte_fallback
+        or not suits({piece.piece: 0 for piece in proto.pieces}),
+        "its normalizer changes the text": normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces,
+        "it does not put a space before the text": not normalizer.add_dummy_prefix
+        or trainer.treat_whitespace_as_suffix,
+        "it has user-defined pieces, or no BOS or EOS": not kinds <= {NORMAL, 2, CONTROL, BYTE}
+        or min(trainer.bos_id, trainer.eos_id) < 0,
+    }
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
         raise UserError(f"{file}: {reason}; use a LLaMA-style sentencepiece BPE model, or a tokenizer.json")
 
 
-class _Whole:
-    """Ids of texts by `tokenizers`."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def one(self, text: str) -> np.ndarray:
-        text.encode()  # raises UnicodeEncodeError, the library TypeError
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-
-    def batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        made = [np.zeros(0, dtype=np.int32), *map(self.one, texts)]
-        return np.concatenate(made), np.cumsum([len(ids) for ids in made[1:]], dtype=np.int64)
+def _encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Encode each text by `tokenizers`."""
+    for text in texts:
+        text.encode()  # raises UnicodeEncodeError, where the library raises TypeError
+    made = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32) for text in texts]
+    return np.concatenate([np.zeros(0, np.int32), *made]), np.cumsum([len(ids) for ids in made], dtype=np.int64)
 
 
-class _Parts:
-    """Ids of texts, with sentencepiece's dummy prefix, by compiled merges; `tokenizers` has what is too long for them.
+class _EncodeParts:
+    """Encodes texts, with sentencepiece's dummy prefix, by compiled merges, and parts too long for them whole.
 
-    Compiled at the first text, so that who only loads or decodes does not wait for it.
+    The merges are compiled at the first text, so that loading and decoding do not wait for that.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: Mapping[str, int], merges: Merges) -> None:
-        self._whole = _Whole(tokenizer)
-        self._vocabulary, self._merges = vocabulary, merges
+        self._tokenizer, self._vocabulary, self._merges = tokenizer, vocabulary, merges
 
-    def one(self, text: str) -> np.ndarray:
-        return self.batch([text])[0]
-
-    def batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # Bytes, as a text with one wide character takes four a character.
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # Joined as bytes, since a text with one wide character takes four bytes per character.
         contents = [text.encode() for text in texts]
         if any(_SPACE_BYTES in content for content in contents):
             contents = [content.replace(_SPACE_BYTES, b" ") for content in contents]
@@ -247,9 +210,9 @@ class _Parts:
 
     @cached_property
     def _byte_pairs(self) -> BytePairs:
-        return BytePairs(self._vocabulary, self._merges, self._long)
+        return BytePairs(self._vocabulary, self._merges, self._encode_long)
 
-    def _long(self, part: str) -> np.ndarray:
+    def _encode_long(self, part: str) -> np.ndarray:
         if len(part) > MAX_PART_CHARS:
             raise BadData(f"{len(part)} characters in a row without a word boundary are not a text")
-        return self._whole.one(part)
+        return _encode_whole(self._tokenizer, [part])[0]

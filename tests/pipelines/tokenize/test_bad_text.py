@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Callable[[], bytes], int, Reasons]] = {
     "nul.jsonl": (lambda: GOOD + b'{"text": "a\0b"}\n' + GOOD, 2, [(1, "line 2: not text: a NUL byte")]),
     "escaped-nul.jsonl": (lambda: b'{"text": "a\\u0000b"}\n', 1, []),  # a character like others, and so encoded
     "empty.jsonl": (lambda: b"", 0, [(0, "the file is empty")]),
-    "twice.jsonl": (lambda: GOOD + b'{"text": "a", "text": "b"}\n', 1, [(1, 'line 2: the key "text" stands twice')]),
+    "twice.jsonl": (lambda: GOOD + b'{"text": "a", "text": "b"}\n', 1, [(1, 'line 2: the key "text" occurs twice')]),
     "other.jsonl": (
         lambda: b'{"caption": "a"}\n{"text": 3}\n{"text": null}\n',
         0,
@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[], bytes], int, Reasons]] = {
     "twice.parquet": (
         lambda: parquet(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])),
         0,
-        [(None, 'the column "text" stands twice')],
+        [(None, 'the column "text" occurs twice')],
     ),
     "long-row.parquet": (
         lambda: parquet(pa.table({"text": ["good", "to be " * 12_000_000, "good"]}), compression="zstd"),
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Callable[[], bytes], int, Reasons]] = {
             dictionary_pagesize_limit=1 << 30,
         ),
         3,
-        [(3, "rows 3 to 2999 are unreadable (they come to many times the bytes that they lie in)")],
+        [(3, "rows 3 to 2999 are unreadable (they expand to many times their stored bytes)")],
     ),
     "lists.parquet": (
         lambda: parquet(pa.table({"text": ["a"], "codes": [np.zeros(100 * MB, np.int8)]}), compression="zstd"),

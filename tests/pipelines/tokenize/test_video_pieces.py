@@ -22,9 +22,8 @@ from pipelines.tokenize.video_pieces import cut_video, encode_piece, missing
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.store import Store
 from testing.miniature import VQGAN_SIZES, recipe, sample
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenization.document import PackedSequence
 from tokenization.loader.loader import IDLE, Loader, accumulation
 from tokenization.loader.order import SequenceOrder
-from tokenization.shards.shard import ShardSet, write_shard
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)

@@ -20,7 +20,8 @@ from tokenization.loader.batch import Batch, MicroBatch
 from tokenization.loader.loader import Loader, join_sequences
 from tokenization.loader.order import SequenceOrder
 from tokenization.packing.pack import pack
-from tokenization.shards.shard import ShardSet, read_sequence, write_shard
+from tokenization.shards.index import ShardSet
+from tokenization.shards.shard import read_sequence, write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)
@@ -179,7 +180,7 @@ def test_prefetching_changes_nothing(corpus, prefetch: int) -> None:
     assert [state["position"] for _, state in seen] == [4, 8, 12, 16, 20, 24]
 
 
-@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader")])
+@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader_0")])
 def test_micro_batches_are_prepared_where_they_are_read(corpus, prefetch: int, thread: str) -> None:
     store, sets = corpus
     names = set()

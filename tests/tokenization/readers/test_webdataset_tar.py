@@ -120,7 +120,7 @@ def test_a_key_that_comes_back_later_is_refused_and_folders_are_no_samples() -> 
     assert [(one[1], one[-1]) for one in samples(content)] == [
         ("a", {}),
         ("b", {}),
-        ("a", "its key stands in the tar twice, with other samples between"),
+        ("a", "its key occurs in the tar twice, with other samples between"),
     ]
 
 
@@ -184,7 +184,7 @@ def test_an_archive_behind_the_end_mark_is_told() -> None:
     content = tar([("a.jpg", b"1")])
     found = samples(content + tar([("b.jpg", b"2")]))
     assert [one[1] for one in found] == [None]
-    assert "more follows the mark of its end" in found[0][2]
+    assert "more data follows its end mark" in found[0][2]
 
 
 @pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + bytes(10) + b"\xff", b"\xff" * 12])

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.pack import filled, pack
-from tokenization.shards.index import BLOCK
-from tokenization.shards.shard import ShardSet, ShardStats, member_name, read_sequence, verify_shard, write_shard
+from tokenization.shards.index import BLOCK, ShardSet, ShardStats
+from tokenization.shards.shard import member_name, read_sequence, verify_shard, write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=100, codebook_size=40)

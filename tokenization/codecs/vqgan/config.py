@@ -1,8 +1,9 @@
-"""What a VQGAN looks like: its sizes, LWM's own, and a small one for two cores.
+"""The sizes of a VQGAN (LWM's, and a small one's for two cores), and how a small one is trained.
 
 LWM's VQGAN (arXiv 2402.08268; the taming-transformers encoder and decoder without attention) is exactly diffusers'
 `VQModel`: GroupNorm, SiLU, a middle block without attention, down by a 3x3 convolution of stride 2 padded right and
-bottom, up by nearest neighbour and a 3x3 convolution, and the code of a cell is the nearest codebook entry in L2.
+bottom, up by nearest neighbour and a 3x3 convolution, and the code of a cell is the nearest codebook entry in L2. This
+file does not import torch, so that recipes are read without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage.errors import UserError
+from storage.setting_types import OutputNeutral, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,8 @@ class VQGANConfig:
                 f"{len(self.channels)} levels; change vqgan.resolution or vqgan.channels"
             )
         if any(width % self.norm_groups for width in self.channels):
-            raise UserError(
-                f"vqgan: channels {list(self.channels)} are not all multiples of norm_groups {self.norm_groups}; "
-                "change vqgan.channels or vqgan.norm_groups"
-            )
+            flaw = f"channels {list(self.channels)} are not all multiples of norm_groups {self.norm_groups}"
+            raise UserError(f"vqgan: {flaw}; change vqgan.channels or vqgan.norm_groups")
 
     @classmethod
     def lwm(cls) -> VQGANConfig:
@@ -61,7 +61,7 @@ class VQGANConfig:
     def small(cls, resolution: int = 64, codebook_size: int = 2048) -> VQGANConfig:
         """One that two cores can train in minutes: 2.7M parameters, 8 px a code, so 8x8 codes of a frame of 64 px.
 
-        Few groups in the normalisation: a group of one channel would take out each channel's mean, brightness with it.
+        Its groups have several channels, as normalization would remove the brightness from groups of one.
         """
         return cls(
             resolution=resolution,
@@ -75,7 +75,7 @@ class VQGANConfig:
 
     @property
     def down_factor(self) -> int:
-        """Pixels a code stands for along one side."""
+        """Pixels per code along one side."""
         return 2 ** (len(self.channels) - 1)
 
     @property
@@ -85,7 +85,7 @@ class VQGANConfig:
 
     @property
     def codes_per_frame(self) -> int:
-        """Codes of one frame, row by row."""
+        """Codes of one frame."""
         return self.grid**2
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class VQGANConfig:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> VQGANConfig:
-        """The sizes in a diffusers `VQModel` config. Raises UserError where the model is of another kind than LWM's."""
+        """The sizes in a diffusers `VQModel` config. Raises UserError on another architecture than LWM's."""
         levels = len(config["block_out_channels"])
         needed = {
             "in_channels": 3,
@@ -121,3 +121,37 @@ class VQGANConfig:
             codebook_size=config["num_vq_embeddings"],
             norm_groups=config["norm_num_groups"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANTraining:
+    """Trains a small VQGAN on the run's own video and image sources, without held-out objects."""
+
+    steps: Positive
+    batch: Positive = 8
+    """Frames a step."""
+    lr: float = 1.5e-3
+    """Peak learning rate of AdamW, after a warm-up, falling to zero by a cosine."""
+    fps: float = 30.0
+    """Frames a second taken from video."""
+    max_frames: Positive = 4096
+    """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
+    threads: Positive = 1
+    """Compute threads; on cores that other work shares, two are slower than one."""
+    checkpoint_steps: OutputNeutral[Positive] = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(VQGANTraining):
+    """The settings of a recipe, and those that no recipe changes."""
+
+    seed: int = 0
+    warmup: int = 50  # steps up to the peak learning rate
+    commitment: float = 0.25  # weight of the term that keeps the latents near their codes
+    decay: float = 0.98  # of the running averages of the codebook
+    bf16: bool = True  # convolutions in bfloat16
+    restart_below: float = 0.02  # a code whose running average of assignments in a batch is lower is moved
+    # Shares of the steps:
+    quantize_from: float = 0.4  # after which the decoder sees codes, no longer latents, while the codebook settles
+    crop_until: float = 0.9  # that train on a random quarter of each frame only, which saves time
+    restart_until: float = 0.8  # after which no code is moved

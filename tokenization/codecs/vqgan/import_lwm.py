@@ -1,8 +1,7 @@
-"""LWM's released VQGAN weights to diffusers' `VQModel`, without running a byte of the file.
+"""LWM's released VQGAN weights to diffusers' `VQModel`, without running code from the file.
 
-In: the released pickle of nested dicts of numpy arrays, or an `.npz` with the same leaves under "/"-joined names. The
-released file is a Python pickle, and a pickle is a program; the reader here knows the handful of numpy functions that
-rebuild an array and refuses everything else. Out: a state dict in diffusers' names and layouts.
+In: the released pickle of nested dicts of numpy arrays, or an `.npz` with the same leaves under "/"-joined names. A
+pickle is a program, so this reader allows only the numpy functions that rebuild an array. Out: a `VQGAN`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,33 @@ import numpy as np
 import torch
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 
-# All that numpy's own pickles name, under its module names before and after 2.0. None of these runs code from its
-# arguments: the first two build an array from bytes, the third a scalar.
+# The names in numpy's own pickles. None runs code from its arguments: the first two build an array from bytes, the
+# third a scalar.
 _ARRAY_BUILDERS = {
-    (module, name)
-    for name, modules in {
-        "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
-        "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
-        "scalar": ("numpy.core.multiarray", "numpy._core.multiarray"),
-        "ndarray": ("numpy",),
-        "dtype": ("numpy",),
-    }.items()
-    for module in modules
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_BUILDERS:
+        current = module.replace("numpy.core.", "numpy._core.")  # its name before numpy 2.0
+        if (current, name) not in _ARRAY_BUILDERS:
             raise pickle.UnpicklingError(f"it calls {module}.{name}, and only numpy arrays may be in it")
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+        return super().find_class(current, name)
 
 
 def read_lwm_parameters(path: str | Path) -> dict[str, np.ndarray]:
     """Parameters of an LWM VQGAN file, named by their flax paths joined with "/".
 
-    `path` is the released pickle or an `.npz`. Raises UserError if it is missing, neither of the two, or a pickle that
-    holds anything but dicts of numeric numpy arrays; nothing in the file is executed.
+    `path` is the released pickle or an `.npz`. Raises UserError if it is missing, neither of the two, or a pickle of
+    anything but dicts of float arrays; nothing in the file is executed.
     """
     path = Path(path)
     try:
@@ -58,29 +53,25 @@ def read_lwm_parameters(path: str | Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             tree = _ArrayUnpickler(file).load()
     except OSError as error:
-        raise UserError(
-            f"vqgan weights {path}: {error.strerror or error}; name a readable file in vqgan.weights"
-        ) from error
-    except Exception as error:  # a hostile or damaged pickle fails in any way it likes
-        raise UserError(
-            f"vqgan weights {path}: no LWM VQGAN file ({error}); name the released pickle or an .npz"
-        ) from error
-    parameters: dict[str, np.ndarray] = {}
-    _flatten(tree, "", parameters, path)
-    return parameters
+        reason = error.strerror or error
+        raise UserError(f"vqgan weights {path}: {reason}; name a readable file in vqgan.weights") from error
+    except Exception as error:  # a hostile or damaged pickle can raise any exception
+        reason = f"no LWM VQGAN file ({error})"
+        raise UserError(f"vqgan weights {path}: {reason}; name the released pickle or an .npz") from error
+    return dict(_leaves(tree, "", path))
 
 
-def _flatten(node: Any, prefix: str, into: dict[str, np.ndarray], path: Path) -> None:
+def _leaves(node: Any, prefix: str, path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if isinstance(node, Mapping):
         for name, child in node.items():
             # Flax wraps a model's parameters in one more dict when they are saved beside other collections.
-            _flatten(child, prefix if not prefix and name == "params" else f"{prefix}/{name}".lstrip("/"), into, path)
+            inner = prefix if not prefix and name == "params" else f"{prefix}/{name}".lstrip("/")
+            yield from _leaves(child, inner, path)
     elif isinstance(node, np.ndarray) and node.dtype.kind == "f":
-        into[prefix] = node
+        yield prefix, node
     else:
-        raise UserError(
-            f"vqgan weights {path}: {prefix or 'top level'} holds a {type(node).__name__}, not an array of floats"
-        )
+        where = prefix or "top level"
+        raise UserError(f"vqgan weights {path}: {where} holds a {type(node).__name__}, not an array of floats")
 
 
 _BLOCKS = (
@@ -111,54 +102,39 @@ def diffusers_name(flax_name: str) -> str:
     return name
 
 
-def diffusers_state(parameters: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Flax parameters as a diffusers state dict, fp32: convolution kernels (h, w, in, out) become (out, in, h, w)."""
-    state = {}
-    for name, value in parameters.items():
-        value = np.asarray(value, dtype=np.float32)
-        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        state[diffusers_name(name)] = torch.from_numpy(np.array(layout, order="C"))
-    return state
-
-
 def config_of_parameters(parameters: Mapping[str, np.ndarray], resolution: int) -> VQGANConfig:
-    """Read the sizes off the parameters' shapes; the resolution is not among them. Raises UserError if a part is
-    missing.
-    """
+    """The sizes in the parameters' shapes, which do not include the resolution. Raises UserError on a missing part."""
+    names = "\n".join(parameters)
+    levels = len(set(re.findall(r"^encoder/DownsamplingBlock_(\d+)/", names, re.M)))
+    blocks = len(set(re.findall(r"^encoder/DownsamplingBlock_0/ResnetBlock_(\d+)/", names, re.M)))
+    first = "encoder/DownsamplingBlock_{}/ResnetBlock_0/Conv_0/kernel"
     try:
-        levels = 1 + max(
-            int(found[1]) for name in parameters if (found := re.match(r"encoder/DownsamplingBlock_(\d+)", name))
-        )
-        blocks = {
-            name.split("/")[2] for name in parameters if name.startswith("encoder/DownsamplingBlock_0/ResnetBlock")
-        }
-        widths = [
-            int(parameters[f"encoder/DownsamplingBlock_{level}/ResnetBlock_0/Conv_0/kernel"].shape[-1])
-            for level in range(levels)
-        ]
+        channels = tuple(parameters[first.format(level)].shape[-1] for level in range(max(levels, 1)))
         latent_channels, embed_dim = parameters["quant_conv/kernel"].shape[-2:]
-        return VQGANConfig(
-            resolution=resolution,
-            channels=tuple(widths),
-            res_blocks=len(blocks),
-            latent_channels=int(latent_channels),
-            embed_dim=int(embed_dim),
-            codebook_size=int(parameters["quantize/embeddings"].shape[0]),
-        )
+        codebook_size = len(parameters["quantize/embeddings"])
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"vqgan weights: no LWM VQGAN, it lacks {error}; name the released file in vqgan.weights"
-        ) from error
+        reason = f"no LWM VQGAN, it lacks {error}"
+        raise UserError(f"vqgan weights: {reason}; name the released file in vqgan.weights") from error
+    return VQGANConfig(
+        resolution=resolution,
+        channels=channels,
+        res_blocks=blocks,
+        latent_channels=latent_channels,
+        embed_dim=embed_dim,
+        codebook_size=codebook_size,
+    )
 
 
 def load_lwm_vqgan(path: str | Path, resolution: int = 256, **compute: Any) -> VQGAN:
-    """LWM's VQGAN from its released file, ready to encode; `compute` as in `VQGAN`. Raises UserError as the readers
-    do.
-    """
+    """LWM's VQGAN from its released file, ready to encode; `compute` as in `VQGAN`. Raises UserError on other files."""
     parameters = read_lwm_parameters(path)
     model: Any = build_vqgan(config_of_parameters(parameters, resolution))
+    state = {}
+    for name, value in parameters.items():  # kernels of convolutions (h, w, in, out) become (out, in, h, w)
+        layout = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        state[diffusers_name(name)] = torch.from_numpy(np.array(layout, dtype=np.float32, order="C"))
     try:
-        model.load_state_dict(diffusers_state(parameters))
+        model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).split("\n")[1].strip()
         raise UserError(f"vqgan weights {path}: not LWM's VQGAN: {reason}") from error

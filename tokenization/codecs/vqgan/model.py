@@ -1,7 +1,7 @@
 """Frames to codes and back: the VQGAN as the pipelines see it.
 
-In: uint8 frames. Out: int32 codes, and the same way back. A frame's codes are a pure function of that frame and the
-weights: whatever chunk it arrives in, a retry of its partition must write the same bytes.
+In: uint8 frames or int32 codes. Out: the other. The codes of a frame are a pure function of the frame and the weights,
+whatever chunk it is in, so that a retry of a partition writes the same bytes.
 """
 
 from __future__ import annotations
@@ -9,22 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import VQModel
 from safetensors.torch import load_file
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-
-__all__ = ["VQGAN", "VQGANConfig", "build_vqgan", "nearest_codes", "pixels_of"]
-
-
-_DECODING = ("decoder.", "post_quant_conv.")
 
 
 class VQGAN:
@@ -33,10 +28,9 @@ class VQGAN:
     model: a diffusers `VQModel` of LWM's architecture; it is moved and put in evaluation mode. device: where it runs.
     dtype: float32 (exact) or bfloat16 (convolutions under autocast; the codebook search stays fp32).
 
-    Every forward pass has the same number of frames, the last filled up by repeating one, and on a CPU the same
-    number of threads: libraries choose their kernels, and with them the order of their sums, by both. `batch_size`
-    None means as many frames as 32,768 pixels hold: 8 of 64x64, and 1 of LWM's 256x256, of which nothing is ever
-    wasted.
+    Libraries choose their kernels, and with them the order of their sums, by the batch size and the number of threads.
+    Every forward pass therefore has `batch_size` frames, the last filled up by repeating one, and on a CPU `threads`
+    threads. By default a batch has up to 32,768 pixels: 8 frames of 64x64, or one of LWM's 256x256.
     """
 
     def __init__(
@@ -58,9 +52,7 @@ class VQGAN:
         self.model: Any = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Codes int32 [n, h*w] (row by row) of frames uint8 [n, H, W, 3]; n may be 0. Raises ValueError on other
-        shapes.
-        """
+        """Codes int32 [n, h*w], row by row, of frames uint8 [n, H, W, 3]; n may be 0. Raises ValueError on others."""
         size = self.config.resolution
         if frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3):
             raise ValueError(f"frames {frames.dtype} {frames.shape}, not uint8 [n, {size}, {size}, 3]")
@@ -72,10 +64,10 @@ class VQGAN:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Frames uint8 [n, H, W, 3] of codes [n, h*w], any integer dtype.
+        """Frames uint8 [n, H, W, 3] of codes [n, h*w] of any integer dtype.
 
-        Pixels are clipped to [-1, 1] and then `(x + 1) * 127.5` truncated, as LWM does. Raises ValueError on a code
-        out of range (LWM's released code clamps it silently) or another shape.
+        Pixels are clipped to [-1, 1] and `(x + 1) * 127.5` is truncated, as in LWM. Raises ValueError on another shape
+        and on a code out of range, which LWM's released code clamps silently.
         """
         if codes.shape[1:] != (self.config.codes_per_frame,):
             raise ValueError(f"codes {codes.shape}, not [n, {self.config.codes_per_frame}]")
@@ -103,7 +95,7 @@ class VQGAN:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 hex over the sizes and every weight: equal exactly when the codes mean the same."""
+        """sha256 (hex) of the sizes and all weights, which is equal exactly when the codes mean the same."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -121,8 +113,8 @@ class VQGAN:
     ) -> VQGAN:
         """Read weights in diffusers' format, safetensors only; `compute` as in the constructor.
 
-        encoder_only: leave out the decoder, two thirds of the memory; such a VQGAN encodes and nothing else. Raises
-        UserError if they are missing or unreadable, or if their sizes are not `expected`, the recipe's.
+        encoder_only: leave out the decoder, which takes two thirds of the memory. Raises UserError on weights that are
+        missing or unreadable, or whose sizes are not `expected`, the recipe's.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -134,14 +126,13 @@ class VQGAN:
             state = load_file(folder / "diffusion_pytorch_model.safetensors")
             if encoder_only:
                 del model.decoder, model.post_quant_conv
-                state = {name: value for name, value in state.items() if not name.startswith(_DECODING)}
-            # The file's own pages become the weights: nothing is initialised and thrown away.
+                parts = ("decoder.", "post_quant_conv.")
+                state = {name: value for name, value in state.items() if not name.startswith(parts)}
+            # The file's own pages become the weights, so that none are initialized only to be replaced.
             model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # damaged JSON, damaged safetensors, missing keys: each library has its own exception
+        except Exception as error:  # each library has its own exception for damage or missing keys
             reason = str(error).split("\n")[0]
             raise UserError(f"vqgan weights {folder}: unreadable ({reason}); write them again") from error
         del state
@@ -170,21 +161,38 @@ class VQGAN:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            # TF32 and autotuned kernels would make the codes depend on the device's mood.
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-            stack.enter_context(torch_threads(self.threads))
-            if self.dtype == torch.bfloat16:
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+        # With TF32 or autotuned kernels the codes would differ between devices and runs.
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        with torch.inference_mode(), exact, torch_threads(self.threads), autocast:
             yield
+
+
+def build_vqgan(config: VQGANConfig, seed: int | None = None) -> Any:
+    """A diffusers `VQModel` of these sizes, fp32, on the default device; with a seed, a pure function of it."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the global generator keeps its state
+        if seed is not None:
+            torch.manual_seed(seed)
+        levels = len(config.channels)
+        return VQModel(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.channels,
+            layers_per_block=config.res_blocks,
+            latent_channels=config.latent_channels,
+            sample_size=config.resolution,
+            num_vq_embeddings=config.codebook_size,
+            norm_num_groups=config.norm_groups,
+            vq_embed_dim=config.embed_dim,
+            mid_block_add_attention=False,
+        )
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run with `count` torch threads, then with as many as before."""
+    """Set the number of torch threads to `count` within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -201,8 +209,8 @@ def pixels_of(frames: torch.Tensor) -> torch.Tensor:
 def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """int64 [n, h, w]: the codebook entry nearest in L2 to each cell of latents [n, D, h, w], searched in fp32.
 
-    `|z - e|^2` without `|z|^2`, which is the same for every entry; frame by frame, so that the search of one frame
-    is one matrix product whose shape does not depend on the batch.
+    `|z|^2` is left out of `|z - e|^2`, as it is the same for every entry. Each frame is searched by one matrix product
+    of its own, whose shape does not depend on the batch.
     """
     half_norms = codebook.float().square().sum(dim=1) / 2
     cells = latents.float().permute(0, 2, 3, 1)

@@ -1,78 +1,65 @@
-"""Train a small VQGAN on the recipe's own frames, for runs that name no weights.
+"""Trains a small VQGAN on the recipe's own frames, for recipes without VQGAN weights.
 
-In: frames uint8 [n, H, W, 3]. Out: a `VQGAN`. The encoder and decoder learn by mean squared plus mean absolute error
-and a commitment term, straight through the quantizer; the codebook is no parameter but a running average of the latents
-each code won (van den Oord et al. 2017, appendix A.1), and a code that wins too little is moved onto a latent of the
-current batch. Without that restart a tenth of the codebook survives.
-
-Every step is a pure function of (weights, statistics, seed, step number), so a saved state resumes to the same bits.
+In: frames uint8 [n, H, W, 3]. Out: a `VQGAN`. The loss of the encoder and decoder is the mean squared plus the mean
+absolute error plus a commitment term, with a straight-through gradient at the quantizer. Each code is a running average
+of the latents assigned to it (van den Oord et al. 2017, appendix A.1); a code with too few is moved onto a latent of
+the current batch, without which only a tenth of the codebook stays in use. Every step is a pure function of (weights,
+averages, seed, step number), so training resumes to the same bits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.architecture import build_vqgan
-from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN, nearest_codes, pixels_of, torch_threads
-from tokenization.codecs.vqgan.settings import TrainSettings
+from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan, nearest_codes, pixels_of, torch_threads
 
-_LIVELY = 0.45  # standard deviation of the pixels, which span 2, of a clip in full light
-
-
-class Frames(Protocol):
-    """Frames uint8 [n, H, W, 3] that can be drawn by index: an array, a memory map, or anything that acts like one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: np.ndarray, /) -> np.ndarray: ...
+_FULL_CONTRAST = 0.45  # standard deviation of the pixels, in [-1, 1], of a clip in full light
 
 
 class Trainer:
-    """The state of one training run and its single step."""
+    """The state of a training run, and its step."""
 
     def __init__(self, config: VQGANConfig, settings: TrainSettings, draw_weights: np.ndarray | None = None) -> None:
         self.config = config
         self.settings = settings
         self.draw_weights = None if draw_weights is None else draw_weights / draw_weights.sum()
         self.step = 0
-        # Not channels last, as in `VQGAN`: there the backward of group normalisation alone takes 40% of a step.
+        # Not in channels-last format, in which the backward pass of group normalization would take 40% of a step.
         self.model: Any = build_vqgan(config, seed=settings.seed)
         self.codebook = self.model.quantize.embedding.weight.requires_grad_(False)
         self.wins = torch.zeros(config.codebook_size)
         self.sums = torch.zeros(config.codebook_size, config.embed_dim)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0, foreach=True
-        )
+        self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
 
-    def train_step(self, frames: Frames) -> dict[str, float]:
+    def train_step(self, frames: np.ndarray) -> dict[str, float]:
         """One optimizer step on frames drawn by (seed, step number); returns its metrics."""
-        generator = np.random.default_rng((self.settings.seed, self.step))
+        settings = self.settings
+        generator = np.random.default_rng((settings.seed, self.step))
         pixels = self._draw(frames, generator)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+        rise = min(1.0, (self.step + 1) / settings.warmup)
+        lr = settings.lr * rise * 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
+        self.optimizer.param_groups[0]["lr"] = lr
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             latents = self.model.encode(pixels).latents.float()
             if self.step == 0:
                 self._move_codes(torch.arange(self.config.codebook_size), _cells(latents.detach()), generator)
             codes = nearest_codes(latents.detach(), self.codebook)
             quantized = self.codebook[codes].permute(0, 3, 1, 2)
             commitment = F.mse_loss(latents, quantized)
-            if self.step >= self.settings.quantize_from * self.settings.steps:
-                decoded = latents + (quantized - latents).detach()
-            else:
-                decoded = latents
+            quantize = self.step >= settings.quantize_from * settings.steps
+            decoded = latents + (quantized - latents).detach() if quantize else latents
             sample = self.model.decode(decoded, force_not_quantize=True).sample
         error = F.mse_loss(sample.float(), pixels)
-        loss = error + F.l1_loss(sample.float(), pixels) + self.settings.commitment * commitment
+        loss = error + F.l1_loss(sample.float(), pixels) + settings.commitment * commitment
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
@@ -82,13 +69,13 @@ class Trainer:
         return {
             "loss": loss.item(),
             "psnr": 10 * math.log10(4 / max(error.item(), 1e-12)),  # pixels span 2
-            "live_codes": float((self.wins >= self.settings.restart_below).sum()),
+            "live_codes": float((self.wins >= settings.restart_below).sum()),
             "moved_codes": float(moved),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": lr,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; `torch.save` writes it and `torch.load(weights_only=True)` reads it."""
+        """The state to resume from, for `torch.save` and `torch.load(weights_only=True)`."""
         return {
             "step": self.step,
             "config": self.config.to_dict(),
@@ -99,10 +86,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state. Raises UserError if it was made with other sizes."""
+        """Continue from a saved state. Raises UserError on a state of other sizes."""
         if state["config"] != self.config.to_dict():
             raise UserError(
-                "vqgan training state: made with other sizes than the recipe's vqgan; delete it or restore them"
+                "vqgan training state: it has other sizes than the recipe's vqgan; delete it or restore them"
             )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -110,8 +97,8 @@ class Trainer:
         self.sums.copy_(state["sums"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _draw(self, frames: Frames, generator: np.random.Generator) -> torch.Tensor:
-        """Pixels [batch, 3, h, w] of drawn frames, changed so that a few clips stand for more than themselves."""
+    def _draw(self, frames: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+        """Pixels [batch, 3, h, w] of drawn frames, augmented by flips, contrast, brightness and crops."""
         count = self.settings.batch
         index = generator.choice(len(frames), count, p=self.draw_weights)
         pixels = pixels_of(torch.from_numpy(np.ascontiguousarray(frames[index])))
@@ -120,20 +107,14 @@ class Trainer:
                 picture.copy_(picture.flip(-1))
         mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
         spread = pixels.std(dim=(1, 2, 3), keepdim=True)
-        stretch = (_LIVELY / spread).clamp(1, 3) ** _uniform(generator, 0, 1, count)
+        stretch = (_FULL_CONTRAST / spread).clamp(1, 3) ** _uniform(generator, 0, 1, count)
         contrast = stretch * _uniform(generator, math.log(0.7), math.log(1.4), count).exp()
         pixels = ((pixels - mean) * contrast + mean + _uniform(generator, -0.2, 0.2, count)).clamp(-1, 1)
         side = self.config.resolution // 2
         if side % self.config.down_factor or self.step >= self.settings.crop_until * self.settings.steps:
             return pixels
         corners = generator.integers(0, side + 1, (count, 2))
-        crops = [picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(pixels, corners)]
-        return torch.stack(crops)
-
-    def _learning_rate(self) -> float:
-        settings = self.settings
-        rise = min(1.0, (self.step + 1) / settings.warmup)
-        return settings.lr * rise * 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
+        return torch.stack([picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(pixels, corners)])
 
     @torch.no_grad()
     def _update_codebook(self, cells: torch.Tensor, codes: torch.Tensor, generator: np.random.Generator) -> int:
@@ -152,7 +133,7 @@ class Trainer:
     def _move_codes(self, which: torch.Tensor, cells: torch.Tensor, generator: np.random.Generator) -> None:
         drawn = generator.choice(len(cells), len(which), replace=len(which) > len(cells))
         self.codebook[which] = cells[torch.from_numpy(drawn)]
-        # As if it had won often enough to stay for a while: time for the encoder to find it.
+        # High enough that the code is not moved again before the encoder uses it.
         self.wins[which] = 1.0
         self.sums[which] = self.codebook[which]
 
@@ -168,31 +149,28 @@ def _cells(latents: torch.Tensor) -> torch.Tensor:
 
 
 def train_vqgan(
-    frames: Frames,
+    frames: np.ndarray,
     config: VQGANConfig,
     settings: TrainSettings,
     *,
     weights: np.ndarray | None = None,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     state: Mapping[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> VQGAN:
-    """Train on frames uint8 [n, H, W, 3] and return the VQGAN.
+    """Train on frames uint8 [n, H, W, 3], which may be a memory map, and return the VQGAN.
 
-    weights: float [n], how often each frame is drawn relative to the others (None: equally); one over the length of its
-    clip lets a short clip count as much as a long one.
-    progress(step, metrics) is called after each step, steps counting from 1. save(state) is called every
-    `checkpoint_steps`; a run given that `state` ends with the same weights, bit for bit, as one that was never
-    interrupted (same machine and thread count). Raises UserError if there are no frames or they are of another size.
+    weights: float [n], how often each frame is drawn relative to the others (None: equally); with one over the length
+    of its clip, all clips count equally. progress(step, metrics) is called after each step, counted from 1. save(state)
+    is called every `checkpoint_steps`; on the same machine and with as many threads, a run that continues from `state`
+    ends with the same weights. Raises UserError if there are no frames or they have another size.
     """
     if not len(frames):
-        raise UserError(
-            "vqgan: no frames to train on; add clips to the sources it trains on or name weights in vqgan.weights"
-        )
+        raise UserError("vqgan: no frames to train on; add clips to its sources or name weights in vqgan.weights")
     shape = frames[np.array([0])].shape[1:]
     if shape != (config.resolution, config.resolution, 3):
         raise UserError(
-            f"vqgan: frames of {shape} to train on but vqgan.resolution is {config.resolution}; make them equal"
+            f"vqgan: frames to train on are {shape}, vqgan.resolution is {config.resolution}; make them equal"
         )
     with torch_threads(settings.threads):
         trainer = Trainer(config, settings, weights)
@@ -200,8 +178,7 @@ def train_vqgan(
             trainer.load_state_dict(state)
         while trainer.step < settings.steps:
             metrics = trainer.train_step(frames)
-            if progress is not None:
-                progress(trainer.step, metrics)
-            if save is not None and trainer.step % settings.checkpoint_steps == 0 and trainer.step < settings.steps:
+            progress(trainer.step, metrics)
+            if trainer.step % settings.checkpoint_steps == 0 and trainer.step < settings.steps:
                 save(trainer.state_dict())
     return VQGAN(trainer.model)

@@ -8,9 +8,8 @@ import torch
 from diffusers import VQModel
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
-from tokenization.codecs.vqgan.model import VQGAN, pixels_of
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan, pixels_of
 
 SMALL = VQGANConfig(
     resolution=32, channels=(8, 16, 32), res_blocks=1, latent_channels=16, embed_dim=8, codebook_size=256, norm_groups=8

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.config import VQGANConfig
+from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
 from tokenization.codecs.vqgan.metrics import psnr
 from tokenization.codecs.vqgan.model import VQGAN
-from tokenization.codecs.vqgan.settings import TrainSettings
 from tokenization.codecs.vqgan.train import Trainer, train_vqgan
 
 TINY = VQGANConfig(

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from storage.errors import UserError
-from tokenization.codecs.vqgan.architecture import build_vqgan
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.import_lwm import diffusers_name, load_lwm_vqgan, read_lwm_parameters
-from tokenization.codecs.vqgan.model import VQGAN, nearest_codes
+from tokenization.codecs.vqgan.model import VQGAN, build_vqgan, nearest_codes
 
 DATA = Path(__file__).parents[3] / "data" / "vqgan"
 
