@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from model.attention.flash_kernels import add_rows_, rows_of
 from model.attention.p2p import Exchange, Transfer
 from model.attention.plan.runs import AHEAD, Message, RankPlan, Runs, Stage
 
@@ -49,7 +49,7 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
     def post_next() -> None:
         if (stage := next(later, None)) is not None:
             received = kv.new_empty(stage.n_keys, *kv.shape[1:])
-            sends = {message.peer: _rows(kv, message) for message in stage.sends}
+            sends = {message.peer: rows_of(kv, message.ranges) for message in stage.sends}
             posted.append((exchange.start(sends, _by_peer(received, stage.receives)), received))
 
     for _ in range(AHEAD):
@@ -86,7 +86,7 @@ class _Returning:
     def finish(self) -> None:
         self.transfer.wait()
         for message in self.stage.sends:
-            _add_rows(self.dkv, message, self.received[message.peer])
+            add_rows_(self.dkv, message.ranges, self.received[message.peer])
 
 
 def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
@@ -99,7 +99,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         received = kv.new_empty(stage.n_keys, *kv.shape[1:])
         return exchange.start(_by_peer(block, stage.sends), _by_peer(received, stage.receives)), received
 
-    transfer, received = post(plan.stages[0], _rows(kv, offered))
+    transfer, received = post(plan.stages[0], rows_of(kv, offered.ranges))
     first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
     following = [*plan.stages[1:], None]
@@ -126,20 +126,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         yield Block(kv, dkv, last)
     if dkv is not None and under_way is not None:
         under_way[0].wait()
-        _add_rows(dkv, offered, under_way[1])
-
-
-def _rows(x: Tensor, message: Message) -> Tensor:
-    """The rows of a message's ranges one after another; a view where they are one range."""
-    parts = [x[start:end] for start, end in message.ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x[:0]
-
-
-def _add_rows(x: Tensor, message: Message, rows: Tensor) -> None:
-    begin = 0
-    for start, end in message.ranges:
-        x[start:end] += rows[begin : begin + end - start]
-        begin += end - start
+        add_rows_(dkv, offered.ranges, under_way[1])
 
 
 def _by_peer(joined: Tensor, messages: Sequence[Message]) -> dict[int, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | 
     """
     dtype = accumulator_dtype(q.dtype)
     out, lse = torch.empty_like(q, dtype=dtype), q.new_empty(q.shape[:2], dtype=dtype)
-    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+    for a, b, block_out, block_lse in _forward(q, k, v, runs, scale):
         out[a:b].copy_(block_out)
         lse[a:b].copy_(block_lse)
     return out, lse
@@ -57,7 +57,7 @@ def attend_(
     out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None = None
 ) -> None:
     """Merge the attention of q over a further block of keys, any runs of it, into what `attend` returned."""
-    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+    for a, b, block_out, block_lse in _forward(q, k, v, runs, scale):
         _merge_(out[a:b], lse[a:b], block_out, block_lse)
 
 
@@ -79,23 +79,30 @@ def attend_backward_(
     out [T, H, D] (inputs' dtype) and lse [T, H] (accumulator dtype) are the finished results over *all* keys of a
     query; grad_out [T, H, D] is the gradient of out.
     """
+    inputs = (grad_out, q, k, v, out)
+
+    def add(gradients: Iterable[Tensor], queries: Sequence[Range], keys: Sequence[Range]) -> None:
+        for total, gradient, ranges in zip((dq, dk, dv), gradients, (queries, keys, keys)):
+            add_rows_(total, ranges, gradient)
+
     if _on_cpu(q):
-        _backward_cpu(dq, dk, dv, grad_out, q, k, v, out, lse, runs, scale)
+        for run in runs:
+            add(_backward_cpu(inputs, lse, run, scale), [run[:2]], [run[2:4]])
     else:
         for call in _calls(runs):
-            _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, call, scale)
+            add(_backward_cuda(inputs, lse, call, scale), call.queries, call.keys)
 
 
-Results = Iterator[tuple[int, int, Tensor, Tensor]]
+_Results = Iterator[tuple[int, int, Tensor, Tensor]]
 """Queries [a, b), and their out [b - a, H, D] and lse [b - a, H] over the keys of a run."""
 
 
-def _results(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+def _forward(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
     if _on_cpu(q):
-        yield from _results_cpu(q, k, v, runs, scale)
+        yield from _forward_cpu(q, k, v, runs, scale)
     else:
         for call in _calls(runs):
-            yield from _results_cuda(q, k, v, call, scale)
+            yield from _forward_cuda(q, k, v, call, scale)
 
 
 def _on_cpu(q: Tensor) -> bool:
@@ -111,6 +118,20 @@ def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> N
     lse.copy_(top.add_(total.log_()))
 
 
+def rows_of(x: Tensor, ranges: Iterable[Range]) -> Tensor:
+    """The rows of `ranges` one after another; a view where they are neighbours."""
+    parts = [x[a:b] for a, b in joined(ranges)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x[:0]
+
+
+def add_rows_(x: Tensor, ranges: Iterable[Range], rows: Tensor) -> None:
+    """Add `rows`, which lie one range after another, to the rows of `ranges`."""
+    start = 0
+    for a, b in joined(ranges):
+        x[a:b].add_(rows[start : start + b - a])
+        start += b - a
+
+
 # --- CPU: one kernel call a run. Its layout is [B, H, T, D] with any strides, so [T, H, D] is passed as a view. ---
 
 
@@ -124,7 +145,7 @@ def _unbatched(x: Tensor) -> Tensor:
     return x.squeeze(0).transpose(0, 1)
 
 
-def _results_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
     dtype = accumulator_dtype(q.dtype)
     for q0, q1, k0, k1, causal in runs:
         query, key, value = (_batched(x.to(dtype)) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
@@ -132,25 +153,12 @@ def _results_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: fl
         yield q0, q1, _unbatched(block_out), block_lse[0].t()
 
 
-def _backward_cpu(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    runs: Sequence[Run],
-    scale: float | None,
-) -> None:
-    for q0, q1, k0, k1, causal in runs:
-        rows = (grad_out[q0:q1], q[q0:q1], k[k0:k1], v[k0:k1], out[q0:q1])
-        grad, query, key, value, result = (_batched(x.to(dq.dtype)) for x in rows)
-        grads = _cpu_backward(grad, query, key, value, result, lse[q0:q1].t().unsqueeze(0), 0.0, causal, scale=scale)
-        for total, part in zip((dq[q0:q1], dk[k0:k1], dv[k0:k1]), grads):
-            total.add_(_unbatched(part))
+def _backward_cpu(inputs: Sequence[Tensor], lse: Tensor, run: Run, scale: float | None) -> Iterator[Tensor]:
+    queries, keys = slice(*run[:2]), slice(*run[2:4])
+    rows = (x[part] for x, part in zip(inputs, (queries, queries, keys, keys, queries)))
+    batched = [_batched(x.to(lse.dtype)) for x in rows]
+    gradients = _cpu_backward(*batched, lse[queries].t().unsqueeze(0), 0.0, run.causal, scale=scale)
+    return map(_unbatched, gradients)
 
 
 # --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---
@@ -209,18 +217,11 @@ def _bounds(call: KernelCall, device: torch.device) -> tuple[Tensor, Tensor, int
     return *call.on_device[device], *call.longest
 
 
-def _results_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: float | None) -> Results:
+def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: float | None) -> _Results:
     cuda_kernel()
-    block_out, block_lse, *_ = _cuda_forward(
-        _pad_head(_rows(q, call.queries)),
-        _pad_head(_rows(k, call.keys)),
-        _pad_head(_rows(v, call.keys)),
-        *_bounds(call, q.device),
-        0.0,
-        call.causal,
-        False,
-        scale=_scale(q, scale),
-    )
+    inputs = (_padded_rows(x, ranges) for x, ranges in ((q, call.queries), (k, call.keys), (v, call.keys)))
+    settings = (*_bounds(call, q.device), 0.0, call.causal, False)
+    block_out, block_lse, *_ = _cuda_forward(*inputs, *settings, scale=_scale(q, scale))
     start = 0
     for a, b in joined(call.queries):
         rows = slice(start, start + b - a)
@@ -228,26 +229,11 @@ def _results_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: floa
         start = rows.stop
 
 
-def _backward_cuda(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    call: KernelCall,
-    scale: float | None,
-) -> None:
-    grads = _cuda_backward(
-        _pad_head(_rows(grad_out, call.queries)),
-        _pad_head(_rows(q, call.queries)),
-        _pad_head(_rows(k, call.keys)),
-        _pad_head(_rows(v, call.keys)),
-        _pad_head(_rows(out, call.queries)),
-        _rows(lse, call.queries).t().contiguous(),
+def _backward_cuda(inputs: Sequence[Tensor], lse: Tensor, call: KernelCall, scale: float | None) -> Iterator[Tensor]:
+    q = inputs[1]
+    gradients = _cuda_backward(
+        *map(_padded_rows, inputs, (call.queries, call.queries, call.keys, call.keys, call.queries)),
+        rows_of(lse, call.queries).t().contiguous(),
         *_bounds(call, q.device),
         0.0,
         call.causal,
@@ -255,11 +241,7 @@ def _backward_cuda(
         torch.empty(0, device=q.device),
         scale=_scale(q, scale),
     )
-    for total, part, ranges in zip((dq, dk, dv), grads, (call.queries, call.keys, call.keys)):
-        start = 0
-        for a, b in joined(ranges):
-            total[a:b].add_(part[start : start + b - a, :, : q.shape[-1]])
-            start += b - a
+    return (gradient[..., : q.shape[-1]] for gradient in gradients)
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -267,12 +249,6 @@ def _scale(q: Tensor, scale: float | None) -> float:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _pad_head(x: Tensor) -> Tensor:
-    """Zeros up to a head size that is a multiple of 8, which FlashAttention asks for; they change no dot product."""
-    return pad(x, (0, -x.shape[-1] % 8))
-
-
-def _rows(x: Tensor, ranges: Sequence[Range]) -> Tensor:
-    """The rows of `ranges` one after another; a view where they are neighbours."""
-    parts = [x[a:b] for a, b in joined(ranges)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _padded_rows(x: Tensor, ranges: Iterable[Range]) -> Tensor:
+    """The rows of `ranges`, with zeros up to a head size that is a multiple of 8, as FlashAttention requires."""
+    return pad(rows_of(x, ranges), (0, -x.shape[-1] % 8))
