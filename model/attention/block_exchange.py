@@ -2,9 +2,9 @@
 
 In: a rank's own keys and values, its plan, an exchange. Out: an iterator over blocks of keys, its own first, the others
 as the plan's stages bring them. Two stages are under way while a block is computed on, so a rank holds at most three
-blocks of others at any time. In a backward each block comes with a place for its gradients; asking for the next block
-sends them home, where they are added in the order of the stages and within one in that of the plan: results do not
-depend on timing. All ranks post the same exchanges in the same order, so none can wait for another that waits for it.
+blocks of other ranks at any time. In a backward each block comes with a buffer for its gradients, which the next step
+of the iterator sends to their owner. They are added in the plan's order, so results do not depend on timing. All ranks
+post the same exchanges in the same order, so no two can wait for each other.
 
 "direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring from neighbour
 to neighbour, their gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes
@@ -25,7 +25,7 @@ from model.attention.plan.runs import AHEAD, Message, RankPlan, Runs, Stage
 
 
 class Block(NamedTuple):
-    """kv: keys and values [N, 2, Hkv, D]; dkv: where their gradients are added, of the same shape; runs over them."""
+    """Keys and values kv [N, 2, Hkv, D], the buffer of their gradients dkv, of the same shape, and the runs over them."""
 
     kv: Tensor
     dkv: Tensor | None
@@ -33,13 +33,12 @@ class Block(NamedTuple):
 
 
 def blocks(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None = None) -> Iterator[Block]:
-    """All blocks of a forward; with dkv, all of a backward. Exhaust it: the last step finishes the exchange.
+    """All blocks of a forward; with dkv, of a backward. It must be exhausted: its last step finishes the exchange.
 
     kv: own keys and values [T, 2, Hkv, D]. dkv: of the same shape, in the accumulator dtype; it holds the gradients
     from all ranks once the iterator is exhausted.
     """
-    route = _direct if plan.route == "direct" else _relay
-    return route(kv, plan, exchange, dkv)
+    return (_direct if plan.route == "direct" else _relay)(kv, plan, exchange, dkv)
 
 
 def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
@@ -76,7 +75,7 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
 
 
 class _Returning:
-    """The gradients of one stage on their way home: of the keys received, and those of the keys sent."""
+    """The gradients of one stage on their way: of the keys received to their owners, of the keys sent to this rank."""
 
     def __init__(self, gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> None:
         self.dkv, self.stage = dkv, stage
@@ -130,7 +129,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
 
 
 def _by_peer(joined: Tensor, messages: Sequence[Message]) -> dict[int, Tensor]:
-    """A stage's rows cut into its messages, which lie in it one after another."""
+    """The rows of a stage's messages, one after another in `joined`, by peer; without empty messages."""
     cut, begin = {}, 0
     for message in messages:
         if message.n_keys:

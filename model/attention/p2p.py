@@ -13,6 +13,8 @@ from typing import Protocol
 import torch.distributed as dist
 from torch import Tensor
 
+from model.step_timer import StepClock
+
 
 class Transfer(Protocol):
     """Sends and receives under way."""
@@ -80,3 +82,24 @@ def as_exchange(group: dist.ProcessGroup | Exchange | None) -> Exchange:
     if group is None:
         return NoExchange()
     return GroupExchange(group) if isinstance(group, dist.ProcessGroup) else group
+
+
+class TimedExchange:
+    """Another exchange, whose waits count as the clock's `communication`: the transfers that compute did not hide."""
+
+    def __init__(self, exchange: Exchange, clock: StepClock) -> None:
+        self.rank, self.size = exchange.rank, exchange.size
+        self._exchange, self._clock = exchange, clock
+
+    def start(self, sends: Mapping[int, Tensor], receives: Mapping[int, Tensor]) -> Transfer:
+        """As the exchange below."""
+        return _TimedTransfer(self._exchange.start(sends, receives), self._clock)
+
+
+class _TimedTransfer:
+    def __init__(self, transfer: Transfer, clock: StepClock) -> None:
+        self._transfer, self._clock = transfer, clock
+
+    def wait(self) -> None:
+        with self._clock.part("communication"):
+            self._transfer.wait()

@@ -56,17 +56,6 @@ def packed_ring_attention(
     return heads_for_tokens(out, exchange, plan.ulysses)
 
 
-def _attend_all(
-    q: Tensor, k: Tensor, v: Tensor, plan: RankPlan, exchange: Exchange, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    steps = blocks(torch.stack((k, v), 1), plan, exchange)
-    out, lse = attend(q, k, v, next(steps).runs, scale)
-    for block in steps:
-        keys, values = block.kv.unbind(1)
-        attend_(out, lse, q, keys, values, block.runs, scale)
-    return out.to(q.dtype), lse
-
-
 class _PackedRingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -75,7 +64,12 @@ class _PackedRingAttention(torch.autograd.Function):
         if (stored := saved_result(q.device)) is not None:
             out, lse = stored
         else:
-            out, lse = _attend_all(q, k, v, plan, exchange, scale)
+            steps = blocks(torch.stack((k, v), 1), plan, exchange)
+            out, lse = attend(q, k, v, next(steps).runs, scale)
+            for block in steps:
+                keys, values = block.kv.unbind(1)
+                attend_(out, lse, q, keys, values, block.runs, scale)
+            out = out.to(q.dtype)
             save_result(out, lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.exchange, ctx.scale = plan, exchange, scale

@@ -25,8 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.attention.p2p import Exchange, GroupExchange
-from model.attention.timed_p2p import TimedExchange
+from model.attention.p2p import Exchange, GroupExchange, TimedExchange
 from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
 from model.llama.config import modality_ranges

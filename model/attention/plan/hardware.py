@@ -1,4 +1,4 @@
-"""What a plan's cost is reckoned from: the machine's speeds and the shape of one attention layer."""
+"""What a plan's cost is computed from: the machine's speeds and the shape of one attention layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from storage.setting_types import Above0, AtLeast0, Positive
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine as the planner reckons with it, one rank a GPU or CPU core.
+    """The machine as the planner models it, one rank a GPU or CPU core.
 
-    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else. The
-    defaults are near an H100 node: NVLink inside, one 400 Gb/s port a rank across.
+    It decides which plan is chosen, hence in which order sums are rounded, and nothing else. The defaults are near an
+    H100 node: NVLink inside, one 400 Gb/s port a rank across.
     """
 
     flops: Above0 = 400e12

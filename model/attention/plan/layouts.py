@@ -1,8 +1,8 @@
 """Layouts: which tokens of a packed sequence each rank holds.
 
-In: document boundaries and the number of ranks. Out: an `Assignment`. A layout decides only this; `plan.py` derives
-everything else, so any assignment will do. The two layouts here look at the length alone; the one in `shared.py`
-looks at the documents. None pads, and none asks more of a length than that the ranks hold equally many tokens.
+In: the length and the number of ranks. Out: an `Assignment`, from which everything else is derived
+(`sequence_plan.py`); any assignment will do. The layout in `balanced_layout.py` looks at the documents too. None pads:
+the ranks must only divide the length.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def zigzag(n_tokens: int, ranks: int) -> Assignment:
     head = (share + rank % 2) // 2
     sizes = np.concatenate([head, (share - head)[::-1]])
     owner = np.concatenate([rank, rank[::-1]])
-    held = sizes > 0
-    return Assignment((np.cumsum(sizes) - sizes)[held], owner[held])
+    filled = sizes > 0
+    return Assignment((np.cumsum(sizes) - sizes)[filled], owner[filled])

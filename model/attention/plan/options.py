@@ -1,4 +1,4 @@
-"""What of a plan can be asked for by name. Apart from the planner, which takes a compiler to import."""
+"""The choices of a plan by name, apart from the planner, whose import loads a compiler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Route = Literal["direct", "relay"]
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How a sequence is shared by its sp ranks, for those who know better than the planner; None: the fastest plan."""
+    """How a sequence is shared by its sp ranks; None leaves a choice to the planner."""
 
     layout: Layout | None = None
     """Which tokens each rank holds: contiguous, zigzag, or shared-0.5% to shared-30%, which share each document over
@@ -26,7 +26,7 @@ class AttentionOptions:
     """`direct` sends each rank the keys it needs, `relay` passes all keys on from neighbour to neighbour."""
 
     def unfit_for(self, kv_heads: int) -> str | None:
-        """What is wrong with these choices for a model of so many kv heads, if anything."""
+        """What is wrong with these choices for a model of `kv_heads`, if anything."""
         if self.ulysses is None or kv_heads % self.ulysses == 0:
             return None
         return f"ulysses {self.ulysses} does not divide the model's {kv_heads} kv heads; choose a divisor"

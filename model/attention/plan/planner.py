@@ -2,13 +2,14 @@
 
 In: document boundaries, ranks, the layer's shape, the hardware. Out: a `SequencePlan`. Balance alone would be the wrong
 aim: many short documents are best left where they are, and a looser balance that shares fewer documents can win where
-the network is slow. Pure, and the same on every rank: sums are of integers, so no rank has to tell another.
+the network is slow. Pure, and with sums of integers the same on every rank, so ranks need not exchange their plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,14 +24,10 @@ from model.attention.plan.sequence_plan import SequencePlan
 TOLERANCES = (0.005, 0.03, 0.1, 0.3)
 
 
-def _shared(tolerance: float) -> Callable[[np.ndarray, int], Assignment]:
-    return lambda cu_seqlens, ranks: shared_over_fewest(cu_seqlens, ranks, tolerance)
-
-
 LAYOUTS: dict[str, Callable[[np.ndarray, int], Assignment]] = {
     "contiguous": lambda cu_seqlens, ranks: contiguous(int(cu_seqlens[-1]), ranks),
     "zigzag": lambda cu_seqlens, ranks: zigzag(int(cu_seqlens[-1]), ranks),
-    **{f"shared-{100 * tolerance:g}%": _shared(tolerance) for tolerance in TOLERANCES},
+    **{f"shared-{100 * tolerance:g}%": partial(shared_over_fewest, tolerance=tolerance) for tolerance in TOLERANCES},
 }
 
 TIGHTEST = f"shared-{100 * TOLERANCES[0]:g}%"
@@ -40,7 +37,7 @@ LOOSER = tuple(name for name in LAYOUTS if name not in FIRST)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to share a sequence, and what it is reckoned to take."""
+    """One way to share a sequence, and its modelled cost."""
 
     layout: str
     ulysses: int
@@ -74,9 +71,8 @@ def plan_sequence(
     hardware = hardware or Hardware()
     layouts = FIRST if layout is None else (layout,)
     best = _best(candidates(boundaries, sp, layouts, ulysses, route, shape, hardware))
-    if layout is None and best.ulysses < sp:  # looser balance is worth a look at the best degree only
-        looser = candidates(boundaries, sp, LOOSER, best.ulysses, route, shape, hardware)
-        best = _best([best, *looser])
+    if layout is None and best.ulysses < sp:  # looser balance is tried at the best degree only
+        best = _best([best, *candidates(boundaries, sp, LOOSER, best.ulysses, route, shape, hardware)])
     return SequencePlan(boundaries, best.assignment, sp // best.ulysses, best.ulysses, best.route, best.layout)
 
 
@@ -108,7 +104,7 @@ def candidates(
             assignment = LAYOUTS[name](cu_seqlens, ring)
             counted = traffic(cut_at_documents(cu_seqlens, assignment, ring), ring)
             for way, cost_of in costs.items():
-                # Between two ranks there is nobody to pass anything on to.
+                # Between two ranks a relay is the direct route.
                 if route == way or (route is None and (way == "direct" or ring > 2)):
                     cost = cost_of(counted, n_tokens // ring, degree, shape, hardware)
                     yield Candidate(name, degree, way, assignment, cost)

@@ -1,9 +1,9 @@
 """What each rank of the ring executes, derived from the segments of a layout.
 
-Two rules keep this simple, and hold for every assignment of tokens. A rank stores its tokens in ascending order of the
-packed sequence: its tokens of a document are then neighbours in its storage, and what it holds of a document attends
-to itself as one causal square. And a peer's keys of a document that come before some query are a prefix of the peer's
-keys of that document: so one range per document and peer is sent, and each query meets them in one run.
+Two rules hold for every assignment of tokens. A rank stores its tokens in ascending order of the packed sequence: its
+tokens of a document are then neighbours in its storage and attend to themselves as one causal square. And a peer's keys
+of a document that come before some query are a prefix of the peer's keys of that document: so one range per document
+and peer is sent, and each query meets them in one run.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tup
 
     stages = []
     for number in range(n_stages):
-        # The nearest rank behind comes first: at any moment the ranks then ask different peers.
+        # The nearest rank behind comes first, so that the ranks receive from different peers at any moment.
         peers = sorted((p for p in fetched if stage_at[(me - p) % ring] == number), key=lambda p: (me - p) % ring)
         readers = sorted((p for p in served if stage_at[(p - me) % ring] == number), key=lambda p: (p - me) % ring)
         receives = tuple(Message(p * ulysses + part, joined(fetched[p])) for p in peers)
         starts = np.cumsum([0, *(message.n_keys for message in receives)]).tolist()
-        shifted = [_shift(run, start) for p, start in zip(peers, starts) for run in runs[p]]
+        shifted = (
+            run._replace(k_start=run.k_start + start, k_end=run.k_end + start)
+            for p, start in zip(peers, starts)
+            for run in runs[p]
+        )
         sends = tuple(Message(p * ulysses + part, joined(served[p])) for p in readers)
         stages.append(Stage(receives, sends, joined_runs(shifted)))
     return _local_runs(segments, me, stored), tuple(stages)
@@ -135,7 +139,3 @@ def _runs(steps: list[tuple[int, Range]], base: int) -> Iterator[Run]:
     for count, group in groupby(steps, key=lambda step: step[0]):
         queries = [step[1] for step in group]
         yield Run(queries[0][0], queries[-1][1], base, base + count, False)
-
-
-def _shift(run: Run, keys: int) -> Run:
-    return run._replace(k_start=run.k_start + keys, k_end=run.k_end + keys)

@@ -17,7 +17,7 @@ from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.runs import Run, cut_runs
 from model.attention.plan.segments import stage_of_distance, traffic
 from model.attention.plan.sequence_plan import SequencePlan
-from model.attention.reorder import dispatch, in_order
+from testing.reorder import dispatch, in_order
 from tests.model.attention_groups import allowed_pairs
 
 
