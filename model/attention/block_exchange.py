@@ -25,7 +25,7 @@ from model.attention.plan.runs import AHEAD, Message, RankPlan, Runs, Stage
 
 
 class Block(NamedTuple):
-    """Keys and values kv [N, 2, Hkv, D], the buffer of their gradients dkv, of the same shape, and the runs over them."""
+    """Keys and values kv [N, 2, Hkv, D], a buffer dkv of the same shape for their gradients, and the runs over them."""
 
     kv: Tensor
     dkv: Tensor | None

@@ -1,4 +1,4 @@
-"""The state of a rank's random numbers: kept where the ranks stay the same in number, derived where they do not."""
+"""A rank's random state: restored on the same number of ranks, derived on another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def random_state() -> bytes:
 
 
 def set_random_state(path: Path) -> None:
-    """Carry on with the numbers from the file of `random_state`."""
+    """Restore the state from a file of `random_state`."""
     states = load_file(path)
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
@@ -26,6 +26,6 @@ def set_random_state(path: Path) -> None:
 
 
 def derive_random_state(origin: str, rank: int, world_size: int) -> None:
-    """Numbers that depend on nothing but `origin` (a hash of the state before), the rank and their number."""
+    """A state that depends only on `origin` (a hash of the state before), the rank and the number of ranks."""
     digest = hashlib.sha256(f"{origin} {rank} of {world_size}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -1,11 +1,11 @@
-"""What a rank holds of the optimizer's state, whatever the ZeRO stage: flat views of it by parameter and place in it.
+"""A rank's part of the optimizer's state at any ZeRO stage: flat views by parameter and range.
 
 In: a training engine. Out: fp32 master weights and Adam's two moments as views of the engine's own memory, to read or
 to write; the counters of Adam's steps; and, after writing, the model's own weights made from the masters again.
 
-This is the one place that knows where DeepSpeed keeps them: stage 0 in the parameters and torch's optimizer; stages 1
-and 2 in one flat partition a group, of which `param._hp_mapping` says what is whose; stage 3 in flat sub-groups of each
-parameter's own partition (`grad_position`). The same with the optimizer's or the parameters' memory on the host.
+Only this module knows where DeepSpeed keeps them: stage 0 in the parameters and torch's optimizer; stages 1 and 2 in
+one flat partition a group, mapped to parameters by `param._hp_mapping`; stage 3 in flat sub-groups of each parameter's
+own partition (`grad_position`). Offloading the optimizer or the parameters changes none of this.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ class Fragment:
     parts: Mapping[str, Tensor]
 
     def share(self, number: int, of: int) -> Fragment:
-        """One of so many almost equal pieces of it."""
-        first, last = self.range.numel * number // of, self.range.numel * (number + 1) // of
-        return Fragment(
-            Range(self.range.name, self.range.start + first, last - first),
-            {part: tensor.narrow(0, first, last - first) for part, tensor in self.parts.items()},
-        )
+        """The `number`-th of `of` almost equal pieces."""
+        name, start, numel = self.range
+        first, last = numel * number // of, numel * (number + 1) // of
+        parts = {part: tensor[first:last] for part, tensor in self.parts.items()}
+        return Fragment(Range(name, start + first, last - first), parts)
 
 
 def fragments_of(engine: TrainingEngine) -> list[Fragment]:
-    """What this rank holds, in the order of the parameters; with stage 0 every rank holds all.
+    """This rank's part, in the order of the parameters; at stage 0 every rank holds all.
 
-    Adam's state is made, of zeros, where it had taken no step yet. Raises UserError where it lies on NVMe.
+    Adam's state is created, as zeros, where it has taken no step yet. Raises UserError where it is on NVMe.
     """
     _check_in_memory(engine)
     adam = _adam(engine)
@@ -56,10 +55,9 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
         _ensure_moments(adam, group, flat)
     fragments = []
     for name, parameter in engine.model.named_parameters():
-        found = _place(engine, parameter)
-        if found is None:
+        if (place := _place(engine, parameter)) is None:
             continue
-        flat, offset, start, numel = found
+        flat, offset, start, numel = place
         whole = {WEIGHT: flat, **{moment: adam.state[flat][moment] for moment in MOMENTS}}
         parts = {part: tensor.detach().view(-1).narrow(0, offset, numel) for part, tensor in whole.items()}
         fragments.append(Fragment(Range(name, start, numel), parts))
@@ -90,7 +88,7 @@ def adam_steps(engine: TrainingEngine) -> tuple[int, ...]:
 
 
 def set_adam_steps(engine: TrainingEngine, steps: Mapping[int, int]) -> None:
-    """Count from here, by group. Each flat tensor has a counter of its own: a shared one would count several times."""
+    """Set the updates that Adam has made, by group, in the counter of each flat tensor."""
     adam = _adam(engine)
     for group, flat in _flats(engine):
         adam.state[flat]["step"].fill_(steps[group])
@@ -128,15 +126,14 @@ def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Tensor]]:
 
 
 def _sharded(optimizer: Any) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
-    """Of stages 1 and 2, by group: the parameters, and this rank's partition of the masters. bf16 stage 1 has names of
-    its own for both."""
+    """Parameters and this rank's masters, by group, at stages 1 and 2; stage 1 in bf16 has names of its own."""
     if hasattr(optimizer, "bf16_groups"):
         return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
     return optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
 
 
 def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
-    """The flat tensor that holds part of a parameter, its place there, and the part; None: other ranks hold it all."""
+    """The flat tensor with part of a parameter, the offset in it, and the part's start and numel; None: no part."""
     optimizer: Any = engine.deepspeed.optimizer
     whole: Any = parameter
     if engine.settings.zero == 0:
@@ -155,8 +152,7 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
 
 
 def _ensure_moments(adam: torch.optim.Optimizer, group: int, flat: Tensor) -> None:
-    state = adam.state[flat]
-    if state:
+    if state := adam.state[flat]:
         return
     settings = adam.param_groups[group]
     on_device = settings.get("fused") or settings.get("capturable")

@@ -276,12 +276,12 @@ def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mappi
     device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
 
     def weight(name: str, empty: nn.Parameter) -> Tensor:
-        mesh.on_piece(False)
+        mesh.on_progress(False)
         if mesh.rank == 0:
             tensor = weights.read(name).to(device, empty.dtype)
         else:
             tensor = torch.empty_like(empty, device=device)
-        mesh.on_piece(True)
+        mesh.on_progress(True)
         return tensor
 
     def shard(module: nn.Module) -> None:

@@ -182,12 +182,12 @@ class _Rank:
         publish = self.monitor.take()
 
         def before_commit() -> None:
-            assert self.writer.lost is not None
-            publish(round(self.writer.lost.seconds, 4))
+            assert self.writer.cost is not None
+            publish(round(self.writer.cost.seconds, 4))
 
         cost = self.writer.save(client_state, before_commit)
         if self.mesh.rank == 0:
-            self.meter.set(**checkpoint_figures(cost, self.writer.written))
+            self.meter.set(**checkpoint_figures(cost, self.writer.committed))
 
 
 def _quiet() -> None:

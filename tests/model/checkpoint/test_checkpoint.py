@@ -215,7 +215,7 @@ def test_no_checkpoint_is_none(tmp_path):
 def alone(group: Any, url: str) -> dict[str, Any]:
     """One process: an object store's code path, and what a load of someone else's checkpoint says."""
     told: list[bool] = []
-    mesh = build_mesh(on_piece=told.append)
+    mesh = build_mesh(on_progress=told.append)
     batch, n_examples = rank_batches(mesh)
     engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
     pieces = {"start": list(told)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.checkpoint.retention import retain
+from model.checkpoint.writer import retain
 from model.llama.initial_weights import RandomWeights
 from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
