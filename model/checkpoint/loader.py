@@ -209,7 +209,8 @@ def fill(
 
     if not file.header_sha256:
         with _checked(folder, name, file) as path, path.open("rb") as whole:
-            return read(whole, unhashed_header(whole))
+            read(whole, unhashed_header(whole))
+        return
     with _flaws_of(folder, name), folder.open_ranged(name) as opened:
         try:
             read(opened, read_header(opened, file.header_bytes, file.header_sha256))
