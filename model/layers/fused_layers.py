@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from model.layers.kernels.interface import Kernels, LayerKernels
-from model.layers.kernels.load import load_kernels
+from model.layers.kernels.interface import Kernels, LayerKernels, load_kernels
 from model.layers.tiled_mlp import TiledLlamaMLP, check_swiglu
 from model.llama.rope import ExactLlamaAttention
 
@@ -23,11 +22,10 @@ def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
     if name == "torch":
         return
     kernels = load_kernels(name)
-    modules = list(model.modules())
-    for module in modules:
+    for module in model.modules():
         if type(module) is LlamaMLP:
             check_swiglu(module, f"kernels {name} are", "set kernels: torch")
-    for module in modules:
+    for module in model.modules():
         if isinstance(module, TiledLlamaMLP):
             module.swiglu = kernels.swiglu
         elif isinstance(module, ExactLlamaAttention):

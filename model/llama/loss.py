@@ -38,19 +38,6 @@ def token_nll(
         return _ChunkedNLL.apply(hidden.to(dtype), head_weight.to(dtype), labels, ranges, chunk)
 
 
-def weighted_loss(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    ranges: Sequence[range],
-    chunk: int = CHUNK,
-) -> Tensor:
-    """Sum of weight x negative log-likelihood, an fp32 scalar. weights: [T]; a target of weight 0 is not computed."""
-    labels = labels.masked_fill(weights == 0, -1)
-    return (weights * token_nll(hidden, head_weight, labels, ranges, chunk)).sum()
-
-
 class LossHead(nn.Linear):
     """A Llama's `lm_head` that can also give the loss, so that it is one module call whose weight ZeRO-3 gathers.
 

@@ -41,7 +41,7 @@ class ExactRotaryEmbedding(nn.Module):
         if rope.get("rope_type") != "default":
             raise ValueError(f"exact tables exist for rope_type 'default', not {rope.get('rope_type')!r}")
         self.theta = float(rope["rope_theta"])
-        self.head_dim = int(config.head_dim or config.hidden_size // config.num_attention_heads)
+        self.head_dim = int(config.head_dim)
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,8 @@ from transformers import LlamaConfig
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
 from model.llama.config import modality_ranges
+from model.memory_estimate.zero import FP32
 from model.training.settings import EngineSettings
-
-FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,8 @@ def activation_bytes(
     """See `ActivationBytes`. itemsize: of activations, 4 or 2. plan: of what one forward pass takes."""
     memory, fused = settings.memory, settings.kernels != "torch"
     tokens = plan.tokens_per_rank
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    hidden, q, kv = config.hidden_size, config.num_attention_heads * head, kv_heads * head
+    hidden, head = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
     row = hidden * itemsize
     norm = row  # the result
     if not fused:
@@ -97,7 +95,7 @@ def activation_bytes(
 
 
 def _some(plan: SequencePlan) -> range:
-    """Ranks enough to find the fullest: of large rings every so many-th."""
+    """Enough ranks to find the fullest: about 16, evenly spaced."""
     return range(0, plan.sp, max(1, plan.sp // 16))
 
 
@@ -112,7 +110,7 @@ def _exact(itemsize: int) -> int:
 
 
 def _exchange(plan: RankPlan, kv: int, itemsize: int) -> int:
-    """The most that a backward holds of other ranks' keys, of their gradients, and of own gradients coming home."""
+    """The most bytes of other ranks' keys, of their gradients, and of received own gradients during a backward."""
     stages = plan.stages
     most = 0
     for i in range(len(stages)):

@@ -1,9 +1,13 @@
 """The peak of training's memory on one rank, predicted by part, without allocating anything.
 
-In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: what is held at
-the moment when most is, in bytes on the device, and what waits on the host. The moments looked at are the loss, the
-last layer's backward (all activations are still there), the first reduction of gradients, the first layer's backward
-(all gradients are there), and the update; on the host, those of `model.memory_estimate.host`.
+In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: bytes on the
+device at the moment of most, and on the host. The moments on the device are the loss, the last layer's backward (all
+activations are still there), the first reduction of gradients, the first layer's backward (all gradients are there),
+and the update.
+
+Not counted on the host are the process itself (Python, torch, the CUDA runtime), its loader's batches, on a store the
+32 MiB of an upload's parts, and, where there is no GPU, what counts as the device. Activations are counted in the
+powers of two in which torch allocates pinned memory; what DeepSpeed offloads is counted by the byte.
 """
 
 from __future__ import annotations
@@ -14,16 +18,16 @@ from dataclasses import dataclass
 from transformers import LlamaConfig
 
 from model.attention.plan.sequence_plan import SequencePlan
+from model.convert.export_hf import FILE_BYTES
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
-from model.memory_estimate.host import host_moments
-from model.memory_estimate.zero import ZeroBytes, zero_bytes
+from model.memory_estimate.zero import FP32, ZeroBytes, zero_bytes
 from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """device: bytes by part at the peak; moment: when that is; moments: the total at each. on_host: bytes by part at
-    each moment that `model.memory_estimate.host` knows.
+    each of the host's moments.
     """
 
     device: Mapping[str, int]
@@ -51,7 +55,7 @@ def plan_memory(
     config: LlamaConfig, settings: EngineSettings, plan: SequencePlan, world: int, on_cuda: bool
 ) -> MemoryPlan:
     """The peak of one rank's step over `world` ranks. plan: of the tokens of one forward pass, by its sp ranks."""
-    itemsize = 2 if settings.precision == "bf16" else 4
+    itemsize = 2 if settings.precision == "bf16" else FP32
     acts = activation_bytes(config, itemsize, plan, settings, on_cuda)
     n_parameters, n_layer, n_attention = parameter_counts(config)
     largest = max(config.vocab_size, config.intermediate_size) * config.hidden_size
@@ -63,14 +67,14 @@ def plan_memory(
     weights, masters = zero.weights, zero.masters
     gradients, update = zero.gradients, zero.update
     if settings.memory.offload_optimizer:
-        masters, update, gradients = 0, 0, gradients - 4 * -(-n_parameters // world)
+        masters, update, gradients = 0, 0, gradients - FP32 * -(-n_parameters // world)
     if settings.memory.offload_parameters:
         weights = 0
     fixed = {"weights": weights, "masters and moments": masters, "batch": acts.batch}
     moments = _moments(acts, zero, fixed, max(0, gradients), update, layers)
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(totals, key=lambda name: totals[name])
-    on_host = host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
+    on_host = _host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
     return MemoryPlan(moments[moment], moment, totals, on_host)
 
 
@@ -110,11 +114,39 @@ def _moments(
     }
 
 
+def _host_moments(
+    n_parameters: int, largest: int, settings: EngineSettings, zero: ZeroBytes, activations: int, world: int
+) -> dict[str, dict[str, int]]:
+    """Bytes by part while the first weights are read, while training, and while the model is exported.
+
+    largest: elements of the largest parameter. activations: bytes of those kept on the host.
+    """
+    itemsize = FP32 if settings.precision == "fp32" else 2
+    own = -(-n_parameters // world)
+    weights = {"weights": zero.weights} if settings.memory.offload_parameters else {}
+    optimizer = {}
+    if settings.memory.offload_optimizer:
+        optimizer = {"masters and moments": zero.masters, "gradients": FP32 * own}
+    return {
+        # A text table in fp32 beside the joint one, or a weight in fp32 beside itself in bf16.
+        "start": {**weights, "a weight that rank 0 reads": 2 * FP32 * largest},
+        "training": {
+            **weights,
+            **optimizer,
+            **({"activations": activations} if activations else {}),
+            "a checkpoint being written": 3 * FP32 * own,  # of the masters and both moments
+        },
+        "export": {
+            **weights,
+            **optimizer,
+            "a file that rank 0 exports": max(min(FILE_BYTES, itemsize * n_parameters), itemsize * largest),
+        },
+    }
+
+
 def parameter_counts(config: LlamaConfig) -> tuple[int, int, int]:
     """Parameters of the model, of one decoder layer, and of its attention's projections."""
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    q, kv, hidden = config.num_attention_heads * head, kv_heads * head, config.hidden_size
-    attention = 2 * hidden * q + 2 * hidden * kv
+    hidden = config.hidden_size
+    attention = 2 * hidden * config.head_dim * (config.num_attention_heads + config.num_key_value_heads)
     layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer, attention

@@ -58,7 +58,7 @@ class RankBatch:
 def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: int = 1) -> RankBatch:
     """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory.
 
-    All that the steps need of the plan is made here, in a loader's thread; pinned where the process uses a GPU.
+    Everything a step needs of the plan is derived here, in a loader's thread, and pinned where the process uses a GPU.
     """
     mine = plan.indices(rank)
     plan.fingerprint  # noqa: B018 - remembered by the plan
@@ -84,11 +84,11 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
 
 
 def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
-    """What the planner has to know of a Llama's attention layers; precision: "fp32" or "bf16", of their activations."""
+    """The shape of a Llama's attention layers for the planner; precision: "fp32" or "bf16", of their activations."""
     return AttentionShape(
         heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_size=config.head_dim or config.hidden_size // config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
         itemsize=2 if precision == "bf16" else 4,
     )
 
@@ -98,7 +98,7 @@ class Dispatcher:
     """Plans micro-batches over `sp` ranks and takes out the share of one, `sp_rank`.
 
     shape, hardware: what the planner models time with. layout, ulysses, route: narrow its choice. n_sources: of the
-    mixture. Ranks whose dispatchers differ in `sp_rank` alone make the same plans without a word.
+    mixture. Ranks whose dispatchers differ in `sp_rank` alone make the same plans.
     """
 
     sp: int = 1

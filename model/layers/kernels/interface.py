@@ -1,10 +1,11 @@
-"""Which kernels run a decoder layer's position-wise parts: torch's own, fused by torch.compile, or Liger's.
+"""The kernels of a decoder layer's position-wise parts: torch's own, fused by torch.compile, or Liger's.
 
-A choice changes nothing but rounding and speed; attention has kernels of its own (`model.attention.flash_kernels`).
+A choice changes only rounding and speed; attention has kernels of its own (`model.attention.flash_kernels`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -40,3 +41,36 @@ class LayerKernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     swiglu: SwiGLU
+
+
+def load_kernels(name: Kernels) -> LayerKernels:
+    """The kernels of "compile" or "liger"; imports what they need, which takes seconds."""
+    if name == "liger":
+        from model.layers.kernels.liger import KERNELS
+    else:
+        from model.layers.kernels.torch_compile import KERNELS
+    return KERNELS
+
+
+def missing_for(name: Kernels) -> str | None:
+    """What this machine lacks to run these kernels, and the remedy, or None; does not look for a GPU."""
+    if name == "liger" and not _is_installed("liger_kernel"):
+        return "the package liger-kernel is not installed; pip install 'ringworld[liger]' here and on the workers"
+    if name == "compile" and not _has_compiler():
+        return "torch.compile finds no C++ compiler; install g++ here and on the workers"
+    return None
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _has_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # imported here: it takes seconds
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True

@@ -16,9 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
-from model.layers.kernels import load as loading
-from model.layers.kernels.interface import LayerKernels
-from model.layers.kernels.load import load_kernels, missing_for
+from model.layers.kernels import interface as loading
+from model.layers.kernels.interface import LayerKernels, load_kernels, missing_for
 from model.layers.memory_settings import MemorySettings
 from model.llama.rope import rope_tables
 from tests.model.peak_memory import peak_bytes
