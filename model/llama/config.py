@@ -83,6 +83,12 @@ def modality_ranges(config: LlamaConfig) -> dict[str, range]:
     return {name: range(stop - size, stop) for (name, size), stop in zip(sizes, stops) if size}
 
 
+def attention_sizes(config: LlamaConfig) -> tuple[int, int, int]:
+    """Query heads, kv heads and head size."""
+    heads = config.num_attention_heads
+    return heads, config.num_key_value_heads or heads, config.head_dim or config.hidden_size // heads
+
+
 def _sizes(size: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(size, str):
         if size not in PRESETS:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from transformers import LlamaConfig
 
-from model.llama.config import modality_ranges
+from model.llama.config import attention_sizes, modality_ranges
 
 # Dense bf16 operations a second, from NVIDIA's data sheets, which also give twice as many, "with sparsity". By parts of
 # the name that torch.cuda.get_device_name gives; the first part that matches counts.
@@ -39,8 +39,9 @@ def step_flops(
     operations, each pair 4 a dimension of each head (q.k and p.v); the backward costs twice the forward (arXiv
     2001.08361, 2.1, and 2205.14135, appendix: what a kernel computes again is not counted).
     """
-    heads, layers, head_size = config.num_attention_heads, config.num_hidden_layers, config.head_dim
-    projections = config.hidden_size * head_size * 2 * (heads + config.num_key_value_heads)
+    layers = config.num_hidden_layers
+    heads, kv_heads, head_size = attention_sizes(config)
+    projections = config.hidden_size * head_size * 2 * (heads + kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
     logits = sum(targets.get(name, 0) * len(ids) for name, ids in modality_ranges(config).items())
     forward = 2 * layers * (projections + mlp) * tokens

@@ -31,6 +31,7 @@ class Weights(Protocol):
 
     def check(self) -> None:
         """Raise UserError where any weight cannot be read, before the first is; by default all can."""
+        return
 
     @abstractmethod
     def read(self, name: str) -> Tensor:

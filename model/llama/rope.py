@@ -17,6 +17,8 @@ from transformers import Cache, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
 
+from model.llama.config import attention_sizes
+
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(q [B, T, H, D], k [B, T, Hkv, D], cos and sin fp32 [B, T, D]) to q and k turned, in their own dtypes."""
 
@@ -41,7 +43,7 @@ class ExactRotaryEmbedding(nn.Module):
         if rope.get("rope_type") != "default":
             raise ValueError(f"exact tables exist for rope_type 'default', not {rope.get('rope_type')!r}")
         self.theta = float(rope["rope_theta"])
-        self.head_dim = int(config.head_dim)
+        self.head_dim = attention_sizes(config)[2]
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

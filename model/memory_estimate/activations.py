@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
-from model.llama.config import modality_ranges
+from model.llama.config import attention_sizes, modality_ranges
 from model.memory_estimate.zero import FP32
 from model.training.settings import EngineSettings
 
@@ -45,13 +45,13 @@ def activation_bytes(
     """See `ActivationBytes`. itemsize: of activations, 4 or 2. plan: of what one forward pass takes."""
     memory, fused = settings.memory, settings.kernels != "torch"
     tokens = plan.tokens_per_rank
-    hidden, head = config.hidden_size, config.head_dim
-    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    heads, kv_heads, head = attention_sizes(config)
+    hidden, q, kv = config.hidden_size, heads * head, kv_heads * head
     row = hidden * itemsize
     norm = row  # the result
     if not fused:
         norm += row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, fp32 rows before
-    lse = config.num_attention_heads * FP32
+    lse = heads * FP32
     result = q * itemsize + lse
     attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
     wide = config.intermediate_size * itemsize

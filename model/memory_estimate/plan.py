@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 
 from model.attention.plan.sequence_plan import SequencePlan
 from model.convert.export_hf import FILE_BYTES
+from model.llama.config import attention_sizes
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
 from model.memory_estimate.zero import FP32, ZeroBytes, zero_bytes
 from model.training.settings import EngineSettings
@@ -147,6 +148,7 @@ def _host_moments(
 def parameter_counts(config: LlamaConfig) -> tuple[int, int, int]:
     """Parameters of the model, of one decoder layer, and of its attention's projections."""
     hidden = config.hidden_size
-    attention = 2 * hidden * config.head_dim * (config.num_attention_heads + config.num_key_value_heads)
+    heads, kv_heads, head = attention_sizes(config)
+    attention = 2 * hidden * head * (heads + kv_heads)
     layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer, attention

@@ -19,6 +19,7 @@ from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import Route
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
+from model.llama.config import attention_sizes
 from tokenization.loader.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -85,12 +86,7 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
 
 def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
     """The shape of a Llama's attention layers for the planner; precision: "fp32" or "bf16", of their activations."""
-    return AttentionShape(
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_size=config.head_dim,
-        itemsize=2 if precision == "bf16" else 4,
-    )
+    return AttentionShape(*attention_sizes(config), itemsize=2 if precision == "bf16" else 4)
 
 
 @dataclass(frozen=True)
