@@ -7,11 +7,13 @@ ahead of the training, so that a step only copies to the device and computes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from model.attention.flash_kernels import CallBounds, pinned
@@ -112,3 +114,23 @@ class Dispatcher:
             batch.cu_seqlens, self.sp, self.layout, self.ulysses, self.route, self.shape, self.hardware
         )
         return rank_batch(batch, plan, self.sp_rank, self.n_sources)
+
+
+def check_same_plans(plans: Sequence[SequencePlan], group: dist.ProcessGroup) -> None:
+    """Raise RuntimeError, on every rank of the group, where its ranks planned a batch's micro-batches differently.
+
+    Ranks whose plans differ would wait for messages that are never sent. One small collective. The error names the
+    micro-batch, the first rank that differs from the group's first, and in what.
+    """
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    own = torch.tensor([list(plan.fingerprint.values()) for plan in plans], dtype=torch.int64, device=device)
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group=group)
+    differs = (torch.stack(every) != every[0]).nonzero().tolist()
+    if differs:
+        rank, micro_batch, part = differs[0]
+        first, other = (dist.get_global_rank(group, number) for number in (0, rank))
+        raise RuntimeError(
+            f"ranks {first} and {other} share a sequence, but planned micro-batch {micro_batch} with different "
+            f"{list(plans[0].fingerprint)[part]}: their loaders read different batches, or their settings differ"
+        )
