@@ -1,13 +1,12 @@
 """Attention over the runs of one block of keys, forward and backward, behind one interface for CPU and CUDA.
 
 In: queries of this rank, the keys and values of one block, and the runs that pair them. Out: softmax results, into
-which those over further blocks are merged in place: a ring is one call a block, a local attention one call in all. The
-backward takes the *global* output and log-sum-exp, with which the blocks' gradients simply add up (FlashAttention-2,
-arXiv 2307.08691).
+which those over further blocks are merged in place. The backward takes the *global* output and log-sum-exp, with which
+the blocks' gradients simply add up (FlashAttention-2, arXiv 2307.08691).
 
-Accumulators are fp32, fp64 for fp64 inputs. Both devices use kernels that torch itself carries. The CPU computes half
-precision inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half
-precision blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`
+Accumulators are fp32, fp64 for fp64 inputs. Both devices use torch's own kernels. The CPU computes half precision
+inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half precision
+blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`
 (`train.deterministic`).
 """
 
@@ -171,10 +170,9 @@ def kernel_name(device: torch.device) -> str:
 
 @functools.cache
 def cuda_kernel() -> str:
-    """The FlashAttention under torch's operators: "FA3" where its package is installed and the GPU is Hopper's.
-
-    Chosen at the first call, for the process; "FA2" is what torch itself carries. FA3 replaces it in place, so all that
-    calls the operators gains (on an H100 about 1.7 times, by FlashAttention-3, arXiv 2407.08608).
+    """The FlashAttention behind torch's operators: "FA3" where its package is installed and the GPU is a Hopper, else
+    torch's own "FA2". Chosen at the first call, for the process. FA3 is about 1.7 times as fast on an H100
+    (FlashAttention-3, arXiv 2407.08608).
     """
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
     if hopper and importlib.util.find_spec("flash_attn_interface") is not None:
@@ -187,14 +185,14 @@ def cuda_kernel() -> str:
 
 
 class CallBounds:
-    """The cu_seqlens of all kernel calls of a rank's plan in one tensor on the host, for a loader's thread to make."""
+    """The cu_seqlens of all kernel calls of a rank's plan in one tensor on the host, made in a loader's thread."""
 
     def __init__(self, plan: RankPlan) -> None:
         self._calls = plan.calls
         self._joined = pinned(torch.from_numpy(np.concatenate([call.cu_seqlens.ravel() for call in self._calls])))
 
     def to(self, device: torch.device | str) -> None:
-        """Take them to the device in one copy, beside what that computes; there the calls find them."""
+        """Copy them to the device at once, during its work, for the calls to use."""
         there = self._joined.to(device, non_blocking=self._joined.is_pinned())
         parts = there.split([call.cu_seqlens.size for call in self._calls])
         for call, part in zip(self._calls, parts, strict=True):
@@ -202,7 +200,7 @@ class CallBounds:
 
 
 def pinned(x: Tensor) -> Tensor:
-    """The same in pinned memory where this process uses a GPU, to which it then travels beside the computing."""
+    """x in pinned memory where this process uses a GPU, so that copies overlap the GPU's work."""
     return x.pin_memory() if torch.cuda.is_initialized() else x
 
 

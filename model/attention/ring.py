@@ -1,11 +1,10 @@
 """Packed ring attention: exact causal attention within each document of a sequence that is spread over ranks.
 
 In: this rank's queries, keys and values and the plan of the sequence. Out: this rank's rows of the output. A rank
-computes on its own keys while others' travel, then takes block after block as its plan says and merges (Ring
-Attention, arXiv 2310.01889, with the exchange cut down to what causality and document borders leave). Backward, it
-fetches the same keys again, since keeping them would undo what sharing the sequence saves, and returns their gradients
-to their owners. Every sum runs in the accumulator dtype, in an order fixed by the plan, with one cast at the end, so
-results do not depend on timing.
+computes on its own keys while others' travel, then on block after block of its plan, and merges the results (Ring
+Attention, arXiv 2310.01889, without the exchange that causality and document borders make needless). The backward
+fetches the same keys again, which costs no memory between, and returns their gradients to their owners. Every sum runs
+in the accumulator dtype, in an order fixed by the plan, with one cast at the end, so results do not depend on timing.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def packed_ring_attention(
 
     q [T, H, D], k and v [T, Hkv, D]: rows in the order of `plan.indices(rank)`, one dtype, Hkv dividing H. group: the
     `plan.sp` ranks that share the sequence; None for one rank. scale: 1 / sqrt(D) where None. Returns [T, H, D] in the
-    dtype of q. Every rank of the group has to call it, and its backward, in the same order; a rank whose documents are
-    all its own communicates nothing, unless the plan has a Ulysses degree. Raises ValueError where the tensors or
-    the group do not fit the plan.
+    dtype of q. Every rank of the group has to call it, and its backward, in the same order. Without a Ulysses degree, a
+    rank that shares no document communicates nothing. Raises ValueError where the tensors or the group do not fit the
+    plan.
     """
     exchange = as_exchange(group)
     if exchange.size != plan.sp:

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
+from safetensors.torch import load_file
+
 from model.checkpoint.manifest import (
     COMMIT,
     DamagedError,
@@ -31,7 +34,6 @@ from model.checkpoint.manifest import (
     step_name,
     steps,
 )
-from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.tensor_file import ChangedError, Header, Wanted, read_header, read_tensors, unhashed_header
 from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, fragments_of, parameters, refresh, set_adam_steps
@@ -221,12 +223,20 @@ def fill(
 
 
 def _read_random_state(mesh: Mesh, folder: Store, manifest: Manifest) -> None:
+    """Restore this rank's random state, or derive one where as many ranks did not write it: from the hash of rank 0's,
+    the rank and the number of ranks alone.
+    """
     if manifest.world_size == mesh.world_size:
         name = manifest.random[mesh.rank]
         with _checked(folder, name, manifest.files[name]) as path:
-            set_random_state(path)
+            states = load_file(path)
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and torch.cuda.is_available():
+                torch.cuda.set_rng_state(states["cuda"])
     else:
-        derive_random_state(manifest.files[manifest.random[0]].sha256, mesh.rank, mesh.world_size)
+        origin = manifest.files[manifest.random[0]].sha256
+        digest = hashlib.sha256(f"{origin} {mesh.rank} of {mesh.world_size}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 @contextmanager

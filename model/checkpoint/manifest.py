@@ -169,13 +169,8 @@ def steps(root: Store) -> list[int]:
 
 
 def committed_steps(root: Store) -> list[int]:
-    """The steps whose folder has a `COMMIT`, in order."""
+    """The steps whose folder has a `COMMIT`, damaged or not, in order."""
     return [step for step in steps(root) if COMMIT in root.sizes(step_name(step))]
-
-
-def any_committed(root: Store) -> bool:
-    """Whether a checkpoint below `root` is committed, damaged or not."""
-    return bool(committed_steps(root))
 
 
 def read_manifest(root: Store, step: int) -> Manifest:

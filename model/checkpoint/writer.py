@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
+import torch
 import torch.distributed as dist
 
 from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, committed_steps, step_name, steps
-from model.checkpoint.rng_state import random_state
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.zero_state import adam_steps, fragments_of, parameters
 from storage.retry import STORE_AWAY, retry
@@ -90,7 +90,7 @@ class Writer:
         self.wait()
         waited = time.perf_counter()
         manifest = self._take(client_state)
-        arguments = (manifest, random_state(), before_commit)
+        arguments = (manifest, _random_state(), before_commit)
         self.cost = SaveCost(waited - started, time.perf_counter() - waited, self._snapshot.n_bytes)
         # A daemon, so that a worker that has failed elsewhere ends at once; the checkpoint is then torn.
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
@@ -116,9 +116,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
 
@@ -204,6 +202,14 @@ class Writer:
         self._engine.mesh.on_progress(False)
         header = hashlib.sha256(data[:header_bytes]).hexdigest() if header_bytes else ""
         return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges, header_bytes, header)
+
+
+def _random_state() -> bytes:
+    """This rank's random state as a safetensors file: torch's own, and the device's where there is one."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return safetensors.torch.save(states)
 
 
 def random_name(rank: int, suffix: str) -> str:

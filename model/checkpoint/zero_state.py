@@ -52,7 +52,11 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
     _check_in_memory(engine)
     adam = _adam(engine)
     for group, flat in _flats(engine):
-        _ensure_moments(adam, group, flat)
+        if not (state := adam.state[flat]):
+            settings = adam.param_groups[group]
+            on_device = settings.get("fused") or settings.get("capturable")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
+            state |= {moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS}
     fragments = []
     for name, parameter in engine.model.named_parameters():
         if (place := _place(engine, parameter)) is None:
@@ -149,16 +153,6 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
     start = engine.mesh.rank * partition
     numel = min(partition, whole.ds_numel - start)  # the last partitions are padded, or padding alone
     return (optimizer.fp32_partitioned_groups_flat[sub_group], offset, start, numel) if numel > 0 else None
-
-
-def _ensure_moments(adam: torch.optim.Optimizer, group: int, flat: Tensor) -> None:
-    if state := adam.state[flat]:
-        return
-    settings = adam.param_groups[group]
-    on_device = settings.get("fused") or settings.get("capturable")
-    state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
-    for moment in MOMENTS:
-        state[moment] = torch.zeros_like(flat, memory_format=torch.preserve_format)
 
 
 def _check_in_memory(engine: TrainingEngine) -> None:

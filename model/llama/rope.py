@@ -63,11 +63,6 @@ class ExactLlamaAttention(LlamaAttention):
     rotate: Rotate = staticmethod(rotate_by_torch)
     """What turns queries and keys where there is no cache; a kernel may take its place."""
 
-    @classmethod
-    def adopt(cls, attention: LlamaAttention) -> None:
-        """Make `attention` one, with its weights and their names as they are."""
-        attention.__class__ = cls
-
     def forward(  # type: ignore[override]  # the others pass on
         self,
         hidden_states: Tensor,

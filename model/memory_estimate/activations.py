@@ -84,7 +84,7 @@ def activation_bytes(
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
-        kept_host=sum(_pinned(block * tokens) for block in pinned) if offloaded else 0,
+        kept_host=sum(1 << (block * tokens - 1).bit_length() for block in pinned) if offloaded else 0,
         mlp=in_mlp,
         attention=in_attention,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
@@ -97,11 +97,6 @@ def activation_bytes(
 def _some(plan: SequencePlan) -> range:
     """Enough ranks to find the fullest: about 16, evenly spaced."""
     return range(0, plan.sp, max(1, plan.sp // 16))
-
-
-def _pinned(n_bytes: int) -> int:
-    """What torch's allocator of pinned memory takes for a block: the next power of two."""
-    return 1 << (n_bytes - 1).bit_length()
 
 
 def _exact(itemsize: int) -> int:

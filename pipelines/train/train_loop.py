@@ -83,7 +83,7 @@ class _Rank:
     def _weights(self) -> Weights:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
         weights = initial_weights(self.job)
-        is_begun = self.mesh.on_rank_zero(lambda: checkpoint.any_committed(self.checkpoints))
+        is_begun = self.mesh.on_rank_zero(lambda: bool(checkpoint.committed_steps(self.checkpoints)))
         return BlankWeights(weights.config) if is_begun or self.before is not None else weights
 
     def _take_over(self, step: int) -> None:
