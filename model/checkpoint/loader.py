@@ -179,8 +179,8 @@ def _read_committed(
 def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Collection[str]) -> None:
     """Read this rank's share, several files at a time: hashing and waiting for a store release Python's lock."""
 
-    def read(name: str, plan: Sequence[Copy]) -> None:
-        fill(fragments, plan, parts, folder, name, manifest.files[name])
+    def read(name: str) -> None:
+        fill(fragments, plan[name], parts, folder, name, manifest.files[name])
         engine.mesh.on_progress(False)
 
     fragments = fragments_of(engine)
@@ -189,7 +189,7 @@ def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Coll
     except ValueError as error:
         raise DamagedError(folder.path(), f"its {COMMIT} is not whole: {error}") from error
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read, *zip(*sorted(plan.items()))))
+        list(pool.map(read, sorted(plan)))
 
 
 def fill(

@@ -10,7 +10,8 @@ own partition (`grad_position`). Offloading the optimizer or the parameters chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
     """
     _check_in_memory(engine)
     adam = _adam(engine)
-    for group, flat in _flats(engine):
+    for group, _, flat in _flats(engine):
         if not (state := adam.state[flat]):
             settings = adam.param_groups[group]
             on_device = settings.get("fused") or settings.get("capturable")
@@ -70,31 +71,22 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
 
 def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape and optimizer group of every parameter."""
-    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
-    if stage == 0:
-        members = [(number, group["params"]) for number, group in enumerate(optimizer.param_groups)]
-    elif stage < 3:
-        members = list(enumerate(_sharded(optimizer)[0]))
-    else:
-        members = [(optimizer.sub_group_to_group_id[i], group) for i, group in enumerate(optimizer.fp16_groups)]
-    groups = {id(parameter): number for number, group in members for parameter in group}
-    return {
-        name: (tuple(whole_shape(parameter)), groups[id(parameter)])
-        for name, parameter in engine.model.named_parameters()
-    }
+    groups = {id(parameter): group for group, members, _ in _flats(engine) for parameter in members}
+    named = engine.model.named_parameters()
+    return {name: (tuple(whole_shape(parameter)), groups[id(parameter)]) for name, parameter in named}
 
 
 def adam_steps(engine: TrainingEngine) -> tuple[int, ...]:
     """Updates that Adam has made, by group. Call after `fragments_of`."""
     adam = _adam(engine)
-    steps = {group: int(adam.state[flat]["step"]) for group, flat in _flats(engine)}
+    steps = {group: int(adam.state[flat]["step"]) for group, _, flat in _flats(engine)}
     return tuple(steps[group] for group in sorted(steps))
 
 
 def set_adam_steps(engine: TrainingEngine, steps: Mapping[int, int]) -> None:
     """Set the updates that Adam has made, by group, in the counter of each flat tensor."""
     adam = _adam(engine)
-    for group, flat in _flats(engine):
+    for group, _, flat in _flats(engine):
         adam.state[flat]["step"].fill_(steps[group])
 
 
@@ -116,24 +108,20 @@ def _adam(engine: TrainingEngine) -> torch.optim.Optimizer:
     return adam
 
 
-def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Tensor]]:
-    """The tensors that torch's optimizer steps, each with its group."""
+def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Sequence[nn.Parameter], Tensor]]:
+    """The tensors that torch's optimizer steps, each with its group and the parameters that it holds parts of."""
     optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
     if stage == 0:
         for number, group in enumerate(optimizer.param_groups):
-            yield from ((number, parameter) for parameter in group["params"])
-    elif stage < 3:
-        yield from enumerate(_sharded(optimizer)[1])
-    else:
+            yield from ((number, [parameter], parameter) for parameter in group["params"])
+    elif stage == 3:
+        groups = optimizer.sub_group_to_group_id
         for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-            yield optimizer.sub_group_to_group_id[number], flat
-
-
-def _sharded(optimizer: Any) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
-    """Parameters and this rank's masters, by group, at stages 1 and 2; stage 1 in bf16 has names of its own."""
-    if hasattr(optimizer, "bf16_groups"):
-        return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
-    return optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+            yield groups[number], optimizer.fp16_groups[number], flat
+    elif hasattr(optimizer, "bf16_groups"):  # stage 1 in bf16
+        yield from zip(itertools.count(), optimizer.bf16_groups, optimizer.fp32_groups_flat_partition)
+    else:
+        yield from zip(itertools.count(), optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups)
 
 
 def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
@@ -146,7 +134,7 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
         mapping = whole._hp_mapping
         if mapping is None:
             return None
-        flat = _sharded(optimizer)[1][mapping.param_group_index]
+        flat = next(itertools.islice(_flats(engine), mapping.param_group_index, None))[2]
         address = mapping.lp_fragment_address
         return flat, mapping.hp_fragment_address.start, address.start, address.numel
     sub_group, offset, partition = optimizer.grad_position[optimizer.get_param_id(parameter)]

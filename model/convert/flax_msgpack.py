@@ -3,8 +3,7 @@
 The file is msgpack records one after another, without a header: [key path, bin]. The bin is msgpack again: an ext of
 type 1 around (shape, dtype name, C-order bytes), or, for arrays past 2^30 bytes, a map with the shape and a map of
 chunks, each such an ext over a flat stretch of the array. A leaf of the released 7B can be gigabytes, so nothing is
-unpacked whole: the small parts go through `msgpack`, headers of large ones are stepped over, and data stay in the map
-of the file until a stretch of them is asked for.
+unpacked whole: `msgpack` reads the small parts, and data stay in the mapped file until they are read.
 """
 
 from __future__ import annotations

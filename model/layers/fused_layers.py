@@ -1,7 +1,7 @@
 """Transformers' Llama with fused kernels in its norms, attention and MLPs; weights, names and results stay.
 
-In: a model of `model.llama.llama`, with its weights or still empty, and a choice of kernels. Out: the
-same, its modules of other classes.
+In: a model of `model.llama.llama`, with or without weights, and a choice of kernels. Out: the same, its modules of
+other classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.llama.rope import ExactLlamaAttention
 
 
 def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
-    """Let the model's position-wise parts run by these kernels, in place."""
+    """Run the model's position-wise parts by these kernels, in place."""
     if name == "torch":
         return
     kernels = load_kernels(name)

@@ -1,9 +1,8 @@
 """The loss, one softmax a modality, in chunks: text targets compete with text ids only, vision targets with vision ids.
 
-LWM has two heads; here the head is one table [V, D] with a range of rows for each modality, and the loss slices it. The
-logits of T x V (168 GB at a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are
-made, reduced to logsumexp and target logit, and dropped; backward makes them again. A batch without targets of a
-modality never touches its rows.
+LWM has two heads; here the head is one table [V, D] with a range of rows for each modality. The T x V logits (168 GB at
+a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are reduced to logsumexp and
+target logit, and computed again in the backward. A batch without targets of a modality never touches its rows.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def token_nll(
 
     hidden: [T, D], final hidden states. head_weight: [V, D]. labels: integers [T] of the joint vocabulary; a negative
     label has no loss and costs nothing. ranges: the ids of each modality, together all V. Returns [T], 0 where there is
-    no label, in fp32 (fp64 for fp64 weights), and sums over chunks in it. Differentiable once in hidden and
-    head_weight. Works in autocast's dtype where that is on, else in the head's.
+    no label, in fp32 (fp64 for fp64 weights). Differentiable once in hidden and head_weight, with sums over chunks in
+    that dtype. Works in autocast's dtype where that is on, else in the head's.
     """
     if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} are not [T, D] and [T]")
@@ -39,9 +38,9 @@ def token_nll(
 
 
 class LossHead(nn.Linear):
-    """A Llama's `lm_head` that can also give the loss, so that it is one module call whose weight ZeRO-3 gathers.
+    """A Llama's `lm_head` that also computes the loss, so that ZeRO-3 gathers its weight for this module call.
 
-    `head(hidden)` are logits as ever; `head(hidden, labels, ranges)` are `token_nll`'s nats, [T].
+    `head(hidden)` are logits; `head(hidden, labels, ranges)` are `token_nll`'s nats, [T].
     """
 
     @classmethod

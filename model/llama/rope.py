@@ -1,9 +1,9 @@
 """Rotary position tables that stay exact at a million tokens.
 
 An angle is position x theta^(-2i/d). In fp32 the tables are off by up to 1e-2 at position 1M with theta 5e7, in bf16 by
-1.6 at position 1,000. Here angles are computed in fp64 and their cosines and sines rounded to fp32, which costs nothing
-beside one layer: `ExactRotaryEmbedding` takes the place of transformers' own. `ExactLlamaAttention` turns queries and
-keys by these tables and rounds them once, as LWM does, before a cache or an attention function sees them.
+1.6 at position 1,000. `ExactRotaryEmbedding` computes angles in fp64 and rounds their cosines and sines to fp32, at
+little cost beside one layer. `ExactLlamaAttention` turns queries and keys by these tables and rounds them once, as LWM
+does, before a cache or an attention function.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a step's activations take on one rank, in bytes: kept for the backward, at work in one layer, loss, exchange.
+"""Bytes of a step's activations on one rank: kept for the backward, at work in one layer, loss, exchange.
 
-In: a Llama's sizes, the plan of a packed sequence, and what is kept of a layer. Out: `ActivationBytes`. Counted from
-what autograd saves in transformers' Llama, our attention, MLP and loss, tensor by tensor, in the order of a layer's
-forward; the backward's temporaries beside them.
+In: a Llama's sizes, the plan of a packed sequence, and what is kept of a layer. Out: `ActivationBytes`, counted tensor
+by tensor from what autograd saves in transformers' Llama, our attention, MLP and loss, and the backward's temporaries.
 """
 
 from __future__ import annotations

@@ -14,16 +14,15 @@ if TYPE_CHECKING:  # a recipe is read without torch
     from torch import Tensor
 
 Kernels = Literal["torch", "compile", "liger"]
-"""torch: a kernel for each operation, as transformers writes them. compile: each part fused by torch.compile
-(PyTorch 2, ASPLOS 2024), on CPU or GPU. liger: those of Liger Kernel (arXiv 2410.10989), in Triton, on a GPU."""
+"""See `TrainingSettings.kernels`; torch.compile is by PyTorch 2 (ASPLOS 2024), Liger Kernel by arXiv 2410.10989."""
 
 
 @dataclass(frozen=True)
 class SwiGLU:
     """silu(gate) * up of tensors [..., I].
 
-    forward: (gate, up) to it, differentiable once. backward: (grad, gate, up) to it again, and to the gradients of gate
-    and of up, for a caller that kept neither; it may write over gate and up.
+    forward: (gate, up) to the product, differentiable once. backward: (grad, gate, up) to the product again and the
+    gradients of gate and of up, for a caller that computes gate and up again; it may write over both.
     """
 
     forward: Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +34,7 @@ class LayerKernels:
     """The position-wise parts of a layer, differentiable once.
 
     rms_norm: (x [..., D], weight [D], eps) to x's shape and dtype. rotate: (q [B, T, H, d], k [B, T, Hkv, d], cos and
-    sin [B, T, d], fp32 or q's dtype) to q and k turned, in their own dtypes; it may write over q and k.
+    sin [B, T, d], fp32 or q's dtype) to rotated q and k, in their own dtypes; it may write over q and k.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
