@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from model.layers.kernels.interface import Kernels, LayerKernels, load_kernels
+from model.layers.kernels.interface import Kernels, LayerKernels
 from model.layers.tiled_mlp import TiledLlamaMLP, check_swiglu
 from model.llama.rope import ExactLlamaAttention
 
@@ -33,6 +33,15 @@ def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
         elif (fused := _FUSED.get(type(module))) is not None:
             module.__class__ = fused
             cast(Any, module).kernels = kernels
+
+
+def load_kernels(name: Kernels) -> LayerKernels:
+    """The kernels of "compile" or "liger"; imports what they need, which takes seconds."""
+    if name == "liger":
+        from model.layers.kernels.liger import KERNELS
+    else:
+        from model.layers.kernels.torch_compile import KERNELS
+    return KERNELS
 
 
 class FusedRMSNorm(LlamaRMSNorm):

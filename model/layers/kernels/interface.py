@@ -42,15 +42,6 @@ class LayerKernels:
     swiglu: SwiGLU
 
 
-def load_kernels(name: Kernels) -> LayerKernels:
-    """The kernels of "compile" or "liger"; imports what they need, which takes seconds."""
-    if name == "liger":
-        from model.layers.kernels.liger import KERNELS
-    else:
-        from model.layers.kernels.torch_compile import KERNELS
-    return KERNELS
-
-
 def missing_for(name: Kernels) -> str | None:
     """What this machine lacks to run these kernels, and the remedy, or None; does not look for a GPU."""
     if name == "liger" and not _is_installed("liger_kernel"):
