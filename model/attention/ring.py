@@ -12,13 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.attention.block_exchange import blocks
 from model.attention.flash_kernels import accumulator_dtype, attend, attend_, attend_backward_
-from model.attention.p2p import Exchange, as_exchange
+from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
 from model.attention.saved_results import save_result, saved_result
@@ -26,12 +25,7 @@ from model.attention.ulysses import heads_for_tokens, tokens_for_heads
 
 
 def packed_ring_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: SequencePlan,
-    group: dist.ProcessGroup | Exchange | None = None,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, plan: SequencePlan, group: Group = None, scale: float | None = None
 ) -> Tensor:
     """Attention of this rank's tokens over the tokens before them in their own documents, wherever those are held.
 

@@ -79,17 +79,16 @@ class Snapshot:
 
 def plan_files(fragments: Sequence[Fragment], file_bytes: int = FILE_BYTES) -> list[PlannedFile]:
     """Distribute the fragments, in order, over files of about `file_bytes`."""
-    files: list[PlannedFile] = []
-    taken: list[Fragment] = []
+    groups: list[list[Fragment]] = []
     size = 0
     for fragment in fragments:
         n_bytes = 4 * len(PARTS) * fragment.range.numel
-        if taken and size + n_bytes > file_bytes:
-            files.append(_file_of(taken))
-            taken, size = [], 0
-        taken.append(fragment)
+        if not groups or size + n_bytes > file_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(fragment)
         size += n_bytes
-    return [*files, _file_of(taken)] if taken else files
+    return [_file_of(group) for group in groups]
 
 
 def _file_of(fragments: Sequence[Fragment]) -> PlannedFile:

@@ -89,7 +89,11 @@ def read_tensors(file: BinaryIO, header: Header, wanted: Sequence[Wanted]) -> No
             if header.hashes and chunk_hashes(memoryview(data)) != expected:
                 raise ChangedError
             for one in members:
-                _copy(data, start, one)
+                begin, end = max(start, one.start), min(start + len(data), one.stop)
+                if begin < end:
+                    count, place = (end - begin) // 4, (begin - one.start) // 4
+                    numbers = torch.frombuffer(data, dtype=torch.float32, count=count, offset=begin - start)
+                    one.target[place : place + count].copy_(numbers)
 
 
 def _stretches(wanted: Sequence[Wanted], base: int) -> Iterator[tuple[int, int, list[Wanted]]]:
@@ -108,15 +112,6 @@ def _stretches(wanted: Sequence[Wanted], base: int) -> Iterator[tuple[int, int, 
         last = max(last, stop)
     if members:
         yield first, last, members
-
-
-def _copy(data: bytearray, start: int, one: Wanted) -> None:
-    """Copy the part that lies in `data`, the bytes of the file from `start` on."""
-    begin, end = max(start, one.start), min(start + len(data), one.stop)
-    if begin < end:
-        numbers = torch.frombuffer(data, dtype=torch.float32, count=(end - begin) // 4, offset=begin - start)
-        place = (begin - one.start) // 4
-        one.target[place : place + len(numbers)].copy_(numbers)
 
 
 def _read(file: BinaryIO, start: int, n_bytes: int) -> bytearray:

@@ -17,13 +17,10 @@ from storage.errors import UserError
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 PRESETS: dict[str, dict[str, int]] = {
-    name: dict(zip(_SIZES, sizes))
-    for name, sizes in {
-        "7B": (4096, 11008, 32, 32),
-        "1B": (2048, 5504, 22, 16),
-        "200M": (1024, 2048, 14, 8),
-        "debug": (256, 256, 2, 2),
-    }.items()
+    "7B": dict(zip(_SIZES, (4096, 11008, 32, 32))),
+    "1B": dict(zip(_SIZES, (2048, 5504, 22, 16))),
+    "200M": dict(zip(_SIZES, (1024, 2048, 14, 8))),
+    "debug": dict(zip(_SIZES, (256, 256, 2, 2))),
 }
 REQUIRED = frozenset(_SIZES)
 OPTIONAL = frozenset({"num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"})

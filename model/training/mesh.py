@@ -11,7 +11,7 @@ import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -65,45 +65,39 @@ class Mesh:
         Where it fails on one rank, every rank raises its error, so that none waits for a failed rank; a full disk
         becomes a UserError. Collective, over `group`: one of all ranks, None for the training's own.
         """
-        own = self._run(action)
+        own, error = self._run(action)
         sent = [""] * self.world_size
-        dist.all_gather_object(sent, own.sent, group=group)
-        return [_result(one, own) for one in sent]
+        dist.all_gather_object(sent, own, group=group)
+        return [_result(outcome, error) for outcome in sent]
 
     def on_rank_zero(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """Run `action` on rank 0 alone, and return its result, plain JSON, on every rank.
 
         If it fails every rank raises its error. Collective, over `group` as in `on_all_ranks`.
         """
-        own = self._run(action) if self.rank == 0 else _Outcome("")
-        sent = [own.sent]
+        own, error = self._run(action) if self.rank == 0 else ("", None)
+        sent = [own]
         dist.broadcast_object_list(sent, src=0, group=group)
-        return cast(T, _result(sent[0], own))
+        return cast(T, _result(sent[0], error))
 
-    def _run(self, action: Callable[[], Any]) -> _Outcome:
+    def _run(self, action: Callable[[], Any]) -> tuple[str, Exception | None]:
+        """The action's result or error as JSON, which can always be sent, and the error itself."""
         self.on_progress(False)
         try:
-            return _Outcome(json.dumps({"result": action()}))
+            return json.dumps({"result": action()}), None
         except Exception as error:
             failure = error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere")
-            return _Outcome(json.dumps({"error": encode_error(failure)}), error)
+            return json.dumps({"error": encode_error(failure)}), error
         finally:
             self.on_progress(True)
 
 
-class _Outcome(NamedTuple):
-    """An action's result or error as JSON, which can always be sent, and the error itself."""
-
-    sent: str
-    error: Exception | None = None
-
-
-def _result(sent: str, own: _Outcome) -> Any:
+def _result(sent: str, own_error: Exception | None) -> Any:
     outcome = json.loads(sent)
     if "error" in outcome:
-        raise decode_error(outcome["error"]) from own.error
+        raise decode_error(outcome["error"]) from own_error
     return outcome["result"]
 
 

@@ -43,7 +43,7 @@ def shared_over_fewest(cu_seqlens: np.ndarray, ranks: int, tolerance: float) -> 
 
 
 class _Documents(NamedTuple):
-    """Documents in ascending order of length, int64 [n] unless said otherwise. Work is counted in half pairs."""
+    """Documents in ascending order of length, int64 [n] where no other shape is given. Work is in half pairs."""
 
     length: np.ndarray
     left: np.ndarray  # tokens that no rank has taken yet
@@ -52,6 +52,9 @@ class _Documents(NamedTuple):
     shorter: np.ndarray  # [n + 1], union-find: shorter[i + 1] - 1 leads to the longest with tokens left up to i
     longer: np.ndarray  # [n + 1], likewise to the shortest from i on
     shared: np.ndarray  # [2]: the long and the short document that a rank has begun to share, -1 for none
+    tokens_per_rank: int
+    mean: int  # work of a rank
+    cap: int  # most work of a rank
 
 
 @compiled
@@ -111,6 +114,12 @@ def _fits(documents: _Documents, i: int, free: int, most: int) -> bool:
 
 
 @compiled
+def _is_long(documents: _Documents, i: int) -> bool:
+    """Whether a rank full of such a document has more than the mean work."""
+    return (documents.length[i] + 1) * documents.tokens_per_rank > documents.mean
+
+
+@compiled
 def _largest_share(documents: _Documents, i: int, free: int, mean: int, most: int) -> int:
     """Tokens of document i for a rank with `free` left: as many as `most` work allows, or nearest to `mean`."""
     low, high = 0, min(free, documents.left[i])
@@ -130,32 +139,19 @@ def _largest_share(documents: _Documents, i: int, free: int, mean: int, most: in
 
 
 @compiled
-def _next_share(
-    documents: _Documents,
-    taken: int,
-    free: int,
-    least: int,
-    mean: int,
-    most: int,
-    tokens_per_rank: int,
-    mean_of_all: int,
-    cap: int,
-) -> tuple[int, int]:
+def _next_share(documents: _Documents, taken: int, free: int, least: int, mean: int, most: int) -> tuple[int, int]:
     """Which document a rank with `free` tokens takes next, and how many tokens of it.
 
-    taken: the long document it has a share of already, or -1. least, mean, most: work that the rank should still get;
-    mean_of_all, cap: work that an empty rank should and may get.
+    taken: the long document it has a share of already, or -1. least, mean, most: work that the rank should still get.
     """
     n = len(documents.length)
     longest = _found(documents.shorter, n) - 1
     first = documents.shared[0] if documents.shared[0] >= 0 else longest
     if _fits(documents, first, free, most):
         return first, documents.left[first]
-    is_long = (documents.length[first] + 1) * tokens_per_rank > mean_of_all
-    if (
-        is_long
-        and first != taken
-        and (first == documents.shared[0] or not _fits(documents, first, tokens_per_rank, cap))
+    is_long = _is_long(documents, first) and first != taken
+    if is_long and (
+        first == documents.shared[0] or not _fits(documents, first, documents.tokens_per_rank, documents.cap)
     ):
         share = _largest_share(documents, first, free, mean, most)
         if share > 0:
@@ -201,18 +197,15 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
     n, size = len(length), 1
     while size < n:
         size *= 2
-    tree = np.zeros(size + 1, np.int64)
-    documents = _Documents(length, length.copy(), tree, tree.copy(), np.arange(n + 1), np.arange(n + 1), np.full(2, -1))
-    left, shorter, longer, shared = documents.left, documents.shorter, documents.longer, documents.shared
-    n_tokens, work_left = 0, 0
+    work_left = (length * (length + 1)).sum()
+    tokens_per_rank, mean_of_all = length.sum() // ranks, work_left // ranks
+    cap, slack = int((1 + tolerance) * mean_of_all), int((1 + tolerance / 2) * mean_of_all)
+    left, tree, shared = length.copy(), np.zeros(size + 1, np.int64), np.full(2, -1)
+    shorter, longer = np.arange(n + 1), np.arange(n + 1)
+    documents = _Documents(length, left, tree, tree.copy(), shorter, longer, shared, tokens_per_rank, mean_of_all, cap)
     for i in range(n):
-        n_tokens += length[i]
-        work_left += length[i] * (length[i] + 1)
         _add(documents.tokens_below, i, length[i])
         _add(documents.work_below, i, length[i] * (length[i] + 1))
-    tokens_per_rank = n_tokens // ranks
-    mean_of_all = work_left // ranks
-    cap, slack = int((1 + tolerance) * mean_of_all), int((1 + tolerance / 2) * mean_of_all)
     head, tail = start.copy(), start + length
     odd = np.zeros(n, np.int64)  # odd tokens taken from the tail, less those from the head
     starts, owners = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
@@ -223,9 +216,7 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
         mean = work_left // (after + 1)
         least, most = min(mean, work_left - after * slack), max(mean, cap)
         while free > 0:
-            i, share = _next_share(
-                documents, taken, free, least - work, mean - work, most - work, tokens_per_rank, mean_of_all, cap
-            )
+            i, share = _next_share(documents, taken, free, least - work, mean - work, most - work)
             from_head = share if share == left[i] else share // 2
             cost = _ends_work(head[i] - start[i], tail[i] - start[i], from_head, share)
             if share < left[i] and share % 2 == 1:
@@ -250,7 +241,7 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
                 shorter[i + 1] = i
                 longer[i] = i + 1
                 shared[shared == i] = -1
-            elif (length[i] + 1) * tokens_per_rank > mean_of_all:
+            elif _is_long(documents, i):
                 shared[0] = taken = i
             else:
                 shared[1] = i

@@ -7,17 +7,17 @@ the network is slow. Pure, and with sums of integers the same on every rank, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from model.attention.plan.balanced_layout import shared_over_fewest
 from model.attention.plan.cost_model import Cost, direct_cost, relay_cost
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import Assignment, contiguous, zigzag
-from model.attention.plan.options import Route
+from model.attention.plan.layouts import Assignment, Route, contiguous, zigzag
 from model.attention.plan.segments import cut_at_documents, traffic
 from model.attention.plan.sequence_plan import SequencePlan
 
@@ -70,14 +70,12 @@ def plan_sequence(
         shape, ulysses = AttentionShape(), ulysses or 1
     hardware = hardware or Hardware()
     layouts = FIRST if layout is None else (layout,)
-    best = _best(candidates(boundaries, sp, layouts, ulysses, route, shape, hardware))
+    seconds = attrgetter("cost.seconds")
+    best = min(candidates(boundaries, sp, layouts, ulysses, route, shape, hardware), key=seconds)
     if layout is None and best.ulysses < sp:  # looser balance is tried at the best degree only
-        best = _best([best, *candidates(boundaries, sp, LOOSER, best.ulysses, route, shape, hardware)])
+        looser = candidates(boundaries, sp, LOOSER, best.ulysses, route, shape, hardware)
+        best = min(best, *looser, key=seconds)
     return SequencePlan(boundaries, best.assignment, sp // best.ulysses, best.ulysses, best.route, best.layout)
-
-
-def _best(found: Iterable[Candidate]) -> Candidate:
-    return min(found, key=lambda candidate: candidate.cost.seconds)
 
 
 def candidates(
