@@ -14,7 +14,7 @@ where a document spans all ranks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -55,7 +55,7 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
         post_next()
     first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
-    returning: _Returning | None = None
+    finish: Callable[[], None] | None = None
     for stage in plan.stages:
         transfer, received = posted.popleft()
         transfer.wait()
@@ -65,27 +65,26 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
         else:
             gradients = dkv.new_zeros(received.shape)
             yield Block(received, gradients, stage.runs)
-            if returning is not None:
-                returning.finish()
-            returning = _Returning(gradients, dkv, stage, exchange)
+            if finish is not None:
+                finish()
+            finish = _return_gradients(gradients, dkv, stage, exchange)
     if last:
         yield Block(kv, dkv, last)
-    if returning is not None:
-        returning.finish()
+    if finish is not None:
+        finish()
 
 
-class _Returning:
-    """The gradients of one stage on their way: of the keys received to their owners, of the keys sent to this rank."""
+def _return_gradients(gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> Callable[[], None]:
+    """Start sending the gradients of a stage's received keys to their owners; the result adds those of its sent keys."""
+    received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
+    transfer = exchange.start(_by_peer(gradients, stage.receives), received)
 
-    def __init__(self, gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> None:
-        self.dkv, self.stage = dkv, stage
-        self.received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
-        self.transfer = exchange.start(_by_peer(gradients, stage.receives), self.received)
+    def finish() -> None:
+        transfer.wait()
+        for message in stage.sends:
+            add_rows_(dkv, message.ranges, received[message.peer])
 
-    def finish(self) -> None:
-        self.transfer.wait()
-        for message in self.stage.sends:
-            add_rows_(self.dkv, message.ranges, self.received[message.peer])
+    return finish
 
 
 def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
@@ -102,7 +101,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
     first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
     following = [*plan.stages[1:], None]
-    under_way: tuple[Transfer, Tensor] | None = None  # what other ranks have added up for the block to come
+    under_way: tuple[Transfer, Tensor] | None = None  # the next block's gradients from the ranks before
     for stage, after in zip(plan.stages, following):
         transfer.wait()
         block = received

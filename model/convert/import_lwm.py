@@ -62,7 +62,9 @@ def lwm_config(leaves: Mapping[str, Leaf], heads: int, context: int, rope_theta:
     try:
         text, width = leaves["transformer/wte/embedding"].shape
         vision = leaves["transformer/vte/embedding"].shape[0] if "transformer/vte/embedding" in leaves else 0
-        layers = _n_layers(leaves)
+        norm = "attention_norm/kernel"
+        unstacked = sum(name.startswith("transformer/h/") and name.endswith(f"/{norm}") for name in leaves)
+        layers = leaves[STACKED + norm].shape[0] if STACKED + norm in leaves else unstacked
         inner, keys = (leaves[_leaf_name(leaves, 0, name)].shape[-1] for name in ("feed_forward/w1/kernel", ROTATED[1]))
     except KeyError as missing:
         raise UserError(f"the LWM checkpoint has no leaf {missing}; name a file of model parameters") from missing
@@ -156,13 +158,6 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_bytes
     where = {name: file for names, file in zip(placed, files, strict=True) for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _n_layers(leaves: Mapping[str, Leaf]) -> int:
-    norm = "attention_norm/kernel"
-    if STACKED + norm in leaves:
-        return leaves[STACKED + norm].shape[0]
-    return sum(name.startswith("transformer/h/") and name.endswith("/" + norm) for name in leaves)
 
 
 def _leaf_name(leaves: Mapping[str, Leaf], layer: int, flax_name: str) -> str:

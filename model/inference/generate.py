@@ -47,8 +47,8 @@ def generate_text(
 ) -> list[np.ndarray]:
     """Continue each prompt in text; greedy unless a temperature is given.
 
-    prompts: integer arrays [L_b] of joint ids, which may hold frames (video and image understanding). Returns int32
-    arrays of at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none).
+    prompts: integer arrays [L_b] of joint ids, with frames for image and video understanding. Returns int32 arrays of
+    at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none).
     """
     eos = vocabulary.eos_id if eos_id is None else eos_id
     drawn: list[torch.Tensor] = []

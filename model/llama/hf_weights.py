@@ -38,9 +38,10 @@ class StoredWeights(Weights):
             with self._open(name) as tensors:
                 found = tuple(tensors.get_slice(self._stored(name)).get_shape())
             if found != tuple(shape):
+                stored, wanted = ("x".join(map(str, sizes)) for sizes in (found, shape))
                 raise UserError(
-                    f"{self._files[self._stored(name)]}: {name} is {_in_words(found)}, but {_in_words(tuple(shape))} "
-                    f"by {CONFIG}; name the folder of a whole checkpoint"
+                    f"{self._files[self._stored(name)]}: {name} is {stored}, but {wanted} by {CONFIG}; name the folder "
+                    "of a whole checkpoint"
                 )
 
     def read(self, name: str) -> Tensor:
@@ -103,7 +104,3 @@ def _opened(path: Path) -> safe_open:
         raise UserError(f"{path}: no such file; name the folder of a Llama checkpoint in safetensors") from None
     except SafetensorError as error:
         raise UserError(f"{path}: no safetensors file ({error}); fetch the checkpoint again") from None
-
-
-def _in_words(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

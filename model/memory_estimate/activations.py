@@ -19,13 +19,13 @@ from model.training.settings import EngineSettings
 
 @dataclass(frozen=True)
 class ActivationBytes:
-    """Bytes on the rank that holds most.
+    """Bytes on the fullest rank.
 
     kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead, in
-    blocks of pinned memory, each of which torch's allocator rounds up to a power of two. mlp, attention: at work at
-    once in the MLP's and in the attention's part of one layer's backward, what is made again included. exchange: keys
-    and gradients of other ranks in the attention. final: from the last layer to the loss. loss: a chunk's logits and
-    the head's gradient. batch: ids, positions, labels, weights and RoPE's tables.
+    pinned blocks that torch's allocator rounds up to a power of two. mlp, attention: at work at once in that part of a
+    layer's backward, with what is computed again. exchange: keys and gradients of other ranks in the attention. final:
+    from the last layer to the loss. loss: a chunk's logits and the head's gradient. batch: ids, positions, labels,
+    weights and RoPE's tables.
     """
 
     kept_layer: int

@@ -1,13 +1,10 @@
 """The peak of training's memory on one rank, predicted by part, without allocating anything.
 
-In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: bytes on the
-device at the moment of most, and on the host. The moments on the device are the loss, the last layer's backward (all
-activations are still there), the first reduction of gradients, the first layer's backward (all gradients are there),
-and the update.
-
-Not counted on the host are the process itself (Python, torch, the CUDA runtime), its loader's batches, on a store the
-32 MiB of an upload's parts, and, where there is no GPU, what counts as the device. Activations are counted in the
-powers of two in which torch allocates pinned memory; what DeepSpeed offloads is counted by the byte.
+In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`. The moments on
+the device are the loss, the last layer's backward (all activations are still there), the first reduction of gradients,
+the first layer's backward (all gradients are there), and the update. Not counted on the host are the process itself
+(Python, torch, the CUDA runtime), its loader's batches, an upload's 32 MiB of parts, and, without a GPU, what counts as
+the device. Offloaded activations are counted in the powers of two in which torch allocates pinned memory.
 """
 
 from __future__ import annotations
@@ -27,9 +24,7 @@ from model.training.settings import EngineSettings
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """device: bytes by part at the peak; moment: when that is; moments: the total at each. on_host: bytes by part at
-    each of the host's moments.
-    """
+    """device: bytes by part at the peak; moment: when that is; moments: the total at each; on_host: bytes by part."""
 
     device: Mapping[str, int]
     moment: str
@@ -43,12 +38,12 @@ class MemoryPlan:
 
     @property
     def host_moment(self) -> str:
-        """When the host holds most."""
+        """The moment of the host's peak."""
         return max(self.on_host, key=lambda moment: sum(self.on_host[moment].values()))
 
     @property
     def host_peak(self) -> int:
-        """Bytes on the host then."""
+        """Bytes on the host at its peak."""
         return sum(self.on_host[self.host_moment].values())
 
 

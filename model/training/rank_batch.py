@@ -1,8 +1,7 @@
-"""Dispatch: from a micro-batch of packed documents to what one rank computes on, all of it on the host.
+"""Dispatch: from a micro-batch of packed documents to one rank's share of it, on the host.
 
-In: a `MicroBatch`, alike on every rank that shares it. Out: a `RankBatch`: the rank's tokens with their positions,
-targets and weights, permuted once, and the plan with the rank's own part of it derived. A loader's thread does this
-ahead of the training, so that a step only copies to the device and computes.
+In: a `MicroBatch`, alike on every rank that shares it. Out: a `RankBatch`: the rank's tokens, targets and weights, and
+the plan with the rank's own part derived. A loader's thread makes it ahead of the step that uses it.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ class RankBatch:
 
     tokens, positions, labels: int64 [T], positions restarting in each document, labels the joint ids to predict.
     loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence. source: int16 [T],
-    the source of each token out of `n_sources`, -1 in padding. useful_tokens: how many are not padding. useful_pairs:
-    this rank's part, 1 / sp, of the pairs of a query and a key that the sequence's documents ask for, padding left out.
-    bounds: of the plan's kernel calls on this rank.
+    the source of each token out of `n_sources`, -1 in padding. useful_tokens: those that are not padding. useful_pairs:
+    1 / sp of the pairs of a query and a key in the sequence's documents. bounds: of the plan's kernel calls here.
     """
 
     tokens: Tensor
@@ -51,7 +49,7 @@ class RankBatch:
     bounds: CallBounds
 
     def to(self, device: torch.device | str) -> RankBatch:
-        """The same with its tensors, and those of the plan's kernel calls, on `device`, without a wait for the host."""
+        """The same with its tensors, and those of the plan's kernel calls, on `device`; the host does not wait."""
         self.bounds.to(device)
         names = ("tokens", "positions", "labels", "loss_weight", "source")
         on_gpu = torch.device(device).type == "cuda"

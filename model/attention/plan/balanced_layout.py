@@ -150,9 +150,8 @@ def _next_share(documents: _Documents, taken: int, free: int, least: int, mean: 
     if _fits(documents, first, free, most):
         return first, documents.left[first]
     is_long = _is_long(documents, first) and first != taken
-    if is_long and (
-        first == documents.shared[0] or not _fits(documents, first, documents.tokens_per_rank, documents.cap)
-    ):
+    size, cap = documents.tokens_per_rank, documents.cap
+    if is_long and (first == documents.shared[0] or not _fits(documents, first, size, cap)):
         share = _largest_share(documents, first, free, mean, most)
         if share > 0:
             return first, share

@@ -53,9 +53,9 @@ def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tup
 
 
 def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[Runs, tuple[Stage, ...]]:
-    """Runs over its own keys, and one stage a hop: in the d-th comes the block of the rank d places back.
+    """Runs over its own keys, and one stage a hop, the d-th of which brings the block of the rank d places back.
 
-    A block is what any rank needs of its owner's keys; it goes all the way round.
+    A block is all the keys of its owner that any rank needs; it goes all the way round.
     """
     me, part = divmod(rank, ulysses)
     stored = int(segments.size.sum()) // ring
@@ -83,12 +83,12 @@ def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tupl
 
 
 class _SharedDocument:
-    """One document on several ranks, walked segment by segment."""
+    """One document on several ranks, as its segments in order."""
 
     def __init__(self, rank: np.ndarray, offset: np.ndarray, size: np.ndarray) -> None:
         self.segments = list(zip(rank.tolist(), offset.tolist(), size.tolist()))
         self.stored_at: dict[int, int] = {}  # where each rank's keys of the document start in its storage
-        self.shown: dict[int, int] = {}  # how many of them there are
+        self.shown: dict[int, int] = {}  # and how many they are
         self._after: dict[int, dict[int, int]] = {}  # keys of each rank that come before a rank's last segment
         last = {holder: i for i, (holder, _, _) in enumerate(self.segments)}
         for i, (holder, start, n) in enumerate(self.segments):
@@ -98,11 +98,11 @@ class _SharedDocument:
             self.shown[holder] = self.shown.get(holder, 0) + n
 
     def needed(self, by: int, of: int) -> int:
-        """How many of one rank's keys another needs: a prefix."""
+        """The number of one rank's keys that another needs: a prefix."""
         return 0 if by == of else self._after[by].get(of, 0)
 
     def seen_by(self, rank: int) -> dict[int, list[tuple[int, Range]]]:
-        """For each peer whose keys `rank` needs: how many of them each range of its queries sees, ascending."""
+        """By peer whose keys `rank` needs: the number of them that each range of its queries sees, ascending."""
         shown: dict[int, int] = {}
         steps: dict[int, list[tuple[int, Range]]] = {}
         for holder, start, n in self.segments:
@@ -115,7 +115,7 @@ class _SharedDocument:
 
 
 def _shared_documents(segments: Segments, rank: int | None = None) -> Iterator[_SharedDocument]:
-    """Documents that lie in several segments, of all or of those that `rank` holds a part of, in packed order."""
+    """Documents in several segments, in packed order; with `rank`, those that it holds a part of."""
     document = segments.document
     begins = np.flatnonzero(np.r_[True, document[1:] != document[:-1]])
     ends = np.r_[begins[1:], len(document)]

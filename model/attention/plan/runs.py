@@ -1,4 +1,4 @@
-"""What one rank executes: the runs its kernel calls see, and the messages that bring it keys, stage by stage."""
+"""What one rank executes: the runs of its kernel calls, and the messages that bring it keys, stage by stage."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Run(NamedTuple):
 
 
 class KernelCall:
-    """All runs of one kind in one variable-length kernel call, whose sequences are the runs.
+    """One variable-length kernel call for all runs of one kind, which are its sequences.
 
     queries, keys: the ranges of the runs. cu_seqlens: int32 [2, runs + 1], of queries and of keys. longest: the most
-    queries and the most keys of a run. on_device: cu_seqlens where a kernel has used it, by device.
+    queries and the most keys of a run. on_device: cu_seqlens by device, once copied there.
     """
 
     def __init__(self, runs: Sequence[Run], causal: bool) -> None:
@@ -98,9 +98,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What one rank does: runs over its own keys, then the stages in order. n_tokens: of its storage in the ring."""
+    """Runs over a rank's own keys, then the stages in order. n_tokens: of its storage in the ring."""
 
-    rank: int
     n_tokens: int
     route: str
     local: Runs

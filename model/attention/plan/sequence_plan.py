@@ -103,7 +103,7 @@ class SequencePlan:
         if rank not in self._rank_plans:
             derive = direct_stages if self.route == "direct" else relay_stages
             local, stages = derive(self.segments, self.ring, rank, self.ulysses)
-            self._rank_plans[rank] = RankPlan(rank, self.n_tokens // self.ring, self.route, local, stages)
+            self._rank_plans[rank] = RankPlan(self.n_tokens // self.ring, self.route, local, stages)
         return self._rank_plans[rank]
 
     @cached_property
