@@ -75,7 +75,7 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
 
 
 def _return_gradients(gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> Callable[[], None]:
-    """Start sending the gradients of a stage's received keys to their owners; the result adds those of its sent keys."""
+    """Start sending the gradients of a stage's received keys to their owners; the result adds those of sent keys."""
     received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
     transfer = exchange.start(_by_peer(gradients, stage.receives), received)
 
