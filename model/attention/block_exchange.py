@@ -6,9 +6,8 @@ blocks of other ranks at any time. In a backward each block comes with a buffer 
 of the iterator sends to their owner. They are added in the plan's order, so results do not depend on timing. All ranks
 post the same exchanges in the same order, so no two can wait for each other.
 
-"direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring from neighbour
-to neighbour, their gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes
-where a document spans all ranks.
+"direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring, their
+gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes under long documents.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         if under_way is not None:
             under_way[0].wait()
             gradients += under_way[1]
-        # Gradients follow their block to the next rank, which after the last hop is the block's owner.
+        # Gradients follow their block to the next rank, after the last hop to the block's owner.
         from_behind = after.receives if after is not None else (offered._replace(peer=stage.receives[0].peer),)
         incoming = dkv.new_empty(from_behind[0].n_keys, *dkv.shape[1:])
         to_ahead = (stage.receives[0]._replace(peer=stage.sends[0].peer),)

@@ -10,22 +10,13 @@ Nothing in it is a pickle.
 """
 
 from model.checkpoint.loader import load, load_latest, load_weights
-from model.checkpoint.manifest import (
-    COMMIT,
-    DamagedError,
-    Manifest,
-    committed_steps,
-    latest_committed,
-    read_manifest,
-    verify,
-)
+from model.checkpoint.manifest import COMMIT, DamagedError, committed_steps, latest_committed, read_manifest, verify
 from model.checkpoint.writer import CommittedSave, SaveCost, Writer, save
 
 __all__ = [
     "COMMIT",
     "CommittedSave",
     "DamagedError",
-    "Manifest",
     "SaveCost",
     "Writer",
     "committed_steps",

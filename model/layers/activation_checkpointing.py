@@ -54,12 +54,10 @@ class RecomputingDecoderLayer(LlamaDecoderLayer):
         return self._feed_forward(self._attend(hidden, self.input_layernorm(hidden), kwargs))
 
     def _attend(self, hidden: Tensor, normed: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        attended: Tensor = self.self_attn(hidden_states=normed, **kwargs)[0]
-        return hidden + attended
+        return hidden + self.self_attn(hidden_states=normed, **kwargs)[0]
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
-        return hidden + fed
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 def _again(compute: Callable[..., Tensor], *args: Any, kept: SavedResults | None = None) -> Tensor:

@@ -89,23 +89,15 @@ def _moments(
     at_once = zero.reduced >= 1
     at_work = {} if at_once else layer
     reduction = {"ZeRO buffers": zero.buffers + zero.reduction}
+    kept_then = {"activations kept": int(kept * max(0.0, 1 - zero.reduced))}
+    gradients_then = {"gradients": int(gradients * min(1.0, zero.reduced))}
+    first = {"activations kept": acts.kept_layer + freed, **layer}
+    all_gradients = {"gradients": 0 if at_once and zero.buffers else gradients}
     return {
         "loss": {**fixed, **buffers, "activations kept": kept, "loss": acts.final + acts.loss},
         "last layer": {**fixed, **buffers, "activations kept": kept + freed, **layer},
-        "first reduction": {
-            **fixed,
-            **reduction,
-            "activations kept": int(kept * max(0.0, 1 - zero.reduced)),
-            **at_work,
-            "gradients": int(gradients * min(1.0, zero.reduced)),
-        },
-        "first layer": {
-            **fixed,
-            **(buffers if at_once else reduction),
-            "activations kept": acts.kept_layer + freed,
-            **layer,
-            "gradients": 0 if at_once and zero.buffers else gradients,
-        },
+        "first reduction": {**fixed, **reduction, **kept_then, **at_work, **gradients_then},
+        "first layer": {**fixed, **(buffers if at_once else reduction), **first, **all_gradients},
         "update": {**fixed, "gradients and the optimizer's step": update},
     }
 
@@ -120,23 +112,17 @@ def _host_moments(
     itemsize = FP32 if settings.precision == "fp32" else 2
     own = -(-n_parameters // world)
     weights = {"weights": zero.weights} if settings.memory.offload_parameters else {}
-    optimizer = {}
+    kept = dict(weights)
     if settings.memory.offload_optimizer:
-        optimizer = {"masters and moments": zero.masters, "gradients": FP32 * own}
+        kept |= {"masters and moments": zero.masters, "gradients": FP32 * own}
+    offloaded = {"activations": activations} if activations else {}
+    exported = max(min(FILE_BYTES, itemsize * n_parameters), itemsize * largest)
     return {
         # A text table in fp32 beside the joint one, or a weight in fp32 beside itself in bf16.
         "start": {**weights, "a weight that rank 0 reads": 2 * FP32 * largest},
-        "training": {
-            **weights,
-            **optimizer,
-            **({"activations": activations} if activations else {}),
-            "a checkpoint being written": 3 * FP32 * own,  # of the masters and both moments
-        },
-        "export": {
-            **weights,
-            **optimizer,
-            "a file that rank 0 exports": max(min(FILE_BYTES, itemsize * n_parameters), itemsize * largest),
-        },
+        # A checkpoint is of the masters and both moments.
+        "training": {**kept, **offloaded, "a checkpoint being written": 3 * FP32 * own},
+        "export": {**kept, "a file that rank 0 exports": exported},
     }
 
 

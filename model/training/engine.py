@@ -1,8 +1,7 @@
 """One optimizer step at a time: this rank's shares of micro-batches in, updated weights and figures out.
 
-DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh is ours
-(`model.training.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients
-wrongly.
+DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh and the
+scaling of the loss are ours: DeepSpeed's own sequence-parallel routes scale gradients wrongly.
 
 The gradient of a step is that of the global batch's loss, sum(w * nll) / N over all tokens on all ranks in all
 micro-batches, N being the examples of the global batch. DeepSpeed averages over the world and over the accumulation,

@@ -9,8 +9,8 @@ Ranks are filled one after the other. A rank takes the longest document that is 
 fit beside the shortest documents that would fill the rest of the rank; otherwise, if no empty rank could take it whole,
 as much of it as fits so; the next ranks take the rest. Then come the longest documents that still fit whole, which are
 the shortest when all the work is spent. Dense and sparse documents are thus paired as in Walker's alias method (1974),
-and a rank takes part in about one shared document: spreading each long document over all ranks would balance as well,
-and send several times the keys. All in integers, so that every machine computes the same layout.
+and a rank has a share of about one document: sharing each long one over all ranks would send several times the keys.
+All in integers, so that every machine computes the same layout.
 """
 
 from __future__ import annotations

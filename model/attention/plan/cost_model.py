@@ -1,12 +1,10 @@
 """Modelled seconds of a plan: forward and backward of one attention layer, on its slowest rank.
 
 In: the traffic of a layout, how keys travel, the shape of the layer and the hardware. Out: seconds. The model: messages
-within a node and across nodes travel at the same time, both ways at once, during the compute. Exposed are only the ends
-of that pipeline: the last stage of keys must still be computed on once it has come, and the last gradients must travel
-to their owners during the pairs that a backward keeps for its end. A backward computes 2.5 times a forward (five
-products instead of two, FlashAttention-2, arXiv 2307.08691), fetches the keys again, and sends their gradients back in
-accumulator precision. Every layer waits for its slowest rank. Ulysses' exchanges of heads for tokens hide behind
-nothing.
+within a node and across nodes travel at the same time, both ways at once, during the compute. Exposed are the compute
+on the last stage of keys, and the last gradients' way to their owners beyond the pairs that a backward keeps for its
+end. A backward computes 2.5 times a forward (five products instead of two, FlashAttention-2, arXiv 2307.08691), fetches
+the keys again, and sends their gradients in accumulator precision. Ulysses' exchanges overlap with nothing.
 """
 
 from __future__ import annotations

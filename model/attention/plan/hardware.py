@@ -28,12 +28,11 @@ class Hardware:
     ranks_per_node: Positive = 8
     """Neighbouring ranks that share a node; a Ulysses degree never exceeds them."""
     peak_flops: Above0 | None = None
-    """Floating-point operations a second that one rank's device can do at most, by which MFU is reckoned; None: what is
-    known of its GPU by name. The planner does without."""
+    """Peak floating-point operations a second of one rank's device, for MFU alone; None: by the name of its GPU."""
 
     @property
     def node_uplink(self) -> float:
-        """`uplink`, spelled out."""
+        """`uplink`, or its default."""
         return self.across * self.ranks_per_node if self.uplink is None else self.uplink
 
 

@@ -1,8 +1,8 @@
 """The planner: the layout, Ulysses degree and route of least modelled time for one packed sequence.
 
-In: document boundaries, ranks, the layer's shape, the hardware. Out: a `SequencePlan`. Balance alone would be the wrong
-aim: many short documents are best left where they are, and a looser balance that shares fewer documents can win where
-the network is slow. Pure, and with sums of integers the same on every rank, so ranks need not exchange their plans.
+In: document boundaries, ranks, the layer's shape, the hardware. Out: a `SequencePlan`, the same on every rank, as sums
+are of integers. Balance is not the aim: many short documents are best left where they are, and a looser balance that
+shares fewer documents can win where the network is slow.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ def plan_sequence(
     """Plan a packed sequence over `sp` ranks: the candidate of least modelled time.
 
     cu_seqlens: integers [n_documents + 1], document boundaries from 0 to S. layout (one of `LAYOUTS`), ulysses, route:
-    narrow the choice. shape, hardware: what time is modelled with; without a shape, LWM 7B's and no Ulysses. Takes some
-    tens of milliseconds at S = 1M over 512 ranks.
-    Raises ValueError on boundaries that do not ascend from 0, where sp does not divide S, on an unknown layout, and on
-    a Ulysses degree that does not divide sp and the kv heads.
+    narrow the choice. shape, hardware: of the modelled time; without a shape, LWM 7B's and no Ulysses. Takes tens of
+    milliseconds at S = 1M over 512 ranks. Raises ValueError on boundaries that do not ascend from 0, where sp does not
+    divide S, on an unknown layout, and on a Ulysses degree that does not divide sp and the kv heads.
     """
     boundaries = np.ascontiguousarray(cu_seqlens, dtype=np.int64)
     if len(boundaries) < 2 or boundaries[0] != 0 or (np.diff(boundaries) <= 0).any():
