@@ -11,7 +11,7 @@ Nothing in it is a pickle.
 
 from model.checkpoint.loader import load, load_latest, load_weights
 from model.checkpoint.manifest import COMMIT, DamagedError, committed_steps, latest_committed, read_manifest, verify
-from model.checkpoint.writer import CommittedSave, SaveCost, Writer, save
+from model.checkpoint.writer import CommittedSave, SaveCost, Writer
 
 __all__ = [
     "COMMIT",
@@ -25,6 +25,5 @@ __all__ = [
     "load_latest",
     "load_weights",
     "read_manifest",
-    "save",
     "verify",
 ]

@@ -174,10 +174,7 @@ def committed_steps(root: Store) -> list[int]:
 
 
 def read_manifest(root: Store, step: int) -> Manifest:
-    """The manifest of a committed checkpoint.
-
-    Raises FileNotFoundError where there is no `COMMIT`, ValueError where it is not what was written.
-    """
+    """Of a committed checkpoint. Raises FileNotFoundError without a `COMMIT`, ValueError where it has changed."""
     return Manifest.from_bytes(read_commit(root, step))
 
 

@@ -217,12 +217,6 @@ def random_name(rank: int, suffix: str) -> str:
     return f"rank-{rank:05d}-random{suffix}"
 
 
-def save(engine: TrainingEngine, root: Store, client_state: Mapping[str, Any], keep: int | None = None) -> None:
-    """Write and commit the checkpoint of the engine's current step. Collective; raises as `Writer.save`."""
-    with Writer(engine, root, keep) as writer:
-        writer.save(client_state)
-
-
 def retain(root: Store, step: int, keep: int | None, files: Collection[str]) -> None:
     """Remove other checkpoints from a folder in which `step` has just been committed with these files.
 

@@ -98,15 +98,15 @@ class _TiledMLP(torch.autograd.Function):
         d_gate, d_up, d_down = (torch.zeros_like(weight, dtype=exact) for weight in (gate, up, down))
         for rows, grad, result in zip(x.split(ctx.tile), grad_out.split(ctx.tile), grad_x.split(ctx.tile)):
             inner, grad_gated, grad_upped = ctx.swiglu.backward(grad @ down, F.linear(rows, gate), F.linear(rows, up))
-            _add_product_(d_down, grad, inner)
+            add_product_(d_down, grad, inner)
             torch.mm(grad_gated, gate, out=result)
             result.addmm_(grad_upped, up)
-            _add_product_(d_gate, grad_gated, rows)
-            _add_product_(d_up, grad_upped, rows)
+            add_product_(d_gate, grad_gated, rows)
+            add_product_(d_up, grad_upped, rows)
         return grad_x, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None, None
 
 
-def _add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:
+def add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:
     """total += grad^T rows, in total's dtype."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), rows)

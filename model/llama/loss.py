@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.layers.tiled_mlp import add_product_
+
 CHUNK = 1024
 """Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
 
@@ -91,10 +93,8 @@ class _ChunkedNLL(torch.autograd.Function):
             grad = grad.mul_(grad_nll[rows, None]).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ table
-            if grad_weight is not None and grad.dtype == grad_weight.dtype:
-                grad_weight[ids.start : ids.stop].addmm_(grad.t(), some)
-            elif grad_weight is not None:
-                grad_weight[ids.start : ids.stop] += grad.t() @ some
+            if grad_weight is not None:
+                add_product_(grad_weight[ids.start : ids.stop], grad, some)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 

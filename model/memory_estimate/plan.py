@@ -60,8 +60,7 @@ def plan_memory(
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
     zero = zero_bytes(n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share)
-    weights, masters = zero.weights, zero.masters
-    gradients, update = zero.gradients, zero.update
+    weights, masters, gradients, update = zero.weights, zero.masters, zero.gradients, zero.update
     if settings.memory.offload_optimizer:
         masters, update, gradients = 0, 0, gradients - FP32 * -(-n_parameters // world)
     if settings.memory.offload_parameters:

@@ -148,12 +148,11 @@ class TrainingEngine:
         Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them,
         RuntimeError where the ranks of a sequence planned one differently.
         """
-        if len(micro_batches) != self.settings.grad_accum:
-            raise ValueError(
-                f"an engine of grad_accum {self.settings.grad_accum} was given {len(micro_batches)} micro-batches"
-            )
+        grad_accum = self.settings.grad_accum
+        if len(micro_batches) != grad_accum:
+            raise ValueError(f"an engine of grad_accum {grad_accum} was given {len(micro_batches)} micro-batches")
         self._check_plans(micro_batches)
-        scale = self.mesh.world_size * self.settings.grad_accum / n_examples
+        scale = self.mesh.world_size * grad_accum / n_examples
         figures = []
         for number, batch in enumerate(micro_batches):
             if number:
@@ -253,7 +252,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
 
 
 def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:
-    """Rank 0's weights, and room for them elsewhere, on the training device; DeepSpeed sends them from rank 0 to all.
+    """Put rank 0's weights, and memory for them elsewhere, on the training device; DeepSpeed sends them to all ranks.
 
     sharding: DeepSpeed's settings of ZeRO-3, by which each weight is sent and split before the next is read.
     """
@@ -264,12 +263,9 @@ def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mappi
 
     def weight(name: str, empty: nn.Parameter) -> Tensor:
         mesh.on_progress(False)
-        if mesh.rank == 0:
-            tensor = weights.read(name).to(device, empty.dtype)
-        else:
-            tensor = torch.empty_like(empty, device=device)
+        value = weights.read(name).to(device, empty.dtype) if mesh.rank == 0 else torch.empty_like(empty, device=device)
         mesh.on_progress(True)
-        return tensor
+        return value
 
     def shard(module: nn.Module) -> None:
         if sharding is not None:
