@@ -31,9 +31,8 @@ def packed_ring_attention(
 
     q [T, H, D], k and v [T, Hkv, D]: rows in the order of `plan.indices(rank)`, one dtype, Hkv dividing H. group: the
     `plan.sp` ranks that share the sequence; None for one rank. scale: 1 / sqrt(D) where None. Returns [T, H, D] in the
-    dtype of q. Every rank of the group has to call it, and its backward, in the same order. Without a Ulysses degree, a
-    rank that shares no document communicates nothing. Raises ValueError where the tensors or the group do not fit the
-    plan.
+    dtype of q. Every rank of the group has to call it, and its backward, in the same order. Without a Ulysses degree a
+    rank that shares no document communicates nothing. Raises ValueError where tensors or group do not fit the plan.
     """
     exchange = as_exchange(group)
     if exchange.size != plan.sp:

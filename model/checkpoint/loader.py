@@ -223,9 +223,7 @@ def fill(
 
 
 def _read_random_state(mesh: Mesh, folder: Store, manifest: Manifest) -> None:
-    """Restore this rank's random state, or derive one where as many ranks did not write it: from the hash of rank 0's,
-    the rank and the number of ranks alone.
-    """
+    """Restore this rank's random state; on another number of ranks seed by rank 0's hash, the rank and their number."""
     if manifest.world_size == mesh.world_size:
         name = manifest.random[mesh.rank]
         with _checked(folder, name, manifest.files[name]) as path:

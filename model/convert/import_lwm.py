@@ -58,7 +58,7 @@ def open_lwm(path: str | Path) -> dict[str, Leaf]:
 
 
 def lwm_config(leaves: Mapping[str, Leaf], heads: int, context: int, rope_theta: float) -> LlamaConfig:
-    """Configuration from the arrays' shapes and what shapes do not tell: heads, context and theta."""
+    """Configuration from the arrays' shapes and what shapes do not show: heads, context and theta."""
     try:
         text, width = leaves["transformer/wte/embedding"].shape
         vision = leaves["transformer/vte/embedding"].shape[0] if "transformer/vte/embedding" in leaves else 0
@@ -107,7 +107,7 @@ def convert_lwm(
 ) -> LlamaConfig:
     """Write the LWM checkpoint at `source` as a plain Hugging Face checkpoint in the folder `target`.
 
-    heads, context, rope_theta: what the file does not say (LWM-7B: 32, 1048576, 5e7). dtype: of the weights written,
+    heads, context, rope_theta: not in the file (LWM-7B: 32, 1048576, 5e7). dtype: of the weights written,
     the checkpoint's unless given. Memory: a shard of max_shard_bytes and one tensor. progress: called with each
     weight's name. The folder appears whole or not at all. Raises UserError on an unusable source or an existing target.
     """

@@ -1,9 +1,8 @@
 """The SwiGLU MLP over a tile of tokens at a time: rows as wide as `intermediate_size` never exist for all tokens.
 
 In: hidden states and the three weights. Out: that of `LlamaMLP`'s forward; weight gradients are summed over tiles in
-fp32 at least. Backward computes the gate and the up projection of a tile again. DeepSpeed's `TiledMLP` sums over tiles
-in the weights' own dtype, gathers the weights for every tile under ZeRO-3, and costs a checkpointed layer a third
-forward.
+fp32 at least. Backward computes a tile's gate and up projection again. DeepSpeed's `TiledMLP` sums over tiles in the
+weights' own dtype, gathers the weights for every tile under ZeRO-3, and costs a checkpointed layer a third forward.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: a preset of LWM (arXiv 2402.08268) or a mapping of sizes, the joint vocabulary, the context and RoPE's theta. Out:
 `transformers.LlamaConfig`. The ranges of the vocabulary are in the configuration as `modality_sizes`, an extra key that
-other loaders ignore, so that a checkpoint alone says which ids are text and which are not.
+other loaders ignore, so that a checkpoint alone shows which ids are text.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def activation_bytes(
     wide = config.intermediate_size * itemsize
     mlp = 0 if memory.mlp_tile else (3 if fused else 4) * wide
     first, second = row + norm + attention, row + norm + mlp  # the layer's halves
-    # What is kept of a layer; what its backward makes again before the MLP's; what of both is left for the attention's.
+    # Kept of a layer; computed again before the MLP's backward; left of both for the attention's.
     kept, again, left = {
         "keep": (first + second, 0, -second),
         "mlp": (row + row + attention + row, norm + mlp, norm - 2 * row),

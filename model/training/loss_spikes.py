@@ -1,4 +1,4 @@
-"""Spikes of the loss, told from its ordinary noise by the losses of the steps before."""
+"""Detects spikes of the loss beyond its ordinary noise, by the losses of the steps before."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from model.llama.loss import CHUNK
 from model.training.rank_batch import RankBatch
 
 SUMS = ("weighted", "nll", "targets")
-"""What is summed over the targets of each modality, and of each source."""
+"""Sums over the targets of each modality, and of each source."""
 
 
 def micro_batch_loss(

@@ -104,7 +104,7 @@ def _least_work(documents: _Documents, tokens: int) -> int:
 
 @compiled
 def _with_rest(documents: _Documents, i: int, tokens: int, free: int) -> int:
-    """Work of a rank's `free` tokens when so many are of document i and the rest are the sparsest left."""
+    """Work of a rank's `free` tokens of which `tokens` are of document i and the rest the sparsest left."""
     return tokens * (documents.length[i] + 1) + _least_work(documents, free - tokens)
 
 

@@ -31,7 +31,7 @@ class AttentionOptions:
     """`direct` sends each rank the keys it needs, `relay` passes all keys on from neighbour to neighbour."""
 
     def unfit_for(self, kv_heads: int) -> str | None:
-        """What is wrong with these choices for a model of `kv_heads`, if anything."""
+        """What is wrong with these choices for a model of `kv_heads`, or None."""
         if self.ulysses is None or kv_heads % self.ulysses == 0:
             return None
         return f"ulysses {self.ulysses} does not divide the model's {kv_heads} kv heads; choose a divisor"
