@@ -134,7 +134,7 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
         mapping = whole._hp_mapping
         if mapping is None:
             return None
-        flat = next(itertools.islice(_flats(engine), mapping.param_group_index, None))[2]
+        flat = [flat for _, _, flat in _flats(engine)][mapping.param_group_index]
         address = mapping.lp_fragment_address
         return flat, mapping.hp_fragment_address.start, address.start, address.numel
     sub_group, offset, partition = optimizer.grad_position[optimizer.get_param_id(parameter)]
