@@ -198,27 +198,27 @@ def fill(
     parts: Collection[str],
     folder: Store,
     name: str,
-    file: FileEntry,
+    entry: FileEntry,
 ) -> None:
     """Carry out the copies from one file. Raises DamagedError where what is read is not what was committed."""
 
-    def read(opened: BinaryIO, header: Header) -> None:
+    def read(file: BinaryIO, header: Header) -> None:
         wanted = []
         for copy, part in itertools.product(plan, parts):
             start = header.start[tensor_key(part, copy.source)] + 4 * copy.first
             wanted.append(Wanted(start, fragments[copy.target].parts[part].narrow(0, copy.place, copy.numel)))
-        read_tensors(opened, header, wanted)
+        read_tensors(file, header, wanted)
 
-    if not file.header_sha256:
-        with _checked(folder, name, file) as path, path.open("rb") as whole:
+    if not entry.header_sha256:
+        with _checked(folder, name, entry) as path, path.open("rb") as whole:
             read(whole, unhashed_header(whole))
         return
-    with _flaws_of(folder, name), folder.open_ranged(name) as opened:
+    with _flaws_of(folder, name), folder.open_ranged(name) as file:
         try:
-            read(opened, read_header(opened, file.header_bytes, file.header_sha256))
+            read(file, read_header(file, entry.header_bytes, entry.header_sha256))
         except ChangedError:
             size = folder.sizes().get(name)
-            flaw = changed(name) if size == file.size else f"{name} is {size} bytes, not {file.size}"
+            flaw = changed(name) if size == entry.size else f"{name} is {size} bytes, not {entry.size}"
             raise DamagedError(folder.path(), flaw) from None
 
 
