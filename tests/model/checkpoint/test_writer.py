@@ -50,7 +50,7 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
     cost = writer.save(state, before_commit=lambda: there.append(sorted(Store(url).sizes("step-00000001"))))
     seen["trained_meanwhile"] = engine.train_step(batch, n_examples).loss
     state["position"] = 2
-    seen["before"] = (Path(url) / COMMIT).exists(), writer.written
+    seen["before"] = (Path(url) / COMMIT).exists(), writer.committed
     gate.set()
     seen["written"], seen["cost"] = writer.wait(), cost
     Store.writing = writing
