@@ -41,9 +41,9 @@ from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.layouts import contiguous, zigzag
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
-from model.attention.reorder import dispatch
 from model.attention.ring import packed_ring_attention
 from storage.errors import UserError
+from testing.reorder import dispatch
 
 PROCESSES = Hardware(flops=50e9, inside=1e9, across=1e9, latency=1e-4)
 """A rank that is one thread of a server: what the kernel reaches in fp32, and gloo on the loopback."""

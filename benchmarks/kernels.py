@@ -65,7 +65,7 @@ def block_costs(
     heads, kv_heads = shape.heads // plan.ulysses, shape.kv_heads // plan.ulysses
     pairs = rank_plan.n_pairs
     length = round(math.sqrt(2 * pairs))
-    ideal = RankPlan(0, length, "direct", Runs([Run(0, length, 0, length, True)]), ())
+    ideal = RankPlan(length, "direct", Runs([Run(0, length, 0, length, True)]), ())
     operations = 4 * heads * shape.head_size * (1 + BACKWARD_OVER_FORWARD)
     blocks_s = _seconds(_forward_backward(rank_plan, heads, kv_heads, shape.head_size, device, dtype), device)
     ideal_s = _seconds(_forward_backward(ideal, heads, kv_heads, shape.head_size, device, dtype), device)

@@ -1,7 +1,7 @@
 """Seconds of the parts of a step, without making a GPU wait.
 
-In: `with clock.part("forward"):` around the work. Out: `read()`, seconds by part. On a CPU they are the wall clock's.
-On a GPU, which works behind the host, they lie between two events in its stream, looked at once the step is through.
+In: `with clock.part("forward"):` around the work. Out: `read()`, seconds by part: the wall clock's on a CPU; on a GPU,
+which works behind the host, those between two events in its stream, read after the step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StepClock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens within to the part of this name."""
+        """Add the seconds within to the part of this name."""
         if self._on_gpu:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -38,7 +38,7 @@ class StepClock:
             self._seconds[name] += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
-        """Seconds by part since the last reading. On a GPU the host has to have waited for all of it before."""
+        """Seconds by part since the last reading. On a GPU the host must have waited for the work before."""
         for name, start, end in self._events:
             self._seconds[name] += start.elapsed_time(end) / 1e3
         seconds = dict(self._seconds)

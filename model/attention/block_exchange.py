@@ -2,30 +2,29 @@
 
 In: a rank's own keys and values, its plan, an exchange. Out: an iterator over blocks of keys, its own first, the others
 as the plan's stages bring them. Two stages are under way while a block is computed on, so a rank holds at most three
-blocks of others at any time. In a backward each block comes with a place for its gradients; asking for the next block
-sends them home, where they are added in the order of the stages and within one in that of the plan: results do not
-depend on timing. All ranks post the same exchanges in the same order, so none can wait for another that waits for it.
+blocks of other ranks at any time. In a backward each block comes with a buffer for its gradients, which the next step
+of the iterator sends to their owner. They are added in the plan's order, so results do not depend on timing. All ranks
+post the same exchanges in the same order, so no two can wait for each other.
 
-"direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring from neighbour
-to neighbour, their gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes
-where a document spans all ranks.
+"direct": each rank gets exactly the ranges it needs from their owners. "relay": blocks go round the ring, their
+gradients behind them (Ring Attention, arXiv 2310.01889), which spares the links between nodes under long documents.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from model.attention.flash_kernels import add_rows_, rows_of
 from model.attention.p2p import Exchange, Transfer
 from model.attention.plan.runs import AHEAD, Message, RankPlan, Runs, Stage
 
 
 class Block(NamedTuple):
-    """kv: keys and values [N, 2, Hkv, D]; dkv: where their gradients are added, of the same shape; runs over them."""
+    """Keys and values kv [N, 2, Hkv, D], a buffer dkv of the same shape for their gradients, and the runs over them."""
 
     kv: Tensor
     dkv: Tensor | None
@@ -33,13 +32,12 @@ class Block(NamedTuple):
 
 
 def blocks(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None = None) -> Iterator[Block]:
-    """All blocks of a forward; with dkv, all of a backward. Exhaust it: the last step finishes the exchange.
+    """All blocks of a forward; with dkv, of a backward. It must be exhausted: its last step finishes the exchange.
 
     kv: own keys and values [T, 2, Hkv, D]. dkv: of the same shape, in the accumulator dtype; it holds the gradients
     from all ranks once the iterator is exhausted.
     """
-    route = _direct if plan.route == "direct" else _relay
-    return route(kv, plan, exchange, dkv)
+    return (_direct if plan.route == "direct" else _relay)(kv, plan, exchange, dkv)
 
 
 def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
@@ -49,14 +47,14 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
     def post_next() -> None:
         if (stage := next(later, None)) is not None:
             received = kv.new_empty(stage.n_keys, *kv.shape[1:])
-            sends = {message.peer: _rows(kv, message) for message in stage.sends}
+            sends = {message.peer: rows_of(kv, message.ranges) for message in stage.sends}
             posted.append((exchange.start(sends, _by_peer(received, stage.receives)), received))
 
     for _ in range(AHEAD):
         post_next()
     first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
-    returning: _Returning | None = None
+    finish: Callable[[], None] | None = None
     for stage in plan.stages:
         transfer, received = posted.popleft()
         transfer.wait()
@@ -66,27 +64,26 @@ def _direct(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) 
         else:
             gradients = dkv.new_zeros(received.shape)
             yield Block(received, gradients, stage.runs)
-            if returning is not None:
-                returning.finish()
-            returning = _Returning(gradients, dkv, stage, exchange)
+            if finish is not None:
+                finish()
+            finish = _return_gradients(gradients, dkv, stage, exchange)
     if last:
         yield Block(kv, dkv, last)
-    if returning is not None:
-        returning.finish()
+    if finish is not None:
+        finish()
 
 
-class _Returning:
-    """The gradients of one stage on their way home: of the keys received, and those of the keys sent."""
+def _return_gradients(gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> Callable[[], None]:
+    """Start sending the gradients of a stage's received keys to their owners; the result adds those of sent keys."""
+    received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
+    transfer = exchange.start(_by_peer(gradients, stage.receives), received)
 
-    def __init__(self, gradients: Tensor, dkv: Tensor, stage: Stage, exchange: Exchange) -> None:
-        self.dkv, self.stage = dkv, stage
-        self.received = {m.peer: dkv.new_empty(m.n_keys, *dkv.shape[1:]) for m in stage.sends}
-        self.transfer = exchange.start(_by_peer(gradients, stage.receives), self.received)
+    def finish() -> None:
+        transfer.wait()
+        for message in stage.sends:
+            add_rows_(dkv, message.ranges, received[message.peer])
 
-    def finish(self) -> None:
-        self.transfer.wait()
-        for message in self.stage.sends:
-            _add_rows(self.dkv, message, self.received[message.peer])
+    return finish
 
 
 def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -> Iterator[Block]:
@@ -99,11 +96,11 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         received = kv.new_empty(stage.n_keys, *kv.shape[1:])
         return exchange.start(_by_peer(block, stage.sends), _by_peer(received, stage.receives)), received
 
-    transfer, received = post(plan.stages[0], _rows(kv, offered))
+    transfer, received = post(plan.stages[0], rows_of(kv, offered.ranges))
     first, last = (plan.local, Runs()) if dkv is None else plan.backward_local
     yield Block(kv, dkv, first)
     following = [*plan.stages[1:], None]
-    under_way: tuple[Transfer, Tensor] | None = None  # what other ranks have added up for the block to come
+    under_way: tuple[Transfer, Tensor] | None = None  # the next block's gradients from the ranks before
     for stage, after in zip(plan.stages, following):
         transfer.wait()
         block = received
@@ -117,7 +114,7 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         if under_way is not None:
             under_way[0].wait()
             gradients += under_way[1]
-        # Gradients follow their block to the next rank, which after the last hop is the block's owner.
+        # Gradients follow their block to the next rank, after the last hop to the block's owner.
         from_behind = after.receives if after is not None else (offered._replace(peer=stage.receives[0].peer),)
         incoming = dkv.new_empty(from_behind[0].n_keys, *dkv.shape[1:])
         to_ahead = (stage.receives[0]._replace(peer=stage.sends[0].peer),)
@@ -126,24 +123,11 @@ def _relay(kv: Tensor, plan: RankPlan, exchange: Exchange, dkv: Tensor | None) -
         yield Block(kv, dkv, last)
     if dkv is not None and under_way is not None:
         under_way[0].wait()
-        _add_rows(dkv, offered, under_way[1])
-
-
-def _rows(x: Tensor, message: Message) -> Tensor:
-    """The rows of a message's ranges one after another; a view where they are one range."""
-    parts = [x[start:end] for start, end in message.ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x[:0]
-
-
-def _add_rows(x: Tensor, message: Message, rows: Tensor) -> None:
-    begin = 0
-    for start, end in message.ranges:
-        x[start:end] += rows[begin : begin + end - start]
-        begin += end - start
+        add_rows_(dkv, offered.ranges, under_way[1])
 
 
 def _by_peer(joined: Tensor, messages: Sequence[Message]) -> dict[int, Tensor]:
-    """A stage's rows cut into its messages, which lie in it one after another."""
+    """The rows of a stage's messages, one after another in `joined`, by peer; without empty messages."""
     cut, begin = {}, 0
     for message in messages:
         if message.n_keys:

@@ -1,13 +1,12 @@
 """Attention over the runs of one block of keys, forward and backward, behind one interface for CPU and CUDA.
 
 In: queries of this rank, the keys and values of one block, and the runs that pair them. Out: softmax results, into
-which those over further blocks are merged in place: a ring is one call a block, a local attention one call in all. The
-backward takes the *global* output and log-sum-exp, with which the blocks' gradients simply add up (FlashAttention-2,
-arXiv 2307.08691).
+which those over further blocks are merged in place. The backward takes the *global* output and log-sum-exp, with which
+the blocks' gradients simply add up (FlashAttention-2, arXiv 2307.08691).
 
-Accumulators are fp32, fp64 for fp64 inputs. Both devices use kernels that torch itself carries. The CPU computes half
-precision inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half
-precision blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`
+Accumulators are fp32, fp64 for fp64 inputs. Both devices use torch's own kernels. The CPU computes half precision
+inputs in fp32, so a block's result is never rounded before it is merged; FlashAttention on CUDA returns half precision
+blocks, and its backward is bitwise repeatable only under `torch.use_deterministic_algorithms(True)`
 (`train.deterministic`).
 """
 
@@ -16,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | 
     """
     dtype = accumulator_dtype(q.dtype)
     out, lse = torch.empty_like(q, dtype=dtype), q.new_empty(q.shape[:2], dtype=dtype)
-    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+    for a, b, block_out, block_lse in _forward(q, k, v, runs, scale):
         out[a:b].copy_(block_out)
         lse[a:b].copy_(block_lse)
     return out, lse
@@ -57,7 +56,7 @@ def attend_(
     out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None = None
 ) -> None:
     """Merge the attention of q over a further block of keys, any runs of it, into what `attend` returned."""
-    for a, b, block_out, block_lse in _results(q, k, v, runs, scale):
+    for a, b, block_out, block_lse in _forward(q, k, v, runs, scale):
         _merge_(out[a:b], lse[a:b], block_out, block_lse)
 
 
@@ -79,23 +78,30 @@ def attend_backward_(
     out [T, H, D] (inputs' dtype) and lse [T, H] (accumulator dtype) are the finished results over *all* keys of a
     query; grad_out [T, H, D] is the gradient of out.
     """
+    inputs = (grad_out, q, k, v, out)
+
+    def add(gradients: Iterable[Tensor], queries: Sequence[Range], keys: Sequence[Range]) -> None:
+        for total, gradient, ranges in zip((dq, dk, dv), gradients, (queries, keys, keys)):
+            add_rows_(total, ranges, gradient)
+
     if _on_cpu(q):
-        _backward_cpu(dq, dk, dv, grad_out, q, k, v, out, lse, runs, scale)
+        for run in runs:
+            add(_backward_cpu(inputs, lse, run, scale), [run[:2]], [run[2:4]])
     else:
         for call in _calls(runs):
-            _backward_cuda(dq, dk, dv, grad_out, q, k, v, out, lse, call, scale)
+            add(_backward_cuda(inputs, lse, call, scale), call.queries, call.keys)
 
 
-Results = Iterator[tuple[int, int, Tensor, Tensor]]
+_Results = Iterator[tuple[int, int, Tensor, Tensor]]
 """Queries [a, b), and their out [b - a, H, D] and lse [b - a, H] over the keys of a run."""
 
 
-def _results(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+def _forward(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
     if _on_cpu(q):
-        yield from _results_cpu(q, k, v, runs, scale)
+        yield from _forward_cpu(q, k, v, runs, scale)
     else:
         for call in _calls(runs):
-            yield from _results_cuda(q, k, v, call, scale)
+            yield from _forward_cuda(q, k, v, call, scale)
 
 
 def _on_cpu(q: Tensor) -> bool:
@@ -111,6 +117,20 @@ def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> N
     lse.copy_(top.add_(total.log_()))
 
 
+def rows_of(x: Tensor, ranges: Iterable[Range]) -> Tensor:
+    """The rows of `ranges` one after another; a view where they are neighbours."""
+    parts = [x[a:b] for a, b in joined(ranges)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x[:0]
+
+
+def add_rows_(x: Tensor, ranges: Iterable[Range], rows: Tensor) -> None:
+    """Add `rows`, which lie one range after another, to the rows of `ranges`."""
+    start = 0
+    for a, b in joined(ranges):
+        x[a:b].add_(rows[start : start + b - a])
+        start += b - a
+
+
 # --- CPU: one kernel call a run. Its layout is [B, H, T, D] with any strides, so [T, H, D] is passed as a view. ---
 
 
@@ -124,7 +144,7 @@ def _unbatched(x: Tensor) -> Tensor:
     return x.squeeze(0).transpose(0, 1)
 
 
-def _results_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> Results:
+def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
     dtype = accumulator_dtype(q.dtype)
     for q0, q1, k0, k1, causal in runs:
         query, key, value = (_batched(x.to(dtype)) for x in (q[q0:q1], k[k0:k1], v[k0:k1]))
@@ -132,25 +152,12 @@ def _results_cpu(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: fl
         yield q0, q1, _unbatched(block_out), block_lse[0].t()
 
 
-def _backward_cpu(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    runs: Sequence[Run],
-    scale: float | None,
-) -> None:
-    for q0, q1, k0, k1, causal in runs:
-        rows = (grad_out[q0:q1], q[q0:q1], k[k0:k1], v[k0:k1], out[q0:q1])
-        grad, query, key, value, result = (_batched(x.to(dq.dtype)) for x in rows)
-        grads = _cpu_backward(grad, query, key, value, result, lse[q0:q1].t().unsqueeze(0), 0.0, causal, scale=scale)
-        for total, part in zip((dq[q0:q1], dk[k0:k1], dv[k0:k1]), grads):
-            total.add_(_unbatched(part))
+def _backward_cpu(inputs: Sequence[Tensor], lse: Tensor, run: Run, scale: float | None) -> Iterator[Tensor]:
+    queries, keys = slice(*run[:2]), slice(*run[2:4])
+    rows = (x[part] for x, part in zip(inputs, (queries, queries, keys, keys, queries)))
+    batched = [_batched(x.to(lse.dtype)) for x in rows]
+    gradients = _cpu_backward(*batched, lse[queries].t().unsqueeze(0), 0.0, run.causal, scale=scale)
+    return map(_unbatched, gradients)
 
 
 # --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---
@@ -163,10 +170,9 @@ def kernel_name(device: torch.device) -> str:
 
 @functools.cache
 def cuda_kernel() -> str:
-    """The FlashAttention under torch's operators: "FA3" where its package is installed and the GPU is Hopper's.
-
-    Chosen at the first call, for the process; "FA2" is what torch itself carries. FA3 replaces it in place, so all that
-    calls the operators gains (on an H100 about 1.7 times, by FlashAttention-3, arXiv 2407.08608).
+    """The FlashAttention behind torch's operators: "FA3" where its package is installed and the GPU is a Hopper, else
+    torch's own "FA2". Chosen at the first call, for the process. FA3 is about 1.7 times as fast on an H100
+    (FlashAttention-3, arXiv 2407.08608).
     """
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
     if hopper and importlib.util.find_spec("flash_attn_interface") is not None:
@@ -179,14 +185,14 @@ def cuda_kernel() -> str:
 
 
 class CallBounds:
-    """The cu_seqlens of all kernel calls of a rank's plan in one tensor on the host, for a loader's thread to make."""
+    """The cu_seqlens of all kernel calls of a rank's plan in one tensor on the host, made in a loader's thread."""
 
     def __init__(self, plan: RankPlan) -> None:
         self._calls = plan.calls
         self._joined = pinned(torch.from_numpy(np.concatenate([call.cu_seqlens.ravel() for call in self._calls])))
 
     def to(self, device: torch.device | str) -> None:
-        """Take them to the device in one copy, beside what that computes; there the calls find them."""
+        """Copy them to the device at once, during its work, for the calls to use."""
         there = self._joined.to(device, non_blocking=self._joined.is_pinned())
         parts = there.split([call.cu_seqlens.size for call in self._calls])
         for call, part in zip(self._calls, parts, strict=True):
@@ -194,7 +200,7 @@ class CallBounds:
 
 
 def pinned(x: Tensor) -> Tensor:
-    """The same in pinned memory where this process uses a GPU, to which it then travels beside the computing."""
+    """x in pinned memory where this process uses a GPU, so that copies overlap the GPU's work."""
     return x.pin_memory() if torch.cuda.is_initialized() else x
 
 
@@ -209,18 +215,11 @@ def _bounds(call: KernelCall, device: torch.device) -> tuple[Tensor, Tensor, int
     return *call.on_device[device], *call.longest
 
 
-def _results_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: float | None) -> Results:
+def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: float | None) -> _Results:
     cuda_kernel()
-    block_out, block_lse, *_ = _cuda_forward(
-        _pad_head(_rows(q, call.queries)),
-        _pad_head(_rows(k, call.keys)),
-        _pad_head(_rows(v, call.keys)),
-        *_bounds(call, q.device),
-        0.0,
-        call.causal,
-        False,
-        scale=_scale(q, scale),
-    )
+    inputs = (_padded_rows(x, ranges) for x, ranges in ((q, call.queries), (k, call.keys), (v, call.keys)))
+    settings = (*_bounds(call, q.device), 0.0, call.causal, False)
+    block_out, block_lse, *_ = _cuda_forward(*inputs, *settings, scale=_scale(q, scale))
     start = 0
     for a, b in joined(call.queries):
         rows = slice(start, start + b - a)
@@ -228,26 +227,11 @@ def _results_cuda(q: Tensor, k: Tensor, v: Tensor, call: KernelCall, scale: floa
         start = rows.stop
 
 
-def _backward_cuda(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    call: KernelCall,
-    scale: float | None,
-) -> None:
-    grads = _cuda_backward(
-        _pad_head(_rows(grad_out, call.queries)),
-        _pad_head(_rows(q, call.queries)),
-        _pad_head(_rows(k, call.keys)),
-        _pad_head(_rows(v, call.keys)),
-        _pad_head(_rows(out, call.queries)),
-        _rows(lse, call.queries).t().contiguous(),
+def _backward_cuda(inputs: Sequence[Tensor], lse: Tensor, call: KernelCall, scale: float | None) -> Iterator[Tensor]:
+    q = inputs[1]
+    gradients = _cuda_backward(
+        *map(_padded_rows, inputs, (call.queries, call.queries, call.keys, call.keys, call.queries)),
+        rows_of(lse, call.queries).t().contiguous(),
         *_bounds(call, q.device),
         0.0,
         call.causal,
@@ -255,11 +239,7 @@ def _backward_cuda(
         torch.empty(0, device=q.device),
         scale=_scale(q, scale),
     )
-    for total, part, ranges in zip((dq, dk, dv), grads, (call.queries, call.keys, call.keys)):
-        start = 0
-        for a, b in joined(ranges):
-            total[a:b].add_(part[start : start + b - a, :, : q.shape[-1]])
-            start += b - a
+    return (gradient[..., : q.shape[-1]] for gradient in gradients)
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -267,12 +247,6 @@ def _scale(q: Tensor, scale: float | None) -> float:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _pad_head(x: Tensor) -> Tensor:
-    """Zeros up to a head size that is a multiple of 8, which FlashAttention asks for; they change no dot product."""
-    return pad(x, (0, -x.shape[-1] % 8))
-
-
-def _rows(x: Tensor, ranges: Sequence[Range]) -> Tensor:
-    """The rows of `ranges` one after another; a view where they are neighbours."""
-    parts = [x[a:b] for a, b in joined(ranges)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _padded_rows(x: Tensor, ranges: Iterable[Range]) -> Tensor:
+    """The rows of `ranges`, with zeros up to a head size that is a multiple of 8, as FlashAttention requires."""
+    return pad(rows_of(x, ranges), (0, -x.shape[-1] % 8))

@@ -1,8 +1,8 @@
 """Packed ring attention under the name "ring" in transformers' registry of attention functions.
 
-In: transformers' per-layer call, with the plan and the group as extra keyword arguments given to the model's forward
+In: transformers' per-layer call, with the plan and the group as keyword arguments of the model's forward
 (`model(..., plan=plan, group=group)`). Out: the attention output in transformers' layout. Importing this module
-registers it; a model uses it with `config._attn_implementation = "ring"` and stays otherwise unmodified.
+registers it; an unmodified model uses it with `config._attn_implementation = "ring"`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.attention.flash_kernels import attend, attend_
-from model.attention.p2p import Exchange
+from model.attention.p2p import Group
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Run
 from model.attention.plan.sequence_plan import SequencePlan
@@ -35,7 +34,7 @@ def ring_attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     plan: SequencePlan | None = None,
-    group: dist.ProcessGroup | Exchange | None = None,
+    group: Group = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -66,7 +65,7 @@ def _rows_as_documents(batch: int, length: int) -> SequencePlan:
 
 
 def _attend_cached(q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float | None) -> Tensor:
-    """Each row's queries are its last tokens: they see all older keys, and their own causally."""
+    """Each row's queries are its last tokens: they see all earlier keys, and their own causally."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         raise ValueError("ring attention has no backward through cached keys")
     n, m = len(q) // batch, len(k) // batch

@@ -1,11 +1,10 @@
 """Packed ring attention: exact causal attention within each document of a sequence that is spread over ranks.
 
 In: this rank's queries, keys and values and the plan of the sequence. Out: this rank's rows of the output. A rank
-computes on its own keys while others' travel, then takes block after block as its plan says and merges (Ring
-Attention, arXiv 2310.01889, with the exchange cut down to what causality and document borders leave). Backward, it
-fetches the same keys again, since keeping them would undo what sharing the sequence saves, and returns their gradients
-to their owners. Every sum runs in the accumulator dtype, in an order fixed by the plan, with one cast at the end, so
-results do not depend on timing.
+computes on its own keys while others' travel, then on block after block of its plan, and merges the results (Ring
+Attention, arXiv 2310.01889, without the exchange that causality and document borders make needless). The backward
+fetches the same keys again, which costs no memory between, and returns their gradients to their owners. Every sum runs
+in the accumulator dtype, in an order fixed by the plan, with one cast at the end, so results do not depend on timing.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.attention.block_exchange import blocks
 from model.attention.flash_kernels import accumulator_dtype, attend, attend_, attend_backward_
-from model.attention.p2p import Exchange, as_exchange
+from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
 from model.attention.saved_results import save_result, saved_result
@@ -27,20 +25,14 @@ from model.attention.ulysses import heads_for_tokens, tokens_for_heads
 
 
 def packed_ring_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: SequencePlan,
-    group: dist.ProcessGroup | Exchange | None = None,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, plan: SequencePlan, group: Group = None, scale: float | None = None
 ) -> Tensor:
     """Attention of this rank's tokens over the tokens before them in their own documents, wherever those are held.
 
     q [T, H, D], k and v [T, Hkv, D]: rows in the order of `plan.indices(rank)`, one dtype, Hkv dividing H. group: the
     `plan.sp` ranks that share the sequence; None for one rank. scale: 1 / sqrt(D) where None. Returns [T, H, D] in the
-    dtype of q. Every rank of the group has to call it, and its backward, in the same order; a rank whose documents are
-    all its own communicates nothing, unless the plan has a Ulysses degree. Raises ValueError where the tensors or
-    the group do not fit the plan.
+    dtype of q. Every rank of the group has to call it, and its backward, in the same order. Without a Ulysses degree a
+    rank that shares no document communicates nothing. Raises ValueError where tensors or group do not fit the plan.
     """
     exchange = as_exchange(group)
     if exchange.size != plan.sp:
@@ -56,17 +48,6 @@ def packed_ring_attention(
     return heads_for_tokens(out, exchange, plan.ulysses)
 
 
-def _attend_all(
-    q: Tensor, k: Tensor, v: Tensor, plan: RankPlan, exchange: Exchange, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    steps = blocks(torch.stack((k, v), 1), plan, exchange)
-    out, lse = attend(q, k, v, next(steps).runs, scale)
-    for block in steps:
-        keys, values = block.kv.unbind(1)
-        attend_(out, lse, q, keys, values, block.runs, scale)
-    return out.to(q.dtype), lse
-
-
 class _PackedRingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -75,7 +56,12 @@ class _PackedRingAttention(torch.autograd.Function):
         if (stored := saved_result(q.device)) is not None:
             out, lse = stored
         else:
-            out, lse = _attend_all(q, k, v, plan, exchange, scale)
+            steps = blocks(torch.stack((k, v), 1), plan, exchange)
+            out, lse = attend(q, k, v, next(steps).runs, scale)
+            for block in steps:
+                keys, values = block.kv.unbind(1)
+                attend_(out, lse, q, keys, values, block.runs, scale)
+            out = out.to(q.dtype)
             save_result(out, lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.exchange, ctx.scale = plan, exchange, scale

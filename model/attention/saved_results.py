@@ -1,16 +1,16 @@
 """Attention that is not run twice: its output and logsumexp, handed from a forward to the forward that repeats it.
 
-A checkpointed layer is computed again in the backward. All but the attention is cheap in that, so the first forward
-runs under `SavedResults.saving()` and the second under `SavedResults.restoring()`, where `packed_ring_attention` takes
-what the first saved instead of computing and exchanging keys again (rematerialisation-aware checkpointing,
-DistFlashAttn, arXiv 2310.03294).
+A checkpointed layer is computed again in the backward, where all but the attention is cheap. So the first forward runs
+under `SavedResults.saving()` and the second under `SavedResults.restoring()`, where `packed_ring_attention` takes what
+the first saved instead of exchanging and computing again (rematerialisation-aware checkpointing, DistFlashAttn, arXiv
+2310.03294).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -18,63 +18,52 @@ from torch import Tensor
 
 
 class SavedResults:
-    """The results of one layer's attention calls, first in, first out; on the host between the two forwards or not."""
+    """The results of one layer's attention calls, first in, first out; in host memory meanwhile where `on_host`."""
 
     def __init__(self, on_host: bool = False) -> None:
-        self._on_host = on_host
-        self._results: deque[tuple[Tensor, Tensor]] = deque()
-        self._is_saving = False
+        self.on_host = on_host
+        self.is_saving = False
+        self.results: deque[tuple[Tensor, Tensor]] = deque()
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
+    def saving(self) -> AbstractContextManager[None]:
         """Within it each attention saves its result here."""
-        with self._current(is_saving=True):
-            yield
+        return self._current(is_saving=True)
 
-    @contextmanager
-    def restoring(self) -> Iterator[None]:
+    def restoring(self) -> AbstractContextManager[None]:
         """Within it each attention takes the next result from here."""
-        with self._current(is_saving=False):
-            yield
+        return self._current(is_saving=False)
 
     @contextmanager
     def _current(self, is_saving: bool) -> Iterator[None]:
-        self._is_saving = is_saving
-        token = _saved.set(self)
+        self.is_saving = is_saving
+        token = _current.set(self)
         try:
             yield
         finally:
-            _saved.reset(token)
-
-    def store(self, out: Tensor, lse: Tensor) -> None:
-        """Keep out and lse, without the graph that out is about to belong to."""
-        out = out.detach()
-        self._results.append((to_host(out), to_host(lse)) if self._on_host else (out, lse))
-
-    def take(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The next result, on `device`; it is kept no longer."""
-        out, lse = self._results.popleft()
-        return out.to(device, non_blocking=True), lse.to(device, non_blocking=True)
+            _current.reset(token)
 
 
-_saved: ContextVar[SavedResults | None] = ContextVar("saved", default=None)
+_current: ContextVar[SavedResults | None] = ContextVar("saved_results", default=None)
 
 
 def saved_result(device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The result of the attention that is being repeated, None where it has to be computed."""
-    saved = _saved.get()
-    return None if saved is None or saved._is_saving else saved.take(device)
+    """out and lse of the attention that is being repeated, on `device`; None where they have to be computed."""
+    saved = _current.get()
+    if saved is None or saved.is_saving:
+        return None
+    out, lse = saved.results.popleft()
+    return out.to(device, non_blocking=True), lse.to(device, non_blocking=True)
 
 
 def save_result(out: Tensor, lse: Tensor) -> None:
-    """Keep a result for the forward that will repeat this one, if there is to be one."""
-    if (saved := _saved.get()) is not None:
-        saved.store(out, lse)
+    """Keep a result, without its graph, for the forward that will repeat this one, if there is one."""
+    if (saved := _current.get()) is not None:
+        out = out.detach()
+        saved.results.append((_to_host(out), _to_host(lse)) if saved.on_host else (out, lse))
 
 
-def to_host(x: Tensor) -> Tensor:
-    """A copy in host memory, pinned where x is on a GPU, which then goes on while it is made; x itself on the CPU."""
+def _to_host(x: Tensor) -> Tensor:
+    """A copy in pinned host memory, made while the GPU works on; x itself where it is on the CPU."""
     if not x.is_cuda:
         return x
-    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    return copy.copy_(x, non_blocking=True)
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)

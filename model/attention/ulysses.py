@@ -6,6 +6,7 @@ those tokens for the rank's share of the heads. Each is the other's inverse, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,39 +22,37 @@ def tokens_for_heads(q: Tensor, k: Tensor, v: Tensor, exchange: Exchange, degree
     # One message a neighbour: its share of the heads of all three, side by side.
     shares = zip(*(x.chunk(degree, dim=1) for x in (q, k, v)))
     joint = torch.cat([x for share in shares for x in share], dim=1)
-    parts = _TokensForHeads.apply(joint, exchange, degree).split([x.shape[1] // degree for x in (q, k, v)], dim=1)
-    return parts[0], parts[1], parts[2]
+    joint = _Swap.apply(joint, _gather_tokens, _gather_heads, exchange, degree)
+    q, k, v = joint.split([x.shape[1] // degree for x in (q, k, v)], dim=1)
+    return q, k, v
 
 
 def heads_for_tokens(x: Tensor, exchange: Exchange, degree: int) -> Tensor:
     """[u T, h, D], this rank's heads of all its neighbours' tokens, to [T, u h, D]. Differentiable; collective."""
-    return _HeadsForTokens.apply(x, exchange, degree) if degree > 1 else x
+    return _Swap.apply(x, _gather_heads, _gather_tokens, exchange, degree) if degree > 1 else x
 
 
-class _TokensForHeads(torch.autograd.Function):
+class _Swap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, degree: int) -> Tensor:
-        ctx.exchange, ctx.degree = exchange, degree
-        return _swap(list(x.chunk(degree, dim=1)), exchange).flatten(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _swap(list(grad.chunk(ctx.degree)), ctx.exchange).transpose(0, 1).flatten(1, 2), None, None
-
-
-class _HeadsForTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, degree: int) -> Tensor:
-        ctx.exchange, ctx.degree = exchange, degree
-        return _swap(list(x.chunk(degree)), exchange).transpose(0, 1).flatten(1, 2)
+    def forward(ctx: Any, x: Tensor, swap: Any, swap_back: Any, exchange: Exchange, degree: int) -> Tensor:
+        ctx.swap_back, ctx.exchange, ctx.degree = swap_back, exchange, degree
+        return swap(x, exchange, degree)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _swap(list(grad.chunk(ctx.degree, dim=1)), ctx.exchange).flatten(0, 1), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.swap_back(grad, ctx.exchange, ctx.degree), None, None, None, None
 
 
-def _swap(parts: list[Tensor], exchange: Exchange) -> Tensor:
-    """Part i of each neighbour to neighbour i: [u, *part], by the neighbour it came from."""
+def _gather_tokens(x: Tensor, exchange: Exchange, degree: int) -> Tensor:
+    return _swap(x.chunk(degree, dim=1), exchange).flatten(0, 1)
+
+
+def _gather_heads(x: Tensor, exchange: Exchange, degree: int) -> Tensor:
+    return _swap(x.chunk(degree), exchange).transpose(0, 1).flatten(1, 2)
+
+
+def _swap(parts: Sequence[Tensor], exchange: Exchange) -> Tensor:
+    """Send part i to neighbour i; returns [u, *part], what each neighbour sent, in the order of ranks. Collective."""
     degree = len(parts)
     first = exchange.rank // degree * degree
     received = parts[0].new_empty(degree, *parts[0].shape)

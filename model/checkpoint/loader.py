@@ -1,7 +1,7 @@
-"""A checkpoint back into an engine, on any mesh and at any ZeRO stage; a damaged one is passed over for the one before.
+"""A checkpoint back into an engine, on any mesh and at any ZeRO stage; in place of a damaged one the one before.
 
-Each rank reads its own partition's ranges, each byte held against the hashes that were committed, whatever files they
-lie in. Master weights and moments come out as they went in, to the bit.
+Each rank reads its own partition's ranges from whichever files hold them, and compares every byte with the committed
+hashes. Master weights and moments come out as they went in, to the bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
+from safetensors.torch import load_file
+
 from model.checkpoint.manifest import (
     COMMIT,
     DamagedError,
@@ -26,11 +29,11 @@ from model.checkpoint.manifest import (
     Manifest,
     Range,
     changed,
+    committed_steps,
     read_commit,
     step_name,
     steps,
 )
-from model.checkpoint.rng_state import derive_random_state, set_random_state
 from model.checkpoint.snapshot import tensor_key
 from model.checkpoint.tensor_file import ChangedError, Header, Wanted, read_header, read_tensors, unhashed_header
 from model.checkpoint.zero_state import PARTS, WEIGHT, Fragment, fragments_of, parameters, refresh, set_adam_steps
@@ -50,16 +53,16 @@ log = logging.getLogger(f"ringworld.{__name__}")
 def load_latest(engine: TrainingEngine, root: Store) -> Mapping[str, Any] | None:
     """Restore an engine from the newest whole checkpoint below `root`; returns its client_state. Collective.
 
-    Where any rank finds a file damaged, every rank says so in a warning, and the checkpoint before is used. None where
-    none was ever committed. Raises UserError, on every rank, where there are some, but all are damaged.
+    Where any rank finds a file damaged, every rank logs a warning, and the checkpoint before is used. None where none
+    is committed. Raises UserError, on every rank, where all the committed ones are damaged.
     """
     candidates = engine.mesh.on_rank_zero(lambda: _newest_first(root))
     flaws = []
-    for step, before in itertools.zip_longest(candidates, candidates[1:]):
+    for step, previous in itertools.zip_longest(candidates, candidates[1:]):
         try:
             return load(engine, root, step)
         except DamagedError as error:
-            instead = f"that of step {before} is used instead" if before is not None else "there is none before it"
+            instead = f"that of step {previous} is used instead" if previous is not None else "there is none before it"
             log.warning("checkpoint %s is damaged and not used: %s; %s", error.place, error.flaw, instead)
             flaws.append(f"step {step}: {error.flaw}")
     if flaws:
@@ -74,8 +77,8 @@ def load(engine: TrainingEngine, root: Store, step: int) -> Mapping[str, Any]:
     """Restore an engine, fresh or used, from a committed checkpoint; returns its client_state. Collective.
 
     On as many ranks as wrote it each has its random state again; on another number it is derived. Raises, on every
-    rank, `DamagedError` (a UserError) where a file is not what was written, and the engine's state is then a mixture:
-    load another checkpoint or give up; UserError where the model is another.
+    rank, `DamagedError` (a UserError) where a file is not what was written, which leaves the engine with a mixture that
+    only another load mends; UserError where the model is another.
     """
     manifest = _read_committed(engine, root, step, PARTS, with_random_state=True)
     groups = {group: manifest.parameters[name][1] for name, (_, group) in parameters(engine).items()}
@@ -86,10 +89,9 @@ def load(engine: TrainingEngine, root: Store, step: int) -> Mapping[str, Any]:
 
 
 def load_weights(engine: TrainingEngine, root: Store, step: int) -> None:
-    """Give a fresh engine the fp32 master weights of a committed checkpoint, and nothing else of it. Collective.
+    """Give a fresh engine only the fp32 master weights of a committed checkpoint. Collective; raises as `load`.
 
-    So training goes on from what a stage before ended with, of which an export in bf16 keeps 8 bits a weight. Raises as
-    `load` does.
+    So a stage goes on from the exact weights of the stage before, of which an export in bf16 keeps 8 bits each.
     """
     _read_committed(engine, root, step, (WEIGHT,), with_random_state=False)
     refresh(engine)
@@ -97,7 +99,7 @@ def load_weights(engine: TrainingEngine, root: Store, step: int) -> None:
 
 @dataclass(frozen=True)
 class Copy:
-    """So many elements: from an element of a range in a file, to an element of the n-th range needed."""
+    """`numel` elements of a file's range `source` from its element `first` on, to needed range `target` at `place`."""
 
     source: Range
     first: int
@@ -107,20 +109,20 @@ class Copy:
 
 
 def copies(needed: Sequence[Range], files: Mapping[str, FileEntry]) -> dict[str, list[Copy]]:
-    """What to copy from which file to fill all ranges needed. Raises ValueError where an element is in no file."""
+    """The copies from each file that fill all ranges needed. Raises ValueError where an element is in no file."""
     stored: dict[str, list[tuple[Range, str]]] = defaultdict(list)
     for file, entry in files.items():
-        for one in entry.ranges:
-            stored[one.name].append((one, file))
-    for found in stored.values():
-        found.sort()
+        for source in entry.ranges:
+            stored[source.name].append((source, file))
+    for sources in stored.values():
+        sources.sort()
     plan: dict[str, list[Copy]] = defaultdict(list)
     for target, want in enumerate(needed):
-        found = stored[want.name]
+        sources = stored[want.name]
         at = want.start
-        number = max(0, bisect.bisect_right(found, at, key=lambda pair: pair[0].start) - 1)
+        number = max(0, bisect.bisect_right(sources, at, key=lambda pair: pair[0].start) - 1)
         while at < want.stop:
-            source, file = found[number] if number < len(found) else (Range(want.name, want.stop, 0), "")
+            source, file = sources[number] if number < len(sources) else (Range(want.name, want.stop, 0), "")
             if not source.start <= at < source.stop:
                 raise ValueError(f"no file has {want.name} from its element {at} on")
             stop = min(source.stop, want.stop)
@@ -130,14 +132,11 @@ def copies(needed: Sequence[Range], files: Mapping[str, FileEntry]) -> dict[str,
 
 
 def _newest_first(root: Store) -> list[int]:
-    """The committed steps; of the others it is said that they do not count."""
-    found = []
-    for step in reversed(steps(root)):
-        if COMMIT in root.sizes(step_name(step)):
-            found.append(step)
-        else:
-            log.warning("checkpoint of step %d is torn and not used: it has no %s", step, COMMIT)
-    return found
+    """The committed steps; logs a warning of each other one."""
+    committed = committed_steps(root)
+    for step in sorted(set(steps(root)).difference(committed), reverse=True):
+        log.warning("checkpoint of step %d is torn and not used: it has no %s", step, COMMIT)
+    return committed[::-1]
 
 
 def _check_same_model(engine: TrainingEngine, manifest: Manifest, place: str) -> None:
@@ -158,7 +157,7 @@ def _in_words(shape: tuple[int, ...] | None) -> str:
 def _read_committed(
     engine: TrainingEngine, root: Store, step: int, parts: Collection[str], with_random_state: bool
 ) -> Manifest:
-    """Each rank's share of these parts of the optimizer's state into the engine; what was committed. Collective."""
+    """Read each rank's share of these parts of the optimizer's state into the engine; the manifest. Collective."""
     mesh, folder = engine.mesh, root.at(step_name(step))
     with _flaws_of(folder, COMMIT):
         commit = mesh.on_rank_zero(lambda: read_commit(root, step).decode("latin-1"))  # any bytes are text in it
@@ -178,11 +177,11 @@ def _read_committed(
 
 
 def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Collection[str]) -> None:
-    """This rank's share, several files at a time: hashing, and waiting for a store, leave Python to others."""
+    """Read this rank's share, several files at a time: hashing and waiting for a store release Python's lock."""
 
-    def read(name: str, plan: Sequence[Copy]) -> None:
-        fill(fragments, plan, parts, folder, name, manifest.files[name])
-        engine.mesh.on_piece(False)
+    def read(name: str) -> None:
+        fill(fragments, plan[name], parts, folder, name, manifest.files[name])
+        engine.mesh.on_progress(False)
 
     fragments = fragments_of(engine)
     try:
@@ -190,7 +189,7 @@ def _read(engine: TrainingEngine, folder: Store, manifest: Manifest, parts: Coll
     except ValueError as error:
         raise DamagedError(folder.path(), f"its {COMMIT} is not whole: {error}") from error
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read, *zip(*sorted(plan.items()))))
+        list(pool.map(read, sorted(plan)))
 
 
 def fill(
@@ -204,8 +203,11 @@ def fill(
     """Carry out the copies from one file. Raises DamagedError where what is read is not what was committed."""
 
     def read(file: BinaryIO, header: Header) -> None:
-        pairs = itertools.product(plan, parts)
-        read_tensors(file, header, [_wanted(header, fragments[copy.target], copy, part) for copy, part in pairs])
+        wanted = []
+        for copy, part in itertools.product(plan, parts):
+            start = header.start[tensor_key(part, copy.source)] + 4 * copy.first
+            wanted.append(Wanted(start, fragments[copy.target].parts[part].narrow(0, copy.place, copy.numel)))
+        read_tensors(file, header, wanted)
 
     if not entry.header_sha256:
         with _checked(folder, name, entry) as path, path.open("rb") as whole:
@@ -220,18 +222,19 @@ def fill(
             raise DamagedError(folder.path(), flaw) from None
 
 
-def _wanted(header: Header, fragment: Fragment, copy: Copy, part: str) -> Wanted:
-    start = header.start[tensor_key(part, copy.source)] + 4 * copy.first
-    return Wanted(start, fragment.parts[part].narrow(0, copy.place, copy.numel))
-
-
 def _read_random_state(mesh: Mesh, folder: Store, manifest: Manifest) -> None:
+    """Restore this rank's random state; on another number of ranks seed by rank 0's hash, the rank and their number."""
     if manifest.world_size == mesh.world_size:
         name = manifest.random[mesh.rank]
         with _checked(folder, name, manifest.files[name]) as path:
-            set_random_state(path)
+            states = load_file(path)
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and torch.cuda.is_available():
+                torch.cuda.set_rng_state(states["cuda"])
     else:
-        derive_random_state(manifest.files[manifest.random[0]].sha256, mesh.rank, mesh.world_size)
+        origin = manifest.files[manifest.random[0]].sha256
+        digest = hashlib.sha256(f"{origin} {mesh.rank} of {mesh.world_size}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 @contextmanager
@@ -248,7 +251,7 @@ def _checked(folder: Store, name: str, entry: FileEntry) -> Iterator[Path]:
 
 @contextmanager
 def _flaws_of(folder: Store, name: str) -> Iterator[None]:
-    """A file that is not there, or that its disk cannot read; a store that does not answer says nothing of it."""
+    """Raise DamagedError for a file that is missing or that its disk cannot read; other errors are the store's."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,6 +1,6 @@
-"""What `COMMIT` says of a checkpoint, which checkpoints a folder holds, and whether one is as it was written.
+"""The manifest in `COMMIT`, which checkpoints a folder holds, and whether one is as it was written.
 
-In: the store of a folder. Out: steps, manifests and flaws in words. Nothing here knows of engines or process groups.
+In: the store of a folder. Out: steps, manifests, and flaws as phrases. Independent of engines and process groups.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from storage.errors import UserError
@@ -19,7 +19,6 @@ COMMIT = "COMMIT"
 FORMAT = 3
 _BODY = b'"manifest": '
 _PREFIX = "step-"
-_TORN = f"it has no {COMMIT}"
 
 log = logging.getLogger(f"ringworld.{__name__}")
 
@@ -64,7 +63,7 @@ class FileEntry:
     header_sha256: str = ""
 
     def to_json(self, number: Mapping[str, int] | None = None) -> list[Any]:
-        """As one list; the ranges in it are one too, three numbers each, their parameters by `number` or by name."""
+        """As a flat list; its ranges are one flat list of three values each, the parameter by `number` or by name."""
         flat: list[Any] = []
         for name, start, numel in self.ranges:
             flat += (name if number is None else number[name], start, numel)
@@ -72,19 +71,19 @@ class FileEntry:
 
     @classmethod
     def from_json(cls, values: Sequence[Any], names: Sequence[str] | None = None) -> FileEntry:
-        """The entry again; names: of the parameters, by number."""
+        """The inverse of `to_json`. names: of the parameters, by number."""
         size, sha256, rank, flat, header_bytes, header_sha256 = values
-        given = flat[::3] if names is None else map(names.__getitem__, flat[::3])
-        ranges = tuple(map(Range, given, flat[1::3], flat[2::3]))
+        of = flat[::3] if names is None else map(names.__getitem__, flat[::3])
+        ranges = tuple(map(Range, of, flat[1::3], flat[2::3]))
         return cls(size, sha256, rank, ranges, header_bytes, header_sha256)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `COMMIT` says.
+    """The content of `COMMIT`.
 
     parameters: shape and optimizer group of each, by name. adam_steps: updates that Adam has made, by group.
-    client_state: the caller's plain JSON. files: by name inside the step's folder. random: the one of each rank's
+    client_state: the caller's plain JSON. files: by name inside the step's folder. random: each rank's file of its
     random state.
     """
 
@@ -100,38 +99,37 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     random: tuple[str, ...] = ()
 
-    def with_files(self, files: Mapping[str, FileEntry], random: tuple[str, ...]) -> Manifest:
-        """The same of these files."""
-        return replace(self, files=files, random=random)
-
     def to_bytes(self) -> bytes:
-        """As JSON that carries its own hash: it is small, but a flipped digit in it would be a wrong position.
+        """As JSON that carries its own hash, so that a flipped digit in a position is noticed.
 
-        A list for each file and numbers for the parameters' names: of 512 ranks there are 150,000 ranges.
+        Compact, a list for each file and numbers for the parameters' names: 512 ranks have 150,000 ranges.
         """
         number = {name: n for n, name in enumerate(self.parameters)}
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values["parameters"] = [[name, shape, group] for name, (shape, group) in self.parameters.items()]
         values["files"] = {name: entry.to_json(number) for name, entry in self.files.items()}
         body = json.dumps(values).encode()
-        return b'{"format": %d, "sha256": "%s", %s%s}' % (FORMAT, _hex_of(body), _BODY, body)
+        sha256 = hashlib.sha256(body).hexdigest().encode()
+        return b'{"format": %d, "sha256": "%s", %s%s}' % (FORMAT, sha256, _BODY, body)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Raises ValueError where these are not the bytes of a manifest as it was written, in this format or the last.
+        """Raises ValueError where these are not the bytes of a manifest of format 2 or 3 as it was written.
 
         Format 2 has a dict for each file, and the hash of the sorted JSON without it.
         """
         try:
             values = json.loads(data)
-            found, known = values.pop("format", None), values.pop("sha256", None)
-            if found not in (2, FORMAT):
-                raise ValueError(f"its {COMMIT} has format {found}, which this version does not know")
-            of_format_2 = found == 2
-            body = json.dumps({"format": 2, **values}, sort_keys=True).encode() if of_format_2 else _body(data)
-            if known != _hex_of(body).decode():
+            version, sha256 = values.pop("format", None), values.pop("sha256", None)
+            if version not in (2, FORMAT):
+                raise ValueError(f"its {COMMIT} has format {version}, which this version does not know")
+            if version == 2:
+                body = json.dumps({"format": 2, **values}, sort_keys=True).encode()
+            else:
+                body = data.partition(_BODY)[2][:-1]
+            if sha256 != hashlib.sha256(body).hexdigest():
                 raise ValueError(f"its {COMMIT} has another sha256 than when it was written")
-            return _of_format_2(values) if of_format_2 else _of_format_3(values["manifest"])
+            return _of_format_2(values) if version == 2 else _of_format_3(values["manifest"])
         except (LookupError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"its {COMMIT} cannot be read") from error
 
@@ -159,40 +157,24 @@ def _manifest(
     return Manifest(**{**values, **tuples, "parameters": parameters, "files": files})
 
 
-def _body(data: bytes) -> bytes:
-    return data.partition(_BODY)[2][:-1]
-
-
-def _hex_of(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
-
-
 def step_name(step: int) -> str:
     """The folder of a step's checkpoint."""
     return f"{_PREFIX}{step:08d}"
 
 
 def steps(root: Store) -> list[int]:
-    """The steps of which there is a folder, committed or not, in order."""
+    """The steps that have a folder, committed or not, in order."""
     names = [name.removeprefix(_PREFIX) for name in root.folders() if name.startswith(_PREFIX)]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def committed_steps(root: Store) -> list[int]:
-    """The steps whose folder has a `COMMIT`, in order."""
+    """The steps whose folder has a `COMMIT`, damaged or not, in order."""
     return [step for step in steps(root) if COMMIT in root.sizes(step_name(step))]
 
 
-def any_committed(root: Store) -> bool:
-    """Whether a checkpoint below `root` was ever committed, be it damaged by now."""
-    return bool(committed_steps(root))
-
-
 def read_manifest(root: Store, step: int) -> Manifest:
-    """The manifest of a committed checkpoint.
-
-    Raises FileNotFoundError where there is no `COMMIT`, ValueError where it is not what was written.
-    """
+    """Of a committed checkpoint. Raises FileNotFoundError without a `COMMIT`, ValueError where it has changed."""
     return Manifest.from_bytes(read_commit(root, step))
 
 
@@ -205,7 +187,7 @@ def read_commit(root: Store, step: int) -> bytes:
 def latest_committed(root: Store, hashes: bool = False) -> int | None:
     """The step of the newest whole checkpoint below `root`, None where there is none.
 
-    A torn one is passed over with a warning. hashes: read all files and compare their sha256 too, not the sizes alone.
+    A torn one is skipped with a warning. hashes: read all files and compare their sha256 too, not the sizes alone.
     """
     for step in reversed(steps(root)):
         flaw = verify(root, step, hashes)
@@ -216,12 +198,12 @@ def latest_committed(root: Store, hashes: bool = False) -> int | None:
 
 
 def verify(root: Store, step: int, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in one phrase, or None where it is whole. hashes: as of `latest_committed`."""
+    """What is wrong with a checkpoint, as a phrase, or None where it is whole. hashes: as of `latest_committed`."""
     folder = step_name(step)
     try:
         manifest = read_manifest(root, step)
     except FileNotFoundError:
-        return _TORN
+        return f"it has no {COMMIT}"
     except ValueError as error:
         return str(error)
     sizes = root.sizes(folder)

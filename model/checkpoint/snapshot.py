@@ -1,12 +1,12 @@
 """A rank's fragments copied to host memory, already in the bytes of the safetensors files that they will be.
 
-So what follows - hashing, writing, sending - runs in a thread that neither touches the engine nor holds Python's lock
-for long, and no second copy is made. One snapshot's memory is kept and used again from save to save: 12 bytes for each
-element that the rank holds.
+So hashing, writing and sending run in a thread that neither touches the engine nor holds Python's lock for long, and no
+second copy is made. The memory, 12 bytes for each element that the rank holds, is used again from save to save.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,24 +26,20 @@ FILE_BYTES = 2**29
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A safetensors file to be: what it holds, its header as long as it will be, and its bytes in all."""
+    """A safetensors file to write: its fragments, a header of its final length without hashes, its size in bytes."""
 
     fragments: tuple[Fragment, ...]
     header: bytes
     size: int
 
-    def header_of(self, data: memoryview) -> bytes:
-        """The header with the hashes of the bytes behind it."""
-        return _header(self.fragments, chunk_hashes(data))
-
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """What it holds of the parameters."""
+        """The ranges of parameters in it."""
         return tuple(fragment.range for fragment in self.fragments)
 
 
 def tensor_key(part: str, fragment: Range) -> str:
-    """The name of a tensor in a file: which of `PARTS` it is, of which parameter, from which element on."""
+    """The name of a tensor in a file: which of `PARTS` it is, its parameter and its first element."""
     return f"{part}/{fragment.name}@{fragment.start}"
 
 
@@ -56,49 +52,43 @@ class Snapshot:
 
     @property
     def n_bytes(self) -> int:
-        """Of host memory."""
+        """Bytes of host memory."""
         return sum(buffer.numel() for buffer in self._buffers)
 
     def take(self, fragments: Sequence[Fragment]) -> None:
-        """Copy these, in the place of what was copied before."""
+        """Copy these over what was copied before."""
         self._files = plan_files(fragments)
         if [buffer.numel() for buffer in self._buffers] != [file.size for file in self._files]:
-            self._buffers = []  # first, so that the two are never held at once
+            self._buffers = []  # first, so that old and new buffers never exist at once
             self._buffers = [torch.empty(file.size, dtype=torch.uint8) for file in self._files]
         for file, buffer in zip(self._files, self._buffers, strict=True):
             data = buffer[len(file.header) :].view(torch.float32)
             place = 0
-            for tensor in _tensors(file.fragments):
+            for fragment, part in itertools.product(file.fragments, PARTS):
+                tensor = fragment.parts[part]
                 data[place : place + tensor.numel()].copy_(tensor)
                 place += tensor.numel()
 
     def files(self) -> Iterator[tuple[memoryview, int, tuple[Range, ...]]]:
-        """The bytes of each file, how many of them are its header, and what it holds."""
+        """The bytes of each file, the size of its header, and the ranges in it."""
         for file, buffer in zip(self._files, self._buffers, strict=True):
             data, place = buffer.numpy().data, len(file.header)
-            data[:place] = file.header_of(data[place:])
+            data[:place] = _header(file.fragments, chunk_hashes(data[place:]))
             yield data, place, file.ranges
 
 
 def plan_files(fragments: Sequence[Fragment], file_bytes: int = FILE_BYTES) -> list[PlannedFile]:
-    """Deal the fragments out, in order, to files of about so many bytes."""
-    files: list[PlannedFile] = []
-    taken: list[Fragment] = []
+    """Distribute the fragments, in order, over files of about `file_bytes`."""
+    groups: list[list[Fragment]] = []
     size = 0
     for fragment in fragments:
         n_bytes = 4 * len(PARTS) * fragment.range.numel
-        if taken and size + n_bytes > file_bytes:
-            files.append(_file_of(taken))
-            taken, size = [], 0
-        taken.append(fragment)
+        if not groups or size + n_bytes > file_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(fragment)
         size += n_bytes
-    return [*files, _file_of(taken)] if taken else files
-
-
-def _tensors(fragments: Sequence[Fragment]) -> Iterator[Tensor]:
-    for fragment in fragments:
-        for part in PARTS:
-            yield fragment.parts[part]
+    return [_file_of(group) for group in groups]
 
 
 def _file_of(fragments: Sequence[Fragment]) -> PlannedFile:
@@ -115,9 +105,8 @@ def _header(fragments: Sequence[Fragment], hashes: str) -> bytes:
 def safetensors_header(
     shapes: Mapping[str, Sequence[int]], dtype: str, item_bytes: int, metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The beginning of a safetensors file of tensors of one dtype, in this order, whose bytes follow.
-
-    As the format describes it: a length, JSON, and spaces up to a multiple of 8 bytes. dtype: by the format's name.
+    """The header of a safetensors file of tensors of one dtype, in this order: a length, JSON, and spaces up to a
+    multiple of 8 bytes. dtype: by the format's name.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0

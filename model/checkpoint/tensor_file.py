@@ -1,8 +1,7 @@
-"""Some tensors of a safetensors file, each byte that is read held against a hash, without reading the rest.
+"""Some tensors of a safetensors file, each byte checked by a hash, without reading the rest.
 
 The file's header carries the sha256 of every chunk of the bytes behind it (`__metadata__`, key "sha256"), and `COMMIT`
-that of the header. So a rank that needs a few ranges of a file reads the header, and of the tensors the chunks that
-those ranges touch.
+that of the header. So a rank reads the header, and the chunks that its ranges touch.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ _DIGITS = 64  # of a sha256 in hex
 
 
 class ChangedError(Exception):
-    """Bytes that are not those which were written."""
+    """Bytes that differ from those that were written."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """size: bytes of the header, behind which the tensors lie. start: of each tensor in the file, by name. hashes: of
-    the chunks, in hex, one after another; "" where the file was hashed whole.
+    """size: of the header in bytes. start: first byte of each tensor in the file, by name. hashes: of the chunks, in
+    hex, one after another; "" where the file was hashed whole.
     """
 
     size: int
@@ -56,7 +55,7 @@ def chunk_hashes(data: memoryview) -> str:
 
 
 def no_hashes(n_bytes: int) -> str:
-    """As long as what `chunk_hashes` gives for so many bytes: to plan a header with."""
+    """Zeros of the length of `chunk_hashes` of `n_bytes`, for a header of the final length."""
     return "0" * (_DIGITS * -(-n_bytes // CHUNK))
 
 
@@ -81,49 +80,42 @@ def _parsed(data: bytearray) -> Header:
 
 
 def read_tensors(file: BinaryIO, header: Header, wanted: Sequence[Wanted]) -> None:
-    """Read what is wanted into its place, in the chunks that hold any of it; raises ChangedError where one differs."""
-    for first, last, ones in _stretches(wanted, header.size):
+    """Read these into their targets, by whole chunks; raises ChangedError where a chunk differs from its hash."""
+    for first, last, members in _stretches(wanted, header.size):
         for start in range(first, last, _PIECE):
             data = _read(file, start, min(_PIECE, last - start))
-            _check(data, (start - header.size) // CHUNK, header.hashes)
-            for one in ones:
-                _copy(data, start, one)
+            digit = _DIGITS * ((start - header.size) // CHUNK)
+            expected = header.hashes[digit : digit + _DIGITS * -(-len(data) // CHUNK)]
+            if header.hashes and chunk_hashes(memoryview(data)) != expected:
+                raise ChangedError
+            for one in members:
+                begin, end = max(start, one.start), min(start + len(data), one.stop)
+                if begin < end:
+                    count, place = (end - begin) // 4, (begin - one.start) // 4
+                    numbers = torch.frombuffer(data, dtype=torch.float32, count=count, offset=begin - start)
+                    one.target[place : place + count].copy_(numbers)
 
 
 def _stretches(wanted: Sequence[Wanted], base: int) -> Iterator[tuple[int, int, list[Wanted]]]:
-    """The bytes from a chunk's beginning to a chunk's end that hold all that is wanted, each once, in order."""
-    ones: list[Wanted] = []
+    """Stretches of whole chunks that hold all that is wanted, in order: first byte, last byte, what lies in it."""
+    members: list[Wanted] = []
     first = last = 0
     for one in sorted(wanted, key=lambda one: one.start):
         start = base + (one.start - base) // CHUNK * CHUNK
         stop = base - (base - one.stop) // CHUNK * CHUNK
-        if ones and start > last:
-            yield first, last, ones
-            ones = []
-        if not ones:
+        if members and start > last:
+            yield first, last, members
+            members = []
+        if not members:
             first = last = start
-        ones.append(one)
+        members.append(one)
         last = max(last, stop)
-    if ones:
-        yield first, last, ones
-
-
-def _check(data: bytearray, chunk: int, hashes: str) -> None:
-    if hashes and chunk_hashes(memoryview(data)) != hashes[_DIGITS * chunk :][: _DIGITS * -(-len(data) // CHUNK)]:
-        raise ChangedError
-
-
-def _copy(data: bytearray, start: int, one: Wanted) -> None:
-    """The part of what is wanted that lies in `data`, the bytes of the file from `start` on."""
-    begin, end = max(start, one.start), min(start + len(data), one.stop)
-    if begin < end:
-        numbers = torch.frombuffer(data, dtype=torch.float32, count=(end - begin) // 4, offset=begin - start)
-        place = (begin - one.start) // 4
-        one.target[place : place + len(numbers)].copy_(numbers)
+    if members:
+        yield first, last, members
 
 
 def _read(file: BinaryIO, start: int, n_bytes: int) -> bytearray:
-    """So many bytes, fewer at the end of the file."""
+    """`n_bytes` bytes, fewer at the end of the file."""
     file.seek(start)
     data, got = bytearray(n_bytes), 0
     while got < n_bytes and (more := file.readinto(memoryview(data)[got:])):  # type: ignore[attr-defined]

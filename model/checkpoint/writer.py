@@ -1,7 +1,7 @@
 """Checkpoints written beside the training: a copy to host memory, then files, hashes and the commit in a thread.
 
-The training thread loses the time of the copy, and waits where the save before is still under way. Ranks tell each
-other of their files, and of their failures, over a gloo group of the writer's own: the training's collectives run
+The training thread spends the time of the copy, and waits where the save before is still under way. Ranks exchange
+their files' entries, and their failures, over a gloo group of the writer's own: the training's collectives run
 meanwhile.
 """
 
@@ -13,18 +13,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
+import torch
 import torch.distributed as dist
 
-from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, step_name
-from model.checkpoint.retention import forget, retain
-from model.checkpoint.rng_state import random_state
+from model.checkpoint.manifest import COMMIT, FileEntry, Manifest, Range, committed_steps, step_name, steps
 from model.checkpoint.snapshot import Snapshot
 from model.checkpoint.zero_state import adam_steps, fragments_of, parameters
 from storage.retry import STORE_AWAY, retry
@@ -40,7 +39,7 @@ log = logging.getLogger(f"ringworld.{__name__}")
 
 
 @dataclass(frozen=True)
-class Lost:
+class SaveCost:
     """What a save cost the training thread: seconds waiting for the one before and copying, and the copy's bytes."""
 
     waiting: float
@@ -49,13 +48,13 @@ class Lost:
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """Waiting and copying."""
         return self.waiting + self.copying
 
 
 @dataclass(frozen=True)
-class Written:
-    """A save that is committed: the seconds its writing took in the background, and the bytes of all ranks."""
+class CommittedSave:
+    """A committed save: the seconds its writing took in the background, and the bytes of all ranks."""
 
     step: int
     seconds: float
@@ -65,43 +64,40 @@ class Written:
 class Writer:
     """Saves an engine below `root`, one checkpoint at a time. Every method is collective.
 
-    keep: how many committed checkpoints to leave, the newest ones; None leaves all. As a context manager
-    it closes at the end; an error within leaves the save under way to itself.
+    keep: how many of the newest committed checkpoints to keep; None keeps all. As a context manager it closes at the
+    end, but after an error within it does not wait for the save under way. cost, committed: of the last save, and the
+    last save that was committed.
     """
 
     def __init__(self, engine: TrainingEngine, root: Store, keep: int | None = None) -> None:
         self.root, self.keep = root, keep
-        self.lost: Lost | None = None
-        """Of the last save."""
-        self.written: Written | None = None
-        """The last save that was committed."""
+        self.cost: SaveCost | None = None
+        self.committed: CommittedSave | None = None
         self._engine = engine
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, client_state: Mapping[str, Any], before_commit: Callable[[], None] | None = None) -> Lost:
+    def save(self, client_state: Mapping[str, Any], before_commit: Callable[[], None] | None = None) -> SaveCost:
         """Begin to write the checkpoint of the engine's current step.
 
-        client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, when all files are
-        there and before they count; again where the files or the commit have to be written again. Raises, on every
-        rank, what failed on any in the save before and did not pass: UserError where a disk is full.
+        client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, once all files are
+        written and before the commit; again where these are retried. Raises, on every rank, the error that finally
+        failed the save before on any rank: UserError where a disk is full.
         """
         started = time.perf_counter()
         self.wait()
         waited = time.perf_counter()
         manifest = self._take(client_state)
-        random = random_state()
-        copied = time.perf_counter()
-        self.lost = Lost(waited - started, copied - waited, self._snapshot.n_bytes)
-        arguments = (manifest, random, before_commit)
-        # A daemon: a worker that has failed elsewhere is to end at once, and the checkpoint is then torn.
+        arguments = (manifest, _random_state(), before_commit)
+        self.cost = SaveCost(waited - started, time.perf_counter() - waited, self._snapshot.n_bytes)
+        # A daemon, so that a worker that has failed elsewhere ends at once; the checkpoint is then torn.
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
-        return self.lost
+        return self.cost
 
-    def wait(self) -> Written | None:
+    def wait(self) -> CommittedSave | None:
         """Wait until the save under way is committed, and return the last one. Raises as `save` does."""
         if self._thread is not None:
             self._thread.join()
@@ -109,10 +105,10 @@ class Writer:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        return self.written
+        return self.committed
 
     def close(self) -> None:
-        """Wait, and let go of the memory and the process group."""
+        """Wait, and release the memory and the process group."""
         self.wait()
         self._snapshot = Snapshot()
         dist.destroy_process_group(self._group)
@@ -120,9 +116,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
 
@@ -147,14 +141,14 @@ class Writer:
     def _run(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> None:
         started, what = time.perf_counter(), f"checkpoint of step {manifest.step}"
         try:
-            # What would be lost is the only copy of these steps. All ranks fail alike, so all of them try again; the
+            # This is the only copy of these steps. All ranks raise the same error, so all of them try again; the
             # training waits for them at its next save.
             write = partial(self._write, manifest, random, before_commit)
             n_bytes = retry(write, f"{what}: cannot be written just now", STORE_AWAY, warn=self._engine.mesh.rank == 0)
         except BaseException as error:  # raised where the training thread next looks
             self._failure = error
             return
-        self.written = Written(manifest.step, time.perf_counter() - started, n_bytes)
+        self.committed = CommittedSave(manifest.step, time.perf_counter() - started, n_bytes)
         log.info("%s committed at %s", what, self.root.path(step_name(manifest.step)))
 
     def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
@@ -168,18 +162,20 @@ class Writer:
                 before_commit()
             files = {name: FileEntry.from_json(entry) for entries in of_ranks for name, entry in entries.items()}
             with self.root.writing(f"{step_name(manifest.step)}/{COMMIT}") as file:
-                file.write(manifest.with_files(files, names).to_bytes())
+                file.write(replace(manifest, files=files, random=names).to_bytes())
             try:
                 retain(self.root, manifest.step, self.keep, files)
-            except OSError as error:  # the checkpoint counts; what should have gone goes with the next one
+            except OSError as error:  # the checkpoint counts; the next save removes what is left
                 log.warning("checkpoint of step %d: older ones could not be removed: %s", manifest.step, error)
 
         mesh.on_rank_zero(commit, self._group)
         return sum(size for entries in of_ranks for size, *_ in entries.values())
 
     def _make_room(self, step: int) -> str:
-        """Remove what is left of killed writers; returns what this step's file names end in. Where the step is already
-        committed they are new ones: until the new `COMMIT` takes its place the old one counts, and all its files stay.
+        """Remove what killed writers left; returns the suffix of this step's file names.
+
+        Where the step is already committed the suffix is a new one: the old `COMMIT` and its files count until the new
+        `COMMIT` replaces it.
         """
         self.root.sweep_temporaries()
         names = self.root.sizes(step_name(step))
@@ -196,16 +192,24 @@ class Writer:
         return {name: self._put(f"{step_name(step)}/{name}", *file).to_json() for name, file in files.items()}
 
     def _put(self, name: str, data: memoryview, header_bytes: int, ranges: tuple[Range, ...]) -> FileEntry:
-        """Publish a file. The hash is of the memory, so that what a disk makes of it is held against that."""
+        """Publish a file. The hash is of the memory, so that a reader notices what the disk has changed."""
         digest = hashlib.sha256()
         with self.root.writing(name) as file:
             for start in range(0, len(data), _PIECE):
                 piece = data[start : start + _PIECE]
                 digest.update(piece)
                 file.write(piece)
-        self._engine.mesh.on_piece(False)
+        self._engine.mesh.on_progress(False)
         header = hashlib.sha256(data[:header_bytes]).hexdigest() if header_bytes else ""
         return FileEntry(len(data), digest.hexdigest(), self._engine.mesh.rank, ranges, header_bytes, header)
+
+
+def _random_state() -> bytes:
+    """This rank's random state as a safetensors file: torch's own, and the device's where there is one."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return safetensors.torch.save(states)
 
 
 def random_name(rank: int, suffix: str) -> str:
@@ -213,7 +217,23 @@ def random_name(rank: int, suffix: str) -> str:
     return f"rank-{rank:05d}-random{suffix}"
 
 
-def save(engine: TrainingEngine, root: Store, client_state: Mapping[str, Any], keep: int | None = None) -> None:
-    """Write and commit the checkpoint of the engine's current step, and return then. Collective; as `Writer.save`."""
-    with Writer(engine, root, keep) as writer:
-        writer.save(client_state)
+def retain(root: Store, step: int, keep: int | None, files: Collection[str]) -> None:
+    """Remove other checkpoints from a folder in which `step` has just been committed with these files.
+
+    keep: how many of the newest committed checkpoints up to `step` to keep; None keeps all. Torn ones are removed, and
+    those of later steps: the run has gone back behind them, as they were damaged or the training had diverged.
+    """
+    committed = [number for number in committed_steps(root) if number <= step]
+    kept = committed if keep is None else committed[-max(1, keep) :]
+    for number in steps(root):
+        if number not in kept:
+            forget(root, number)
+    for name in root.sizes(step_name(step)):
+        if name != COMMIT and name not in files:  # of an earlier commit of the same step
+            root.delete(f"{step_name(step)}/{name}")
+
+
+def forget(root: Store, step: int) -> None:
+    """Delete a checkpoint. Its `COMMIT` goes first, so that a half-deleted one does not count."""
+    root.delete(f"{step_name(step)}/{COMMIT}")
+    root.delete_folder(step_name(step))

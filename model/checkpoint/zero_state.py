@@ -1,16 +1,17 @@
-"""What a rank holds of the optimizer's state, whatever the ZeRO stage: flat views of it by parameter and place in it.
+"""A rank's part of the optimizer's state at any ZeRO stage: flat views by parameter and range.
 
 In: a training engine. Out: fp32 master weights and Adam's two moments as views of the engine's own memory, to read or
 to write; the counters of Adam's steps; and, after writing, the model's own weights made from the masters again.
 
-This is the one place that knows where DeepSpeed keeps them: stage 0 in the parameters and torch's optimizer; stages 1
-and 2 in one flat partition a group, of which `param._hp_mapping` says what is whose; stage 3 in flat sub-groups of each
-parameter's own partition (`grad_position`). The same with the optimizer's or the parameters' memory on the host.
+Only this module knows where DeepSpeed keeps them: stage 0 in the parameters and torch's optimizer; stages 1 and 2 in
+one flat partition a group, mapped to parameters by `param._hp_mapping`; stage 3 in flat sub-groups of each parameter's
+own partition (`grad_position`). Offloading the optimizer or the parameters changes none of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,29 +38,31 @@ class Fragment:
     parts: Mapping[str, Tensor]
 
     def share(self, number: int, of: int) -> Fragment:
-        """One of so many almost equal pieces of it."""
-        first, last = self.range.numel * number // of, self.range.numel * (number + 1) // of
-        return Fragment(
-            Range(self.range.name, self.range.start + first, last - first),
-            {part: tensor.narrow(0, first, last - first) for part, tensor in self.parts.items()},
-        )
+        """The `number`-th of `of` almost equal pieces."""
+        name, start, numel = self.range
+        first, last = numel * number // of, numel * (number + 1) // of
+        parts = {part: tensor[first:last] for part, tensor in self.parts.items()}
+        return Fragment(Range(name, start + first, last - first), parts)
 
 
 def fragments_of(engine: TrainingEngine) -> list[Fragment]:
-    """What this rank holds, in the order of the parameters; with stage 0 every rank holds all.
+    """This rank's part, in the order of the parameters; at stage 0 every rank holds all.
 
-    Adam's state is made, of zeros, where it had taken no step yet. Raises UserError where it lies on NVMe.
+    Adam's state is created, as zeros, where it has taken no step yet. Raises UserError where it is on NVMe.
     """
     _check_in_memory(engine)
     adam = _adam(engine)
-    for group, flat in _flats(engine):
-        _ensure_moments(adam, group, flat)
+    for group, _, flat in _flats(engine):
+        if not (state := adam.state[flat]):
+            settings = adam.param_groups[group]
+            on_device = settings.get("fused") or settings.get("capturable")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
+            state |= {moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS}
     fragments = []
     for name, parameter in engine.model.named_parameters():
-        found = _place(engine, parameter)
-        if found is None:
+        if (place := _place(engine, parameter)) is None:
             continue
-        flat, offset, start, numel = found
+        flat, offset, start, numel = place
         whole = {WEIGHT: flat, **{moment: adam.state[flat][moment] for moment in MOMENTS}}
         parts = {part: tensor.detach().view(-1).narrow(0, offset, numel) for part, tensor in whole.items()}
         fragments.append(Fragment(Range(name, start, numel), parts))
@@ -68,31 +71,22 @@ def fragments_of(engine: TrainingEngine) -> list[Fragment]:
 
 def parameters(engine: TrainingEngine) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape and optimizer group of every parameter."""
-    optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
-    if stage == 0:
-        members = [(number, group["params"]) for number, group in enumerate(optimizer.param_groups)]
-    elif stage < 3:
-        members = list(enumerate(_sharded(optimizer)[0]))
-    else:
-        members = [(optimizer.sub_group_to_group_id[i], group) for i, group in enumerate(optimizer.fp16_groups)]
-    groups = {id(parameter): number for number, group in members for parameter in group}
-    return {
-        name: (tuple(whole_shape(parameter)), groups[id(parameter)])
-        for name, parameter in engine.model.named_parameters()
-    }
+    groups = {id(parameter): group for group, members, _ in _flats(engine) for parameter in members}
+    named = engine.model.named_parameters()
+    return {name: (tuple(whole_shape(parameter)), groups[id(parameter)]) for name, parameter in named}
 
 
 def adam_steps(engine: TrainingEngine) -> tuple[int, ...]:
     """Updates that Adam has made, by group. Call after `fragments_of`."""
     adam = _adam(engine)
-    steps = {group: int(adam.state[flat]["step"]) for group, flat in _flats(engine)}
+    steps = {group: int(adam.state[flat]["step"]) for group, _, flat in _flats(engine)}
     return tuple(steps[group] for group in sorted(steps))
 
 
 def set_adam_steps(engine: TrainingEngine, steps: Mapping[int, int]) -> None:
-    """Count from here, by group. Each flat tensor has a counter of its own: a shared one would count several times."""
+    """Set the updates that Adam has made, by group, in the counter of each flat tensor."""
     adam = _adam(engine)
-    for group, flat in _flats(engine):
+    for group, _, flat in _flats(engine):
         adam.state[flat]["step"].fill_(steps[group])
 
 
@@ -114,29 +108,24 @@ def _adam(engine: TrainingEngine) -> torch.optim.Optimizer:
     return adam
 
 
-def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Tensor]]:
-    """The tensors that torch's optimizer steps, each with its group."""
+def _flats(engine: TrainingEngine) -> Iterator[tuple[int, Sequence[nn.Parameter], Tensor]]:
+    """The tensors that torch's optimizer steps, each with its group and the parameters that it holds parts of."""
     optimizer, stage = engine.deepspeed.optimizer, engine.settings.zero
     if stage == 0:
         for number, group in enumerate(optimizer.param_groups):
-            yield from ((number, parameter) for parameter in group["params"])
-    elif stage < 3:
-        yield from enumerate(_sharded(optimizer)[1])
-    else:
+            yield from ((number, [parameter], parameter) for parameter in group["params"])
+    elif stage == 3:
+        groups = optimizer.sub_group_to_group_id
         for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-            yield optimizer.sub_group_to_group_id[number], flat
-
-
-def _sharded(optimizer: Any) -> tuple[list[list[nn.Parameter]], list[Tensor]]:
-    """Of stages 1 and 2, by group: the parameters, and this rank's partition of the masters. bf16 stage 1 has names of
-    its own for both."""
-    if hasattr(optimizer, "bf16_groups"):
-        return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
-    return optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+            yield groups[number], optimizer.fp16_groups[number], flat
+    elif hasattr(optimizer, "bf16_groups"):  # stage 1 in bf16
+        yield from zip(itertools.count(), optimizer.bf16_groups, optimizer.fp32_groups_flat_partition)
+    else:
+        yield from zip(itertools.count(), optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups)
 
 
 def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:
-    """The flat tensor that holds part of a parameter, its place there, and the part; None: other ranks hold it all."""
+    """The flat tensor with part of a parameter, the offset in it, and the part's start and numel; None: no part."""
     optimizer: Any = engine.deepspeed.optimizer
     whole: Any = parameter
     if engine.settings.zero == 0:
@@ -145,24 +134,13 @@ def _place(engine: TrainingEngine, parameter: nn.Parameter) -> tuple[Tensor, int
         mapping = whole._hp_mapping
         if mapping is None:
             return None
-        flat = _sharded(optimizer)[1][mapping.param_group_index]
+        flat = [flat for _, _, flat in _flats(engine)][mapping.param_group_index]
         address = mapping.lp_fragment_address
         return flat, mapping.hp_fragment_address.start, address.start, address.numel
     sub_group, offset, partition = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = engine.mesh.rank * partition
     numel = min(partition, whole.ds_numel - start)  # the last partitions are padded, or padding alone
     return (optimizer.fp32_partitioned_groups_flat[sub_group], offset, start, numel) if numel > 0 else None
-
-
-def _ensure_moments(adam: torch.optim.Optimizer, group: int, flat: Tensor) -> None:
-    state = adam.state[flat]
-    if state:
-        return
-    settings = adam.param_groups[group]
-    on_device = settings.get("fused") or settings.get("capturable")
-    state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if on_device else "cpu")
-    for moment in MOMENTS:
-        state[moment] = torch.zeros_like(flat, memory_format=torch.preserve_format)
 
 
 def _check_in_memory(engine: TrainingEngine) -> None:

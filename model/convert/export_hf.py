@@ -23,15 +23,15 @@ from storage.store import Store
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FILE_BYTES = 2 << 30
-"""Of weights in a file, at most, unless it holds a single one; so much rank 0 has on the host."""
+"""Most bytes of weights in a file of several, and on rank 0's host."""
 
 
 def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None = None) -> None:
     """Write config.json and safetensors below `target`, loadable by any Llama server. Collective; rank 0 writes.
 
     The weights are the optimizer's fp32 masters, cast to `dtype`: by default that of the training precision. Rank 0
-    holds those of a file on the host meanwhile. config.json comes last, so a half-written export cannot be loaded.
-    Raises UserError, on every rank, where the disk is full.
+    holds a file's weights on the host. config.json comes last, so a half-written export cannot be loaded. Raises
+    UserError, on every rank, where the disk is full.
     """
     dtype = dtype or (torch.bfloat16 if engine.settings.precision == "bf16" else torch.float32)
     llama = empty_llama(engine.model.config, dtype=dtype)
@@ -59,14 +59,14 @@ def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
 
 
 def _clear(target: Store) -> None:
-    """What makes an export whole, and which files it has, is not to be that of one before."""
+    """Delete the files that would make this export look whole before it is."""
     target.sweep_temporaries()
     for name in (CONFIG, INDEX):
         target.delete(name)
 
 
 def _put_weights(target: Store, file: str, weights: Mapping[str, Tensor]) -> None:
-    """As `safetensors.torch.save_file` would, which only writes to a place of its own."""
+    """As `safetensors.torch.save_file`, which writes only to a local path."""
     shapes = {name: weights[name].shape for name in sorted(weights)}
     dtype = next(iter(weights.values())).dtype
     with target.writing(file) as opened:

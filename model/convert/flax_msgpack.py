@@ -3,8 +3,7 @@
 The file is msgpack records one after another, without a header: [key path, bin]. The bin is msgpack again: an ext of
 type 1 around (shape, dtype name, C-order bytes), or, for arrays past 2^30 bytes, a map with the shape and a map of
 chunks, each such an ext over a flat stretch of the array. A leaf of the released 7B can be gigabytes, so nothing is
-unpacked whole: the small parts go through `msgpack`, headers of large ones are stepped over, and data stay in the map
-of the file until a stretch of them is asked for.
+unpacked whole: `msgpack` reads the small parts, and data stay in the mapped file until they are read.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import mmap
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgpack
 import torch
@@ -21,18 +20,14 @@ from torch import Tensor
 
 from storage.errors import UserError
 
-NDARRAY = 1  # flax's ext type of an array
-CHUNKED = "__msgpack_chunked_array__"
-CHUNK_BYTES = 1 << 30
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array in the file: its shape, its dtype, and where its flat stretches lie as (first byte, elements)."""
+    """One array in a buffer: its shape, its dtype, and where its flat stretches lie as (first byte, elements)."""
 
-    file: mmap.mmap
+    buffer: mmap.mmap | memoryview
     shape: tuple[int, ...]
     dtype: torch.dtype
     stretches: tuple[tuple[int, int], ...]
@@ -41,20 +36,17 @@ class Leaf:
         """A copy of the whole array, or of entry `index` along its first axis (a layer of a stacked leaf)."""
         shape = self.shape if index is None else self.shape[1:]
         start = 0 if index is None else index * prod(shape)
-        return self._flat(start, start + prod(shape)).reshape(shape)
-
-    def _flat(self, start: int, end: int) -> Tensor:
+        end = start + prod(shape)
         out = torch.empty(end - start, dtype=self.dtype)
-        target = memoryview(out.view(torch.uint8).numpy().data)
-        mapped = memoryview(self.file)
+        target, source = memoryview(out.view(torch.uint8).numpy().data), memoryview(self.buffer)
         size, at = self.dtype.itemsize, 0
         for first_byte, count in self.stretches:
             lo, hi = max(start - at, 0), min(end - at, count)
             if lo < hi:
-                source = slice(first_byte + lo * size, first_byte + hi * size)
-                target[(at + lo - start) * size : (at + hi - start) * size] = mapped[source]
+                data = source[first_byte + lo * size : first_byte + hi * size]
+                target[(at + lo - start) * size : (at + hi - start) * size] = data
             at += count
-        return out
+        return out.reshape(shape)
 
 
 def read_leaves(path: str | Path) -> dict[str, Leaf]:
@@ -85,27 +77,6 @@ def read_leaves(path: str | Path) -> dict[str, Leaf]:
             f"{path}: byte {cursor.at} is not LWM's msgpack format ({error}); copy the file again, or name another"
         ) from error
     return leaves
-
-
-def write_leaves(file: BinaryIO, leaves: dict[str, Tensor], chunk_bytes: int = CHUNK_BYTES) -> None:
-    """Write arrays by flax path in the same format, one record at a time; leaves past chunk_bytes are cut in chunks."""
-    for path, tensor in leaves.items():
-        tensor = tensor.detach().contiguous().cpu()
-        if tensor.nbytes > chunk_bytes:
-            flat = tensor.reshape(-1).split(max(1, chunk_bytes // tensor.itemsize))
-            value: object = {
-                CHUNKED: True,
-                "shape": {str(i): n for i, n in enumerate(tensor.shape)},
-                "chunks": {str(i): _ext(chunk) for i, chunk in enumerate(flat)},
-            }
-        else:
-            value = _ext(tensor)
-        file.write(msgpack.packb([path.split("/"), msgpack.packb(value)]))
-
-
-def _ext(tensor: Tensor) -> msgpack.ExtType:
-    data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return msgpack.ExtType(NDARRAY, msgpack.packb([list(tensor.shape), NAMES[tensor.dtype], data]))
 
 
 def _leaf(cursor: _Cursor) -> Leaf:
@@ -150,23 +121,14 @@ def _array(cursor: _Cursor) -> tuple[tuple[int, ...], torch.dtype, tuple[int, in
     return shape, DTYPES[name], (start, prod(shape))
 
 
+# By first byte of a header with an explicit length: kind, bytes of the length (big-endian; an ext has a type byte too).
+_HEADERS = {0xC4 + i: ("bin", 1 << i) for i in range(3)} | {0xC7 + i: ("ext", 1 << i) for i in range(3)}
+_HEADERS |= {0xDC: ("array", 2), 0xDD: ("array", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)}
+_SMALL = 1 << 16
+
+
 class _Cursor:
     """A place in the file: steps over the headers of large objects, unpacks small ones with msgpack."""
-
-    # First byte of a header with an explicit length: kind and bytes of the length, big-endian (ext: plus a type byte).
-    HEADERS: dict[int, tuple[str, int]] = {  # noqa: RUF012
-        0xC4: ("bin", 1),
-        0xC5: ("bin", 2),
-        0xC6: ("bin", 4),
-        0xC7: ("ext", 1),
-        0xC8: ("ext", 2),
-        0xC9: ("ext", 4),
-        0xDC: ("array", 2),
-        0xDD: ("array", 4),
-        0xDE: ("map", 2),
-        0xDF: ("map", 4),
-    }
-    SMALL = 1 << 16
 
     def __init__(self, data: mmap.mmap):
         self.data, self.at = data, 0
@@ -191,8 +153,8 @@ class _Cursor:
 
     def small(self) -> Any:
         """Unpack the object at this place, at most 64 KB of it."""
-        unpacker = msgpack.Unpacker(max_buffer_size=self.SMALL)
-        unpacker.feed(self.data[self.at : self.at + self.SMALL])
+        unpacker = msgpack.Unpacker(max_buffer_size=_SMALL)
+        unpacker.feed(self.data[self.at : self.at + _SMALL])
         value = unpacker.unpack()
         self.at += unpacker.tell()
         return value
@@ -205,8 +167,8 @@ class _Cursor:
             return "array", first & 0x0F, 1
         if 0xD4 <= first <= 0xD8:
             return "ext", 1 << (first - 0xD4), 2
-        if first not in self.HEADERS:
+        if first not in _HEADERS:
             return f"byte 0x{first:02x}", 0, 1
-        kind, width = self.HEADERS[first]
+        kind, width = _HEADERS[first]
         length = int.from_bytes(self.data[self.at + 1 : self.at + 1 + width], "big")
         return kind, length, 1 + width + (kind == "ext")

@@ -1,9 +1,9 @@
-"""LWM's own weights into a plain Hugging Face Llama over the joint vocabulary, and back.
+"""LWM's own weights into a plain Hugging Face Llama over the joint vocabulary.
 
-In: leaves by flax path, from the released checkpoint file (`msgpack_leaves.read_leaves`) or an .npz. Out: Llama
+In: leaves by flax path, from the released checkpoint file (`flax_msgpack.read_leaves`) or an .npz. Out: Llama
 weights, written in shards tensor by tensor, so that memory is bounded by one shard whatever the checkpoint's size.
 
-The rules (each verified against the released code, arXiv 2402.08268): kernels are (in, out), so every projection is
+The rules (each verified against the released code of arXiv 2402.08268): kernels are (in, out), so every projection is
 transposed; w1, w2, w3 are gate, down, up; LWM turns interleaved pairs (2i, 2i + 1) of a head's dimensions, Llama its
 two halves, so the rows of q and k are permuted; layers may be stacked along a first axis (`h/scan_decoder`); the text
 and vision tables and heads are joined, text first.
@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from model.convert.flax_msgpack import read_leaves
-from model.llama.config import llama_config, modality_ranges
+from model.convert.flax_msgpack import Leaf, read_leaves
+from model.llama.config import llama_config
 from storage.errors import UserError
 
 LAYER_NAMES = {
@@ -44,51 +43,28 @@ ROTATED = ("attention/wq/kernel", "attention/wk/kernel")
 STACKED = "transformer/h/scan_decoder/"
 
 
-class ArrayLeaf(Protocol):
-    """A named array that is read when asked for, whole or one entry of its first axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def dtype(self) -> torch.dtype: ...  # noqa: D102
-    def read(self, index: int | None = None) -> Tensor: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class TensorLeaf:
-    """A leaf already in memory."""
-
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The array's shape."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The array's dtype."""
-        return self.tensor.dtype
-
-    def read(self, index: int | None = None) -> Tensor:
-        """The array, or one entry of its first axis."""
-        return self.tensor if index is None else self.tensor[index]
-
-
-def open_lwm(path: str | Path) -> dict[str, ArrayLeaf]:
+def open_lwm(path: str | Path) -> dict[str, Leaf]:
     """Leaves of an LWM checkpoint file, or of an .npz whose keys are flax paths joined by "/"."""
-    if str(path).endswith(".npz"):
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: TensorLeaf(torch.from_numpy(arrays[name])) for name in arrays.files}
-    return dict(read_leaves(path))
+    if not str(path).endswith(".npz"):
+        return read_leaves(path)
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: np.ascontiguousarray(stored[name]) for name in stored.files}
+    return {
+        name: Leaf(
+            array.reshape(-1).view(np.uint8).data, array.shape, torch.from_numpy(array).dtype, ((0, array.size),)
+        )
+        for name, array in arrays.items()
+    }
 
 
-def lwm_config(leaves: Mapping[str, ArrayLeaf], heads: int, context: int, rope_theta: float) -> LlamaConfig:
-    """Configuration from the arrays' shapes and what shapes do not tell: heads, context and theta."""
+def lwm_config(leaves: Mapping[str, Leaf], heads: int, context: int, rope_theta: float) -> LlamaConfig:
+    """Configuration from the arrays' shapes and what shapes do not show: heads, context and theta."""
     try:
         text, width = leaves["transformer/wte/embedding"].shape
         vision = leaves["transformer/vte/embedding"].shape[0] if "transformer/vte/embedding" in leaves else 0
-        layers = _n_layers(leaves)
+        norm = "attention_norm/kernel"
+        unstacked = sum(name.startswith("transformer/h/") and name.endswith(f"/{norm}") for name in leaves)
+        layers = leaves[STACKED + norm].shape[0] if STACKED + norm in leaves else unstacked
         inner, keys = (leaves[_leaf_name(leaves, 0, name)].shape[-1] for name in ("feed_forward/w1/kernel", ROTATED[1]))
     except KeyError as missing:
         raise UserError(f"the LWM checkpoint has no leaf {missing}; name a file of model parameters") from missing
@@ -104,7 +80,7 @@ def lwm_config(leaves: Mapping[str, ArrayLeaf], heads: int, context: int, rope_t
     return llama_config(sizes, {"text": text} | ({"vision": vision} if vision else {}), context, rope_theta)
 
 
-def llama_tensors(leaves: Mapping[str, ArrayLeaf], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+def llama_tensors(leaves: Mapping[str, Leaf], config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
     """The Llama's weights by Hugging Face name, one at a time, layer by layer, in the leaves' dtype."""
     head_dim = config.hidden_size // config.num_attention_heads
     yield "model.embed_tokens.weight", _joined(leaves, "transformer/wte/embedding", "transformer/vte/embedding", 0)
@@ -112,32 +88,11 @@ def llama_tensors(leaves: Mapping[str, ArrayLeaf], config: LlamaConfig) -> Itera
         for flax_name, name in LAYER_NAMES.items():
             stacked = STACKED + flax_name in leaves
             weight = leaves[_leaf_name(leaves, layer, flax_name)].read(layer if stacked else None)
-            weight = weight.t() if _is_kernel(flax_name) else weight
+            weight = weight.t() if weight.dim() == 2 else weight
             weight = _to_halves(weight, head_dim) if flax_name in ROTATED else weight
             yield f"model.layers.{layer}.{name}.weight", weight
     yield "model.norm.weight", leaves["transformer/ln_f/kernel"].read()
     yield "lm_head.weight", _joined(leaves, "lm_head/kernel", "vision_head/kernel", 1).t()
-
-
-def lwm_tensors(state: Mapping[str, Tensor], config: LlamaConfig, stacked: bool) -> dict[str, Tensor]:
-    """The way back: LWM's leaves of a Llama's weights (or of their gradients). stacked: LWM's scan_layers layout."""
-    text, head_dim = modality_ranges(config)["text"].stop, config.hidden_size // config.num_attention_heads
-    tables, heads = state["model.embed_tokens.weight"], state["lm_head.weight"]
-    out = {"transformer/wte/embedding": tables[:text], "lm_head/kernel": heads[:text].t()}
-    if text < config.vocab_size:
-        out |= {"transformer/vte/embedding": tables[text:], "vision_head/kernel": heads[text:].t()}
-    out["transformer/ln_f/kernel"] = state["model.norm.weight"]
-    for flax_name, name in LAYER_NAMES.items():
-        layers = []
-        for layer in range(config.num_hidden_layers):
-            weight = state[f"model.layers.{layer}.{name}.weight"]
-            weight = _to_pairs(weight, head_dim) if flax_name in ROTATED else weight
-            layers.append(weight.t() if _is_kernel(flax_name) else weight)
-        if stacked:
-            out[STACKED + flax_name] = torch.stack(layers)
-        else:
-            out |= {f"transformer/h/{layer}/{flax_name}": weight for layer, weight in enumerate(layers)}
-    return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
 def convert_lwm(
@@ -152,9 +107,9 @@ def convert_lwm(
 ) -> LlamaConfig:
     """Write the LWM checkpoint at `source` as a plain Hugging Face checkpoint in the folder `target`.
 
-    heads, context, rope_theta: what the file does not say (LWM-7B: 32, 1048576, 5e7). dtype: of the weights written,
-    the checkpoint's unless given. Memory: a shard of max_shard_bytes and one tensor. progress is told each weight's
-    name. The folder appears whole or not at all. Raises UserError on an unusable source or an existing target.
+    heads, context, rope_theta: not in the file (LWM-7B: 32, 1048576, 5e7). dtype: of the weights written,
+    the checkpoint's unless given. Memory: a shard of max_shard_bytes and one tensor. progress: called with each
+    weight's name. The folder appears whole or not at all. Raises UserError on an unusable source or an existing target.
     """
     target = Path(target)
     if target.exists():
@@ -164,19 +119,17 @@ def convert_lwm(
     config.dtype = dtype or leaves["transformer/wte/embedding"].dtype
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True)
-    _write_shards(part, _cast(llama_tensors(leaves, config), config.dtype, progress), max_shard_bytes)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in llama_tensors(leaves, config):
+            progress(name)
+            yield name, tensor.to(config.dtype).contiguous()
+
+    _write_shards(part, tensors(), max_shard_bytes)
     config.save_pretrained(part)
     GenerationConfig.from_model_config(config).save_pretrained(part)
     os.rename(part, target)
     return config
-
-
-def _cast(
-    tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype, progress: Callable[[str], Any]
-) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
-        progress(name)
-        yield name, tensor.to(dtype).contiguous()
 
 
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_bytes: int) -> None:
@@ -207,32 +160,16 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_bytes
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _n_layers(leaves: Mapping[str, ArrayLeaf]) -> int:
-    norm = "attention_norm/kernel"
-    if STACKED + norm in leaves:
-        return leaves[STACKED + norm].shape[0]
-    return sum(name.startswith("transformer/h/") and name.endswith("/" + norm) for name in leaves)
-
-
-def _leaf_name(leaves: Mapping[str, ArrayLeaf], layer: int, flax_name: str) -> str:
+def _leaf_name(leaves: Mapping[str, Leaf], layer: int, flax_name: str) -> str:
     stacked = STACKED + flax_name
     return stacked if stacked in leaves else f"transformer/h/{layer}/{flax_name}"
 
 
-def _joined(leaves: Mapping[str, ArrayLeaf], text: str, vision: str, axis: int) -> Tensor:
+def _joined(leaves: Mapping[str, Leaf], text: str, vision: str, axis: int) -> Tensor:
     tables = [leaves[name].read() for name in (text, vision) if name in leaves]
     return torch.cat(tables, dim=axis) if len(tables) > 1 else tables[0]
-
-
-def _is_kernel(flax_name: str) -> bool:
-    return not flax_name.endswith("norm/kernel")
 
 
 def _to_halves(weight: Tensor, head_dim: int) -> Tensor:
     """Rows [heads * head_dim, in] of a q or k projection from interleaved pairs to halves."""
     return weight.reshape(-1, head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _to_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `_to_halves`."""
-    return weight.reshape(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

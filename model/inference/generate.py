@@ -1,9 +1,9 @@
 """Text, images and video out of a trained model: text continues in text ids, frames are filled with VQGAN codes.
 
 A frame is `codes_per_frame` codes and one marker: `<eof>` after every frame but the last, `<eov>` after the last. The
-markers are placed, never drawn, and nothing but codes can be drawn inside a frame, so whatever comes out decodes to
-pixels; text is drawn from text ids alone and only there does EOS end anything. Guidance as in LWM (arXiv 2402.08268): a
-doubled batch of conditional and unconditional prompts, both extended by what was drawn.
+markers are placed, never drawn, and only codes are drawn inside a frame, so every frame decodes to pixels; text is
+drawn from text ids alone, and EOS ends text alone. Guidance as in LWM (arXiv 2402.08268): a doubled batch of
+conditional and unconditional prompts, both extended by the codes drawn.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def generate_text(
 ) -> list[np.ndarray]:
     """Continue each prompt in text; greedy unless a temperature is given.
 
-    prompts: integer arrays [L_b] of joint ids, which may hold frames (video and image understanding). Returns int32
-    arrays of at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none).
+    prompts: integer arrays [L_b] of joint ids, with frames for image and video understanding. Returns int32 arrays of
+    at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none).
     """
     eos = vocabulary.eos_id if eos_id is None else eos_id
     drawn: list[torch.Tensor] = []
@@ -80,19 +80,41 @@ def stream_frames(
 ) -> Iterator[np.ndarray]:
     """Yield n_frames frames as they are finished, each int32 [codes_per_frame] of VQGAN codes.
 
-    prompt_ids: joint ids [L] up to where the first frame begins: `..<vision>` for text to image or video, or further
+    prompt_ids: joint ids [L] up to where the first frame begins: `..<vision>` for text to image or video, then
     `codes <eof> codes <eof>` for a continuation. unconditional_ids: the prompt that guidance pushes away from, in LWM
     `<s><vision>` (plus the given frames, in a continuation); needed where a guidance is not 1, and dropped from the
-    batch as soon as no guidance is left. first, rest: settings of the first frame and of the others.
-
-    Raises ValueError when guidance has no unconditional prompt or the prompt's frames were ended with `<eov>`.
+    batch as soon as no guidance is left. first, rest: settings of the first frame and of the others. Raises ValueError
+    when guidance has no unconditional prompt or the prompt's frames were ended with `<eov>`.
     """
-    settings = [first] + [rest] * (n_frames - 1)
-    if any(s.guidance != 1 for s in settings[:n_frames]) and unconditional_ids is None:
+    settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
+    if any(s.guidance != 1 for s in settings) and unconditional_ids is None:
         raise ValueError("guidance other than 1 needs unconditional_ids, for example those of '<s><vision>'")
     if len(prompt_ids) and prompt_ids[-1] == vocabulary.eov_id:
         raise ValueError("the prompt's last frame ends with <eov>; a continuation goes on from <eof>")
-    return _frames(model, vocabulary, prompt_ids, codes_per_frame, settings[:n_frames], unconditional_ids, generator)
+    vision = vocabulary["vision"]
+
+    def frames() -> Iterator[np.ndarray]:
+        decoder: Decoder | None = None
+        for index, setting in enumerate(settings):
+            codes = []
+            is_guided = any(s.guidance != 1 for s in settings[index:])
+            # Entered anew for each frame: a consumer that pauses the stream gets the model back as it was.
+            with inference(model):
+                if decoder is None:
+                    decoder = Decoder(model, [prompt_ids, unconditional_ids] if is_guided else [prompt_ids])  # type: ignore[list-item]
+                elif len(decoder.mask) == 2 and not is_guided:
+                    decoder.keep(torch.zeros(1, dtype=torch.long, device=decoder.device))
+                for _ in range(codes_per_frame):
+                    logits = decoder.logits(vision.start, vision.start + vision.n_codes)
+                    logits = guided(logits, setting.guidance) if len(logits) == 2 else logits
+                    code = choose(logits, setting.top_k, setting.temperature, generator)
+                    codes.append(code)
+                    decoder.append((code + vision.start).expand(len(decoder.mask)))
+                if index < len(settings) - 1:
+                    decoder.append(torch.full((len(decoder.mask),), vocabulary.eof_id, device=decoder.device))
+            yield torch.cat(codes).cpu().numpy().astype(np.int32)
+
+    return frames()
 
 
 def generate_frames(
@@ -113,34 +135,3 @@ def generate_frames(
         model, vocabulary, prompt_ids, n_frames, codes_per_frame, setting, setting, unconditional_ids, generator
     )
     return np.stack([np.zeros(codes_per_frame, np.int32), *frames])[1:]
-
-
-def _frames(
-    model: LlamaForCausalLM,
-    vocabulary: JointVocabulary,
-    prompt_ids: np.ndarray,
-    codes_per_frame: int,
-    settings: list[Sampling],
-    unconditional_ids: np.ndarray | None,
-    generator: torch.Generator | None,
-) -> Iterator[np.ndarray]:
-    decoder: Decoder | None = None
-    for index, setting in enumerate(settings):
-        codes = []
-        # Entered anew for each frame: a consumer that pauses the stream gets the model back as it was.
-        with inference(model):
-            if decoder is None:
-                doubled = any(s.guidance != 1 for s in settings)
-                decoder = Decoder(model, [prompt_ids, unconditional_ids] if doubled else [prompt_ids])  # type: ignore[list-item]
-            elif len(decoder.mask) == 2 and all(s.guidance == 1 for s in settings[index:]):
-                decoder.keep(torch.zeros(1, dtype=torch.long, device=decoder.device))
-            vision = vocabulary["vision"]
-            for _ in range(codes_per_frame):
-                logits = decoder.logits(vision.start, vision.start + vision.n_codes)
-                logits = guided(logits, setting.guidance) if len(logits) == 2 else logits
-                code = choose(logits, setting.top_k, setting.temperature, generator)
-                codes.append(code)
-                decoder.append((code + vision.start).expand(len(decoder.mask)))
-            if index < len(settings) - 1:
-                decoder.append(torch.full((len(decoder.mask),), vocabulary.eof_id, device=decoder.device))
-        yield torch.cat(codes).cpu().numpy().astype(np.int32)

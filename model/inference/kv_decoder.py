@@ -1,7 +1,7 @@
 """A batch of prompts decoded token by token with a KV cache: the loop that text and frame generation share.
 
-Prompts of different lengths are padded on the left, masked out of attention, and positions start at each prompt's first
-token. Long prompts enter in chunks, so that activations are bounded by the chunk and not by the prompt.
+Prompts of different lengths are padded on the left, padding is masked out of attention, and positions start at each
+prompt's first token. Long prompts enter in chunks, which bound the activations.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-PREFILL_CHUNK = 4096
-
 
 class Decoder:
     """State of a batch of B sequences: KV cache, mask, and the hidden state that predicts the next token.
@@ -22,7 +20,7 @@ class Decoder:
     Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty.
     """
 
-    def __init__(self, model: LlamaForCausalLM, prompts: Sequence[np.ndarray], prefill_chunk: int = PREFILL_CHUNK):
+    def __init__(self, model: LlamaForCausalLM, prompts: Sequence[np.ndarray], prefill_chunk: int = 4096):
         lengths = [len(prompt) for prompt in prompts]
         if not lengths or min(lengths) == 0:
             raise ValueError("every prompt needs at least one token")

@@ -1,7 +1,7 @@
-"""Decoder layers that keep less between forward and backward, with transformers' Llama otherwise as it is.
+"""Transformers' decoder layers that keep less between forward and backward.
 
-In: a model of `model.llama.llama`, with its weights or still empty, and `MemorySettings`. Out: the same, its layers of
-another class: weights, names and results stay, what autograd keeps of a layer changes.
+In: a model of `model.llama.llama`, with or without weights, and `MemorySettings`. Out: the same, its layers of another
+class: weights, names and results stay, what autograd keeps of a layer changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.layers.tiled_mlp import TiledLlamaMLP, only_saving
 
 
 def apply_memory_settings(model: LlamaForCausalLM, settings: MemorySettings) -> None:
-    """Let the model's layers keep what `settings` say, in place."""
+    """Apply `settings` to the model's layers, in place."""
     for layer in model.model.layers:
         layer.__class__ = RecomputingDecoderLayer
         layer.settings = settings
@@ -54,16 +54,14 @@ class RecomputingDecoderLayer(LlamaDecoderLayer):
         return self._feed_forward(self._attend(hidden, self.input_layernorm(hidden), kwargs))
 
     def _attend(self, hidden: Tensor, normed: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        attended: Tensor = self.self_attn(hidden_states=normed, **kwargs)[0]
-        return hidden + attended
+        return hidden + self.self_attn(hidden_states=normed, **kwargs)[0]
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
-        return hidden + fed
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 def _again(compute: Callable[..., Tensor], *args: Any, kept: SavedResults | None = None) -> Tensor:
-    """`compute(*args)`, which the backward computes again; its arguments are kept, and in `kept` attention's result.
+    """`compute(*args)`, which the backward computes again from its arguments and, in `kept`, attention's result.
 
     Nothing in a layer is random, so no random state is kept.
     """

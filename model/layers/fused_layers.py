@@ -1,7 +1,7 @@
 """Transformers' Llama with fused kernels in its norms, attention and MLPs; weights, names and results stay.
 
-In: a model of `model.llama.llama`, with its weights or still empty, and a choice of kernels. Out: the
-same, its modules of other classes.
+In: a model of `model.llama.llama`, with or without weights, and a choice of kernels. Out: the same, its modules of
+other classes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from model.layers.kernels.interface import Kernels, LayerKernels
-from model.layers.kernels.load import load_kernels
 from model.layers.tiled_mlp import TiledLlamaMLP, check_swiglu
 from model.llama.rope import ExactLlamaAttention
 
 
 def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
-    """Let the model's position-wise parts run by these kernels, in place."""
+    """Run the model's position-wise parts by these kernels, in place."""
     if name == "torch":
         return
     kernels = load_kernels(name)
-    modules = list(model.modules())
-    for module in modules:
+    for module in model.modules():
         if type(module) is LlamaMLP:
             check_swiglu(module, f"kernels {name} are", "set kernels: torch")
-    for module in modules:
+    for module in model.modules():
         if isinstance(module, TiledLlamaMLP):
             module.swiglu = kernels.swiglu
         elif isinstance(module, ExactLlamaAttention):
@@ -35,6 +33,15 @@ def fuse(model: LlamaForCausalLM, name: Kernels) -> None:
         elif (fused := _FUSED.get(type(module))) is not None:
             module.__class__ = fused
             cast(Any, module).kernels = kernels
+
+
+def load_kernels(name: Kernels) -> LayerKernels:
+    """The kernels of "compile" or "liger"; imports what they need, which takes seconds."""
+    if name == "liger":
+        from model.layers.kernels.liger import KERNELS
+    else:
+        from model.layers.kernels.torch_compile import KERNELS
+    return KERNELS
 
 
 class FusedRMSNorm(LlamaRMSNorm):

@@ -1,8 +1,8 @@
-"""What training may spend on memory: which activations are kept or computed again, what lives in host memory, tiles.
+"""How training saves memory: activations kept or computed again, offloading to the host, tiles.
 
 In: a recipe's or a caller's choice. Out: one `MemorySettings`, which the engine applies
-(`model.layers.activation_checkpointing`, DeepSpeed's offloading) and by which `model.memory_estimate.plan` predicts the
-peak. No choice changes a gradient.
+(`model.layers.activation_checkpointing`, DeepSpeed's offloading) and from which `model.memory_estimate.plan` predicts
+the peak. No choice changes a gradient.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import Any, Literal, get_args
 from storage.setting_types import Positive
 
 Activations = Literal["keep", "mlp", "all-but-attention", "full"]
-"""What is kept of a decoder layer between its forward and its backward, from the fastest to the leanest.
+"""What is kept of a decoder layer for its backward, from the fastest to the leanest; see `MemorySettings`.
 
-keep: everything. mlp: all but what the norms and the MLP make, which are run again. all-but-attention: the layer's
-input, and the attention's output and logsumexp; the rest is run again, but not the attention, which is nearly all the
-work at a million tokens (as in DistFlashAttn, arXiv 2310.03294). full: the layer's input alone.
+The attention, which all-but-attention never runs twice, is nearly all the work at a million tokens (as in
+DistFlashAttn, arXiv 2310.03294).
 """
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What training saves of memory, at a cost in time; the defaults save none. `ringworld plan --memory` says what
-    each takes and which fit. Raises ValueError on what contradicts itself.
+    """The defaults save no memory, and cost no time. `ringworld plan --memory` prints what each choice takes and which
+    fit. Raises ValueError on choices that contradict each other.
     """
 
     activations: Activations = "keep"
@@ -51,7 +50,7 @@ class MemorySettings:
             raise ValueError(f"mlp_tile must be 1 or more tokens, not {self.mlp_tile}")
 
     def unfit_for(self, zero_stage: int) -> str | None:
-        """What is wrong with these choices at a ZeRO stage, if anything."""
+        """What is wrong with these choices at a ZeRO stage, or None."""
         if self.offload_parameters and zero_stage != 3:
             return f"offload_parameters needs ZeRO stage 3, not {zero_stage}; set zero: 3 or drop it"
         if self.offload_optimizer and zero_stage == 0:

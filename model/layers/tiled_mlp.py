@@ -1,9 +1,8 @@
 """The SwiGLU MLP over a tile of tokens at a time: rows as wide as `intermediate_size` never exist for all tokens.
 
-In: hidden states and the three weights. Out: the same as `LlamaMLP`'s forward, to the last rounding of its weight
-gradients, which are summed over tiles in fp32 at least. Backward computes the gate and the up projection of a tile
-again. DeepSpeed's `TiledMLP` does the same by an autograd graph a tile, but sums over tiles in the weights' own dtype,
-gathers the weights anew for every tile under ZeRO-3, and costs a checkpointed layer a third forward.
+In: hidden states and the three weights. Out: that of `LlamaMLP`'s forward; weight gradients are summed over tiles in
+fp32 at least. Backward computes a tile's gate and up projection again. DeepSpeed's `TiledMLP` sums over tiles in the
+weights' own dtype, gathers the weights for every tile under ZeRO-3, and costs a checkpointed layer a third forward.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _only_saving: ContextVar[bool] = ContextVar("only_saving", default=False)
 
 @contextmanager
 def only_saving() -> Iterator[None]:
-    """Within it an MLP's output is of no use, only what it saves for its backward: a forward repeated in a backward."""
+    """Within it an MLP only saves for its backward and computes no output: a forward repeated in a backward."""
     token = _only_saving.set(True)
     try:
         yield
@@ -35,17 +34,14 @@ def only_saving() -> Iterator[None]:
 
 
 class TiledLlamaMLP(LlamaMLP):
-    """A Llama's MLP that works in tiles of `tile` tokens.
-
-    ZeRO-3 has to gather it whole: see `model.layers.activation_checkpointing`.
-    """
+    """A Llama's MLP in tiles of `tile` tokens. ZeRO-3 has to gather it whole: see `apply_memory_settings`."""
 
     tile: int
     swiglu: SwiGLU
 
     @classmethod
     def adopt(cls, mlp: LlamaMLP, tile: int) -> None:
-        """Make `mlp` one, with its weights and their names as they are. Raises ValueError unless it is SwiGLU's."""
+        """Turn `mlp` into one, with the same weights and names. Raises ValueError unless it is a SwiGLU."""
         check_swiglu(mlp, "mlp_tile is", "drop mlp_tile")
         mlp.__class__ = cls
         tiled = cast(TiledLlamaMLP, mlp)
@@ -101,15 +97,15 @@ class _TiledMLP(torch.autograd.Function):
         d_gate, d_up, d_down = (torch.zeros_like(weight, dtype=exact) for weight in (gate, up, down))
         for rows, grad, result in zip(x.split(ctx.tile), grad_out.split(ctx.tile), grad_x.split(ctx.tile)):
             inner, grad_gated, grad_upped = ctx.swiglu.backward(grad @ down, F.linear(rows, gate), F.linear(rows, up))
-            _add_product_(d_down, grad, inner)
+            add_product_(d_down, grad, inner)
             torch.mm(grad_gated, gate, out=result)
             result.addmm_(grad_upped, up)
-            _add_product_(d_gate, grad_gated, rows)
-            _add_product_(d_up, grad_upped, rows)
+            add_product_(d_gate, grad_gated, rows)
+            add_product_(d_up, grad_upped, rows)
         return grad_x, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None, None
 
 
-def _add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:
+def add_product_(total: Tensor, grad: Tensor, rows: Tensor) -> None:
     """total += grad^T rows, in total's dtype."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), rows)

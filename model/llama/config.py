@@ -1,8 +1,8 @@
 """From a size's name, or explicit sizes, to the configuration of a plain Hugging Face Llama.
 
 In: a preset of LWM (arXiv 2402.08268) or a mapping of sizes, the joint vocabulary, the context and RoPE's theta. Out:
-`transformers.LlamaConfig`. The ranges of the vocabulary travel in the configuration as `modality_sizes`, an extra key
-that other loaders ignore, so that a checkpoint alone says which ids are text and which are not.
+`transformers.LlamaConfig`. The ranges of the vocabulary are in the configuration as `modality_sizes`, an extra key that
+other loaders ignore, so that a checkpoint alone shows which ids are text.
 """
 
 from __future__ import annotations
@@ -15,33 +15,14 @@ from transformers import LlamaConfig
 
 from storage.errors import UserError
 
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 PRESETS: dict[str, dict[str, int]] = {
-    "7B": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "1B": {
-        "hidden_size": 2048,
-        "intermediate_size": 5504,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 16,
-    },
-    "200M": {
-        "hidden_size": 1024,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 14,
-        "num_attention_heads": 8,
-    },
-    "debug": {
-        "hidden_size": 256,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
+    "7B": dict(zip(_SIZES, (4096, 11008, 32, 32))),
+    "1B": dict(zip(_SIZES, (2048, 5504, 22, 16))),
+    "200M": dict(zip(_SIZES, (1024, 2048, 14, 8))),
+    "debug": dict(zip(_SIZES, (256, 256, 2, 2))),
 }
-REQUIRED = frozenset(PRESETS["7B"])
+REQUIRED = frozenset(_SIZES)
 OPTIONAL = frozenset({"num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"})
 
 
@@ -87,9 +68,9 @@ def llama_config(
 
 
 def modality_ranges(config: LlamaConfig) -> dict[str, range]:
-    """The ids of each modality by name, in their order; of a Llama that says nothing of modalities all are text's.
+    """The ids of each modality by name, in their order; without `modality_sizes` all ids are text's.
 
-    Checkpoints from when there were text and vision alone say only how many ids are text's, as `text_vocab_size`.
+    Checkpoints of an older version, of text and vision, have only the number of text ids, as `text_vocab_size`.
     """
     sizes = getattr(config, "modality_sizes", None)
     if sizes is None:
@@ -97,6 +78,12 @@ def modality_ranges(config: LlamaConfig) -> dict[str, range]:
         sizes = [("text", text), ("vision", config.vocab_size - text)]
     stops = itertools.accumulate(size for _, size in sizes)
     return {name: range(stop - size, stop) for (name, size), stop in zip(sizes, stops) if size}
+
+
+def attention_sizes(config: LlamaConfig) -> tuple[int, int, int]:
+    """Query heads, kv heads and head size."""
+    heads = config.num_attention_heads
+    return heads, config.num_key_value_heads or heads, config.head_dim or config.hidden_size // heads
 
 
 def _sizes(size: str | Mapping[str, Any]) -> dict[str, Any]:

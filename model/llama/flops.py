@@ -1,6 +1,6 @@
-"""Floating-point operations that a training step asks for, and how many a GPU could do: model FLOPs utilisation (MFU).
+"""Floating-point operations of a training step, and how many a GPU could do: model FLOPs utilisation (MFU).
 
-In: a Llama's sizes and what a step had of tokens, pairs and targets. Out: its operations. MFU is as PaLM defines it
+In: a Llama's sizes and a step's tokens, pairs and targets. Out: its operations. MFU is as PaLM defines it
 (arXiv 2204.02311, appendix B): operations of the model itself over what the device could do in the time, so what is
 computed twice to save memory, spent on padding, or hidden by a mask counts for nothing. Attention is counted by the
 documents: one of L tokens has L(L+1)/2 pairs of a query and a key, and not the square of the context.
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 from transformers import LlamaConfig
 
-from model.llama.config import modality_ranges
+from model.llama.config import attention_sizes, modality_ranges
 
-# Dense bf16 operations a second, from NVIDIA's data sheets, which also give the double of it, "with sparsity". By parts
-# of the name that torch.cuda.get_device_name gives; the first that is in it holds.
+# Dense bf16 operations a second, from NVIDIA's data sheets, which also give twice as many, "with sparsity". By parts of
+# the name that torch.cuda.get_device_name gives; the first part that matches counts.
 _PEAK_FLOPS = (
     ("A100", 312e12),
     ("H100 PCIe", 756e12),
@@ -39,10 +39,9 @@ def step_flops(
     operations, each pair 4 a dimension of each head (q.k and p.v); the backward costs twice the forward (arXiv
     2001.08361, 2.1, and 2205.14135, appendix: what a kernel computes again is not counted).
     """
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    head_size = config.head_dim or config.hidden_size // heads
-    kv_heads = config.num_key_value_heads or heads
-    projections = config.hidden_size * head_size * (2 * heads + 2 * kv_heads)
+    layers = config.num_hidden_layers
+    heads, kv_heads, head_size = attention_sizes(config)
+    projections = config.hidden_size * head_size * 2 * (heads + kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
     logits = sum(targets.get(name, 0) * len(ids) for name, ids in modality_ranges(config).items())
     forward = 2 * layers * (projections + mlp) * tokens

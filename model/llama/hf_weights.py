@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, LlamaConfig
 
-from model.llama.initial_weights import EMBEDDINGS, HEAD, weight_shapes
+from model.llama.initial_weights import EMBEDDINGS, HEAD, Weights, weight_shapes
 from storage.errors import UserError
 
 CONFIG = "config.json"
@@ -20,17 +20,17 @@ ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-class StoredWeights:
-    """Those of the checkpoint in a folder, as stored; tied tables are parted.
+class StoredWeights(Weights):
+    """The weights of a checkpoint in a folder, as stored; tied tables are read twice.
 
-    config: of `stored_config`. folder: gives the local folder; asked once, and only by those who read.
+    config: of `stored_config`. folder: returns the local folder; called once, at the first read or check.
     """
 
     def __init__(self, config: LlamaConfig, folder: Callable[[], Path]) -> None:
         self.config = copy.deepcopy(config)
         self.config.tie_word_embeddings = False
         self._tied = bool(config.tie_word_embeddings)
-        self._fetch = folder
+        self._folder = functools.cache(folder)
 
     def check(self) -> None:
         """Raises UserError where a weight is missing or has another shape than config.json says."""
@@ -38,9 +38,10 @@ class StoredWeights:
             with self._open(name) as tensors:
                 found = tuple(tensors.get_slice(self._stored(name)).get_shape())
             if found != tuple(shape):
+                stored, wanted = ("x".join(map(str, sizes)) for sizes in (found, shape))
                 raise UserError(
-                    f"{self._files[self._stored(name)]}: {name} is {_in_words(found)}, but {_in_words(tuple(shape))} "
-                    f"by {CONFIG}; name the folder of a whole checkpoint"
+                    f"{self._files[self._stored(name)]}: {name} is {stored}, but {wanted} by {CONFIG}; name the folder "
+                    "of a whole checkpoint"
                 )
 
     def read(self, name: str) -> Tensor:
@@ -54,17 +55,13 @@ class StoredWeights:
 
     def _open(self, name: str) -> safe_open:
         if (path := self._files.get(self._stored(name))) is None:
-            raise UserError(f"{self._folder}: {name} is in no file; name the folder of a whole checkpoint")
+            raise UserError(f"{self._folder()}: {name} is in no file; name the folder of a whole checkpoint")
         return _opened(path)
 
-    @cached_property
-    def _folder(self) -> Path:
-        return self._fetch()
-
-    @cached_property
+    @functools.cached_property
     def _files(self) -> dict[str, Path]:
         """The file of each tensor stored."""
-        folder = self._folder
+        folder = self._folder()
         if (folder / INDEX).is_file():
             index = json.loads((folder / INDEX).read_text())
             return {name: folder / file for name, file in index["weight_map"].items()}
@@ -73,11 +70,10 @@ class StoredWeights:
 
 
 def stored_config(folder: str | Path, context: int | None = None, rope_theta: float | None = None) -> LlamaConfig:
-    """What the checkpoint in a local folder says of its model.
+    """The configuration of the checkpoint in a local folder; that of a Mistral without a sliding window is a Llama's.
 
-    A Mistral without a sliding window is a Llama by another name. context, rope_theta: a training stage's own, which
-    raise those of the stage before and take the place of any scaling of positions. Raises UserError where there is no
-    such folder or it holds another architecture.
+    context, rope_theta: a training stage's own, which replace those of the stage before and any scaling of positions.
+    Raises UserError where there is no such folder or it holds another architecture.
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
@@ -108,7 +104,3 @@ def _opened(path: Path) -> safe_open:
         raise UserError(f"{path}: no such file; name the folder of a Llama checkpoint in safetensors") from None
     except SafetensorError as error:
         raise UserError(f"{path}: no safetensors file ({error}); fetch the checkpoint again") from None
-
-
-def _in_words(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -1,13 +1,14 @@
-"""Where a model's first weights come from, one at a time, so that nobody has to hold them all.
+"""A model's first weights, read one at a time, so that no process holds them all.
 
-In: a configuration and a seed, or weights that lack the rows of a modality. Out: `Weights`, which gives each tensor by
-its Hugging Face name when it is asked for. Those of a checkpoint's files are in `model.llama.hf_weights`.
+In: a configuration and a seed, or weights that lack the rows of a modality. Out: `Weights`, which reads each tensor by
+its Hugging Face name. Those of a checkpoint's files are in `model.llama.hf_weights`.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,15 +27,15 @@ HEAD = "lm_head.weight"
 class Weights(Protocol):
     """The weights of a Llama of `config`, which has tables of their own for embeddings and head."""
 
-    @property
-    def config(self) -> LlamaConfig:
-        """The model's."""
+    config: LlamaConfig
 
     def check(self) -> None:
-        """Raise UserError where any weight cannot be had, before the first is read."""
+        """Raise UserError where any weight cannot be read, before the first is; by default all can."""
+        return
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
-        """The weight of this name, in any floating dtype, in host memory that is the caller's from here on."""
+        """The weight of this name, in any floating dtype, in host memory that the caller then owns."""
 
 
 def weight_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
@@ -44,18 +45,15 @@ def weight_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-class RandomWeights:
-    """Fresh ones in fp32, each a function of the seed, its name and its shape alone.
+class RandomWeights(Weights):
+    """Fresh weights in fp32, each a function of the seed, its name and its shape alone.
 
-    Matrices are normal by the configuration's `initializer_range`, norms are 1, as transformers begins.
+    Matrices are normal by the configuration's `initializer_range`, norms are 1, as in transformers.
     """
 
     def __init__(self, config: LlamaConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self._shapes = weight_shapes(config)
-
-    def check(self) -> None:
-        """They can always be had."""
 
     def read(self, name: str) -> Tensor:
         """See `Weights`."""
@@ -67,30 +65,24 @@ class RandomWeights:
         return torch.empty(shape).normal_(std=self.config.initializer_range, generator=generator)
 
 
-class BlankWeights:
-    """Zeros, in fp32: for an engine into which a checkpoint is to be loaded."""
+class BlankWeights(Weights):
+    """Zeros, in fp32: for an engine into which a checkpoint will be loaded."""
 
     def __init__(self, config: LlamaConfig) -> None:
         self.config = config
         self._shapes = weight_shapes(config)
-
-    def check(self) -> None:
-        """They can always be had."""
 
     def read(self, name: str) -> Tensor:
         """See `Weights`."""
         return torch.zeros(self._shapes[name])
 
 
-@dataclass(frozen=True)
-class _Joined:
+@dataclass
+class _Joined(Weights):
+    config: LlamaConfig
     trained: Weights
     n_trained: int
     fresh: RandomWeights
-
-    @property
-    def config(self) -> LlamaConfig:
-        return self.fresh.config
 
     def check(self) -> None:
         self.trained.check()
@@ -104,11 +96,11 @@ class _Joined:
 
 
 def join_modalities(weights: Weights, sizes: Mapping[str, int], seed: int) -> Weights:
-    """Give a model's table and head rows for the modalities that it lacks, drawn like fresh weights, behind its own.
+    """Append rows for the modalities that a model lacks, drawn like fresh weights, to its table and head.
 
     sizes: ids of each modality of the joint vocabulary, by name in the order of their ranges. Rows of a text model
-    beyond its text ids, by which tables are padded to a round number, are let go. Weights that have all rows are
-    returned as they are. Raises UserError where the model knows other ids of a modality, or has them elsewhere.
+    beyond its text ids, which pad its tables to a round number, are dropped. Weights that have all rows are returned as
+    they are. Raises UserError where the model has another number of ids of a modality, or has them elsewhere.
     """
     config = weights.config
     known = {name: len(ids) for name, ids in modality_ranges(config).items()}
@@ -134,4 +126,4 @@ def join_modalities(weights: Weights, sizes: Mapping[str, int], seed: int) -> We
         return weights
     joint = copy.deepcopy(config)
     joint.vocab_size, joint.modality_sizes = sum(sizes.values()), [list(item) for item in sizes.items()]
-    return _Joined(weights, sum(known.values()), RandomWeights(joint, seed))
+    return _Joined(joint, weights, sum(known.values()), RandomWeights(joint, seed))

@@ -1,7 +1,7 @@
 """Transformers' own `LlamaForCausalLM`, made ready for long packed sequences without changing what it is.
 
 Three things differ from a stock instance, none of them visible in a checkpoint: queries and keys are turned by exact
-angles, the head can give the loss in chunks, and "ring" attention is chosen. What `save_pretrained` writes is a plain
+angles, the head can compute the loss in chunks, and "ring" attention is chosen. `save_pretrained` writes a plain
 Hugging Face checkpoint, and `load_llama` reads any.
 """
 
@@ -48,12 +48,12 @@ def whole_llama(weights: Weights, attention: str = RING, dtype: torch.dtype = to
 
 
 def empty_llama(config: LlamaConfig, attention: str = RING, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A model whose parameters have shapes and dtype, but no memory: see `fill`."""
+    """A model whose parameters have shapes and dtype, but no memory until `fill`."""
     with torch.device("meta"):
         model = LlamaForCausalLM._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
     model.model.rotary_emb = ExactRotaryEmbedding(model.config)
     for layer in model.model.layers:
-        ExactLlamaAttention.adopt(layer.self_attn)
+        layer.self_attn.__class__ = ExactLlamaAttention
     model.lm_head = LossHead.adopt(model.lm_head)
     return model
 
@@ -65,8 +65,8 @@ def fill(
 ) -> None:
     """Put weights in the place of an empty model's parameters, one module after another.
 
-    weight: of the parameter's name and the empty one, the tensor to take, which is then the model's. filled: called
-    with each module as soon as its own parameters are there, those of modules inside it left out.
+    weight: returns a parameter's tensor, which the model then owns, from its name and the empty parameter. filled:
+    called with each module once its own parameters, not those of modules inside it, are there.
     """
     for place, module in model.named_modules():
         parameters = list(module.named_parameters(recurse=False))
@@ -78,7 +78,7 @@ def fill(
 
 @contextmanager
 def inference(model: LlamaForCausalLM, attention: str = "sdpa") -> Iterator[None]:
-    """Within it the model attends with a stock function that knows the KV cache, without dropout or gradients."""
+    """Within it the model attends by a stock function that supports the KV cache, without dropout or gradients."""
     before, training = model.config._attn_implementation, model.training
     model.set_attn_implementation(attention)
     model.eval()

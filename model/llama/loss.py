@@ -1,9 +1,8 @@
 """The loss, one softmax a modality, in chunks: text targets compete with text ids only, vision targets with vision ids.
 
-LWM has two heads; here the head is one table [V, D] with a range of rows for each modality, and the loss slices it. The
-logits of T x V (168 GB at a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are
-made, reduced to logsumexp and target logit, and dropped; backward makes them again. A batch without targets of a
-modality never touches its rows.
+LWM has two heads; here the head is one table [V, D] with a range of rows for each modality. The T x V logits (168 GB at
+a million tokens of the 7B) never exist: a chunk's logits, fp32 over one modality's ids, are reduced to logsumexp and
+target logit, and computed again in the backward. A batch without targets of a modality never touches its rows.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.layers.tiled_mlp import add_product_
+
 CHUNK = 1024
 """Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
 
@@ -27,8 +28,8 @@ def token_nll(
 
     hidden: [T, D], final hidden states. head_weight: [V, D]. labels: integers [T] of the joint vocabulary; a negative
     label has no loss and costs nothing. ranges: the ids of each modality, together all V. Returns [T], 0 where there is
-    no label, in fp32 (fp64 for fp64 weights), and sums over chunks in it. Differentiable once in hidden and
-    head_weight. Works in autocast's dtype where that is on, else in the head's.
+    no label, in fp32 (fp64 for fp64 weights). Differentiable once in hidden and head_weight, with sums over chunks in
+    that dtype. Works in autocast's dtype where that is on, else in the head's.
     """
     if hidden.dim() != 2 or labels.shape != hidden.shape[:1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} are not [T, D] and [T]")
@@ -38,23 +39,10 @@ def token_nll(
         return _ChunkedNLL.apply(hidden.to(dtype), head_weight.to(dtype), labels, ranges, chunk)
 
 
-def weighted_loss(
-    hidden: Tensor,
-    head_weight: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    ranges: Sequence[range],
-    chunk: int = CHUNK,
-) -> Tensor:
-    """Sum of weight x negative log-likelihood, an fp32 scalar. weights: [T]; a target of weight 0 is not computed."""
-    labels = labels.masked_fill(weights == 0, -1)
-    return (weights * token_nll(hidden, head_weight, labels, ranges, chunk)).sum()
-
-
 class LossHead(nn.Linear):
-    """A Llama's `lm_head` that can also give the loss, so that it is one module call whose weight ZeRO-3 gathers.
+    """A Llama's `lm_head` that also computes the loss, so that ZeRO-3 gathers its weight for this module call.
 
-    `head(hidden)` are logits as ever; `head(hidden, labels, ranges)` are `token_nll`'s nats, [T].
+    `head(hidden)` are logits; `head(hidden, labels, ranges)` are `token_nll`'s nats, [T].
     """
 
     @classmethod
@@ -105,10 +93,8 @@ class _ChunkedNLL(torch.autograd.Function):
             grad = grad.mul_(grad_nll[rows, None]).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ table
-            if grad_weight is not None and grad.dtype == grad_weight.dtype:
-                grad_weight[ids.start : ids.stop].addmm_(grad.t(), some)
-            elif grad_weight is not None:
-                grad_weight[ids.start : ids.stop] += grad.t() @ some
+            if grad_weight is not None:
+                add_product_(grad_weight[ids.start : ids.stop], grad, some)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 

@@ -1,9 +1,9 @@
 """Rotary position tables that stay exact at a million tokens.
 
 An angle is position x theta^(-2i/d). In fp32 the tables are off by up to 1e-2 at position 1M with theta 5e7, in bf16 by
-1.6 at position 1,000. Here angles are computed in fp64 and their cosines and sines rounded to fp32, which costs nothing
-beside one layer: `ExactRotaryEmbedding` takes the place of transformers' own. `ExactLlamaAttention` turns queries and
-keys by these tables and rounds them once, as LWM does, before a cache or an attention function sees them.
+1.6 at position 1,000. `ExactRotaryEmbedding` computes angles in fp64 and rounds their cosines and sines to fp32, at
+little cost beside one layer. `ExactLlamaAttention` turns queries and keys by these tables and rounds them once, as LWM
+does, before a cache or an attention function.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, eager_attention_forward
+
+from model.llama.config import attention_sizes
 
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(q [B, T, H, D], k [B, T, Hkv, D], cos and sin fp32 [B, T, D]) to q and k turned, in their own dtypes."""
@@ -41,7 +43,7 @@ class ExactRotaryEmbedding(nn.Module):
         if rope.get("rope_type") != "default":
             raise ValueError(f"exact tables exist for rope_type 'default', not {rope.get('rope_type')!r}")
         self.theta = float(rope["rope_theta"])
-        self.head_dim = int(config.head_dim or config.hidden_size // config.num_attention_heads)
+        self.head_dim = attention_sizes(config)[2]
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,11 +62,6 @@ class ExactLlamaAttention(LlamaAttention):
 
     rotate: Rotate = staticmethod(rotate_by_torch)
     """What turns queries and keys where there is no cache; a kernel may take its place."""
-
-    @classmethod
-    def adopt(cls, attention: LlamaAttention) -> None:
-        """Make `attention` one, with its weights and their names as they are."""
-        attention.__class__ = cls
 
     def forward(  # type: ignore[override]  # the others pass on
         self,

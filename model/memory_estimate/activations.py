@@ -1,8 +1,7 @@
-"""What a step's activations take on one rank, in bytes: kept for the backward, at work in one layer, loss, exchange.
+"""Bytes of a step's activations on one rank: kept for the backward, at work in one layer, loss, exchange.
 
-In: a Llama's sizes, the plan of a packed sequence, and what is kept of a layer. Out: `ActivationBytes`. Counted from
-what autograd saves in transformers' Llama, our attention, MLP and loss, tensor by tensor, in the order of a layer's
-forward; the backward's temporaries beside them.
+In: a Llama's sizes, the plan of a packed sequence, and what is kept of a layer. Out: `ActivationBytes`, counted tensor
+by tensor from what autograd saves in transformers' Llama, our attention, MLP and loss, and the backward's temporaries.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ from transformers import LlamaConfig
 
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.sequence_plan import SequencePlan
-from model.llama.config import modality_ranges
+from model.llama.config import attention_sizes, modality_ranges
+from model.memory_estimate.zero import FP32
 from model.training.settings import EngineSettings
-
-FP32 = 4
 
 
 @dataclass(frozen=True)
 class ActivationBytes:
-    """Bytes on the rank that holds most.
+    """Bytes on the fullest rank.
 
     kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead, in
-    blocks of pinned memory, each of which torch's allocator rounds up to a power of two. mlp, attention: at work at
-    once in the MLP's and in the attention's part of one layer's backward, what is made again included. exchange: keys
-    and gradients of other ranks in the attention. final: from the last layer to the loss. loss: a chunk's logits and
-    the head's gradient. batch: ids, positions, labels, weights and RoPE's tables.
+    pinned blocks that torch's allocator rounds up to a power of two. mlp, attention: at work at once in that part of a
+    layer's backward, with what is computed again. exchange: keys and gradients of other ranks in the attention. final:
+    from the last layer to the loss. loss: a chunk's logits and the head's gradient. batch: ids, positions, labels,
+    weights and RoPE's tables.
     """
 
     kept_layer: int
@@ -46,20 +44,19 @@ def activation_bytes(
     """See `ActivationBytes`. itemsize: of activations, 4 or 2. plan: of what one forward pass takes."""
     memory, fused = settings.memory, settings.kernels != "torch"
     tokens = plan.tokens_per_rank
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    hidden, q, kv = config.hidden_size, config.num_attention_heads * head, kv_heads * head
+    heads, kv_heads, head = attention_sizes(config)
+    hidden, q, kv = config.hidden_size, heads * head, kv_heads * head
     row = hidden * itemsize
     norm = row  # the result
     if not fused:
         norm += row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, fp32 rows before
-    lse = config.num_attention_heads * FP32
+    lse = heads * FP32
     result = q * itemsize + lse
     attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
     wide = config.intermediate_size * itemsize
     mlp = 0 if memory.mlp_tile else (3 if fused else 4) * wide
     first, second = row + norm + attention, row + norm + mlp  # the layer's halves
-    # What is kept of a layer; what its backward makes again before the MLP's; what of both is left for the attention's.
+    # Kept of a layer; computed again before the MLP's backward; left of both for the attention's.
     kept, again, left = {
         "keep": (first + second, 0, -second),
         "mlp": (row + row + attention + row, norm + mlp, norm - 2 * row),
@@ -86,7 +83,7 @@ def activation_bytes(
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
-        kept_host=sum(_pinned(block * tokens) for block in pinned) if offloaded else 0,
+        kept_host=sum(1 << (block * tokens - 1).bit_length() for block in pinned) if offloaded else 0,
         mlp=in_mlp,
         attention=in_attention,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
@@ -97,13 +94,8 @@ def activation_bytes(
 
 
 def _some(plan: SequencePlan) -> range:
-    """Ranks enough to find the fullest: of large rings every so many-th."""
+    """Enough ranks to find the fullest: about 16, evenly spaced."""
     return range(0, plan.sp, max(1, plan.sp // 16))
-
-
-def _pinned(n_bytes: int) -> int:
-    """What torch's allocator of pinned memory takes for a block: the next power of two."""
-    return 1 << (n_bytes - 1).bit_length()
 
 
 def _exact(itemsize: int) -> int:
@@ -112,7 +104,7 @@ def _exact(itemsize: int) -> int:
 
 
 def _exchange(plan: RankPlan, kv: int, itemsize: int) -> int:
-    """The most that a backward holds of other ranks' keys, of their gradients, and of own gradients coming home."""
+    """The most bytes of other ranks' keys, of their gradients, and of received own gradients during a backward."""
     stages = plan.stages
     most = 0
     for i in range(len(stages)):

@@ -1,9 +1,10 @@
 """The peak of training's memory on one rank, predicted by part, without allocating anything.
 
-In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`: what is held at
-the moment when most is, in bytes on the device, and what waits on the host. The moments looked at are the loss, the
-last layer's backward (all activations are still there), the first reduction of gradients, the first layer's backward
-(all gradients are there), and the update; on the host, those of `model.memory_estimate.host`.
+In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`. The moments on
+the device are the loss, the last layer's backward (all activations are still there), the first reduction of gradients,
+the first layer's backward (all gradients are there), and the update. Not counted on the host are the process itself
+(Python, torch, the CUDA runtime), its loader's batches, an upload's 32 MiB of parts, and, without a GPU, what counts as
+the device. Offloaded activations are counted in the powers of two in which torch allocates pinned memory.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from dataclasses import dataclass
 from transformers import LlamaConfig
 
 from model.attention.plan.sequence_plan import SequencePlan
+from model.convert.export_hf import FILE_BYTES
+from model.llama.config import attention_sizes
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
-from model.memory_estimate.host import host_moments
-from model.memory_estimate.zero import ZeroBytes, zero_bytes
+from model.memory_estimate.zero import FP32, ZeroBytes, zero_bytes
 from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """device: bytes by part at the peak; moment: when that is; moments: the total at each. on_host: bytes by part at
-    each moment that `model.memory_estimate.host` knows.
-    """
+    """device: bytes by part at the peak; moment: when that is; moments: the total at each; on_host: bytes by part."""
 
     device: Mapping[str, int]
     moment: str
@@ -38,12 +38,12 @@ class MemoryPlan:
 
     @property
     def host_moment(self) -> str:
-        """When the host holds most."""
+        """The moment of the host's peak."""
         return max(self.on_host, key=lambda moment: sum(self.on_host[moment].values()))
 
     @property
     def host_peak(self) -> int:
-        """Bytes on the host then."""
+        """Bytes on the host at its peak."""
         return sum(self.on_host[self.host_moment].values())
 
 
@@ -51,7 +51,7 @@ def plan_memory(
     config: LlamaConfig, settings: EngineSettings, plan: SequencePlan, world: int, on_cuda: bool
 ) -> MemoryPlan:
     """The peak of one rank's step over `world` ranks. plan: of the tokens of one forward pass, by its sp ranks."""
-    itemsize = 2 if settings.precision == "bf16" else 4
+    itemsize = 2 if settings.precision == "bf16" else FP32
     acts = activation_bytes(config, itemsize, plan, settings, on_cuda)
     n_parameters, n_layer, n_attention = parameter_counts(config)
     largest = max(config.vocab_size, config.intermediate_size) * config.hidden_size
@@ -60,17 +60,16 @@ def plan_memory(
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
     zero = zero_bytes(n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share)
-    weights, masters = zero.weights, zero.masters
-    gradients, update = zero.gradients, zero.update
+    weights, masters, gradients, update = zero.weights, zero.masters, zero.gradients, zero.update
     if settings.memory.offload_optimizer:
-        masters, update, gradients = 0, 0, gradients - 4 * -(-n_parameters // world)
+        masters, update, gradients = 0, 0, gradients - FP32 * -(-n_parameters // world)
     if settings.memory.offload_parameters:
         weights = 0
     fixed = {"weights": weights, "masters and moments": masters, "batch": acts.batch}
     moments = _moments(acts, zero, fixed, max(0, gradients), update, layers)
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(totals, key=lambda name: totals[name])
-    on_host = host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
+    on_host = _host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
     return MemoryPlan(moments[moment], moment, totals, on_host)
 
 
@@ -89,32 +88,47 @@ def _moments(
     at_once = zero.reduced >= 1
     at_work = {} if at_once else layer
     reduction = {"ZeRO buffers": zero.buffers + zero.reduction}
+    kept_then = {"activations kept": int(kept * max(0.0, 1 - zero.reduced))}
+    gradients_then = {"gradients": int(gradients * min(1.0, zero.reduced))}
+    first = {"activations kept": acts.kept_layer + freed, **layer}
+    all_gradients = {"gradients": 0 if at_once and zero.buffers else gradients}
     return {
         "loss": {**fixed, **buffers, "activations kept": kept, "loss": acts.final + acts.loss},
         "last layer": {**fixed, **buffers, "activations kept": kept + freed, **layer},
-        "first reduction": {
-            **fixed,
-            **reduction,
-            "activations kept": int(kept * max(0.0, 1 - zero.reduced)),
-            **at_work,
-            "gradients": int(gradients * min(1.0, zero.reduced)),
-        },
-        "first layer": {
-            **fixed,
-            **(buffers if at_once else reduction),
-            "activations kept": acts.kept_layer + freed,
-            **layer,
-            "gradients": 0 if at_once and zero.buffers else gradients,
-        },
+        "first reduction": {**fixed, **reduction, **kept_then, **at_work, **gradients_then},
+        "first layer": {**fixed, **(buffers if at_once else reduction), **first, **all_gradients},
         "update": {**fixed, "gradients and the optimizer's step": update},
+    }
+
+
+def _host_moments(
+    n_parameters: int, largest: int, settings: EngineSettings, zero: ZeroBytes, activations: int, world: int
+) -> dict[str, dict[str, int]]:
+    """Bytes by part while the first weights are read, while training, and while the model is exported.
+
+    largest: elements of the largest parameter. activations: bytes of those kept on the host.
+    """
+    itemsize = FP32 if settings.precision == "fp32" else 2
+    own = -(-n_parameters // world)
+    weights = {"weights": zero.weights} if settings.memory.offload_parameters else {}
+    kept = dict(weights)
+    if settings.memory.offload_optimizer:
+        kept |= {"masters and moments": zero.masters, "gradients": FP32 * own}
+    offloaded = {"activations": activations} if activations else {}
+    exported = max(min(FILE_BYTES, itemsize * n_parameters), itemsize * largest)
+    return {
+        # A text table in fp32 beside the joint one, or a weight in fp32 beside itself in bf16.
+        "start": {**weights, "a weight that rank 0 reads": 2 * FP32 * largest},
+        # A checkpoint is of the masters and both moments.
+        "training": {**kept, **offloaded, "a checkpoint being written": 3 * FP32 * own},
+        "export": {**kept, "a file that rank 0 exports": exported},
     }
 
 
 def parameter_counts(config: LlamaConfig) -> tuple[int, int, int]:
     """Parameters of the model, of one decoder layer, and of its attention's projections."""
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    q, kv, hidden = config.num_attention_heads * head, kv_heads * head, config.hidden_size
-    attention = 2 * hidden * q + 2 * hidden * kv
+    hidden = config.hidden_size
+    heads, kv_heads, head = attention_sizes(config)
+    attention = 2 * hidden * head * (heads + kv_heads)
     layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     return layer * config.num_hidden_layers + 2 * config.vocab_size * hidden + hidden, layer, attention

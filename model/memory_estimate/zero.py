@@ -1,7 +1,7 @@
-"""What DeepSpeed holds of a model's weights, gradients and optimizer on one rank, in bytes, by ZeRO stage.
+"""Bytes of a model's weights, gradients and optimizer under DeepSpeed on one rank, by ZeRO stage.
 
-In: how many parameters there are, and the engine's settings. Out: `ZeroBytes`. Which copies there are was read in
-DeepSpeed 0.19's stages 1 to 3 and checked against what torch's profiler counted (`ringworld bench memory`).
+In: the number of parameters and the engine's settings. Out: `ZeroBytes`. The copies are those of DeepSpeed 0.19's
+stages 1 to 3, checked against torch's profiler (`ringworld bench memory`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class ZeroBytes:
     """Bytes on one rank.
 
     weights, masters (fp32 weights and moments): always there. gradients: there from one backward to the update.
-    buffers: what the backward collects gradients and ZeRO-3 gathers weights in. reduction: copies while gradients are
-    reduced. update: what the optimizer's step holds besides weights
-    and masters. reduced: share of the model whose gradients are waited for before they are first reduced.
+    buffers: of the backward's gradients and ZeRO-3's gathered weights. reduction: copies while gradients are reduced.
+    update: held by the optimizer's step besides weights and masters. reduced: share of the model whose gradients are
+    collected before they are first reduced.
     """
 
     weights: int
@@ -62,7 +62,7 @@ def zero_bytes(
         update = 3 * FP32 * min(own, SUB_GROUP) + itemsize * bucket + owned
         return ZeroBytes(itemsize * own, masters, owned, buffers, copies, update, bucket / n)
     if stage == 1 and itemsize == FP32:
-        rest = FP32 * (n - bucket)  # the bucket holds the gradients that are in it, and no one else does
+        rest = FP32 * (n - bucket)  # the bucket alone holds the gradients that are in it
         return ZeroBytes(FP32 * n, masters, rest, FP32 * bucket, max(FP32 * bucket, owned), 3 * owned, 1.0)
     if stage == 1:  # whole fp32 sums stay from step to step
         gradients = (FP32 + itemsize) * n

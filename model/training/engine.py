@@ -1,12 +1,11 @@
 """One optimizer step at a time: this rank's shares of micro-batches in, updated weights and figures out.
 
-DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh is ours
-(`model.training.mesh`) and so is the scaling of the loss: DeepSpeed's own sequence-parallel routes scale gradients
-wrongly.
+DeepSpeed holds the weights, gradients and optimizer state (ZeRO 0-3 over the whole world). The dp x sp mesh and the
+scaling of the loss are ours: DeepSpeed's own sequence-parallel routes scale gradients wrongly.
 
 The gradient of a step is that of the global batch's loss, sum(w * nll) / N over all tokens on all ranks in all
 micro-batches, N being the examples of the global batch. DeepSpeed averages over the world and over the accumulation,
-so each local sum is multiplied by world * grad_accum / N: what remains is the plain sum, on any mesh at any stage.
+so each local sum is multiplied by world * grad_accum / N, which leaves the plain sum on any mesh at any stage.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from model.attention.p2p import Exchange, GroupExchange
-from model.attention.timed_p2p import TimedExchange
+from model.attention.p2p import Exchange, GroupExchange, TimedExchange
 from model.layers.activation_checkpointing import apply_memory_settings
 from model.layers.fused_layers import fuse
 from model.llama.config import modality_ranges
@@ -38,17 +36,16 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.micro_batch_loss import SUMS, MicroBatchLoss
 from model.training.parameter_groups import parameter_groups
-from model.training.plan_check import check_same_plans
-from model.training.rank_batch import RankBatch
+from model.training.rank_batch import RankBatch, check_same_plans
 from model.training.settings import EngineSettings
 
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """Of the targets of one modality, or of one source of the mixture.
+    """The targets of one modality, or of one source of the mixture.
 
-    loss: their part of the loss that training minimises. nats: plain sum of their token losses. targets: how many carry
-    loss; nats / targets is nats per token.
+    loss: their part of the loss that training minimises. nats: plain sum of their token losses. targets: the number of
+    them that carry loss; nats / targets is nats per token.
     """
 
     loss: float
@@ -61,9 +58,9 @@ class LossMetrics:
     """Losses of one global batch, summed over all ranks and micro-batches; the same on every rank.
 
     loss: what training minimises. modalities: its parts by name of the modality, which sum to it (with text and vision,
-    each is half of what LWM calls its text and vision loss). sources: its parts by number of the source in the mixture,
-    which sum to it too. tokens: all tokens read. useful_tokens: those of documents, not padding; useful_pairs: of a
-    query and a key of one document, per head.
+    each is half of LWM's text or vision loss). sources: its parts by number of the source in the mixture, which sum to
+    it too. tokens: all tokens read. useful_tokens: those of documents, not padding; useful_pairs: of a query and a key
+    of one document, per head.
     """
 
     loss: float
@@ -87,8 +84,8 @@ class StepMetrics(LossMetrics):
 class TrainingEngine:
     """Trains one Llama over a mesh. Every method is collective: all ranks call it, in the same order.
 
-    weights: what it starts from. Rank 0 alone reads them, one at a time, and the others have them from it: beside what
-    the engine keeps, the host holds one weight. Raises UserError, on every rank, where they cannot be had.
+    weights: the initial ones. Rank 0 alone reads them, one at a time, and sends them to the others: beside the engine's
+    own memory, the host holds one weight. Raises UserError, on every rank, where they cannot be read.
 
     `step` counts the updates made; `clock` has this rank's seconds by part of the step: forward, backward and update,
     and of the first two those spent waiting for other ranks' keys (communication).
@@ -117,16 +114,17 @@ class TrainingEngine:
     ) -> StepMetrics:
         """One optimizer step on this rank's shares of its dp rank's `grad_accum` micro-batches.
 
-        n_examples: N, the examples of the whole global batch. is_spike: asked about the step's loss, the same on every
-        rank; where it is one the weights are left alone, and the norm is NaN. The figures of a step are of the weights
-        before it.
+        n_examples: N, the examples of the whole global batch. is_spike: called with the step's loss, the same on every
+        rank; where it is a spike the weights stay, and the norm is NaN. A step's figures are of the weights before it.
         """
         started = time.perf_counter()
         figures = self.accumulate(micro_batches, n_examples, is_spike)
         step = self.step
         with self.clock.part("update"):
             lr, grad_norm = self.update()
-        return StepMetrics(**self._reduce(figures, n_examples, started), step=step, lr=lr, grad_norm=grad_norm)
+        losses = self._all_ranks(figures, n_examples)
+        seconds = time.perf_counter() - started
+        return StepMetrics(**losses, seconds=seconds, step=step, lr=lr, grad_norm=grad_norm)
 
     def eval_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> LossMetrics:
         """The same loss without a backward. Any number of micro-batches, the same on all ranks."""
@@ -136,25 +134,25 @@ class TrainingEngine:
         with torch.no_grad():
             figures = [self._forward(batch)[1] for batch in micro_batches]
         self.deepspeed.train()
-        return LossMetrics(**self._reduce(figures, n_examples, started))
+        losses = self._all_ranks(figures, n_examples)
+        return LossMetrics(**losses, seconds=time.perf_counter() - started)
 
     def accumulate(
         self, micro_batches: Sequence[RankBatch], n_examples: int, is_spike: Callable[[float], bool] | None = None
     ) -> list[Tensor]:
         """Forward and backward of one step's micro-batches, leaving the global batch's gradient for `update`.
 
-        The loss of the global batch is known before the last backward: that of a spike is handed on as NaN, at which
-        DeepSpeed drops the step at every ZeRO stage, and `update` at stage 0.
+        The loss of the global batch is known before the last backward. A spike's becomes NaN there, for which DeepSpeed
+        drops the step at ZeRO stages 1 to 3, and `update` at stage 0.
 
         Returns this rank's figures, one vector a micro-batch. Raises ValueError unless there are `grad_accum` of them,
         RuntimeError where the ranks of a sequence planned one differently.
         """
-        if len(micro_batches) != self.settings.grad_accum:
-            raise ValueError(
-                f"an engine of grad_accum {self.settings.grad_accum} was given {len(micro_batches)} micro-batches"
-            )
+        grad_accum = self.settings.grad_accum
+        if len(micro_batches) != grad_accum:
+            raise ValueError(f"an engine of grad_accum {grad_accum} was given {len(micro_batches)} micro-batches")
         self._check_plans(micro_batches)
-        scale = self.mesh.world_size * self.settings.grad_accum / n_examples
+        scale = self.mesh.world_size * grad_accum / n_examples
         figures = []
         for number, batch in enumerate(micro_batches):
             if number:
@@ -163,7 +161,7 @@ class TrainingEngine:
                 local_sum, sums = self._forward(batch)
             figures.append(sums)
             is_last = number == len(micro_batches) - 1
-            if is_last and is_spike is not None and is_spike(self._loss(figures, n_examples)):
+            if is_last and is_spike is not None and is_spike(self._all_ranks(figures, n_examples)["loss"]):
                 local_sum = local_sum * math.nan
             with self.clock.part("backward"):
                 self.deepspeed.backward(local_sum * scale)
@@ -178,7 +176,7 @@ class TrainingEngine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         norm: Any = None
-        if self.settings.zero == 0:  # there DeepSpeed would neither tell the norm nor skip a bad step
+        if self.settings.zero == 0:  # there DeepSpeed neither gives the norm nor skips a bad step
             most = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
             if not norm.isfinite():
@@ -190,7 +188,7 @@ class TrainingEngine:
         return lr, float(norm)
 
     def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers, so that the next stage's engine can have their memory."""
+        """Release DeepSpeed's hooks and buffers, so that the next stage's engine can use their memory."""
         self.deepspeed.destroy()
 
     def _check_plans(self, micro_batches: Sequence[RankBatch]) -> None:
@@ -198,10 +196,10 @@ class TrainingEngine:
             check_same_plans([batch.plan for batch in micro_batches], self.mesh.sp_group)
 
     def _forward(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
-        """This rank's weighted sum of token losses, and its figures: fp64, in the order in which `_reduce` takes them.
+        """This rank's weighted sum of token losses, and its figures: fp64, in the order of `_all_ranks`.
 
-        A rank whose part holds no target runs the same forward and backward, with a sum of 0: the ring and ZeRO-3 need
-        every rank in every collective.
+        A rank without targets runs the same forward and backward, with a sum of 0: the ring and ZeRO-3 need every rank
+        in every collective.
         """
         local_sum, sums = self.deepspeed(
             batch.to(self.deepspeed.device), group=self._exchange, chunk=self.settings.loss_chunk
@@ -211,16 +209,8 @@ class TrainingEngine:
         sources = [sums[f"source_{what}"] for what in SUMS]
         return local_sum, torch.cat([modalities, counts.to(modalities.device, non_blocking=True), *sources])
 
-    def _loss(self, figures: Sequence[Tensor], n_examples: int) -> float:
-        """The global batch's loss, on every rank."""
-        return self._all_ranks(figures, n_examples)["loss"]
-
-    def _reduce(self, figures: Sequence[Tensor], n_examples: int, started: float) -> dict[str, Any]:
-        """`LossMetrics`' fields: the engine's only communication of its own in a step."""
-        return {**self._all_ranks(figures, n_examples), "seconds": time.perf_counter() - started}
-
     def _all_ranks(self, figures: Sequence[Tensor], n_examples: int) -> dict[str, Any]:
-        """The figures of all micro-batches and ranks, added up."""
+        """`LossMetrics`' fields but the seconds, by one collective: sums over all micro-batches and ranks."""
         total = torch.stack(list(figures)).sum(0)
         dist.all_reduce(total)
         total = total.cpu()
@@ -242,7 +232,7 @@ class TrainingEngine:
 
 def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     """The DeepSpeed engine around a model of these weights, with torch's AdamW."""
-    import deepspeed  # seconds to import: only those who train pay
+    import deepspeed  # imported here: it takes seconds
     import deepspeed.ops
 
     # On CPU it would compile a shared-memory collective at start-up: minutes, and a failure where there is no compiler.
@@ -254,20 +244,15 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
     _fill(model, weights, mesh, config if settings.zero == 3 else None)
     module = MicroBatchLoss(model)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings.decay),
-        lr=0.0,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    groups = parameter_groups(module, settings.decay)
+    optimizer = torch.optim.AdamW(groups, 0.0, settings.betas, settings.eps, settings.weight_decay)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 
 
 def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:
-    """Rank 0's weights, and room for them elsewhere, on the training device; DeepSpeed sends them from rank 0 to all.
+    """Put rank 0's weights, and memory for them elsewhere, on the training device; DeepSpeed sends them to all ranks.
 
     sharding: DeepSpeed's settings of ZeRO-3, by which each weight is sent and split before the next is read.
     """
@@ -277,13 +262,10 @@ def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mappi
     device = torch.device(get_accelerator().device_name(int(os.environ["LOCAL_RANK"])))
 
     def weight(name: str, empty: nn.Parameter) -> Tensor:
-        mesh.on_piece(False)
-        if mesh.rank == 0:
-            tensor = weights.read(name).to(device, empty.dtype)
-        else:
-            tensor = torch.empty_like(empty, device=device)
-        mesh.on_piece(True)
-        return tensor
+        mesh.on_progress(False)
+        value = weights.read(name).to(device, empty.dtype) if mesh.rank == 0 else torch.empty_like(empty, device=device)
+        mesh.on_progress(True)
+        return value
 
     def shard(module: nn.Module) -> None:
         if sharding is not None:

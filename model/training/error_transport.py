@@ -1,8 +1,7 @@
-"""An error on its way from one rank to the others, as type names and words: plain JSON, never a pickle.
+"""An error sent from one rank to the others, as type names and a message: plain JSON, never a pickle.
 
-So any error can be sent. A class that the other rank knows, a builtin one or a kind of `UserError` or `BadData`, is
-made again from what its constructor took; of any other the nearest of its bases that is known takes its place, with the
-name in its words.
+An error of a class that the other rank knows, a builtin one or a kind of `UserError` or `BadData`, is made again from
+its constructor's arguments; any other becomes the nearest of its bases that is known, with its name in the message.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from storage.errors import BadData, UserError, is_transient
 
 
 def encode_error(error: Exception) -> dict[str, Any]:
-    """What `decode_error` makes it from, as plain JSON."""
+    """The error as plain JSON for `decode_error`."""
     reduced = error.__reduce__()
     return {
         "types": [_name(kind) for kind in type(error).__mro__],
@@ -29,15 +28,16 @@ def encode_error(error: Exception) -> dict[str, Any]:
 
 
 def decode_error(sent: dict[str, Any]) -> Exception:
-    """The error again, or one of its bases: transient where it was, an `OSError` with its errno."""
-    known = {_name(kind): kind for base in (UserError, BadData) for kind in _with_subclasses(base)}
-    known |= {_name(kind): kind for kind in vars(builtins).values() if _is_error(kind)}
+    """The error again, or one of its bases; still transient where it was, an `OSError` with its errno."""
+    ours = (kind for base in (UserError, BadData) for kind in _with_subclasses(base))
+    builtin = (kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    known = {_name(kind): kind for kind in (*ours, *builtin)}
     own, *bases = sent["types"]
     error: Exception | None = None
     if own in known and sent["arguments"] is not None:
         try:
             error = known[own](*sent["arguments"])
-        except Exception:  # its constructor takes something else than it hands on
+        except Exception:  # its constructor takes other arguments than `__reduce__` gives
             error = None
     if error is None:
         kind = next(known[name] for name in (own, *bases) if name in known)
@@ -64,16 +64,12 @@ def _with_subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
         yield from _with_subclasses(one)
 
 
-def _is_error(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Exception)
-
-
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is the same after it was JSON."""
+    """Whether JSON keeps it as it is."""
     try:
         return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):

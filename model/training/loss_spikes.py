@@ -1,4 +1,4 @@
-"""Tells a spike of the loss from its ordinary noise, by the losses of the steps before it."""
+"""Detects spikes of the loss beyond its ordinary noise, by the losses of the steps before."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Sequence
 
 FLOOR = 0.01
-"""Of the mean: the least standard deviation reckoned with, lest a loss that hardly moves finds spikes in nothing."""
+"""Least standard deviation, as a share of the mean, so that a nearly constant loss has no spikes by its noise."""
 
 
 class SpikeDetector:
-    """Called with a step's loss: whether it lies more than `sigmas` standard deviations above the mean of the last
-    `window` losses taken. Nothing is a spike until half a window has been seen. losses: those seen before.
+    """A spike is a loss more than `sigmas` standard deviations above the mean of the last `window` losses taken.
+
+    There are none until half a window has been taken. losses: those taken before.
     """
 
     def __init__(self, sigmas: float, window: int, losses: Sequence[float] = ()) -> None:
@@ -22,11 +23,11 @@ class SpikeDetector:
 
     @property
     def losses(self) -> list[float]:
-        """The losses reckoned with, the oldest first: all that there is to restore."""
+        """The losses in the window, the oldest first: the detector's whole state."""
         return list(self._losses)
 
     def __call__(self, loss: float) -> bool:
-        """Whether the loss is a spike; False for what is not finite, which is no question of the losses before it."""
+        """Whether the loss is a spike; False for a loss that is not finite."""
         return math.isfinite(loss) and len(self._losses) >= self._least and loss > self.threshold()
 
     def threshold(self) -> float:
@@ -36,5 +37,5 @@ class SpikeDetector:
         return mean + self.sigmas * max(math.sqrt(variance), FLOOR * abs(mean))
 
     def take(self, loss: float) -> None:
-        """Reckon with the loss of a step that was made."""
+        """Add the loss of a completed step to the window."""
         self._losses.append(loss)

@@ -15,10 +15,9 @@ from typing import Literal
 class Schedule:
     """Learning rate by update, as in LWM's optimizer (arXiv 2402.08268 and its released code).
 
-    The s-th update (s = 0, 1, ...) uses `schedule(s)`: under warm-up it climbs linearly from 0 to `peak`, so the very
-    first update has rate 0 and update `warmup_steps` has `peak`. Then "constant" stays at `peak`, and "cosine" falls
-    along half a cosine to `final`, reached at update `decay_steps` and kept from there. `decay_steps` counts the
-    warm-up's updates too.
+    Under warm-up it climbs linearly from 0 at update 0 to `peak` at update `warmup_steps`. Then "constant" stays at
+    `peak`, and "cosine" falls along half a cosine to `final`, reached at update `decay_steps`, which counts the
+    warm-up's updates too, and kept from there.
     """
 
     peak: float

@@ -1,8 +1,8 @@
-"""Who this process is among the ranks: a data-parallel x sequence-parallel mesh over the whole world.
+"""This process's place in a data-parallel x sequence-parallel mesh over the whole world.
 
 The world's ranks are laid out row by row, rank = dp_rank * sp + sp_rank, so that the ranks which share one sequence are
-neighbours (on one node where they fit). ZeRO partitions over the whole world and knows nothing of this mesh: a
-gradient is a sum over tokens, wherever they are held.
+neighbours (on one node where they fit). ZeRO partitions over the whole world, whatever the mesh: a gradient is a sum
+over tokens, on whichever rank they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place. `sp_group`: the ranks that hold the same sequence, None when sp is 1 (nobody to talk to).
+    """This rank's place. `sp_group`: the ranks that share a sequence, None when sp is 1.
 
-    on_piece: called, in any thread, as this rank makes progress in what all ranks do together: with True where its own
-    part is done and it waits for the others, with False where it works on.
+    on_progress: called, in any thread, as this rank makes progress in a collective operation: with True where its own
+    part is done and it waits for the other ranks, with False where it goes on working.
     """
 
     dp: int
     sp: int
     rank: int
     sp_group: dist.ProcessGroup | None
-    on_piece: Callable[[bool], object] = field(default=lambda waits: None, repr=False, compare=False)
+    on_progress: Callable[[bool], object] = field(default=lambda waits: None, repr=False, compare=False)
 
     @property
     def world_size(self) -> int:
@@ -53,7 +53,7 @@ class Mesh:
         return self.rank % self.sp
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Of each value the largest over all ranks, by one small collective."""
+        """The largest of each value over all ranks, by one small collective."""
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -62,53 +62,47 @@ class Mesh:
     def on_all_ranks(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
         """Run `action` on every rank and gather its results, plain JSON, by rank.
 
-        Where it fails on one rank, every rank raises its error, so that none waits for a rank that has given up; a full
-        disk becomes a UserError. Collective, over `group`: one of all ranks, None for the training's own.
+        Where it fails on one rank, every rank raises its error, so that none waits for a failed rank; a full disk
+        becomes a UserError. Collective, over `group`: one of all ranks, None for the training's own.
         """
-        own = self._run(action)
+        own, error = self._run(action)
         sent = [""] * self.world_size
-        dist.all_gather_object(sent, own.sent, group=group)
-        outcomes = [json.loads(one) for one in sent]
-        for outcome in outcomes:
-            if "error" in outcome:
-                raise decode_error(outcome["error"]) from own.error
-        return [outcome["result"] for outcome in outcomes]
+        dist.all_gather_object(sent, own, group=group)
+        return [_result(outcome, error) for outcome in sent]
 
     def on_rank_zero(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-        """Run `action` on rank 0 alone, and return its result, plain JSON, on every rank, at its own size on each.
+        """Run `action` on rank 0 alone, and return its result, plain JSON, on every rank.
 
         If it fails every rank raises its error. Collective, over `group` as in `on_all_ranks`.
         """
-        own = self._run(action) if self.rank == 0 else _Outcome("")
-        sent = [own.sent]
+        own, error = self._run(action) if self.rank == 0 else ("", None)
+        sent = [own]
         dist.broadcast_object_list(sent, src=0, group=group)
-        outcome = json.loads(sent[0])
-        if "error" in outcome:
-            raise decode_error(outcome["error"]) from own.error
-        return cast(T, outcome["result"])
+        return cast(T, _result(sent[0], error))
 
-    def _run(self, action: Callable[[], Any]) -> _Outcome:
-        """The action's result or error as text, which can always be sent."""
-        self.on_piece(False)
+    def _run(self, action: Callable[[], Any]) -> tuple[str, Exception | None]:
+        """The action's result or error as JSON, which can always be sent, and the error itself."""
+        self.on_progress(False)
         try:
-            return _Outcome(json.dumps({"result": action()}))
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere") if full else error
-            return _Outcome(json.dumps({"error": encode_error(failure)}), error)
+            return json.dumps({"result": action()}), None
         except Exception as error:
-            return _Outcome(json.dumps({"error": encode_error(error)}), error)
+            failure = error
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                failure = UserError(f"{error.filename}: the disk is full; free space or write elsewhere")
+            return json.dumps({"error": encode_error(failure)}), error
         finally:
-            self.on_piece(True)
+            self.on_progress(True)
 
 
-class _Outcome(NamedTuple):
-    sent: str
-    error: Exception | None = None
+def _result(sent: str, own_error: Exception | None) -> Any:
+    outcome = json.loads(sent)
+    if "error" in outcome:
+        raise decode_error(outcome["error"]) from own_error
+    return outcome["result"]
 
 
-def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: None) -> Mesh:
-    """Lay the world out as (world / sp) x sp. Collective: every rank calls it. on_piece: of `Mesh`.
+def build_mesh(sp: int = 1, on_progress: Callable[[bool], object] = lambda waits: None) -> Mesh:
+    """Lay the world out as (world / sp) x sp. Collective: every rank calls it. on_progress: of `Mesh`.
 
     Uses the process group that the launcher started (Ray Train, torchrun); a lone process gets a group of one, without
     a port. Raises UserError when sp does not divide the world.
@@ -126,4 +120,4 @@ def build_mesh(sp: int = 1, on_piece: Callable[[bool], object] = lambda waits: N
         group = mesh.get_group("sp")
         # NCCL wants every rank in the first operation of a group, and of a ring's exchanges some ranks may have none.
         dist.all_reduce(torch.zeros(1, device="cuda" if on_cuda else "cpu"), group=group)
-    return Mesh(world // sp, sp, rank, group, on_piece)
+    return Mesh(world // sp, sp, rank, group, on_progress)

@@ -18,7 +18,7 @@ from model.llama.loss import CHUNK
 from model.training.rank_batch import RankBatch
 
 SUMS = ("weighted", "nll", "targets")
-"""What is summed over the targets of each modality, and of each source."""
+"""Sums over the targets of each modality, and of each source."""
 
 
 def micro_batch_loss(
@@ -30,7 +30,7 @@ def micro_batch_loss(
     group of the ranks that share the sequence, None for one rank. chunk: targets whose logits exist at once.
 
     Returns (local_sum, sums). local_sum: fp32 scalar, sum of loss_weight x nll, connected to every parameter even on a
-    rank without targets; the caller divides by the examples in the global batch. sums: of each modality of the model,
+    rank without targets; the caller divides by the examples of the global batch. sums: of each modality of the model,
     by its name, the detached fp64 scalars "NAME_{weighted,nll,targets}" - weighted nll, plain nll and number of targets
     with loss - which add up over ranks and micro-batches, so nats per token are nll / targets; and the same by source
     of the mixture, the fp64 vectors [n_sources] "source_{weighted,nll,targets}".

@@ -1,4 +1,4 @@
-"""A model's parameters as an optimizer sees them, whatever ZeRO-3 has made of them on this rank."""
+"""A model's parameters by optimizer group, also where ZeRO-3 has split them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.training.settings import Decay
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """Of the whole parameter; once ZeRO-3 has split it, what a rank holds is flat."""
+    """The shape of the whole parameter, of which a rank holds a flat part at ZeRO-3."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 

@@ -1,24 +1,26 @@
-"""Dispatch: from a micro-batch of packed documents to what one rank computes on, all of it on the host.
+"""Dispatch: from a micro-batch of packed documents to one rank's share of it, on the host.
 
-In: a `MicroBatch`, alike on every rank that shares it. Out: a `RankBatch`: the rank's tokens with their positions,
-targets and weights, permuted once, and the plan with the rank's own part of it derived. A loader's thread does this
-ahead of the training, so that a step only copies to the device and computes.
+In: a `MicroBatch`, alike on every rank that shares it. Out: a `RankBatch`: the rank's tokens, targets and weights, and
+the plan with the rank's own part derived. A loader's thread makes it ahead of the step that uses it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from model.attention.flash_kernels import CallBounds, pinned
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.options import Route
+from model.attention.plan.layouts import Route
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
+from model.llama.config import attention_sizes
 from tokenization.loader.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -31,9 +33,8 @@ class RankBatch:
 
     tokens, positions, labels: int64 [T], positions restarting in each document, labels the joint ids to predict.
     loss_weight: float32 [T], each label's weight, 0 for no loss. plan: of the whole packed sequence. source: int16 [T],
-    the source of each token out of `n_sources`, -1 in padding. useful_tokens: how many are not padding. useful_pairs:
-    this rank's part, 1 / sp, of the pairs of a query and a key that the sequence's documents ask for, padding left out.
-    bounds: of the plan's kernel calls on this rank.
+    the source of each token out of `n_sources`, -1 in padding. useful_tokens: those that are not padding. useful_pairs:
+    1 / sp of the pairs of a query and a key in the sequence's documents. bounds: of the plan's kernel calls here.
     """
 
     tokens: Tensor
@@ -48,7 +49,7 @@ class RankBatch:
     bounds: CallBounds
 
     def to(self, device: torch.device | str) -> RankBatch:
-        """The same with its tensors, and those of the plan's kernel calls, on `device`, without a wait for the host."""
+        """The same with its tensors, and those of the plan's kernel calls, on `device`; the host does not wait."""
         self.bounds.to(device)
         names = ("tokens", "positions", "labels", "loss_weight", "source")
         on_gpu = torch.device(device).type == "cuda"
@@ -58,7 +59,7 @@ class RankBatch:
 def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: int = 1) -> RankBatch:
     """The share of `rank` by a plan of the micro-batch's documents; CPU tensors that own their memory.
 
-    All that the steps need of the plan is made here, in a loader's thread; pinned where the process uses a GPU.
+    Everything a step needs of the plan is derived here, in a loader's thread, and pinned where the process uses a GPU.
     """
     mine = plan.indices(rank)
     plan.fingerprint  # noqa: B018 - remembered by the plan
@@ -84,13 +85,8 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
 
 
 def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
-    """What the planner has to know of a Llama's attention layers; precision: "fp32" or "bf16", of their activations."""
-    return AttentionShape(
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        head_size=config.head_dim or config.hidden_size // config.num_attention_heads,
-        itemsize=2 if precision == "bf16" else 4,
-    )
+    """The shape of a Llama's attention layers for the planner; precision: "fp32" or "bf16", of their activations."""
+    return AttentionShape(*attention_sizes(config), itemsize=2 if precision == "bf16" else 4)
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Dispatcher:
     """Plans micro-batches over `sp` ranks and takes out the share of one, `sp_rank`.
 
     shape, hardware: what the planner models time with. layout, ulysses, route: narrow its choice. n_sources: of the
-    mixture. Ranks whose dispatchers differ in `sp_rank` alone make the same plans without a word.
+    mixture. Ranks whose dispatchers differ in `sp_rank` alone make the same plans.
     """
 
     sp: int = 1
@@ -116,3 +112,23 @@ class Dispatcher:
             batch.cu_seqlens, self.sp, self.layout, self.ulysses, self.route, self.shape, self.hardware
         )
         return rank_batch(batch, plan, self.sp_rank, self.n_sources)
+
+
+def check_same_plans(plans: Sequence[SequencePlan], group: dist.ProcessGroup) -> None:
+    """Raise RuntimeError, on every rank of the group, where its ranks planned a batch's micro-batches differently.
+
+    Ranks whose plans differ would wait for messages that are never sent. One small collective. The error names the
+    micro-batch, the first rank that differs from the group's first, and in what.
+    """
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    own = torch.tensor([list(plan.fingerprint.values()) for plan in plans], dtype=torch.int64, device=device)
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group=group)
+    differs = (torch.stack(every) != every[0]).nonzero().tolist()
+    if differs:
+        rank, micro_batch, part = differs[0]
+        first, other = (dist.get_global_rank(group, number) for number in (0, rank))
+        raise RuntimeError(
+            f"ranks {first} and {other} share a sequence, but planned micro-batch {micro_batch} with different "
+            f"{list(plans[0].fingerprint)[part]}: their loaders read different batches, or their settings differ"
+        )

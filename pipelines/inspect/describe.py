@@ -93,7 +93,7 @@ def _describe_model(store: Store) -> dict[str, Any]:
     return {**{key: config.get(key) for key in keys}, "rope_theta": rope.get("rope_theta"), "files": store.names()}
 
 
-def checkpoint_manifest(store: Store) -> checkpoint.Manifest:
+def checkpoint_manifest(store: Store) -> checkpoint.manifest.Manifest:
     """What was committed of a checkpoint's folder. Raises FileNotFoundError, ValueError, KeyError or TypeError."""
     parent, _, name = store.url.rpartition("/")
     return checkpoint.read_manifest(Store(parent, store.options), int(name.rpartition("-")[2]))

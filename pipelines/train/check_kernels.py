@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.layers.kernels.load import missing_for
+from model.layers.kernels.interface import missing_for
 from pipelines.recipe import Recipe
 from storage.errors import UserError
 

@@ -83,7 +83,7 @@ class _Rank:
     def _weights(self) -> Weights:
         """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
         weights = initial_weights(self.job)
-        is_begun = self.mesh.on_rank_zero(lambda: checkpoint.any_committed(self.checkpoints))
+        is_begun = self.mesh.on_rank_zero(lambda: bool(checkpoint.committed_steps(self.checkpoints)))
         return BlankWeights(weights.config) if is_begun or self.before is not None else weights
 
     def _take_over(self, step: int) -> None:
@@ -182,12 +182,12 @@ class _Rank:
         publish = self.monitor.take()
 
         def before_commit() -> None:
-            assert self.writer.lost is not None
-            publish(round(self.writer.lost.seconds, 4))
+            assert self.writer.cost is not None
+            publish(round(self.writer.cost.seconds, 4))
 
         cost = self.writer.save(client_state, before_commit)
         if self.mesh.rank == 0:
-            self.meter.set(**checkpoint_figures(cost, self.writer.written))
+            self.meter.set(**checkpoint_figures(cost, self.writer.committed))
 
 
 def _quiet() -> None:

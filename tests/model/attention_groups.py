@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from model.attention.plan.sequence_plan import SequencePlan
-from model.attention.reorder import dispatch, in_order
 from model.attention.ring import packed_ring_attention
+from testing.reorder import dispatch, in_order
 
 TIMEOUT = 60
 # As in a group's processes: a kernel adds up in another order on several threads.

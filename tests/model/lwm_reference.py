@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+import msgpack
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
-from model.convert.import_lwm import llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.convert.flax_msgpack import DTYPES
+from model.convert.import_lwm import LAYER_NAMES, ROTATED, STACKED, llama_tensors, lwm_config, open_lwm
+from model.llama.config import modality_ranges
 from model.llama.llama import build_llama
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import rank_batch
@@ -20,6 +25,7 @@ from tokenization.loader.batch import MicroBatch
 DATA = Path(__file__).parents[1] / "data" / "lwm"
 TEXT = 512  # text ids of both models
 EVERY = 16  # thinning of stored logits (positions) and gradients (elements)
+CHUNKED = "__msgpack_chunked_array__"
 THETA = {"text_A": 1e6, "vision_V1": 5e7}
 
 
@@ -92,3 +98,51 @@ def gradients(model: LlamaForCausalLM, stacked: bool) -> dict[str, Tensor]:
     """The model's gradients under LWM's names and in its layout."""
     of_weights = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return lwm_tensors(of_weights, model.config, stacked)
+
+
+def lwm_tensors(state: Mapping[str, Tensor], config: LlamaConfig, stacked: bool) -> dict[str, Tensor]:
+    """The inverse of `llama_tensors`, of weights or of their gradients. stacked: LWM's scan_layers layout."""
+    text, head_dim = modality_ranges(config)["text"].stop, config.hidden_size // config.num_attention_heads
+    tables, heads = state["model.embed_tokens.weight"], state["lm_head.weight"]
+    out = {"transformer/wte/embedding": tables[:text], "lm_head/kernel": heads[:text].t()}
+    if text < config.vocab_size:
+        out |= {"transformer/vte/embedding": tables[text:], "vision_head/kernel": heads[text:].t()}
+    out["transformer/ln_f/kernel"] = state["model.norm.weight"]
+    for flax_name, name in LAYER_NAMES.items():
+        layers = []
+        for layer in range(config.num_hidden_layers):
+            weight = state[f"model.layers.{layer}.{name}.weight"]
+            weight = _to_pairs(weight, head_dim) if flax_name in ROTATED else weight
+            layers.append(weight.t() if weight.dim() == 2 else weight)
+        if stacked:
+            out[STACKED + flax_name] = torch.stack(layers)
+        else:
+            out |= {f"transformer/h/{layer}/{flax_name}": weight for layer, weight in enumerate(layers)}
+    return {name: tensor.contiguous() for name, tensor in out.items()}
+
+
+def _to_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows of a q or k projection from halves to LWM's interleaved pairs."""
+    return weight.reshape(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_leaves(file: BinaryIO, leaves: dict[str, Tensor], chunk_bytes: int = 1 << 30) -> None:
+    """Write arrays by flax path as LWM does, one record at a time; leaves past chunk_bytes are cut in chunks."""
+    for path, tensor in leaves.items():
+        tensor = tensor.detach().contiguous().cpu()
+        if tensor.nbytes > chunk_bytes:
+            flat = tensor.reshape(-1).split(max(1, chunk_bytes // tensor.itemsize))
+            value: object = {
+                CHUNKED: True,
+                "shape": {str(i): n for i, n in enumerate(tensor.shape)},
+                "chunks": {str(i): _ext(chunk) for i, chunk in enumerate(flat)},
+            }
+        else:
+            value = _ext(tensor)
+        file.write(msgpack.packb([path.split("/"), msgpack.packb(value)]))
+
+
+def _ext(tensor: Tensor) -> msgpack.ExtType:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return msgpack.ExtType(1, msgpack.packb([list(tensor.shape), names[tensor.dtype], data]))

@@ -5,11 +5,15 @@ Text is one id a byte, which keeps the vocabulary, and so the model, small enoug
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.checkpoint import Writer
 from model.llama.config import llama_config
 from model.llama.initial_weights import RandomWeights
 from model.llama.llama import build_llama
@@ -18,6 +22,7 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
 from model.training.settings import EngineSettings
+from storage.store import Store
 from testing.miniature import sample
 from tokenization.document import Document
 from tokenization.loader.batch import MicroBatch
@@ -182,3 +187,11 @@ def relative_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
     """The largest over all tensors of ||ours - theirs|| / ||theirs||."""
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+def save_checkpoint(
+    engine: TrainingEngine, root: Store, client_state: Mapping[str, Any], keep: int | None = None
+) -> None:
+    """Write and commit a checkpoint of the engine's current step. Collective."""
+    with Writer(engine, root, keep) as writer:
+        writer.save(client_state)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.convert.import_lwm import lwm_tensors
 from tests.model.lwm_reference import (
     TEXT,
     arrays,
@@ -18,6 +17,7 @@ from tests.model.lwm_reference import (
     load,
     logits,
     loss,
+    lwm_tensors,
     padded_weights,
     rows_in_one_sequence,
 )

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention.p2p import Transfer
-from model.attention.timed_p2p import TimedExchange
+from model.attention.p2p import TimedExchange, Transfer
 from model.step_timer import StepClock
 
 

@@ -1,17 +1,16 @@
 """The layout "shared over fewest": even work and even tokens on every rank, from as few shared documents as will do.
 
-In: document boundaries and a tolerance of work. Out: an `Assignment`. Two facts make it a filling of equal vessels.
-Causal attention costs a token of a document of length L on average (L + 1) / 2 pairs, and a share taken half from
-the head and half from the tail of what is left of a document, outside in, costs exactly that for each of its tokens.
-So a document is a quantity of tokens of one density, and every rank needs the same quantity at the same mean density.
+In: document boundaries and a tolerance of work. Out: an `Assignment`. Causal attention costs a token of a document of
+length L on average (L + 1) / 2 pairs, and a share taken half from the head and half from the tail of what is left of a
+document costs exactly that for each of its tokens. So a document is a quantity of tokens of one density, and every rank
+needs the same quantity at the same mean density.
 
-Ranks are filled one after the other, from both ends. A rank takes the longest document that is left: whole, where its
-tokens and work fit beside the shortest documents that would fill the rest of the rank; otherwise, if no empty rank
-could take it whole, as much of it as fits so; the next ranks take the rest. Then come the longest
-documents that still fit whole, which are the shortest when all the work is spent. Dense and sparse documents are thus
-paired as in Walker's alias method (1974), and a rank takes part in about one shared document: spreading each long
-document over all ranks would balance as well, and send several times the keys. All in integers, so that every
-machine comes to the same layout.
+Ranks are filled one after the other. A rank takes the longest document that is left: whole, where its tokens and work
+fit beside the shortest documents that would fill the rest of the rank; otherwise, if no empty rank could take it whole,
+as much of it as fits so; the next ranks take the rest. Then come the longest documents that still fit whole, which are
+the shortest when all the work is spent. Dense and sparse documents are thus paired as in Walker's alias method (1974),
+and a rank has a share of about one document: sharing each long one over all ranks would send several times the keys.
+All in integers, so that every machine computes the same layout.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from tokenization.compiled import compiled
 def shared_over_fewest(cu_seqlens: np.ndarray, ranks: int, tolerance: float) -> Assignment:
     """Lay out documents so that no rank has much more than (1 + tolerance) times the mean work.
 
-    cu_seqlens: int64 [n_documents + 1]. A larger tolerance shares fewer documents. What is exceeded is a token's worth:
-    a rank's share of a document is a whole number of tokens. O(n log^2 n + ranks log^2 n) for n documents.
+    cu_seqlens: int64 [n_documents + 1]. A larger tolerance shares fewer documents. A rank exceeds it by a token's work
+    at most, as shares are whole tokens. O(n log^2 n + ranks log^2 n) for n documents.
     """
     lengths = np.diff(cu_seqlens)
     order = np.argsort(lengths, kind="stable")
@@ -44,7 +43,7 @@ def shared_over_fewest(cu_seqlens: np.ndarray, ranks: int, tolerance: float) -> 
 
 
 class _Documents(NamedTuple):
-    """Documents in ascending order of length, int64 [n] unless said otherwise. Work is counted in half pairs."""
+    """Documents in ascending order of length, int64 [n] where no other shape is given. Work is in half pairs."""
 
     length: np.ndarray
     left: np.ndarray  # tokens that no rank has taken yet
@@ -53,6 +52,9 @@ class _Documents(NamedTuple):
     shorter: np.ndarray  # [n + 1], union-find: shorter[i + 1] - 1 leads to the longest with tokens left up to i
     longer: np.ndarray  # [n + 1], likewise to the shortest from i on
     shared: np.ndarray  # [2]: the long and the short document that a rank has begun to share, -1 for none
+    tokens_per_rank: int
+    mean: int  # work of a rank
+    cap: int  # most work of a rank
 
 
 @compiled
@@ -67,6 +69,12 @@ def _add(tree: np.ndarray, i: int, value: int) -> None:
 def _work(begin: int, end: int) -> int:
     """Half pairs of a document's tokens [begin, end)."""
     return end * (end + 1) - begin * (begin + 1)
+
+
+@compiled
+def _ends_work(head: int, tail: int, from_head: int, share: int) -> int:
+    """Half pairs of `share` of a document's tokens [head, tail): `from_head` first ones, and the rest from the end."""
+    return _work(head, head + from_head) + _work(tail - share + from_head, tail)
 
 
 @compiled
@@ -96,13 +104,19 @@ def _least_work(documents: _Documents, tokens: int) -> int:
 
 @compiled
 def _with_rest(documents: _Documents, i: int, tokens: int, free: int) -> int:
-    """Work of a rank's `free` tokens when so many are of document i and the rest are the sparsest left."""
+    """Work of a rank's `free` tokens of which `tokens` are of document i and the rest the sparsest left."""
     return tokens * (documents.length[i] + 1) + _least_work(documents, free - tokens)
 
 
 @compiled
 def _fits(documents: _Documents, i: int, free: int, most: int) -> bool:
     return documents.left[i] <= free and _with_rest(documents, i, documents.left[i], free) <= most
+
+
+@compiled
+def _is_long(documents: _Documents, i: int) -> bool:
+    """Whether a rank full of such a document has more than the mean work."""
+    return (documents.length[i] + 1) * documents.tokens_per_rank > documents.mean
 
 
 @compiled
@@ -125,33 +139,19 @@ def _largest_share(documents: _Documents, i: int, free: int, mean: int, most: in
 
 
 @compiled
-def _next_share(
-    documents: _Documents,
-    taken: int,
-    free: int,
-    least: int,
-    mean: int,
-    most: int,
-    tokens_per_rank: int,
-    mean_of_all: int,
-    cap: int,
-) -> tuple[int, int]:
+def _next_share(documents: _Documents, taken: int, free: int, least: int, mean: int, most: int) -> tuple[int, int]:
     """Which document a rank with `free` tokens takes next, and how many tokens of it.
 
-    taken: the long document it has a share of already, or -1. least, mean, most: work that the rank should still get;
-    mean_of_all, cap: work that an empty rank should and may get.
+    taken: the long document it has a share of already, or -1. least, mean, most: work that the rank should still get.
     """
     n = len(documents.length)
     longest = _found(documents.shorter, n) - 1
     first = documents.shared[0] if documents.shared[0] >= 0 else longest
     if _fits(documents, first, free, most):
         return first, documents.left[first]
-    is_long = (documents.length[first] + 1) * tokens_per_rank > mean_of_all
-    if (
-        is_long
-        and first != taken
-        and (first == documents.shared[0] or not _fits(documents, first, tokens_per_rank, cap))
-    ):
+    is_long = _is_long(documents, first) and first != taken
+    size, cap = documents.tokens_per_rank, documents.cap
+    if is_long and (first == documents.shared[0] or not _fits(documents, first, size, cap)):
         share = _largest_share(documents, first, free, mean, most)
         if share > 0:
             return first, share
@@ -196,25 +196,15 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
     n, size = len(length), 1
     while size < n:
         size *= 2
-    documents = _Documents(
-        length,
-        length.copy(),
-        np.zeros(size + 1, np.int64),
-        np.zeros(size + 1, np.int64),
-        np.arange(n + 1),
-        np.arange(n + 1),
-        np.full(2, -1),
-    )
-    left, shorter, longer, shared = documents.left, documents.shorter, documents.longer, documents.shared
-    n_tokens, work_left = 0, 0
+    work_left = (length * (length + 1)).sum()
+    tokens_per_rank, mean_of_all = length.sum() // ranks, work_left // ranks
+    cap, slack = int((1 + tolerance) * mean_of_all), int((1 + tolerance / 2) * mean_of_all)
+    left, tree, shared = length.copy(), np.zeros(size + 1, np.int64), np.full(2, -1)
+    shorter, longer = np.arange(n + 1), np.arange(n + 1)
+    documents = _Documents(length, left, tree, tree.copy(), shorter, longer, shared, tokens_per_rank, mean_of_all, cap)
     for i in range(n):
-        n_tokens += length[i]
-        work_left += length[i] * (length[i] + 1)
         _add(documents.tokens_below, i, length[i])
         _add(documents.work_below, i, length[i] * (length[i] + 1))
-    tokens_per_rank = n_tokens // ranks
-    mean_of_all = work_left // ranks
-    cap, slack = int((1 + tolerance) * mean_of_all), int((1 + tolerance / 2) * mean_of_all)
     head, tail = start.copy(), start + length
     odd = np.zeros(n, np.int64)  # odd tokens taken from the tail, less those from the head
     starts, owners = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
@@ -225,43 +215,35 @@ def _fill(start: np.ndarray, length: np.ndarray, ranks: int, tolerance: float) -
         mean = work_left // (after + 1)
         least, most = min(mean, work_left - after * slack), max(mean, cap)
         while free > 0:
-            i, share = _next_share(
-                documents, taken, free, least - work, mean - work, most - work, tokens_per_rank, mean_of_all, cap
-            )
-            if share == left[i]:
+            i, share = _next_share(documents, taken, free, least - work, mean - work, most - work)
+            from_head = share if share == left[i] else share // 2
+            cost = _ends_work(head[i] - start[i], tail[i] - start[i], from_head, share)
+            if share < left[i] and share % 2 == 1:
+                # The odd token comes from the tail, where it is worth more, unless that is too much; the next odd one
+                # then comes from the other end.
+                with_rest = work + _least_work(documents, free - share)
+                if odd[i] > 0 or (odd[i] == 0 and with_rest + cost > most):
+                    from_head += 1
+                    odd[i] -= 1
+                    cost = _ends_work(head[i] - start[i], tail[i] - start[i], from_head, share)
+                else:
+                    odd[i] += 1
+            if from_head > 0:
                 starts.append(head[i])
                 owners.append(np.int64(rank))
-                cost = _work(head[i] - start[i], tail[i] - start[i])
+            if share > from_head:
+                starts.append(tail[i] - share + from_head)
+                owners.append(np.int64(rank))
+            head[i] += from_head
+            tail[i] -= share - from_head
+            if share == left[i]:
                 shorter[i + 1] = i
                 longer[i] = i + 1
                 shared[shared == i] = -1
+            elif _is_long(documents, i):
+                shared[0] = taken = i
             else:
-                from_head = share // 2
-                if share % 2 == 1:
-                    # The odd token comes from the tail, where it is worth more, unless that is too much; the next odd
-                    # one then comes from the other end.
-                    with_rest = work + _least_work(documents, free - share)
-                    from_tail = _work(head[i] - start[i], head[i] + from_head - start[i])
-                    from_tail += _work(tail[i] - share + from_head - start[i], tail[i] - start[i])
-                    if odd[i] > 0 or (odd[i] == 0 and with_rest + from_tail > most):
-                        from_head += 1
-                        odd[i] -= 1
-                    else:
-                        odd[i] += 1
-                if from_head > 0:
-                    starts.append(head[i])
-                    owners.append(np.int64(rank))
-                if share > from_head:
-                    starts.append(tail[i] - share + from_head)
-                    owners.append(np.int64(rank))
-                cost = _work(head[i] - start[i], head[i] + from_head - start[i])
-                cost += _work(tail[i] - share + from_head - start[i], tail[i] - start[i])
-                head[i] += from_head
-                tail[i] -= share - from_head
-                if (length[i] + 1) * tokens_per_rank > mean_of_all:
-                    shared[0] = taken = i
-                else:
-                    shared[1] = i
+                shared[1] = i
             left[i] -= share
             _add(documents.tokens_below, i, -share)
             _add(documents.work_below, i, -share * (length[i] + 1))

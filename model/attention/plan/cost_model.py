@@ -1,11 +1,10 @@
-"""What a plan is reckoned to take: forward and backward of one attention layer, on its slowest rank.
+"""Modelled seconds of a plan: forward and backward of one attention layer, on its slowest rank.
 
 In: the traffic of a layout, how keys travel, the shape of the layer and the hardware. Out: seconds. The model: messages
-within a node and across nodes travel side by side, both ways at once, behind the compute. Exposed are only the
-ends of that pipeline: after the last stage of keys has come it must still be computed on, and the last gradients must
-travel home behind what a backward keeps back of its own. A backward computes 2.5 times a forward (five products instead
-of two, FlashAttention-2, arXiv 2307.08691), fetches the keys again, and sends their gradients back in accumulator
-precision. Every layer waits for its slowest rank. Ulysses' exchanges of heads for tokens hide behind nothing.
+within a node and across nodes travel at the same time, both ways at once, during the compute. Exposed are the compute
+on the last stage of keys, and the last gradients' way to their owners beyond the pairs that a backward keeps for its
+end. A backward computes 2.5 times a forward (five products instead of two, FlashAttention-2, arXiv 2307.08691), fetches
+the keys again, and sends their gradients in accumulator precision. Ulysses' exchanges overlap with nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from model.attention.plan.segments import Traffic, stage_of_distance
 from tokenization.compiled import compiled
 
 BACKWARD_OVER_FORWARD = 2.5
+Part = tuple[float, float, float]
+"""Operations of a pair, bytes of a key and of its gradient, over the heads that one rank computes."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,8 @@ def direct_cost(traffic: Traffic, tokens: int, ulysses: int, shape: AttentionSha
     """Each rank receives exactly the keys it needs. tokens: those that one rank of the ring stores."""
     _, n_stages = stage_of_distance(traffic.keys, tokens)
     speeds = np.array([hardware.flops, hardware.inside, hardware.across, hardware.node_uplink, hardware.latency])
-    per_pair, key, gradient = _per_part(shape, ulysses)
-    forward, backward = _slowest(
-        *traffic,
-        ulysses,
-        hardware.ranks_per_node,
-        n_stages,
-        per_pair,
-        key,
-        gradient,
-        BACKWARD_OVER_FORWARD,
-        KEPT_BACK,
-        speeds,
-    )
+    part = _per_part(shape, ulysses)
+    forward, backward = _slowest(traffic, ulysses, hardware.ranks_per_node, n_stages, part, speeds, KEPT_BACK)
     return Cost(forward, backward, *_ends(traffic, tokens, ulysses, shape, hardware))
 
 
@@ -84,8 +74,7 @@ def relay_cost(traffic: Traffic, tokens: int, ulysses: int, shape: AttentionShap
     return Cost(float(forward), float(backward), *_ends(traffic, tokens, ulysses, shape, hardware))
 
 
-def _per_part(shape: AttentionShape, ulysses: int) -> tuple[float, float, float]:
-    """Operations of a pair, bytes of a key and of its gradient, over the heads that one rank computes."""
+def _per_part(shape: AttentionShape, ulysses: int) -> Part:
     return shape.flops_per_pair / ulysses, shape.key_bytes / ulysses, shape.gradient_bytes / ulysses
 
 
@@ -101,20 +90,11 @@ def _ends(
 
 @compiled
 def _slowest(
-    work: np.ndarray,
-    local: np.ndarray,
-    keys: np.ndarray,
-    ulysses: int,
-    ranks_per_node: int,
-    n_stages: int,
-    per_pair: float,
-    key: float,
-    gradient: float,
-    backward: float,
-    kept_back: int,
-    speeds: np.ndarray,
+    traffic: Traffic, ulysses: int, ranks_per_node: int, n_stages: int, part: Part, speeds: np.ndarray, kept_back: int
 ) -> tuple[float, float]:
     """Seconds of the slowest rank, forward and backward. Sums are of integers, so every machine gets the same."""
+    work, local, keys = traffic
+    per_pair, key, gradient = part
     flops, inside, across, uplink, latency = speeds
     ring = len(work)
     n_nodes = (ring * ulysses - 1) // ranks_per_node + 1
@@ -155,11 +135,11 @@ def _slowest(
             / uplink,
         )
         home = max(near_in[r] / inside, far_in[r] / across) * gradient / stages
-        kept = backward * local[r] * per_pair / flops / (kept_back * stages) if peers[r] > 0 else 0.0
+        kept = BACKWARD_OVER_FORWARD * local[r] * per_pair / flops / (kept_back * stages) if peers[r] > 0 else 0.0
         slowest_forward = max(slowest_forward, compute, arrive + peers[r] * latency + last)
         slowest_backward = max(
             slowest_backward,
-            backward * compute + max(0.0, home - kept),
-            arrive_back + 2 * peers[r] * latency + backward * last + kept,
+            BACKWARD_OVER_FORWARD * compute + max(0.0, home - kept),
+            arrive_back + 2 * peers[r] * latency + BACKWARD_OVER_FORWARD * last + kept,
         )
     return slowest_forward, slowest_backward

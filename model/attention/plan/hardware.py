@@ -1,4 +1,4 @@
-"""What a plan's cost is reckoned from: the machine's speeds and the shape of one attention layer."""
+"""What a plan's cost is computed from: the machine's speeds and the shape of one attention layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from storage.setting_types import Above0, AtLeast0, Positive
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine as the planner reckons with it, one rank a GPU or CPU core.
+    """The machine as the planner models it, one rank a GPU or CPU core.
 
-    It decides which plan is taken for the fastest, hence in which order sums are rounded, and nothing else. The
-    defaults are near an H100 node: NVLink inside, one 400 Gb/s port a rank across.
+    It decides which plan is chosen, hence in which order sums are rounded, and nothing else. The defaults are near an
+    H100 node: NVLink inside, one 400 Gb/s port a rank across.
     """
 
     flops: Above0 = 400e12
@@ -28,12 +28,11 @@ class Hardware:
     ranks_per_node: Positive = 8
     """Neighbouring ranks that share a node; a Ulysses degree never exceeds them."""
     peak_flops: Above0 | None = None
-    """Floating-point operations a second that one rank's device can do at most, by which MFU is reckoned; None: what is
-    known of its GPU by name. The planner does without."""
+    """Peak floating-point operations a second of one rank's device, for MFU alone; None: by the name of its GPU."""
 
     @property
     def node_uplink(self) -> float:
-        """`uplink`, spelled out."""
+        """`uplink`, or its default."""
         return self.across * self.ranks_per_node if self.uplink is None else self.uplink
 
 

@@ -1,36 +1,33 @@
 """The planner: the layout, Ulysses degree and route of least modelled time for one packed sequence.
 
-In: document boundaries, ranks, the layer's shape, the hardware. Out: a `SequencePlan`. Balance alone would be the wrong
-aim: many short documents are best left where they are, and a looser balance that shares fewer documents can win where
-the network is slow. Pure, and the same on every rank: sums are of integers, so no rank has to tell another.
+In: document boundaries, ranks, the layer's shape, the hardware. Out: a `SequencePlan`, the same on every rank, as sums
+are of integers. Balance is not the aim: many short documents are best left where they are, and a looser balance that
+shares fewer documents can win where the network is slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from model.attention.plan.balanced_layout import shared_over_fewest
 from model.attention.plan.cost_model import Cost, direct_cost, relay_cost
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import Assignment, contiguous, zigzag
-from model.attention.plan.options import Route
+from model.attention.plan.layouts import Assignment, Route, contiguous, zigzag
 from model.attention.plan.segments import cut_at_documents, traffic
 from model.attention.plan.sequence_plan import SequencePlan
 
 TOLERANCES = (0.005, 0.03, 0.1, 0.3)
 
 
-def _shared(tolerance: float) -> Callable[[np.ndarray, int], Assignment]:
-    return lambda cu_seqlens, ranks: shared_over_fewest(cu_seqlens, ranks, tolerance)
-
-
 LAYOUTS: dict[str, Callable[[np.ndarray, int], Assignment]] = {
     "contiguous": lambda cu_seqlens, ranks: contiguous(int(cu_seqlens[-1]), ranks),
     "zigzag": lambda cu_seqlens, ranks: zigzag(int(cu_seqlens[-1]), ranks),
-    **{f"shared-{100 * tolerance:g}%": _shared(tolerance) for tolerance in TOLERANCES},
+    **{f"shared-{100 * tolerance:g}%": partial(shared_over_fewest, tolerance=tolerance) for tolerance in TOLERANCES},
 }
 
 TIGHTEST = f"shared-{100 * TOLERANCES[0]:g}%"
@@ -40,7 +37,7 @@ LOOSER = tuple(name for name in LAYOUTS if name not in FIRST)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to share a sequence, and what it is reckoned to take."""
+    """One way to share a sequence, and its modelled cost."""
 
     layout: str
     ulysses: int
@@ -61,10 +58,9 @@ def plan_sequence(
     """Plan a packed sequence over `sp` ranks: the candidate of least modelled time.
 
     cu_seqlens: integers [n_documents + 1], document boundaries from 0 to S. layout (one of `LAYOUTS`), ulysses, route:
-    narrow the choice. shape, hardware: what time is modelled with; without a shape, LWM 7B's and no Ulysses. Takes some
-    tens of milliseconds at S = 1M over 512 ranks.
-    Raises ValueError on boundaries that do not ascend from 0, where sp does not divide S, on an unknown layout, and on
-    a Ulysses degree that does not divide sp and the kv heads.
+    narrow the choice. shape, hardware: of the modelled time; without a shape, LWM 7B's and no Ulysses. Takes tens of
+    milliseconds at S = 1M over 512 ranks. Raises ValueError on boundaries that do not ascend from 0, where sp does not
+    divide S, on an unknown layout, and on a Ulysses degree that does not divide sp and the kv heads.
     """
     boundaries = np.ascontiguousarray(cu_seqlens, dtype=np.int64)
     if len(boundaries) < 2 or boundaries[0] != 0 or (np.diff(boundaries) <= 0).any():
@@ -73,15 +69,12 @@ def plan_sequence(
         shape, ulysses = AttentionShape(), ulysses or 1
     hardware = hardware or Hardware()
     layouts = FIRST if layout is None else (layout,)
-    best = _best(candidates(boundaries, sp, layouts, ulysses, route, shape, hardware))
-    if layout is None and best.ulysses < sp:  # looser balance is worth a look at the best degree only
+    seconds = attrgetter("cost.seconds")
+    best = min(candidates(boundaries, sp, layouts, ulysses, route, shape, hardware), key=seconds)
+    if layout is None and best.ulysses < sp:  # looser balance is tried at the best degree only
         looser = candidates(boundaries, sp, LOOSER, best.ulysses, route, shape, hardware)
-        best = _best([best, *looser])
+        best = min(best, *looser, key=seconds)
     return SequencePlan(boundaries, best.assignment, sp // best.ulysses, best.ulysses, best.route, best.layout)
-
-
-def _best(found: Iterable[Candidate]) -> Candidate:
-    return min(found, key=lambda candidate: candidate.cost.seconds)
 
 
 def candidates(
@@ -108,7 +101,7 @@ def candidates(
             assignment = LAYOUTS[name](cu_seqlens, ring)
             counted = traffic(cut_at_documents(cu_seqlens, assignment, ring), ring)
             for way, cost_of in costs.items():
-                # Between two ranks there is nobody to pass anything on to.
+                # Between two ranks a relay is the direct route.
                 if route == way or (route is None and (way == "direct" or ring > 2)):
                     cost = cost_of(counted, n_tokens // ring, degree, shape, hardware)
                     yield Candidate(name, degree, way, assignment, cost)

@@ -1,9 +1,9 @@
 """What each rank of the ring executes, derived from the segments of a layout.
 
-Two rules keep this simple, and hold for every assignment of tokens. A rank stores its tokens in ascending order of the
-packed sequence: its tokens of a document are then neighbours in its storage, and what it holds of a document attends
-to itself as one causal square. And a peer's keys of a document that come before some query are a prefix of the peer's
-keys of that document: so one range per document and peer is sent, and each query meets them in one run.
+Two rules hold for every assignment of tokens. A rank stores its tokens in ascending order of the packed sequence: its
+tokens of a document are then neighbours in its storage and attend to themselves as one causal square. And a peer's keys
+of a document that come before some query are a prefix of the peer's keys of that document: so one range per document
+and peer is sent, and each query meets them in one run.
 """
 
 from __future__ import annotations
@@ -37,21 +37,25 @@ def direct_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tup
 
     stages = []
     for number in range(n_stages):
-        # The nearest rank behind comes first: at any moment the ranks then ask different peers.
+        # The nearest rank behind comes first, so that the ranks receive from different peers at any moment.
         peers = sorted((p for p in fetched if stage_at[(me - p) % ring] == number), key=lambda p: (me - p) % ring)
         readers = sorted((p for p in served if stage_at[(p - me) % ring] == number), key=lambda p: (p - me) % ring)
         receives = tuple(Message(p * ulysses + part, joined(fetched[p])) for p in peers)
         starts = np.cumsum([0, *(message.n_keys for message in receives)]).tolist()
-        shifted = [_shift(run, start) for p, start in zip(peers, starts) for run in runs[p]]
+        shifted = (
+            run._replace(k_start=run.k_start + start, k_end=run.k_end + start)
+            for p, start in zip(peers, starts)
+            for run in runs[p]
+        )
         sends = tuple(Message(p * ulysses + part, joined(served[p])) for p in readers)
         stages.append(Stage(receives, sends, joined_runs(shifted)))
     return _local_runs(segments, me, stored), tuple(stages)
 
 
 def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tuple[Runs, tuple[Stage, ...]]:
-    """Runs over its own keys, and one stage a hop: in the d-th comes the block of the rank d places back.
+    """Runs over its own keys, and one stage a hop, the d-th of which brings the block of the rank d places back.
 
-    A block is what any rank needs of its owner's keys; it goes all the way round.
+    A block is all the keys of its owner that any rank needs; it goes all the way round.
     """
     me, part = divmod(rank, ulysses)
     stored = int(segments.size.sum()) // ring
@@ -79,12 +83,12 @@ def relay_stages(segments: Segments, ring: int, rank: int, ulysses: int) -> tupl
 
 
 class _SharedDocument:
-    """One document on several ranks, walked segment by segment."""
+    """One document on several ranks, as its segments in order."""
 
     def __init__(self, rank: np.ndarray, offset: np.ndarray, size: np.ndarray) -> None:
         self.segments = list(zip(rank.tolist(), offset.tolist(), size.tolist()))
         self.stored_at: dict[int, int] = {}  # where each rank's keys of the document start in its storage
-        self.shown: dict[int, int] = {}  # how many of them there are
+        self.shown: dict[int, int] = {}  # and how many they are
         self._after: dict[int, dict[int, int]] = {}  # keys of each rank that come before a rank's last segment
         last = {holder: i for i, (holder, _, _) in enumerate(self.segments)}
         for i, (holder, start, n) in enumerate(self.segments):
@@ -94,11 +98,11 @@ class _SharedDocument:
             self.shown[holder] = self.shown.get(holder, 0) + n
 
     def needed(self, by: int, of: int) -> int:
-        """How many of one rank's keys another needs: a prefix."""
+        """The number of one rank's keys that another needs: a prefix."""
         return 0 if by == of else self._after[by].get(of, 0)
 
     def seen_by(self, rank: int) -> dict[int, list[tuple[int, Range]]]:
-        """For each peer whose keys `rank` needs: how many of them each range of its queries sees, ascending."""
+        """By peer whose keys `rank` needs: the number of them that each range of its queries sees, ascending."""
         shown: dict[int, int] = {}
         steps: dict[int, list[tuple[int, Range]]] = {}
         for holder, start, n in self.segments:
@@ -111,7 +115,7 @@ class _SharedDocument:
 
 
 def _shared_documents(segments: Segments, rank: int | None = None) -> Iterator[_SharedDocument]:
-    """Documents that lie in several segments, of all or of those that `rank` holds a part of, in packed order."""
+    """Documents in several segments, in packed order; with `rank`, those that it holds a part of."""
     document = segments.document
     begins = np.flatnonzero(np.r_[True, document[1:] != document[:-1]])
     ends = np.r_[begins[1:], len(document)]
@@ -135,7 +139,3 @@ def _runs(steps: list[tuple[int, Range]], base: int) -> Iterator[Run]:
     for count, group in groupby(steps, key=lambda step: step[0]):
         queries = [step[1] for step in group]
         yield Run(queries[0][0], queries[-1][1], base, base + count, False)
-
-
-def _shift(run: Run, keys: int) -> Run:
-    return run._replace(k_start=run.k_start + keys, k_end=run.k_end + keys)

@@ -1,4 +1,4 @@
-"""What one rank executes: the runs its kernel calls see, and the messages that bring it keys, stage by stage."""
+"""What one rank executes: the runs of its kernel calls, and the messages that bring it keys, stage by stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Range = tuple[int, int]
 AHEAD = 2
 """Stages under way while a block is computed on."""
 KEPT_BACK = 2
-"""A backward keeps one in so many of a rank's own pairs for its end, where there is one stage; fewer with more."""
+"""With s stages, a backward keeps 1 / (KEPT_BACK * s) of a rank's own pairs for its end."""
 
 
 class Run(NamedTuple):
@@ -40,10 +40,10 @@ class Run(NamedTuple):
 
 
 class KernelCall:
-    """All runs of one kind in one variable-length kernel call, whose sequences are the runs.
+    """One variable-length kernel call for all runs of one kind, which are its sequences.
 
     queries, keys: the ranges of the runs. cu_seqlens: int32 [2, runs + 1], of queries and of keys. longest: the most
-    queries and the most keys of a run. on_device: cu_seqlens where a kernel has used it, by device.
+    queries and the most keys of a run. on_device: cu_seqlens by device, once copied there.
     """
 
     def __init__(self, runs: Sequence[Run], causal: bool) -> None:
@@ -80,10 +80,10 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the exchange: what comes, joined in the order of `receives`, what goes, and the runs over what came.
+    """One step of the exchange: messages received, joined in this order, messages sent, and the runs over the received.
 
-    On the route "relay" there is one stage a hop: what comes is the previous rank's block, and what went out of the
-    storage in the first stage is passed on as it came in the others.
+    On the route "relay" there is one stage a hop: the previous rank's block is received, and the block received a stage
+    before is sent; in the first stage it is the rank's own.
     """
 
     receives: tuple[Message, ...]
@@ -98,9 +98,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What one rank does: runs over its own keys, then the stages in order. n_tokens: of its storage in the ring."""
+    """Runs over a rank's own keys, then the stages in order. n_tokens: of its storage in the ring."""
 
-    rank: int
     n_tokens: int
     route: str
     local: Runs
@@ -113,9 +112,9 @@ class RankPlan:
 
     @cached_property
     def backward_local(self) -> tuple[Runs, Runs]:
-        """The runs over its own keys: those that a backward begins with, and those it keeps for the end.
+        """The runs over its own keys that a backward begins with, and those that it keeps for the end.
 
-        The gradients of the last stage travel home behind what is kept; the fewer the stages, the more of them do.
+        The gradients of the last stage travel while the latter are computed; the fewer the stages, the more travel.
         """
         if not self.stages:
             return self.local, Runs()
@@ -130,7 +129,7 @@ class RankPlan:
 
 
 def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    """The same tokens in fewer ranges: each that begins where the one before it ends is made one with it."""
+    """The same tokens in fewer ranges: a range that begins where the one before it ends is joined to it."""
     merged: list[Range] = []
     for start, end in ranges:
         if merged and merged[-1][1] == start:
@@ -140,9 +139,11 @@ def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(merged)
 
 
-def joined_runs(runs: Sequence[Run]) -> Runs:
-    """The same pairs in fewer runs: of the same queries over neighbouring keys, and of neighbouring queries over the
-    same keys, one after the other, one is made. Causal runs stay as they are."""
+def joined_runs(runs: Iterable[Run]) -> Runs:
+    """The same pairs in fewer runs: neighbours in queries over the same keys, or the reverse, are joined.
+
+    Causal runs stay as they are.
+    """
     merged: list[Run] = []
     for run in runs:
         last = merged[-1] if merged else None
@@ -158,7 +159,7 @@ def joined_runs(runs: Sequence[Run]) -> Runs:
 
 
 def cut_runs(runs: Sequence[Run], pairs: int) -> tuple[Runs, Runs]:
-    """The same pairs in two lots, at most `pairs` of them in the first. Causal runs only; one may be cut in three."""
+    """Causal runs cut in two parts, at most `pairs` pairs in the first; one run may be cut in three."""
     first: list[Run] = []
     for i, run in enumerate(runs):
         if run.n_pairs > pairs:

@@ -1,4 +1,4 @@
-"""Segments of a layout, and what follows from them: each rank's work, and how many keys go from whom to whom.
+"""Segments of a layout, and what follows from them: each rank's work, and the keys from each rank to each other.
 
 In: document boundaries and an assignment. Out: arrays over segments, over ranks, and over pairs of ranks.
 """
@@ -95,10 +95,9 @@ def _count(segments: Segments, counted: Traffic) -> None:
 def stage_of_distance(keys: np.ndarray, tokens_per_rank: int) -> tuple[np.ndarray, int]:
     """When keys travel between ranks r and r - d, for each distance d: int64 [R] of stages, and how many there are.
 
-    keys: of `Traffic`; tokens_per_rank: that a rank of the ring holds. All ranks use the same stages, so that at any
-    moment each sends to as many as it receives from. A stage brings about half as many keys as a rank holds itself, so
-    that buffers stay in proportion to that; where there is little to bring it is still cut in four, so that little has
-    to arrive before work can go on.
+    keys: of `Traffic`; tokens_per_rank: of a rank of the ring. All ranks use the same stages, so that each sends to as
+    many as it receives from. A stage brings about half as many keys as a rank holds, which bounds the buffers; little
+    traffic is still cut in four, so that work can go on after its first part.
     """
     ring = len(keys)
     travelling = np.zeros(ring, np.int64)

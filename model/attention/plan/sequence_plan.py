@@ -1,9 +1,9 @@
 """The plan of one packed sequence: who holds which tokens, who sends which keys to whom, what each kernel call sees.
 
-A `SequencePlan` is small and picklable; the planner makes it on the host once per batch, and each rank derives its own
-`RankPlan` from it (`derive.py`), so ranks that made the same plan need not talk about it. With a Ulysses degree u
-(arXiv 2309.14509), u neighbouring ranks act as one rank of a ring: they hold its tokens in u equal shares and, for the
-attention itself, all its tokens for one u-th of the heads each. The ring then has sp / u ranks.
+The planner makes a `SequencePlan` on the host once per batch, and each rank derives its own `RankPlan` from it
+(`rank_plan.py`). With a Ulysses degree u (arXiv 2309.14509), u neighbouring ranks act as one rank of a ring: they hold
+its tokens in u equal shares and, for the attention itself, all its tokens for one u-th of the heads each. The ring then
+has sp / u ranks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from model.attention.plan.layouts import Assignment
-from model.attention.plan.options import Route
+from model.attention.plan.layouts import Assignment, Route
 from model.attention.plan.rank_plan import direct_stages, relay_stages
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.segments import Segments, cut_at_documents
@@ -47,8 +46,8 @@ class SequencePlan:
             raise ValueError("the pieces do not ascend from 0 to the end of the sequence")
         if owner.min() < 0 or owner.max() >= self.ring:
             raise ValueError(f"a piece lies on none of the {self.ring} ranks of the ring")
-        held = np.bincount(owner, self.piece_sizes, minlength=self.ring)
-        if (held != held[0]).any() or int(held[0]) % self.ulysses:
+        n_tokens = np.bincount(owner, self.piece_sizes, minlength=self.ring)
+        if (n_tokens != n_tokens[0]).any() or int(n_tokens[0]) % self.ulysses:
             raise ValueError("the ranks do not hold equally many tokens")
 
     @property
@@ -78,7 +77,7 @@ class SequencePlan:
 
     @cached_property
     def fingerprint(self) -> dict[str, int]:
-        """Numbers of 63 bits, equal where these parts of two plans are: what ranks compare before they start."""
+        """Hashes of 63 bits of the plan's parts, by name, which ranks compare before they start."""
         start, owner = self.assignment
         parts = {
             "document boundaries": self.cu_seqlens.astype(np.int64).tobytes(),
@@ -100,11 +99,11 @@ class SequencePlan:
         return self.ring_indices(ring_rank)[part * self.tokens_per_rank : (part + 1) * self.tokens_per_rank]
 
     def rank(self, rank: int) -> RankPlan:
-        """The part of the plan that `rank` executes; derived at the first call, then remembered."""
+        """The part of the plan that `rank` executes, derived once."""
         if rank not in self._rank_plans:
             derive = direct_stages if self.route == "direct" else relay_stages
             local, stages = derive(self.segments, self.ring, rank, self.ulysses)
-            self._rank_plans[rank] = RankPlan(rank, self.n_tokens // self.ring, self.route, local, stages)
+            self._rank_plans[rank] = RankPlan(self.n_tokens // self.ring, self.route, local, stages)
         return self._rank_plans[rank]
 
     @cached_property

@@ -2,8 +2,8 @@
 
 Tensors are [tokens, ...]; a part is compiled once for any number of tokens, a second or two on first use (on a CPU ten
 more for the first of all), and kept in inductor's cache on disk for the next process. Only arithmetic is compiled: what
-autograd keeps is said here, so that recomputation, offloading and ZeRO-3 see nothing new. Beside torch's own operations
-a norm keeps one row less and SwiGLU one wide row less.
+autograd keeps is chosen here, so that recomputation, offloading and ZeRO-3 work unchanged. Beside torch's own
+operations a norm keeps one row less and SwiGLU one wide row less.
 """
 
 from __future__ import annotations
@@ -123,11 +123,6 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @_fused
-def _swiglu_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return _gradients(grad, gate, up)
-
-
-@_fused
 def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return F.silu(gate) * up, *_gradients(grad, gate, up)
 
@@ -137,6 +132,9 @@ def _gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     sigmoid = torch.sigmoid(wide)
     active = wide * sigmoid
     return (grad * up * (sigmoid + active * (1 - sigmoid))).to(gate.dtype), (grad * active).to(up.dtype)
+
+
+_swiglu_gradients = _fused(_gradients)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -12,7 +12,7 @@ from pipelines.train.job import METRICS
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from model.checkpoint import Lost, Written
+    from model.checkpoint import CommittedSave, SaveCost
     from model.training.engine import StepMetrics
 
 
@@ -30,11 +30,11 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
             file.write((json.dumps(step) + "\n").encode())
 
 
-def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
+def checkpoint_figures(cost: SaveCost, committed: CommittedSave | None) -> dict[str, float]:
     """What a save cost the steps, and what the last one did in the background, for Ray's metrics."""
     figures = {"checkpoint_stall_seconds": cost.seconds, "checkpoint_snapshot_bytes": float(cost.n_bytes)}
-    if written is not None:
-        figures |= {"checkpoint_write_seconds": written.seconds, "checkpoint_bytes": float(written.n_bytes)}
+    if committed is not None:
+        figures |= {"checkpoint_write_seconds": committed.seconds, "checkpoint_bytes": float(committed.n_bytes)}
     return figures
 
 

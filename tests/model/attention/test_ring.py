@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.attention.plan.layouts import Assignment
 from model.attention.plan.planner import LAYOUTS, plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
-from model.attention.reorder import dispatch, gather_in_order
 from model.attention.ring import packed_ring_attention
+from testing.reorder import dispatch, in_order
 from tests.model.attention_groups import (
     dense_results,
     forward_backward,
@@ -286,7 +286,10 @@ def test_groups_side_by_side_keep_to_themselves() -> None:
 
 
 def gathered(group: dist.ProcessGroup, rows: torch.Tensor, plan: SequencePlan) -> torch.Tensor:
-    return gather_in_order(dispatch(rows, plan, dist.get_rank(group)), plan, group)
+    own = dispatch(rows, plan, dist.get_rank(group))
+    parts = [torch.empty_like(own) for _ in range(plan.sp)]
+    dist.all_gather(parts, own, group)
+    return in_order(parts, plan)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from model.training.mesh import Mesh, build_mesh
 from storage.errors import UserError
 from storage.store import Store
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, tiny_engine
+from tests.model.play_batch import rank_batches, save_checkpoint, tiny_engine
 from tests.model.whole_state import differing, whole_state, whole_weights
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def _train(case: Case, steps: int, save_to: str | None = None, load_from: str | 
     for _ in range(steps):
         losses.append(engine.train_step(batch, n_examples).loss)
         if save_to is not None:
-            checkpoint.save(engine, Store(save_to), {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
+            save_checkpoint(engine, Store(save_to), {"loader": {"epoch": 0, "position": engine.step}}, keep=2)
     if save_to is not None:
         with mock.patch(
             "model.convert.export_hf.FILE_BYTES", SMALL_FILE if case.zero_stage == 3 else export.FILE_BYTES
@@ -215,7 +215,7 @@ def test_no_checkpoint_is_none(tmp_path):
 def alone(group: Any, url: str) -> dict[str, Any]:
     """One process: an object store's code path, and what a load of someone else's checkpoint says."""
     told: list[bool] = []
-    mesh = build_mesh(on_piece=told.append)
+    mesh = build_mesh(on_progress=told.append)
     batch, n_examples = rank_batches(mesh)
     engine, store = tiny_engine(mesh, zero_stage=2), "memory://bucket/run"
     pieces = {"start": list(told)}
@@ -224,7 +224,7 @@ def alone(group: Any, url: str) -> dict[str, Any]:
         "/bucket/run/step-00000009/rank-00000-0000.safetensors", b"of a killed writer"
     )
     for keep in (None, 1):
-        checkpoint.save(engine, Store(store), {"position": 1}, keep=keep)
+        save_checkpoint(engine, Store(store), {"position": 1}, keep=keep)
         engine.step += 1
     before = whole_weights(engine)
     told.clear()

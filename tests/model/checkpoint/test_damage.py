@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.checkpoint.retention import retain
+from model.checkpoint.writer import retain
 from model.llama.initial_weights import RandomWeights
 from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
@@ -21,7 +21,7 @@ from model.training.settings import EngineSettings
 from storage.errors import UserError
 from storage.store import Store
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
+from tests.model.play_batch import rank_batches, save_checkpoint, tiny_config, tiny_engine
 from tests.model.whole_state import whole_weights
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def observe(group: Any, url: str) -> dict[str, Any]:
     for _ in range(3):
         engine.train_step(batch, n_examples)
         weights.append(whole_weights(engine))
-        checkpoint.save(engine, Store(f"{url}/whole"), {"position": engine.step})
+        save_checkpoint(engine, Store(f"{url}/whole"), {"position": engine.step})
     engine.close()
     seen: dict[str, Any] = {}
     engine = tiny_engine(mesh, zero_stage=3)
@@ -92,7 +92,7 @@ def observe(group: Any, url: str) -> dict[str, Any]:
     # A run that has gone back to step 2 leaves nothing of what came after it, nor more than it is to keep.
     flipped = Path(url) / "flipped"
     checkpoint.load_latest(engine, Store(str(flipped)))
-    checkpoint.save(engine, Store(str(flipped)), {"position": "again"}, keep=1)
+    save_checkpoint(engine, Store(str(flipped)), {"position": "again"}, keep=1)
     seen["kept"] = (
         sorted(path.name for path in flipped.iterdir()),
         checkpoint.load_latest(engine, Store(str(flipped))),

@@ -18,7 +18,7 @@ from storage.errors import UserError
 from storage.lease import LEASE, Fence
 from storage.store import Store
 from tests.model.attention_groups import failure, run_in_processes
-from tests.model.play_batch import rank_batches, tiny_engine
+from tests.model.play_batch import rank_batches, save_checkpoint, tiny_engine
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def observe(group: Any, url: str) -> dict[str, list[Outcome]]:
 
     def save(store: Store, step: int = 1) -> None:
         engine.step = step
-        checkpoint.save(engine, store.at("checkpoints"), {"position": step}, keep=1)
+        save_checkpoint(engine, store.at("checkpoints"), {"position": step}, keep=1)
 
     def roll_back(store: Store) -> None:
         """As after a bad step: the last checkpoint again, and at once a save of the same step."""

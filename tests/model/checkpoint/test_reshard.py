@@ -16,7 +16,7 @@ from model import checkpoint
 from model.training.mesh import Mesh, build_mesh
 from storage.store import Store
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, relative_difference, tiny_engine
+from tests.model.play_batch import rank_batches, relative_difference, save_checkpoint, tiny_engine
 from tests.model.whole_state import MOMENTS, adam_counters, differing, whole_state
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def run(mesh: Mesh, zero_stage: int, source: str | None, target: str | None, ste
     batch, n_examples = rank_batches(mesh)
     losses = [engine.train_step(batch, n_examples).loss for _ in range(steps)]
     if target is not None:
-        checkpoint.save(engine, Store(target), {"position": engine.step})
+        save_checkpoint(engine, Store(target), {"position": engine.step})
     decay = [group["weight_decay"] for group in engine.deepspeed.optimizer.param_groups]
     leg = Leg(loaded, whole_state(engine), losses, decay, adam_counters(engine), random)
     engine.close()

@@ -21,7 +21,7 @@ from storage.errors import UserError
 from storage.retry import Backoff
 from storage.store import Store
 from tests.model.attention_groups import failure, run_in_processes
-from tests.model.play_batch import rank_batches, tiny_config, tiny_engine
+from tests.model.play_batch import rank_batches, save_checkpoint, tiny_config, tiny_engine
 from tests.model.whole_state import differing, whole_state
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def observe(group: Any, url: str, small_disk: str) -> dict[str, Any]:
     cost = writer.save(state, before_commit=lambda: there.append(sorted(Store(url).sizes("step-00000001"))))
     seen["trained_meanwhile"] = engine.train_step(batch, n_examples).loss
     state["position"] = 2
-    seen["before"] = (Path(url) / COMMIT).exists(), writer.written
+    seen["before"] = (Path(url) / COMMIT).exists(), writer.committed
     gate.set()
     seen["written"], seen["cost"] = writer.wait(), cost
     Store.writing = writing
@@ -198,7 +198,7 @@ def carry_on(group: Any, url: str) -> tuple[int, Any]:
     engine = tiny_engine(mesh, zero_stage=2)
     client_state = checkpoint.load_latest(engine, Store(url))
     engine.train_step(batch, n_examples)
-    checkpoint.save(engine, Store(url), {"position": engine.step})
+    save_checkpoint(engine, Store(url), {"position": engine.step})
     return engine.step, client_state
 
 

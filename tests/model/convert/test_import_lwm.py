@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
-from model.convert.flax_msgpack import CHUNKED, read_leaves, write_leaves
-from model.convert.import_lwm import convert_lwm, llama_tensors, lwm_config, lwm_tensors, open_lwm
+from model.convert.flax_msgpack import read_leaves
+from model.convert.import_lwm import convert_lwm, llama_tensors, lwm_config, open_lwm
 from model.llama.config import modality_ranges
 from storage.errors import UserError
-from tests.model.lwm_reference import DATA, EVERY, TEXT, arrays, joint
+from tests.model.lwm_reference import CHUNKED, DATA, EVERY, TEXT, arrays, joint, lwm_tensors, write_leaves
 from tests.model.peak_memory import peak_bytes
 
 VISION = DATA / "vision_V1_fp32"

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from model.layers.activation_checkpointing import apply_memory_settings
-from model.layers.fused_layers import fuse
-from model.layers.kernels import load as loading
-from model.layers.kernels.interface import LayerKernels
-from model.layers.kernels.load import load_kernels, missing_for
+from model.layers.fused_layers import fuse, load_kernels
+from model.layers.kernels import interface as loading
+from model.layers.kernels.interface import LayerKernels, missing_for
 from model.layers.memory_settings import MemorySettings
 from model.llama.rope import rope_tables
 from tests.model.peak_memory import peak_bytes

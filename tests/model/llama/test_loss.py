@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model.llama.loss import LossHead, token_nll, weighted_loss
+from model.llama.loss import LossHead, token_nll
 from tests.model.peak_memory import Widths, peak_bytes
 from tests.model.two_modalities import TwoSoftmaxes
 
@@ -24,6 +24,12 @@ def dense(hidden, weight, labels, text_size):
     nll[text] = F.cross_entropy(logits[text, :text_size], labels[text], reduction="none")
     nll[vision] = F.cross_entropy(logits[vision, text_size:], labels[vision] - text_size, reduction="none")
     return nll
+
+
+def weighted_loss(hidden, weight, labels, weights, ranges, chunk=1024):
+    """Sum of weight x negative log-likelihood; a target of weight 0 is not computed."""
+    labels = labels.masked_fill(weights == 0, -1)
+    return (weights * token_nll(hidden, weight, labels, ranges, chunk)).sum()
 
 
 def inputs(n, seed=0, low=-1, high=TEXT + VISION, dtype=torch.float32):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.planner import LAYOUTS
-from model.attention.reorder import in_order
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from testing.reorder import in_order
 from tests.model.play_batch import CONTEXT, SEED, VOCABULARY, play_documents, tiny_config
 from tokenization.loader.batch import MicroBatch
 from tokenization.loader.loader import Loader

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import USER_MISTAKE, main
-from model.layers.kernels import load as loading
+from model.layers.kernels import interface as loading
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.attention.plan.sequence_plan import SequencePlan
@@ -26,12 +25,3 @@ def in_order(parts: Sequence[Array], plan: SequencePlan) -> Array:
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))[torch.from_numpy(order).to(parts[0].device)]
     return np.concatenate(parts)[order]
-
-
-def gather_in_order(rows: Tensor, plan: SequencePlan, group: dist.ProcessGroup | None) -> Tensor:
-    """The whole sequence's rows [S, ...] on every rank, from each rank's [T, ...]. Collective; without gradient."""
-    if group is None:
-        return in_order([rows], plan)
-    parts = [torch.empty_like(rows) for _ in range(plan.sp)]
-    dist.all_gather(parts, rows.detach().contiguous(), group)
-    return in_order(parts, plan)
