@@ -22,10 +22,9 @@ import torch
 from diffusers import VQModel
 
 from benchmarks.looped_clip import FPS, SIZE, pictures
-from pipelines.codecs.load import WEIGHTS
-from pipelines.sources.frames import medium_frames
+from pipelines.codecs.record import WEIGHTS
 from pipelines.sources.listing import SourceObject
-from pipelines.sources.media import Medium, media_of
+from pipelines.sources.media import Medium, media_of, medium_frames
 from storage.errors import UserError
 from storage.urls import open_url
 from tokenization.codecs.vqgan.config import VQGANConfig

@@ -25,7 +25,7 @@ from benchmarks.looped_clip import FPS, SIZE, pictures, upload_looped
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.cluster.ray_cluster import ray_instance
-from pipelines.codecs.load import WEIGHTS
+from pipelines.codecs.record import WEIGHTS
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
 from pipelines.tokenize.encode_media import vqgan_pool

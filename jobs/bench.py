@@ -1,4 +1,4 @@
-"""`ringworld bench BENCHMARK`: the benchmarks of a checkout; an installed package has none, and says so."""
+"""`ringworld bench BENCHMARK`: the benchmarks of a checkout; an installed package has none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELP = "measure this machine and this code, each figure beside a peer's"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One subcommand a benchmark, or whatever is asked for where there is none."""
+    """One subcommand a benchmark; where there are none, any arguments, for `call` to refuse."""
     if benchmarks is not None:
         benchmarks.add_arguments(parser)
     else:

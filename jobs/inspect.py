@@ -30,10 +30,9 @@ def call(arguments: argparse.Namespace) -> int:
     contents = describe(arguments.path)
     problems = verify(arguments.path, arguments.threads or THREADS) if arguments.verify else None
     if arguments.json:
-        print(json.dumps({**contents, **({"problems": problems} if problems is not None else {})}, indent=1))
+        print(json.dumps(contents if problems is None else {**contents, "problems": problems}, indent=1))
     else:
-        for key, value in _lines(contents):
-            print(f"{key:<40} {value}")
+        _print_tree(contents)
         for problem in problems or []:
             print(f"PROBLEM {problem}")
         if problems == []:
@@ -41,11 +40,9 @@ def call(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _lines(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    lines: list[tuple[str, object]] = []
+def _print_tree(tree: dict[str, object], prefix: str = "") -> None:
     for key, value in tree.items():
         if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{key}.")
+            _print_tree(value, f"{prefix}{key}.")
         else:
-            lines.append((prefix + key, value))
-    return lines
+            print(f"{prefix + key:<40} {value}")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from jobs.plan_memory import print_memory
-from jobs.run import add_rebuild, add_recipe
+from jobs.run import add_recipe_arguments
 from storage.errors import UserError
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
+    from model.memory_estimate.plan import MemoryPlan
     from pipelines.dag.plan import PlannedStage
+    from pipelines.recipe import Recipe
+    from pipelines.train.memory_advice import StageMemory
 
+_GIB = 2**30
 HELP = "print a recipe's stages: which are done, which will run and why; --memory: what training takes of a device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe's arguments, and --json."""
-    add_recipe(parser)
-    add_rebuild(parser)
+    """The arguments of this command."""
+    add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument(
         "--memory", action="store_true", help="instead: what each train stage takes of a device, by part"
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Print the plan; nothing is run or written."""
+    """Print the plan. Nothing is run or written."""
     from pipelines.recipe.load import load_recipe
     from pipelines.run import plan_recipe
 
@@ -41,7 +44,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.gpu_memory is not None and not (arguments.memory and arguments.gpu_memory > 0):
         raise UserError("--gpu-memory is a positive number of GiB and goes with --memory")
     if arguments.memory:
-        print_memory(recipe, arguments.gpu_memory, arguments.json)
+        _print_memory(recipe, arguments.gpu_memory, arguments.json)
         return 0
     stages = plan_recipe(recipe, arguments.rebuild)
     if arguments.json:
@@ -66,3 +69,65 @@ def _row(stage: PlannedStage) -> dict[str, object]:
         "notes": list(stage.notes),
         "folder": stage.store.path(),
     }
+
+
+def _print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> None:
+    """Print what each train stage takes of a device and of the host; gpu_memory: GiB of a device, None: no verdict."""
+    from pipelines.train.memory_advice import recipe_memory
+
+    stages = recipe_memory(recipe, None if gpu_memory is None else int(gpu_memory * _GIB))
+    if as_json:
+        print(json.dumps([_memory_row(stage) for stage in stages], indent=1))
+        return
+    for stage in stages:
+        verdict = "" if gpu_memory is None else f"; {'fits' if stage.fits else 'more than'} {gpu_memory:g} GiB"
+        print(
+            f"{stage.name}: {_gib(stage.memory.peak)} a device on {stage.workers} worker(s), "
+            f"most at: {stage.memory.moment}{verdict}"
+        )
+        _print_parts(stage.memory.device, "")
+        print(f"  {_on_host(stage, stage.memory)}, most at: {stage.memory.host_moment}")
+        for moment, parts in stage.memory.on_host.items():
+            _print_parts(parts, f" of host memory, at: {moment}")
+        if stage.advice is not None:
+            changes, memory = stage.advice
+            taken = f"{_gib(memory.peak)} a device and {_on_host(stage, memory)}"
+            print(f"  cheapest that fits: {json.dumps(changes)}, {taken}")
+        elif stage.fits is False:
+            print("  no settings fit: take more workers, a larger device or a shorter context")
+
+
+def _on_host(stage: StageMemory, memory: MemoryPlan) -> str:
+    """Host memory of each worker; it includes the device's where the device is the host itself."""
+    device = "" if stage.on_gpu else ", the device's with it"
+    return f"{_gib(stage.host_bytes(memory))} of its node's memory a worker{device}"
+
+
+def _print_parts(parts: Mapping[str, int], where: str) -> None:
+    for part, size in sorted(parts.items(), key=lambda item: -item[1]):
+        if size:
+            print(f"  {_gib(size):>12}  {part}{where}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _memory_row(stage: StageMemory) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": stage.name,
+        "workers": stage.workers,
+        "peak": stage.memory.peak,
+        "moment": stage.memory.moment,
+        "device": dict(stage.memory.device),
+        "moments": dict(stage.memory.moments),
+        "host_peak": stage.host_bytes(stage.memory),
+        "host_moment": stage.memory.host_moment,
+        "host": stage.memory.on_host,
+        "fits": stage.fits,
+    }
+    if stage.advice is not None:
+        changes, memory = stage.advice
+        host = {"host_peak": stage.host_bytes(memory), "host": memory.on_host}
+        row["advice"] = {"settings": changes, "peak": memory.peak, **host}
+    return row

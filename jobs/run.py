@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 
+from jobs.guard import guarded
+
 HELP = "run a recipe to the end; what is done is passed over, what was interrupted carries on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    add_recipe(parser)
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--profile",
         metavar="STEPS",
@@ -19,22 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the stage's folder; changes nothing else",
     )
     parser.add_argument("--profile-all-ranks", action="store_true", help="of every worker instead of the first")
-    add_rebuild(parser)
 
 
-def add_rebuild(parser: argparse.ArgumentParser) -> None:
-    """Stages to make again."""
-    parser.add_argument(
-        "--rebuild",
-        action="append",
-        default=[],
-        metavar="STAGE",
-        help="make a stage again although it is done, and what depends on it; may be given several times",
-    )
-
-
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """The recipe and what to change of it."""
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe, what to change of it, and the stages to make again."""
     parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
     parser.add_argument(
         "--set",
@@ -43,6 +33,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="override a key of the recipe, e.g. --set train.stages.0.lr=3e-4; may be given several times",
+    )
+    parser.add_argument(
+        "--rebuild",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make a stage again although it is done, and what depends on it; may be given several times",
     )
 
 
@@ -60,13 +57,10 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """The command on its own."""
-    from jobs.cli import guarded, set_up_logging
-
+    """Parse and run this command on its own."""
     parser = argparse.ArgumentParser(prog="python -m jobs.run", description=HELP)
     add_arguments(parser)
     parser.set_defaults(call=call)
-    set_up_logging()
     return guarded(parser.parse_args())
 
 

@@ -54,7 +54,9 @@ def _document(document: dict[str, Any]) -> Iterator[str]:
     yield f"  {'fields':<8} {document['fields']}"
     for piece in document["content"]:
         if "text" in piece:
-            yield f"  {_short(piece['text'])}"
+            text, length = piece["text"], len(piece["text"])
+            rest = f" ... ({length} characters)" if length > _SHOWN else ""
+            yield f'  "{_safe(text[:_SHOWN])}"{rest}'
         if "modality" in piece:
             yield f"  {piece['tokens']} tokens of {piece['modality']}"
         for frame in piece.get("frames", ()):
@@ -64,13 +66,6 @@ def _document(document: dict[str, Any]) -> Iterator[str]:
             yield f"  frame {frame['number']}{time}{cut}{file}"
 
 
-def _short(text: str) -> str:
-    if len(text) <= _SHOWN:
-        return _safe(text, quoted=True)
-    return f"{_safe(text[:_SHOWN], quoted=True)} ... ({len(text)} characters)"
-
-
-def _safe(text: str, quoted: bool = False) -> str:
-    """The text on one line, nothing in it that a terminal obeys."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return f'"{plain}"' if quoted else plain
+def _safe(text: str) -> str:
+    """The text on one line, without anything that a terminal would interpret."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -34,10 +34,7 @@ def root_store(recipe: Recipe) -> Store:
 
 
 def run_recipe(
-    recipe: Recipe,
-    address: str | None = None,
-    profile: ProfiledSteps | None = None,
-    rebuild: Collection[str] = (),
+    recipe: Recipe, address: str | None = None, profile: ProfiledSteps | None = None, rebuild: Collection[str] = ()
 ) -> dict[str, Manifest[Any]]:
     """Run every stage that is not done and return all manifests by stage name.
 
@@ -46,7 +43,11 @@ def run_recipe(
     mend; a stage that fails for another reason raises what it raised.
     """
     with lease(root_store(recipe)) as root:
-        _sweep(root)
+        # What dead runs left, also of stages that the recipe no longer has. A driver that is asking for the lease just
+        # now has a young file in the root.
+        swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
+        if swept:
+            log.info("removed %d half-written files of dead runs", swept)
         return run_stages(plan(build_stages(recipe), root, rebuild), root, address, profile)
 
 
@@ -57,38 +58,28 @@ def run_stages(
     for stage in stages:
         log.info("%-18s %-7s %s", stage.name, stage.status, "; ".join(stage.reasons + stage.notes))
     to_run = [stage.stage for stage in stages if stage.status != "done"]
-    for waiting in to_run:
-        waiting.check()
+    for unfinished in to_run:
+        unfinished.check()
     if not to_run:
-        return {stage.name: _output(stage).manifest for stage in stages}
+        return _run_all(stages)
     if rebuilds := {stage.name: stage.declaration.rebuild for stage in stages if stage.declaration.rebuild}:
         root.write_json(REBUILDS, rebuilds)
     with ray_instance(address, needed_at_once(stage.resources() for stage in to_run)):
         return _run_all(stages, profile)
 
 
-def _sweep(root: Store) -> None:
-    """Remove what dead runs left, of stages that nobody asks for any more too, while the lease keeps others away.
-
-    A driver that asks for the lease just now has a young file in the root.
-    """
-    swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
-    if swept:
-        log.info("removed %d half-written files of dead runs", swept)
-
-
 def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = None) -> dict[str, Manifest[Any]]:
     outputs: dict[str, StageOutput[Any]] = {}
-    folders = {stage.name: "/".join(stage.store.url.split("/")[-3:]) for stage in stages}
     for stage in stages:
         if stage.status != "done":
-            inputs = {name: outputs[name] for name in stage.stage.inputs}
-            _run_one(stage, StageContext(stage.store, inputs, profile), {name: folders[name] for name in inputs})
-        outputs[stage.name] = _output(stage)
+            _run_one(stage, StageContext(stage.store, {name: outputs[name] for name in stage.stage.inputs}, profile))
+        manifest = read_manifest(stage.store, stage.stage.record)
+        assert manifest is not None, stage.name
+        outputs[stage.name] = StageOutput(stage.store, manifest)
     return {name: output.manifest for name, output in outputs.items()}
 
 
-def _run_one(stage: PlannedStage, context: StageContext, input_folders: dict[str, str]) -> None:
+def _run_one(stage: PlannedStage, context: StageContext) -> None:
     started = time.monotonic()
     if not stage.store.exists(STARTED):
         stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json()})
@@ -100,16 +91,10 @@ def _run_one(stage: PlannedStage, context: StageContext, input_folders: dict[str
         made.record,
         made.quarantine,
         stage.fingerprint,
-        input_folders,
+        {name: "/".join(output.store.url.split("/")[-3:]) for name, output in context.inputs.items()},
         made_by(stage.stage.libraries),
         round(seconds, 3),
         datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     stage.store.write_json(MANIFEST, manifest.to_json())
     log.info("%s: done in %.1f s", stage.name, seconds)
-
-
-def _output(stage: PlannedStage) -> StageOutput[Any]:
-    manifest = read_manifest(stage.store, stage.stage.record)
-    assert manifest is not None, stage.name
-    return StageOutput(stage.store, manifest)

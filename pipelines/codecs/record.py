@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+WEIGHTS = "weights"
+"""The folder of the weights in that of the stage."""
+
 
 @dataclass(frozen=True)
 class CodecOutputs:

@@ -1,4 +1,8 @@
-"""The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames."""
+"""The vqgan stage: the visual tokenizer's weights, imported from where the recipe says or trained on its frames.
+
+The work is one Ray task, which alone imports what makes a VQGAN: the driver does without. Out: `weights/`, a diffusers
+`VQModel` folder, and the fingerprint of all its weights.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from pipelines.cluster.capacity import Capacity
-from pipelines.cluster.progress import bar
+from pipelines.cluster.placement import PlacementWait, first_ready
+from pipelines.cluster.progress import bar, following
+from pipelines.cluster.ray_cluster import own_errors
+from pipelines.cluster.same_code import as_driver
 from pipelines.codecs.record import CodecRecord
-from pipelines.dag.fingerprint import url_digest
-from pipelines.dag.manifest import Manifest
+from pipelines.dag.manifest import Manifest, url_digest
 from pipelines.dag.stage import Made, Stage, StageContext
-from pipelines.recipe import Recipe, VisualTokenizer, output_settings
+from pipelines.recipe import Recipe, Resources, VisualTokenizer, output_settings
 from pipelines.report.numbers import count
-from pipelines.sources.listing import read_objects
+from pipelines.sources.listing import SourceObject, read_objects
 from pipelines.sources.stage import SourcesRecord
+from storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -56,15 +65,26 @@ class CodecStage(Stage[CodecRecord]):
 
     def run(self, context: StageContext) -> Made[CodecRecord]:
         """Import or train in one task of the cluster."""
-        from pipelines.codecs.run import make_codec
-
         train = self.vqgan.train
         objects = read_objects(context.input("sources", SourcesRecord).store) if train else []
-        with bar(self.name, train.steps if train else None, "step") as line:
-            return Made(make_codec(self.vqgan, objects, self.recipe.seed, context.store, line))
+        media = [found for found in objects if found.kind != "text" and not found.heldout]
+        threads = train.threads if train else 1
+        with bar(self.name, train.steps if train else None, "step") as line, following(line) as reports, own_errors():
+            task = _make.options(num_cpus=threads, max_retries=3, name="vqgan").remote(
+                self.vqgan, media, self.recipe.seed, context.store, reports
+            )
+            return Made(ray.get(first_ready([task], PlacementWait("vqgan", Resources(cpus=threads)))))
 
     def summary(self, manifest: Manifest[CodecRecord]) -> tuple[str, ...]:
         """Steps and quality of its training."""
         figures = manifest.record.figures
         steps = f"{count(figures['steps'])} steps" if "steps" in figures else "imported"
         return (steps, *((f"{figures['psnr']:.1f} dB in training",) if "psnr" in figures else ()))
+
+
+@ray.remote
+@as_driver
+def _make(recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any) -> CodecRecord:
+    from pipelines.codecs.vqgan import make_vqgan
+
+    return make_vqgan(recipe, objects, seed, store, reports)

@@ -1,4 +1,4 @@
-"""A VQGAN from where the recipe says, or trained on its frames.
+"""The weights of a VQGAN: imported from where the recipe says, or trained on its frames, and then loaded.
 
 Training saves its state every `checkpoint_steps`, so one that is killed ends with the same weights.
 """
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from pipelines.cluster.progress import Meter
-from pipelines.codecs.load import WEIGHTS
-from pipelines.codecs.record import CodecOutputs, CodecRecord
+from pipelines.codecs.record import WEIGHTS, CodecOutputs, CodecRecord
 from pipelines.recipe import VisualTokenizer
-from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import object_frames
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import fetch_file
@@ -32,6 +31,12 @@ from tokenization.media.frame_sampling import FrameRequest
 log = logging.getLogger("ringworld")
 
 _STATE = "training-state.pt"
+
+
+def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
+    """The weights that a finished stage committed."""
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    return VQGAN.load(store.fetch_folder(WEIGHTS), recipe.sizes, dtype=dtype, **compute)
 
 
 def make_vqgan(
@@ -82,15 +87,8 @@ def _train(
         log.info("vqgan: carries on at step %d", state["step"])
     with tempfile.TemporaryFile() as scratch:
         frames, weights = _gather(recipe, objects, store.options, scratch)
-        vqgan = train_vqgan(
-            frames,
-            recipe.sizes,
-            TrainSettings(**vars(settings), seed=seed),
-            weights=weights,
-            progress=report,
-            state=state,
-            save=save,
-        )
+        full = TrainSettings(**vars(settings), seed=seed)
+        vqgan = train_vqgan(frames, recipe.sizes, full, weights=weights, progress=report, state=state, save=save)
     return vqgan, {"frames": len(frames), "steps": settings.steps, **last}
 
 
@@ -99,8 +97,8 @@ def _gather(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`, and weights float [n].
 
-    Each object gives its share of `max_frames` at most, and counts alike however many it gives. What cannot be read is
-    left out here; the tokenize stage puts it in quarantine.
+    Each object gives its share of `max_frames` at most, and weighs the same however many it gives. What cannot be read
+    is left out here; the tokenize stage puts it in quarantine.
     """
     settings = recipe.train
     assert settings is not None

@@ -1,7 +1,6 @@
 """Which code and which libraries a process runs: kept in manifests and shown by `plan`, for information.
 
-They never decide whether a stage runs: a renamed helper re-runs nothing. What changes a stage's bytes raises its
-`output_version`.
+They never decide whether a stage runs. What changes a stage's bytes raises its `output_version`.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ def code_version() -> str:
     """A hash, 16 hex digits, over every source file of `ROOMS` as this process imports them."""
     digest = hashlib.sha256()
     for room in ROOMS:
-        for path in sorted(_sources(room)):
+        place = _place(room)
+        sources = [path for path in place.rglob("*") if path.suffix in (".py", ".j2")] if place.is_dir() else [place]
+        for path in sorted(sources):
             content = path.read_bytes()
-            digest.update(f"{room} {path.relative_to(_place(room)).as_posix()} {len(content)}\n".encode())
+            digest.update(f"{room} {path.relative_to(place).as_posix()} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
 
@@ -35,13 +36,8 @@ def code_place() -> str:
     return str(next((_place(room) for room in ROOMS if _place(room) != home / room), home))
 
 
-def _sources(room: str) -> list[Path]:
-    place = _place(room)
-    return [path for path in place.rglob("*") if path.suffix in (".py", ".j2")] if place.is_dir() else [place]
-
-
 def _place(room: str) -> Path:
-    """A package's folder, or the file of a module of that name that is found in its stead. Imports nothing."""
+    """A package's folder, or the file of a module that is found by that name instead. Imports nothing."""
     spec = importlib.util.find_spec(room)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(room)

@@ -1,22 +1,23 @@
 """What a stage declares before it runs, and the manifest that it commits when it is done.
 
-A declaration is what determines the stage's output: its settings, the version of its output, and the declarations of
-its inputs. Its hash, the fingerprint, names the stage's folder. `started.json` holds the declaration while the stage
-runs; `manifest.json`, committed last by one atomic put, adds what was made: a record whose type each stage declares,
-what was put in quarantine, and, for information only, which code and libraries made it.
+A declaration determines the stage's output. Its hash, the fingerprint, names the stage's folder. `started.json` holds
+the declaration while the stage runs; `manifest.json`, committed last by one atomic put, adds what was made: a record
+whose type each stage declares, the quarantine, and, for information only, which code and libraries made it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.dag.fingerprint import digest
 from storage.errors import UserError
 from storage.store import Store
+from storage.urls import list_objects
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -26,11 +27,25 @@ FORMAT = 2
 R = TypeVar("R")
 
 
+def digest(value: Any) -> str:
+    """sha256 of a value's canonical JSON, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def url_digest(url: str, options: dict[str, Any]) -> str:
+    """What identifies a file or the files of a folder: a hash of their listing. UserError when nothing is there."""
+    try:
+        listed = list_objects(url, options)
+    except UserError:
+        listed = list_objects(f"{url.rstrip('/')}/*", options)
+    return digest([asdict(info) for info in listed])
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What determines a stage's output.
 
-    settings: plain JSON. inputs: fingerprints by stage name. rebuild: how often `--rebuild` asked for it anew.
+    settings: plain JSON. inputs: fingerprints by stage name. rebuild: how often `--rebuild` asked for it.
     """
 
     stage: str
@@ -53,14 +68,9 @@ class Declaration:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Declaration:
         """Of `started.json` or `manifest.json`, whichever format they have."""
-        return cls(
-            stage=tree["stage"],
-            kind=tree.get("kind") or tree["stage"].partition("-")[0],
-            settings=tree["settings"],
-            output_version=tree.get("output_version", 1),
-            inputs=tree["inputs"],
-            rebuild=tree.get("rebuild", 0),
-        )
+        kind = tree.get("kind") or tree["stage"].partition("-")[0]
+        output_version, rebuild = tree.get("output_version", 1), tree.get("rebuild", 0)
+        return cls(tree["stage"], kind, tree["settings"], output_version, tree["inputs"], rebuild)
 
 
 @dataclass(frozen=True)
@@ -83,17 +93,8 @@ class Manifest(Generic[R]):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, of `FORMAT`."""
-        return {
-            "format": FORMAT,
-            **self.declaration.to_json(),
-            "fingerprint": self.fingerprint,
-            "input_folders": dict(self.input_folders),
-            "made_by": dict(self.made_by),
-            "seconds": self.seconds,
-            "finished": self.finished,
-            "quarantine": list(self.quarantine),
-            **record_json(self.record),
-        }
+        facts = {name: value for name, value in vars(self).items() if name not in ("declaration", "record")}
+        return {"format": FORMAT, **self.declaration.to_json(), **facts, **record_json(self.record)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], record: type[R]) -> Manifest[R]:

@@ -4,22 +4,35 @@ A partition is one unit of retry and of resume. Its task is a pure function of i
 atomically and its record `partitions/<id>.json` last, so a killed worker, node or driver leaves either nothing or the
 same bytes, and a re-run skips what has a record. A partition that turns out large answers with the pieces to be made
 first, each a task of its own, and is then started again. One whose worker or node is lost is started again after the
-others, within the bounds of `pipelines.dag.failures`.
+others, within `CRASHES` and `LOSSES`, which count for each partition: a long run does not fail because it is long.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from pipelines.cluster.placement import PlacementWait, first_ready
 from pipelines.cluster.ray_cluster import own_errors
-from pipelines.dag.failures import LOST, Failures
 from pipelines.recipe import Resources
+from storage.errors import UserError
 from storage.store import Store
+
+log = logging.getLogger("ringworld")
+
+CRASHES = 5
+"""Times that a partition's worker may die or be killed for its memory, before the stage fails."""
+LOSSES = 20
+"""The same for any loss, of its node too, which is seldom the partition's fault."""
+
+LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
+"""What Ray raises where the worker or the node of a task is gone; the same task may succeed elsewhere."""
 
 
 def record_name(partition: str) -> str:
@@ -35,36 +48,27 @@ def committed(store: Store, partitions: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A partition's answer in place of its record: tasks of these pieces come first, and then its own once more."""
+    """A partition's answer in place of its record: tasks for these pieces come first, and then its own again."""
 
     pieces: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class PieceTasks:
-    """submit: starts the task of a piece; what it makes it leaves where its partition finds it. on_done: called with
-    how many pieces are still to be made, whenever one is.
-    """
-
-    submit: Callable[[Any], ray.ObjectRef]
-    on_done: Callable[[int], None]
-
-
 def run_partitions(
     stage: str,
-    submit: Callable[[str], ray.ObjectRef],
+    submit: Callable[[Any], ray.ObjectRef],
     partitions: Sequence[str],
     store: Store,
     pool: Resources,
     on_done: Callable[[dict[str, Any]], None],
-    pieces: PieceTasks | None = None,
+    on_piece: Callable[[int], None] = lambda left: None,
 ) -> list[dict[str, Any]]:
     """Run what is not committed, at most `pool.workers` tasks at a time; the records of all partitions, in their order.
 
-    submit: starts the task of a partition, which commits the record and returns it or, where there are PieceTasks,
-    may return `Pieces`; Ray itself is not to retry it. pool: what each task asks for. on_done: called with every record
-    as it arrives, those found committed first. Raises UserError where the worker or node of one partition is lost too
-    often, or no node of the cluster could ever run one.
+    submit: starts the task of a partition, or of a piece, without Ray's own retries. That of a partition commits the
+    record and returns it, or returns `Pieces`; that of a piece writes what the partition then reads. pool: what each
+    task asks for. on_done: called with every record as it arrives, those already committed first. on_piece: called with
+    how many pieces are left, after each. Raises UserError where the worker or node of one partition is lost too often,
+    or no node of the cluster could ever run one.
     """
     records = committed(store, partitions)
     for record in records.values():
@@ -76,8 +80,7 @@ def run_partitions(
     while waiting or running:
         while waiting and len(running) < pool.workers:
             part, piece = waiting.pop()
-            task = submit(part) if piece is None else _of(pieces).submit(piece)
-            running[task] = (part, piece)
+            running[submit(part if piece is None else piece)] = (part, piece)
         reference = first_ready(list(running), wait)
         part, piece = running.pop(reference)
         try:
@@ -91,16 +94,40 @@ def run_partitions(
             missing[part] -= 1
             if not missing[part]:
                 waiting.append((part, None))
-            _of(pieces).on_done(sum(missing.values()))
+            on_piece(sum(missing.values()))
         elif isinstance(answer, Pieces):
             missing[part] = len(answer.pieces)
-            waiting += [(part, one) for one in reversed(answer.pieces)]
+            waiting += [(part, ahead) for ahead in reversed(answer.pieces)]
         else:
             records[part] = answer
             on_done(answer)
     return [records[part] for part in partitions]
 
 
-def _of(pieces: PieceTasks | None) -> PieceTasks:
-    assert pieces is not None, "a partition wants pieces, and there is no task that makes them"
-    return pieces
+@dataclass
+class Failures:
+    """What happened to the tasks of one stage, by partition or piece of one."""
+
+    stage: str
+    _by_task: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, task: str, error: Exception) -> None:
+        """Count a failure, one of `LOST`. Raises UserError where the task has failed too often."""
+        if isinstance(error, OutOfMemoryError):
+            what = "its worker was killed for lack of memory"
+        elif isinstance(error, WorkerCrashedError):
+            what = "its worker died"
+        else:
+            what = "its node was lost"
+        counts = self._by_task.setdefault(task, Counter())
+        counts[what] += 1
+        crashes = sum(count for kind, count in counts.items() if kind != "its node was lost")
+        if crashes < CRASHES and counts.total() < LOSSES:
+            log.warning("%s: %s: %s; trying again (failure %d)", self.stage, task, what, counts.total())
+            return
+        history = ", ".join(f"{kind} {count} {'times' if count > 1 else 'time'}" for kind, count in counts.items())
+        raise UserError(
+            f"{self.stage}: {task} failed {counts.total()} times: {history}; look for the reason in Ray's worker logs, "
+            f"give each worker more memory (with more cpus a worker in the recipe there are fewer on a node) or leave "
+            f"its data out, and run the same command again"
+        ) from error

@@ -1,8 +1,7 @@
 """Which stages are done, which will run, and why.
 
-A changed setting re-runs exactly what depends on it and nothing else; changed code and libraries re-run nothing, but
-are shown. A stage is done when the manifest in its folder is there, and not before. What was made before outputs had
-versions, in folders named by hashes of code, is adopted where settings and inputs agree.
+A changed setting re-runs exactly what depends on it; changed code and libraries are shown and re-run nothing. What was
+made before outputs had versions, in folders named by hashes of code, is adopted where settings and inputs agree.
 """
 
 from __future__ import annotations
@@ -13,29 +12,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.dag.code_versions import changed_versions, made_by
-from pipelines.dag.fingerprint import digest
-from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, refuse_newer
+from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, digest, refuse_newer
 from pipelines.dag.stage import Stage
 from storage.errors import UserError
 from storage.store import Store
 
 REBUILDS = "rebuilds.json"
-"""In the run's root: how often each stage was asked for anew, by name."""
-
-Status = Literal["done", "resume", "run"]
+"""In the run's root: how often `--rebuild` was given for each stage, by name."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its place in storage, whether it will run, why, and what is worth knowing about what is there.
+    """A stage with its folder, whether it will run and why, and notes on what is there.
 
-    made_as: the fingerprint under which its folder was made, which is not its own where an older run was adopted.
+    made_as: the fingerprint under which its folder was made, which is another where an older run was adopted.
     """
 
     stage: Stage[Any]
     declaration: Declaration
     store: Store
-    status: Status
+    status: Literal["done", "resume", "run"]
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     made_as: str
@@ -54,8 +50,8 @@ class PlannedStage:
 def plan(stages: Sequence[Stage[Any]], store: Store, rebuild: Collection[str] = ()) -> list[PlannedStage]:
     """Decide for each stage, in order, whether its output is there. Pure but for reading the store.
 
-    rebuild: names of stages to make again although they are done. One that such a plan has begun is carried on with.
-    Raises UserError where the DAG has no stage of that name.
+    rebuild: names of stages to make again although they are done; a rebuild that has begun carries on. Raises UserError
+    where the DAG has no stage of that name.
     """
     names = [stage.name for stage in stages]
     if unknown := sorted(set(rebuild) - set(names)):
@@ -63,10 +59,10 @@ def plan(stages: Sequence[Stage[Any]], store: Store, rebuild: Collection[str] = 
     asked: Mapping[str, int] = store.read_json(REBUILDS) or {}
     planned: dict[str, PlannedStage] = {}
     for stage in stages:
-        one = _planned(stage, planned, store, asked.get(stage.name, 0))
-        if stage.name in rebuild and one.status == "done":
-            one = _planned(stage, planned, store, one.declaration.rebuild + 1)
-        planned[stage.name] = one
+        rebuilt = asked.get(stage.name, 0)
+        planned[stage.name] = _planned(stage, planned, store, rebuilt)
+        if stage.name in rebuild and planned[stage.name].status == "done":
+            planned[stage.name] = _planned(stage, planned, store, rebuilt + 1)
     return list(planned.values())
 
 
@@ -89,7 +85,7 @@ def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store
         if not same:
             reasons = _reasons(declaration, list(earlier.values()), inputs)
             return PlannedStage(stage, declaration, home, "run", reasons, (), made_as)
-        folder = max(same, key=lambda one: _finished(history.at(one)))
+        folder = max(same, key=lambda name: (history.at(name).read_json(MANIFEST) or {}).get("finished", ""))
         home, made_as = history.at(folder), digest(earlier[folder])
         notes = ("adopted: made from the same inputs by the same settings, before outputs had versions",)
     manifest = home.read_json(MANIFEST)
@@ -114,20 +110,10 @@ def _is_adoptable(tree: Mapping[str, Any], declaration: Declaration, inputs: Map
     )
 
 
-def _finished(folder: Store) -> str:
-    """When the stage in a folder was done, in ISO 8601; nothing, which sorts first, where it is not."""
-    return str((folder.read_json(MANIFEST) or {}).get("finished", ""))
-
-
-def _reasons(
-    declaration: Declaration, earlier: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]
-) -> tuple[str, ...]:
-    """What changed since the run of this stage that differs least from the declaration.
-
-    inputs: the fingerprints under which the inputs were made, as a run of format 1 names them.
-    """
+def _reasons(new: Declaration, earlier: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]) -> tuple[str, ...]:
+    """What changed since the run of this stage that differs least. inputs: as in `_is_adoptable`."""
     differences = [
-        _differences(Declaration.from_json(tree), declaration, inputs if "code" in tree else declaration.inputs)
+        _differences(Declaration.from_json(tree), new, inputs if "code" in tree else new.inputs)
         for tree in earlier
         if tree
     ]

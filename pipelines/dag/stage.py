@@ -1,8 +1,7 @@
 """A stage of the DAG: one class in one folder, which `pipelines.build` lists.
 
 To add one, subclass `Stage`, declare its record (two frozen dataclasses, `outputs` and `figures`), and name it in the
-list. Everything else asks the stage: plan and resume its declaration, the cluster its resources, the driver its checks,
-report and dashboard its summary.
+list. Plan, driver, cluster and report need nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a decoder may use of the machine: numbers that a recipe sets, and how a process puts itself under them.
+"""What a decoder may use of the machine: limits that a recipe sets and the kernel enforces.
 
-The limits are the kernel's, set by the process on itself before it sees any data. They count memory and processor time,
-never wall time: a slow object store or a busy machine changes nothing about which data is bad.
+The process sets them on itself before it sees any data. They count memory and processor time, never wall time: a slow
+object store or a busy machine does not change which data is bad.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 @dataclass(frozen=True)
 class Limits:
     """memory: bytes that decoding may allocate, beyond what libraries take as they are imported. cpu_seconds: processor
-    time that it may take without reading on in its file and without finishing a chunk of frames.
+    time that it may take without reading on in its file and without finishing a chunk of frames. Recipes set both.
     """
 
     memory: int = 4 << 30
@@ -44,14 +44,14 @@ def end_with_parent(parent: int) -> None:
 
 def confine(limits: Limits) -> None:
     """Put this process under the limits: memory, open files, no core dump, and no file written except in `outside`."""
-    # Not the address space: that counts what is only reserved, and so varies with versions. What libraries allocate
-    # varies with the processor (OpenBLAS has buffers for each of its kernels), so it is not counted either.
+    # Not the address space, which counts what is only reserved and so varies with versions. What libraries allocate
+    # varies with the processor (OpenBLAS has buffers for each of its kernels) and is not counted either.
     _lower(resource.RLIMIT_DATA, _status_bytes("VmData") + limits.memory)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_CORE, 0)
     _write_files(False)
     sys.dont_write_bytecode = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever types ^C means the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
 
 
 def _lower(kind: int, most: int) -> None:
@@ -62,7 +62,7 @@ def _lower(kind: int, most: int) -> None:
 
 @contextmanager
 def outside() -> Iterator[None]:
-    """While this process reaches for a file, and not for what is in it: programs that fetch credentials write files."""
+    """Allow files to be written while this process opens or reads a file: programs that fetch credentials do."""
     _write_files(True)
     try:
         yield
@@ -76,14 +76,14 @@ def _write_files(may: bool) -> None:
 
 
 class Stopwatch:
-    """Processor time since the last progress; past the limit the kernel ends the process with SIGXCPU."""
+    """Processor time since the last progress. Past the limit the kernel ends the process with SIGXCPU."""
 
     def __init__(self, cpu_seconds: int) -> None:
         self._most = cpu_seconds
         self._started = -math.inf
 
     def progress(self) -> None:
-        """Start anew. Cheap enough for every read of a file."""
+        """Start again from zero. Cheap enough for every read of a file."""
         now = time.process_time()
         if now - self._started >= 1:  # the kernel counts whole seconds
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -93,7 +93,7 @@ class Stopwatch:
 
 
 class Strain:
-    """Whether this process has come near its limit of memory: libraries tell of it in any way they like."""
+    """Whether this process has come near its memory limit: libraries report that in many different ways."""
 
     def __init__(self, limits: Limits) -> None:
         self._most = limits.memory // 2 + _status_bytes("VmSize")

@@ -8,41 +8,48 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tokenization.media.frame_sampling import FrameRequest, Samples
+from tokenization.media.frames import MediaKind
 
 _LENGTH = struct.Struct("<I")
-_LONGEST = 1 << 20  # of the JSON
-_PIECE = 1 << 20  # of one system call
+_MAX_CALL_BYTES = 1 << 20
 
 
 class BrokenMessageError(Exception):
     """The pipe ended, or what came through it is no message."""
 
 
+@dataclass(frozen=True)
+class Content:
+    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already."""
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
+    held: bytes | bytearray | None = None
+
+
 def send(fd: int, fields: dict[str, Any], *blocks: Any) -> None:
     """Write a message; blocks are buffers. Waits while the pipe is full. Raises BrokenPipeError."""
-    text = json.dumps(fields).encode()
-    _write(fd, _LENGTH.pack(len(text)) + text)
-    for block in blocks:
-        _write(fd, block)
+    text = json.dumps(fields, default=np.ndarray.tolist).encode()
+    for block in (_LENGTH.pack(len(text)) + text, *blocks):
+        view = memoryview(block).cast("B")
+        while len(view):
+            view = view[os.write(fd, view[:_MAX_CALL_BYTES]) :]
 
 
-def receive(fd: int) -> dict[str, Any] | None:
-    """The JSON of the next message, or None where the pipe has ended. Raises BrokenMessageError."""
-    head = bytearray(_LENGTH.size)
-    if not (got := os.readv(fd, [head])):
-        return None
-    receive_block(fd, memoryview(head)[got:])
+def receive(fd: int, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """The JSON of the next message. Raises BrokenMessageError, also where the pipe has ended."""
+    receive_block(fd, head := bytearray(_LENGTH.size))
     (length,) = _LENGTH.unpack(head)
-    if length > _LONGEST:
+    if length > max_bytes:
         raise BrokenMessageError(f"a message of {length} bytes")
-    text = bytearray(length)
-    receive_block(fd, text)
+    receive_block(fd, text := bytearray(length))
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -56,32 +63,29 @@ def receive_block(fd: int, buffer: Any) -> None:
     """Fill a writable buffer. Raises BrokenMessageError where the pipe ends before."""
     view = memoryview(buffer).cast("B")
     while len(view):
-        got = os.readv(fd, [view[:_PIECE]])
+        got = os.readv(fd, [view[:_MAX_CALL_BYTES]])
         if not got:
-            raise BrokenMessageError("the pipe ended inside a message")
+            raise BrokenMessageError("the pipe ended")
         view = view[got:]
 
 
-def request_message(request: FrameRequest) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """A request for frames as JSON, and the block of its sample numbers that follows, if it has any."""
-    fields = asdict(replace(request, samples=None))
-    if request.samples is None:
-        return fields, []
-    numbers = np.ascontiguousarray(request.samples.numbers, dtype=np.int64)
-    fields["samples"] = {"count": len(numbers), "to_end": bool(request.samples.to_end)}
-    return fields, [numbers] if len(numbers) else []
+def send_request(fd: int, content: Content, kind: MediaKind | None, wanted: FrameRequest | float) -> None:
+    """Ask for frames of a medium, or for the number of its samples at `wanted` per second. Raises BrokenPipeError."""
+    held = content.held
+    place = asdict(content if held is None else Content(content.url))  # no credentials where none are needed
+    request = asdict(wanted) if isinstance(wanted, FrameRequest) else wanted
+    fields = {"content": place, "held": None if held is None else len(held), "kind": kind, "wanted": request}
+    send(fd, fields, held or b"")
 
 
-def receive_request(fd: int, fields: dict[str, Any]) -> FrameRequest:
-    """The request that `request_message` wrote, whose block comes next. Raises BrokenMessageError."""
-    samples = None
-    if fields["samples"] is not None:
-        receive_block(fd, numbers := np.empty(fields["samples"]["count"], dtype=np.int64))
-        samples = Samples(numbers, fields["samples"]["to_end"])
-    return FrameRequest(**{**fields, "part": tuple(fields["part"]), "samples": samples})
-
-
-def _write(fd: int, buffer: Any) -> None:
-    view = memoryview(buffer).cast("B")
-    while len(view):
-        view = view[os.write(fd, view[:_PIECE]) :]
+def receive_request(fd: int) -> tuple[Content, MediaKind | None, FrameRequest | float]:
+    """What `send_request` wrote. Raises BrokenMessageError, also where the pipe has ended."""
+    fields = receive(fd, max_bytes=1 << 30)
+    wanted, held = fields["wanted"], None
+    if fields["held"] is not None:
+        receive_block(fd, held := bytearray(fields["held"]))
+    if isinstance(wanted, dict):
+        if (samples := wanted["samples"]) is not None:
+            samples = Samples(np.array(samples["numbers"], dtype=np.int64), samples["to_end"])
+        wanted = FrameRequest(**{**wanted, "part": tuple(wanted["part"]), "samples": samples})
+    return Content(**{**fields["content"], "held": held}), fields["kind"], wanted

@@ -8,11 +8,11 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from pipelines.codecs.load import load_vqgan
+from pipelines.codecs.vqgan import load_vqgan
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.recipe import Recipe
-from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject
+from pipelines.sources.media import object_frames
 from storage.store import Store
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.media.frame_sampling import FrameRequest

@@ -7,7 +7,8 @@ set with its offset index that the loader reads. Held-out documents are packed a
 from __future__ import annotations
 
 import itertools
-import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,12 @@ from pipelines.recipe import Pack, TrainStage
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.document import Document, PackedSequence
-from tokenization.packing.pack import PackCounts, filled, pack
+from tokenization.document import Document
+from tokenization.packing.pack import PackCounts, pack
 from tokenization.shards.document_parquet import read_documents
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
-
-log = logging.getLogger("ringworld")
 
 SPLITS = ("train", "heldout")
 
@@ -47,7 +46,7 @@ class PackPartition:
 
 @dataclass(frozen=True)
 class PackJob:
-    """What every partition needs to know."""
+    """What all partitions share."""
 
     settings: Pack
     stage: TrainStage
@@ -61,22 +60,18 @@ def cut_pack_partitions(
     """Group the tokenized partitions of each source and split, in order, by tokens. Pure."""
     partitions = []
     for source, split in itertools.product(sorted(sources), SPLITS):
-        group: list[str] = []
         groups: list[list[str]] = []
         tokens = 0
         for part in tokenized:
             if part.source != source or part.heldout != (split == "heldout") or not part.documents:
                 continue
-            if group and tokens + part.tokens > partition_tokens:
-                groups.append(group)
-                group, tokens = [], 0
-            group.append(part.file)
+            if not groups or tokens + part.tokens > partition_tokens:
+                groups.append([])
+                tokens = 0
+            groups[-1].append(part.file)
             tokens += part.tokens
-        groups += [group] if group else []
-        partitions += [
-            PackPartition(f"{source}-{split}-{number:05d}", source, split, tuple(files))
-            for number, files in enumerate(groups)
-        ]
+        for number, files in enumerate(groups):
+            partitions.append(PackPartition(f"{source}-{split}-{number:05d}", source, split, tuple(files)))
     return partitions
 
 
@@ -94,7 +89,7 @@ def pack_all(
         line.advance(1, sequences=record["sequences"], fill=record["fill"])
 
     records = run_partitions(f"pack-{job.stage.name}", submit, list(partitions), store, job.settings.pool, on_done)
-    sets: dict[str, dict[str, Any]] = {}
+    sets: dict[str, dict[str, Any]] = {source: {} for source in job.stage.mixture}
     for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
         chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]
         shards = [shard for record in chosen for shard in record["shards"]]
@@ -115,11 +110,9 @@ def pack_all(
         name = f"sets/{source}-{split}.json"
         store.write_json(name, shard_set.to_json())
         totals = shard_set.totals()
-        sets.setdefault(source, {})[split] = {"file": name, **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
-    skipped: dict[str, int] = {}
-    for record in records:
-        for reason, count in record["skipped"].items():
-            skipped[reason] = skipped.get(reason, 0) + count
+        sets[source][split] = {"file": name, **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
+    skipped = sum((Counter(record["skipped"]) for record in records), Counter[str]())
+    counts = {key: sum(record[key] for record in records) for key in ("sequences", "documents", "split_documents")}
     outputs = PackOutputs(
         sets=sets,
         files=store.hashes("sets"),
@@ -127,27 +120,13 @@ def pack_all(
         objective=job.stage.objective,
         made_of=documents.record.outputs.made_of,
     )
-    figures = PackFigures(
-        sequences=sum(record["sequences"] for record in records),
-        documents=sum(record["documents"] for record in records),
-        split_documents=sum(record["split_documents"] for record in records),
-        skipped=skipped,
-    )
-    return PackRecord(outputs, figures)
+    return PackRecord(outputs, PackFigures(**counts, skipped=skipped))
 
 
 @ray.remote
 @as_driver
 def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: Store) -> dict[str, Any]:
     counts = PackCounts()
-    used = 0
-
-    def counted(sequences: Iterator[PackedSequence]) -> Iterator[PackedSequence]:
-        nonlocal used
-        for sequence in sequences:
-            used += filled(sequence)
-            yield sequence
-
     sequences = pack(
         _documents(part, job, documents),
         job.stage.context,
@@ -158,17 +137,15 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
         key_prefix=f"{part.name}-",
         counts=counts,
     )
-    shards = []
-    stream = counted(sequences)
-    for number in itertools.count():
-        first = next(stream, None)
-        if first is None:
-            break
-        name = f"shards/{part.name}-{number:05d}.tar"
+    shards: list[dict[str, Any]] = []
+    filled = 0
+    for first in sequences:
+        name = f"shards/{part.name}-{len(shards):05d}.tar"
         with store.writing(name) as file:
-            rest = itertools.islice(stream, job.settings.sequences_per_shard - 1)
+            rest = itertools.islice(sequences, job.settings.sequences_per_shard - 1)
             stats = write_shard(file, itertools.chain([first], rest), job.vocabulary)
         shards.append({"name": name, "stats": stats.to_json()})
+        filled += stats.n_filled
     record = {
         "partition": part.name,
         "source": part.source,
@@ -178,16 +155,16 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
         "documents": counts.documents,
         "split_documents": counts.split,
         "skipped": dict(counts.skipped),
-        "fill": used / max(1, counts.sequences * job.stage.context),
+        "fill": filled / max(1, counts.sequences * job.stage.context),
     }
     store.write_json(record_name(part.name), record)
     return record
 
 
 def _documents(part: PackPartition, job: PackJob, documents: Store) -> Iterator[Document]:
-    longest = job.stage.max_document_tokens
+    longest = job.stage.max_document_tokens or math.inf
     for name in part.files:
         with documents.open(name) as file:
             for document in read_documents(file):
-                if len(document) >= job.stage.min_document_tokens and (longest is None or len(document) <= longest):
+                if job.stage.min_document_tokens <= len(document) <= longest:
                     yield document

@@ -24,6 +24,7 @@ class PackStage(Stage[PackRecord]):
     record = PackRecord
     output_version = 1
     libraries = ("safetensors", "numpy")
+    inputs = ("tokenize",)
 
     recipe: Recipe
     stage: TrainStage
@@ -37,11 +38,6 @@ class PackStage(Stage[PackRecord]):
     def name(self) -> str:
         """After the training stage."""
         return self.named(self.stage.name)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The documents."""
-        return ("tokenize",)
 
     def settings(self) -> Mapping[str, Any]:
         """How documents are chosen and packed; not in which ratio sources are mixed."""
@@ -72,7 +68,7 @@ class PackStage(Stage[PackRecord]):
 
     def summary(self, manifest: Manifest[PackRecord]) -> tuple[str, ...]:
         """Sequences, and how full they are."""
-        sets = [one for splits in manifest.record.outputs.sets.values() for one in splits.values()]
-        filled, tokens = (sum(one[key] for one in sets) for key in ("n_filled", "n_tokens"))
+        sets = [packed for splits in manifest.record.outputs.sets.values() for packed in splits.values()]
+        filled, tokens = (sum(packed[key] for packed in sets) for key in ("n_filled", "n_tokens"))
         share = f"{100 * filled / max(tokens, 1):.1f}% filled"
         return (count_of(manifest.record.figures.sequences, "sequences"), share)

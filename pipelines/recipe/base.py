@@ -1,4 +1,4 @@
-"""What every branch of a recipe is made of: the strict base class, common types, and pools of workers."""
+"""What branches of a recipe have in common: the strict base class, types, pools of workers, what affects the output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from storage.setting_types import Above0, AtLeast0, Positive
+from storage.setting_types import OUTPUT_NEUTRAL, Above0, AtLeast0, Positive
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -19,11 +19,26 @@ class Config(BaseModel):
 
 
 def field_types(branch: type[Any]) -> dict[str, Any]:
-    """The types of a branch's fields by key, with what is said of them; a branch is a `Config` or a dataclass."""
+    """The types of a branch's fields by key, with their annotations; a branch is a `Config` or a dataclass."""
     if issubclass(branch, BaseModel):
         return {name: field.rebuild_annotation() for name, field in branch.model_fields.items()}
     hints = get_type_hints(branch, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(branch)}
+
+
+def output_settings(settings: Any) -> Any:
+    """A branch of the recipe, a `Config` or a dataclass, as plain JSON: those fields alone that affect the output, at
+    every depth. Two branches for which it is equal make the same output.
+    """
+    if isinstance(settings, dict):
+        return {key: output_settings(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [output_settings(value) for value in settings]
+    if not isinstance(settings, BaseModel) and not dataclasses.is_dataclass(settings):
+        return settings
+    types = field_types(type(settings))
+    neutral = {name for name in types if OUTPUT_NEUTRAL in getattr(types[name], "__metadata__", ())}
+    return {name: output_settings(getattr(settings, name)) for name in types if name not in neutral}
 
 
 class Resources(Config):
@@ -38,9 +53,9 @@ class Resources(Config):
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one worker asks for by the names of Ray's resources; nothing where it asks for none of one."""
-        asked = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
-        return {name: amount for name, amount in asked.items() if amount > 0}
+        """What one worker asks for, by the names of Ray's resources, without those of which it asks for none."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
 
     @property
     def ray_options(self) -> dict[str, Any]:

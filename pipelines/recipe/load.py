@@ -45,11 +45,10 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
     storage = tree.setdefault("storage", {})
     if isinstance(storage, dict):
         storage["data"] = storage.get("data") or "."
-    branches = [(storage, "root"), (storage, "data"), (tree.get("text_tokenizer"), "path")]
-    branches += [(tree.get("vqgan"), "weights"), (tree.get("model"), "init")]
     stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
-    branches += [(stage, "export") for stage in stages or []]
-    for branch, key in branches:
+    paths = [(storage, "root"), (storage, "data"), (tree.get("text_tokenizer"), "path"), (tree.get("vqgan"), "weights")]
+    paths += [(tree.get("model"), "init"), *((stage, "export") for stage in stages or [])]
+    for branch, key in paths:
         if isinstance(branch, dict) and isinstance(branch.get(key), str) and "://" not in branch[key]:
             branch[key] = os.path.abspath(branch[key])
 
@@ -59,37 +58,30 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override}: not of the form key.path=value, e.g. --set train.stages.0.lr=3e-4")
     try:
-        value = _plain_float(yaml.safe_load(text))
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not valid YAML ({_one_line(error)})") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads `3e-4` as a string; users mean the number
     node: Any = tree
     *parents, last = key.split(".")
     for part in parents:
-        if isinstance(node, list):
-            node = node[_list_index(node, part, override)]
-            continue
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
-        if not isinstance(node, dict | list):
-            raise UserError(f"--set {override}: {part!r} is a value, not a branch of the recipe")
-    if isinstance(node, list):
-        node[_list_index(node, last, override)] = value
-    else:
-        node[last] = value
+        place = _place(node, part, override)
+        if isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
+    node[_place(node, last, override)] = value
 
 
-def _list_index(node: list[Any], part: str, override: str) -> int:
+def _place(node: Any, part: str, override: str) -> int | str:
+    """The key or the index of a branch of the recipe that a part of an override's key names."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise UserError(f"--set {override}: {part!r} is below a value, which has no keys of its own")
     if not part.isdigit() or int(part) >= len(node):
         raise UserError(f"--set {override}: {part!r} is no index of a list of {len(node)}; count from 0")
     return int(part)
-
-
-def _plain_float(value: Any) -> Any:
-    """YAML 1.1 reads `3e-4` as a string; users mean the number."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
 
 
 def _one_line(error: Exception) -> str:

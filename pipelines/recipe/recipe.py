@@ -1,14 +1,44 @@
-"""The whole recipe."""
+"""The whole recipe, what is measured at its end, and the checks that its parts fit together."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Config, Name
-from pipelines.recipe.checks import check_parts
+from pipelines.recipe.base import Config, Name, Resources
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
-from pipelines.recipe.evaluate import Evaluate
-from pipelines.recipe.train import Model, Train
+from pipelines.recipe.train import Model, Train, TrainStage
+from storage.setting_types import OutputNeutral, Positive
+
+
+class Needle(Config):
+    """Needle in a haystack: context x depth."""
+
+    contexts: list[int] = Field(min_length=1)
+    depths: Positive = 5
+    rounds: Positive = 1
+
+
+class Generation(Config):
+    """Frames generated as continuation of a held-out clip and from text."""
+
+    prompt_frames: Positive = 4
+    frames: Positive = 4
+    prompts: list[str] = Field(default_factory=list)
+    guidance: float = 1.0
+    top_k: Positive = 1000
+    temperature: float = 1.0
+
+
+class Evaluate(Config):
+    """What is measured at the end."""
+
+    max_sequences: Positive = 64
+    """Held-out sequences scored at most, per stage and source."""
+    needle: Needle | None = None
+    generation: Generation | None = None
+    reconstructions: int = 8
+    """Held-out frames shown beside their reconstruction."""
+    resources: OutputNeutral[Resources] = Resources()
 
 
 class Recipe(Config):
@@ -28,5 +58,114 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        check_parts(self.sources, self.vqgan, self.model, self.train, self.evaluate)
+        vision = [name for name, source in self.sources.items() if any("vision" in spec for spec in source.fields)]
+        if vision and self.vqgan is None:
+            raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
+        stages = self.train.stages
+        if len({stage.name for stage in stages}) < len(stages):
+            raise ValueError("train.stages: two stages have the same name; give each its own")
+        _check_device(self.train, self.evaluate)
+        for index, stage in enumerate(stages):
+            key = f"train.stages.{index}"
+            if unknown := [source for source in stage.mixture if source not in self.sources]:
+                raise ValueError(f"{key}.mixture names the source {unknown[0]!r}, which sources does not define")
+            _check_stage(self.train, key, stage)
+            _check_attention(self.model, self.train, key, stage)
+            _check_memory(self.train, key, stage)
+        _check_evaluation(self.evaluate, self.vqgan, stages[-1].context)
         return self
+
+
+def _check_device(train: Train, evaluate: Evaluate) -> None:
+    """Training and evaluation can compute what the recipe asks for on their GPUs or CPUs."""
+    if train.resources.gpus not in (0, 1):
+        raise ValueError(
+            f"train.resources.gpus {train.resources.gpus:g} is not what a worker trains on, one GPU or none; set 1, or "
+            f"0 for the CPU, and train.workers to the number of GPUs"
+        )
+    for key, pool in (("train", train.resources), ("evaluate", evaluate.resources)):
+        if pool.gpus and train.precision == "fp32":
+            raise ValueError(
+                f"{key}.resources.gpus {pool.gpus:g} needs half precision, the only one that a GPU's attention kernels "
+                f"take, and train.precision is fp32; set train.precision: bf16, or {key}.resources.gpus: 0"
+            )
+    if train.kernels == "liger" and not train.resources.gpus:
+        raise ValueError(
+            "train.kernels liger needs a GPU a worker and train.resources asks for none; set train.resources.gpus: 1, "
+            "or train.kernels: compile"
+        )
+
+
+def _check_evaluation(evaluate: Evaluate, vqgan: VisualTokenizer | None, context: int) -> None:
+    """The evaluation of the last model fits its context."""
+    needle, generation = evaluate.needle, evaluate.generation
+    if needle and max(needle.contexts) > context:
+        raise ValueError(
+            f"evaluate.needle.contexts has {max(needle.contexts)}, above the last context {context}; lower it"
+        )
+    if generation and vqgan:
+        frames = generation.prompt_frames + generation.frames
+        tokens = frames * (vqgan.sizes.codes_per_frame + 1)
+        if tokens > context:
+            raise ValueError(
+                f"evaluate.generation: {frames} frames are {tokens} tokens, more than the last stage's context "
+                f"{context}; lower prompt_frames or frames"
+            )
+
+
+def _check_stage(train: Train, key: str, stage: TrainStage) -> None:
+    if not any(stage.mixture.values()):
+        raise ValueError(f"{key}.mixture has no share above 0; raise one")
+    if stage.batch_tokens % stage.context:
+        raise ValueError(f"{key}.batch_tokens {stage.batch_tokens} is no multiple of its context {stage.context}")
+    if train.workers % stage.sp:
+        raise ValueError(
+            f"{key}.sp {stage.sp} does not divide train.workers {train.workers}; "
+            f"choose an sp that divides it or change the workers"
+        )
+    if stage.context * stage.rows % stage.sp:
+        raise ValueError(
+            f"{key}.context {stage.context} x rows {stage.rows} is no multiple of sp {stage.sp}, whose ranks hold "
+            f"equally many tokens; change one of them"
+        )
+    per_step = train.workers // stage.sp * stage.rows
+    if train.min_workers is None and stage.sequences % per_step:  # some sizes of a range pad
+        raise ValueError(
+            f"{key}.batch_tokens gives {stage.sequences} sequences a step, which {train.workers // stage.sp} "
+            f"data-parallel ranks of {stage.rows} row(s) cannot share evenly; make it a multiple of {per_step}"
+        )
+    if stage.warmup_steps >= stage.steps:
+        raise ValueError(f"{key}.warmup_steps {stage.warmup_steps} leaves no step of its {stage.steps}")
+
+
+def _check_attention(model: Model, train: Train, key: str, stage: TrainStage) -> None:
+    attention = train.for_stage(stage).attention
+    if attention.ulysses is None:
+        return
+    named = "train.attention" if stage.attention is None else f"{key}.attention"
+    if stage.sp % attention.ulysses:
+        raise ValueError(
+            f"{named}.ulysses {attention.ulysses} does not divide {key}.sp {stage.sp}; choose a divisor of every "
+            f"stage's sp, or set {key}.attention"
+        )
+    if model.init is None:  # a checkpoint's heads are known once it is loaded
+        from model.llama.config import llama_config  # imports torch, which decode tasks do without
+        from model.training.rank_batch import attention_shape
+
+        config = llama_config(model.size, 1, stage.context, stage.rope_theta)
+        if wrong := attention.unfit_for(attention_shape(config, train.precision).kv_heads):
+            raise ValueError(f"{named}.{wrong}")
+
+
+def _check_memory(train: Train, key: str, stage: TrainStage) -> None:
+    """The stage's ZeRO stage goes with the precision and with what is offloaded."""
+    here = train.for_stage(stage)
+    if here.zero == 0 and train.precision == "bf16":
+        named = "train" if stage.zero is None else key
+        raise ValueError(
+            f"{named}.zero 0 trains in fp32 only, and train.precision is bf16; set {named}.zero: 1, whose weights are "
+            f"replicated too"
+        )
+    if wrong := here.memory.unfit_for(here.zero):
+        named = "train.memory" if stage.memory is None else f"{key}.memory"
+        raise ValueError(f"{named}.{wrong} in {key}")

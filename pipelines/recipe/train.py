@@ -80,7 +80,7 @@ class TrainStage(Config):
             return values
         tokens, batch = values["tokens"], values.get("batch_tokens")
         if not isinstance(tokens, int) or not isinstance(batch, int) or batch <= 0:
-            return {"steps": 1, **values}  # whichever is no number is told by its own key
+            return {"steps": 1, **values}  # a key that is no number is refused by its own type
         steps = -(-tokens // batch)
         if values.get("steps") not in (None, steps):
             raise ValueError(
@@ -104,7 +104,7 @@ class BadSteps(Config):
     """A loss so many standard deviations above the mean of the last `window` is a spike; None: no loss is."""
     window: Positive = 100
     at_most: Count = 20
-    """Bad steps that a stage puts up with."""
+    """Bad steps that a stage tolerates."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -145,7 +145,7 @@ class Train(TrainingSettings):
     """What is not given is that of H100 nodes or, where trainers have no GPU, of a server's CPU cores."""
     attention: OutputNeutral[AttentionOptions] = AttentionOptions()
     stages: OutputNeutral[Annotated[list[TrainStage], Field(min_length=1)]]
-    """The curriculum. Each stage says for itself what its model depends on."""
+    """The curriculum. Each stage declares what its own model depends on."""
 
     @field_validator("hardware", mode="before")
     @classmethod

@@ -1,7 +1,4 @@
-"""Which raw objects the recipe's sources have, and the file that lists them.
-
-In: the recipe's sources. Out: `SourceObject`s, sorted by source and key.
-"""
+"""Which raw objects the recipe's sources have, sorted by source and key, and the file that lists them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.dag.fingerprint import digest
+from pipelines.dag.manifest import digest
 from pipelines.recipe import Kind, Recipe, Source
 from storage.errors import UserError
 from storage.store import Store
@@ -36,7 +33,7 @@ _CONTAINERS = (".tar", *_OF_RECORDS)
 
 @dataclass(frozen=True)
 class SourceObject:
-    """One raw object: where it is, what it is, and what is said about it beside it.
+    """One raw object: where it is, what it is, and its side data.
 
     key: unique within its split, `source/path below the pattern`. etag: changes when the content does.
     side: caption, question, answer, ... by key, for media. part: which share of a video this is, from start to end.
@@ -67,7 +64,7 @@ def list_sources(recipe: Recipe) -> list[SourceObject]:
 
 
 def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
-    """What the fingerprint of the `sources` stage says of a listing: counts and a hash, by source."""
+    """Counts and a hash of a listing, by source: what identifies it in the `sources` stage's fingerprint."""
     by_source: dict[str, list[SourceObject]] = {}
     for found in objects:
         by_source.setdefault(found.source, []).append(found)
@@ -96,24 +93,15 @@ def read_objects(store: Store) -> list[SourceObject]:
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
     options = recipe.storage.options
-    side = _side_data(name, source, recipe)
+    files = [info.url for glob in source.side for info in list_objects(join_url(recipe.storage.data, glob), options)]
+    side = SideData.load((file, open_url(file, options)) for file in files) if files else None
     for pattern in source.urls:
         url = join_url(recipe.storage.data, pattern)
-        base = _base(url)
         for info in list_objects(url, options):
-            key = f"{name}/{_below(info.url, base)}"
+            key = f"{name}/{_below(info.url, url)}"
             heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
-            whole = SourceObject(
-                key=key,
-                source=name,
-                url=info.url,
-                size=info.size,
-                etag=info.etag,
-                kind=_kind(info.url, name, source),
-                heldout=heldout,
-                side=side.get(info.url) if side else {},
-                media=source.media,
-            )
+            kind, about = _kind(info.url, name, source), side.get(info.url) if side else {}
+            whole = SourceObject(key, name, info.url, info.size, info.etag, kind, heldout, about, media=source.media)
             if whole.kind in ("webdataset", "records") and not heldout:
                 yield from _split_inside(whole, source)
             elif whole.kind == "video" and source.heldout_tail and not heldout:
@@ -130,7 +118,7 @@ def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
 
 
 def _split_inside(container: SourceObject, source: Source) -> Iterator[SourceObject]:
-    """What is trained on of a tar or a file of records, and what is held out, where that is told by what is inside."""
+    """A tar or a file of records once for training and, where globs hold out some of what is inside, once held out."""
     if source.heldout_tail:
         raise UserError(
             f"sources.{container.source}.heldout_tail: the tails of videos in {container.url} cannot be held out; name "
@@ -142,24 +130,10 @@ def _split_inside(container: SourceObject, source: Source) -> Iterator[SourceObj
         yield dataclasses.replace(container, inner_heldout=inner, heldout=True)
 
 
-def _side_data(name: str, source: Source, recipe: Recipe) -> SideData | None:
-    if not source.side:
-        return None
-    urls = [
-        info.url
-        for pattern in source.side
-        for info in list_objects(join_url(recipe.storage.data, pattern), recipe.storage.options)
-    ]
-    return SideData.load((url, open_url(url, recipe.storage.options)) for url in urls)
-
-
-def _base(url: str) -> str:
-    """The part of a pattern before its first folder with a glob."""
-    head = re.split(r"[*?\[]", url, maxsplit=1)[0]
-    return head[: head.rfind("/") + 1]
-
-
-def _below(url: str, base: str) -> str:
+def _below(url: str, pattern: str) -> str:
+    """The path of a URL below the last folder of a pattern before its first glob; its name where it is not there."""
+    head = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    base = head[: head.rfind("/") + 1]
     return url[len(base) :] if url.startswith(base) else PurePosixPath(url).name
 
 

@@ -1,7 +1,7 @@
-"""The videos and images that a listed object holds: itself, the samples of a tar, or what its records name.
+"""The videos and images of a listed object (itself, the samples of a tar, or what its records name), and frames.
 
-In: a listed object of any kind but text. Out: each `Medium` with its side data and where it is from, in order; one that
-cannot be used is a `BadMedium` in its place.
+In: a listed object of any kind but text. Out: each `Medium` with its side data and its origin, in order, with a
+`BadMedium` in place of one that cannot be used; or frames, for every stage that looks at raw pictures.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import errno
 import fnmatch
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.decoder.client import Content
+from pipelines.decoder.client import decoded_frames
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
+from pipelines.decoder.messages import Content
 from pipelines.sources.listing import SourceObject
 from storage.errors import BadData, UserError
 from storage.urls import object_info, open_url, public_url
+from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name
+from tokenization.media.video import FrameChunk
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.readers.webdataset_tar import BadSample, read_samples
 
 # Where a record may point besides the place of its own file. fsspec has more schemes; some read scripts, or write.
 _ELSEWHERE = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "package"})
-_REFUSED = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL}  # today as tomorrow
+_MAX_SHARE = 64  # no medium of a tar or a file of records gives more than one part in so many of the frames asked for
+_PERMANENT = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Medium:
-    """A video or image (kind None: its bytes tell), of a video its part."""
+    """A video or image, of a video a part. kind: None where only its bytes tell."""
 
     origin: Origin
     kind: MediaKind | None
@@ -50,7 +55,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class BadMedium:
-    """A medium that cannot be used, and why; with the object's own key, the (rest of the) object."""
+    """A medium that cannot be used, and why. With the object's own key: the object, or the rest of it."""
 
     origin: Origin
     reason: str
@@ -67,19 +72,49 @@ def media_of(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | 
     return iter([Medium(origin, kind, Content(found.url, options), found.part)])
 
 
-def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    def wanted(key: str) -> bool:
-        return _is_of_split(found, f"{found.key}/{key}", f"{found.url}/{key}")
+def medium_frames(medium: Medium, request: FrameRequest, limits: Limits = DEFAULT_LIMITS) -> Iterator[FrameChunk]:
+    """Frames uint8 [n, size, size, 3] of the medium's part of its video, with their times, a chunk at a time.
 
+    Raises BadData on what cannot be decoded within the limits, OSError on what cannot be reached.
+    """
+    return decoded_frames(medium.content, medium.kind, replace(request, part=medium.part), limits)
+
+
+def object_frames(
+    found: SourceObject, options: dict[str, Any], request: FrameRequest, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[FrameChunk]:
+    """Frames of a listed object, as of a medium; times are those in its medium.
+
+    Of an object with many media, those of the first that can be decoded, until there are `request.max_frames`, each
+    medium giving at most a share of them. Raises BadData on what cannot be decoded, OSError on what cannot be reached.
+    """
+    is_medium = found.kind in ("video", "image")
+    count, room, max_frames = 0, request.max_frames, request.max_frames
+    for medium in media_of(found, options):
+        if isinstance(medium, BadMedium):
+            continue
+        if max_frames is not None and not is_medium:
+            room = min(max(1, max_frames // _MAX_SHARE), max_frames - count)
+        try:
+            for frames in medium_frames(medium, replace(request, max_frames=room), limits):
+                count += len(frames)
+                yield frames
+        except BadData:  # the tokenize stage puts it in quarantine
+            if is_medium:
+                raise
+        if count == max_frames:
+            return
+    if not count and not is_medium:
+        raise BadData("no video or image in it can be decoded")
+
+
+def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
     with open_url(found.url, options) as file:
-        for sample in read_samples(file, wanted):
-            if isinstance(sample, BadSample) and sample.key is None:
-                if not (found.heldout and found.inner_heldout):  # the other split tells of it
-                    yield BadMedium(Origin(found.key, sample.number), sample.reason)
-                continue
-            key = f"{found.key}/{sample.key}"
+        for sample in read_samples(file, lambda key: _is_of_split(found, f"{found.key}/{key}", f"{found.url}/{key}")):
+            key = found.key if sample.key is None else f"{found.key}/{sample.key}"
             if isinstance(sample, BadSample):
-                yield BadMedium(Origin(key, sample.number), sample.reason)
+                if sample.key is not None or _is_of_split(found):
+                    yield BadMedium(Origin(key, sample.number), sample.reason)
                 continue
             side = {**found.side, **sample.side}
             where = {"sample": sample.key, "member": sample.member}
@@ -92,14 +127,12 @@ def _named(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | Ba
         try:
             for record in read_records(file, found.url):
                 if isinstance(record, BadRecord):
-                    if not (found.heldout and found.inner_heldout):
+                    if _is_of_split(found):
                         yield BadMedium(Origin(f"{found.key}/{record.index}", record.index), record.reason)
-                    continue
-                medium = _of_record(found, *record, options)
-                if medium is not None:
+                elif (medium := _of_record(found, *record, options)) is not None:
                     yield medium
         except BadData as error:
-            if not (found.heldout and found.inner_heldout):
+            if _is_of_split(found):
                 yield BadMedium(Origin(found.key), str(error))
 
 
@@ -121,21 +154,23 @@ def _of_record(
     try:
         etag = object_info(url, options).etag
     except (FileNotFoundError, NotADirectoryError):
-        return BadMedium(Origin(key, number), f"{shown}: no such object")
+        reason = f"{shown}: no such object"
     except UserError as error:
-        return BadMedium(Origin(key, number), str(error))
+        reason = str(error)
     except ValueError:
-        return BadMedium(Origin(key, number), f"{shown}: not a URL that can be read")
+        reason = f"{shown}: not a URL that can be read"
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno not in _PERMANENT:
             raise
-        return BadMedium(Origin(key, number), f"{shown}: {error.strerror}")
-    side = {**found.side, **fields}
-    where = {"media": {"url": shown, "etag": etag}}
-    return Medium(Origin(key, number, side, where), kind_by_name(url.partition("?")[0]), Content(url, options))
+        reason = f"{shown}: {error.strerror}"
+    else:
+        origin = Origin(key, number, {**found.side, **fields}, {"media": {"url": shown, "etag": etag}})
+        return Medium(origin, kind_by_name(url.partition("?")[0]), Content(url, options))
+    return BadMedium(Origin(key, number), reason)
 
 
 def _is_of_split(found: SourceObject, *names: str) -> bool:
+    """Whether what has these names belongs to the object's split; damage, which has none, to that of training."""
     if not found.inner_heldout:
         return True
     return any(fnmatch.fnmatch(name, glob) for name in names for glob in found.inner_heldout) == found.heldout
@@ -144,10 +179,10 @@ def _is_of_split(found: SourceObject, *names: str) -> bool:
 def resolve(file_url: str, named: str) -> str:
     """The URL of what a record of the file at `file_url` names: absolute, or relative to that file.
 
-    Raises BadData on what a file must not name: one that is not on this machine, a path on this machine; a scheme that
+    Raises BadData on what a file must not name: a path on this machine, where the file is elsewhere; a scheme that
     reads more than an object; a chain of file systems.
     """
-    home, _, _ = file_url.rpartition("://")
+    home, _, own_place = file_url.rpartition("://")
     local = home in ("", "file")
     scheme, separator, place = named.rpartition("://")
     if "::" in named or "://" in scheme:
@@ -160,8 +195,7 @@ def resolve(file_url: str, named: str) -> str:
         return posixpath.normpath(posixpath.join(posixpath.dirname(file_url.removeprefix("file://")), named))
     if named.startswith("/"):
         raise BadData(f"{public_url(named)}: a path of this machine, which a file from elsewhere does not choose")
-    path = file_url.rpartition("://")[2].partition("?")[0]
-    return _inside(home, posixpath.join(posixpath.dirname(path), named))
+    return _inside(home, posixpath.join(posixpath.dirname(own_place.partition("?")[0]), named))
 
 
 def _inside(scheme: str, place: str) -> str:

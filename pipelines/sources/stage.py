@@ -1,7 +1,6 @@
-"""The sources stage: what raw objects there are. Listing is cheap and happens anew in every plan, so that a changed,
-added or removed object changes the fingerprint of what depends on it.
+"""The sources stage: commits the listing of raw objects as `objects.jsonl`, one `SourceObject` a line, sorted.
 
-Out: `objects.jsonl`, one `SourceObject` a line, sorted.
+Every plan lists anew, so that a changed, added or removed object changes the fingerprint of what depends on it.
 """
 
 from __future__ import annotations
@@ -39,13 +38,9 @@ class SourcesStage(Stage[SourcesRecord]):
     kind = "sources"
     record = SourcesRecord
     output_version = 1
+    inputs = ()
 
     objects: Sequence[SourceObject]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     def settings(self) -> Mapping[str, Any]:
         """Counts and a hash by source."""

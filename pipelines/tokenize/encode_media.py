@@ -1,8 +1,7 @@
 """Frames to codes by a pool of encoders, many small media to a batch.
 
-In: media, whose frames are decoded a chunk at a time. Out: their codes. A decode task holds no more than a given number
-of bytes of frames that are under way, besides the batch that it fills, whatever the length of a video and the number of
-images. A frame's codes do not depend on the batch that it is in.
+In: media, whose frames are decoded a chunk at a time. Out: their codes, which do not depend on the batches. Besides the
+batch that it fills, a decode task has no more than a given number of bytes of frames in flight.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pipelines.cluster.same_code import as_driver
 from pipelines.recipe import EncoderResources, VisualTokenizer
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, Origin
-from pipelines.tokenize.encoder_pool import PoolSize, encoder_pool
+from pipelines.tokenize.encoder_pool import encoder_pool
 from storage.errors import BadData
 from storage.store import Store
 from tokenization.media.video import FrameChunk
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
 
 
 def vqgan_pool(recipe: VisualTokenizer, weights: Store, resources: EncoderResources) -> AbstractContextManager[Any]:
-    """A pool of VQGANs, each on one device, placed by what the recipe asks for."""
+    """A pool of VQGANs, each on one device, with the resources of the recipe."""
     actor = _Encoder.options(**resources.ray_options)  # type: ignore[attr-defined]
-    size = PoolSize(resources.min_workers, resources.workers, resources.idle_seconds)
-    return encoder_pool(actor, (recipe, weights), size, PlacementWait("tokenize.encode", resources))
+    return encoder_pool(actor, (recipe, weights), resources, PlacementWait("tokenize.encode", resources))
 
 
 @ray.remote
@@ -50,10 +48,10 @@ class _Encoder:
 
     @as_driver
     def load(self) -> None:
-        """Read the weights, which may raise UserError: from here it reaches the caller, from the constructor not."""
+        """Read the weights. A UserError would not reach the caller from the constructor."""
         import torch  # half a GiB that decode tasks and the pool do without
 
-        from pipelines.codecs.load import load_vqgan
+        from pipelines.codecs.vqgan import load_vqgan
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,13 +75,9 @@ class Encoded:
 
 
 def join_encoded(origin: Origin, codes: Sequence[np.ndarray], times: Sequence[np.ndarray]) -> Encoded:
-    """A medium of the codes and times of its consecutive parts, some of which may be empty, or all."""
-    some = [part for part in codes if len(part)]
-    return Encoded(
-        origin,
-        np.concatenate(some) if some else np.zeros((0, 0), np.int32),
-        np.concatenate([np.zeros(0), *times]),
-    )
+    """A medium of the codes and times of its consecutive parts, some or all of which may be empty."""
+    parts = [part for part in codes if len(part)] or [np.zeros((0, 0), np.int32)]
+    return Encoded(origin, np.concatenate(parts), np.concatenate([np.zeros(0), *times]))
 
 
 def encode_media(
@@ -95,54 +89,40 @@ def encode_media(
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
     """Encode media, `batch` frames at a time, whichever media they are from; the outcomes in the media's order.
 
-    in_flight: bytes of frames under way at most, one batch at least. A medium whose frames raise BadData comes out as a
-    BadMedium.
+    in_flight: bytes of frames at most, but at least one batch. A medium whose frames raise BadData becomes a BadMedium.
     """
     batches = _Batches(pool, batch, in_flight)
-    waiting: deque[tuple[SourceObject, _Pending | BadMedium]] = deque()
+    waiting: deque[tuple[SourceObject, _Pending]] = deque()
     for found, medium in media:
-        waiting.append((found, medium if isinstance(medium, BadMedium) else _read(found, medium, frames_of, batches)))
-        while waiting and _is_ready(waiting[0][1]):
+        waiting.append((found, pending := _Pending(medium.origin)))
+        if isinstance(medium, BadMedium):
+            pending.bad = medium
+        else:
+            try:
+                for chunk in frames_of(found, medium):
+                    pending.times.append(chunk.times)
+                    batches.add(pending, chunk.frames)
+            except BadData as error:
+                pending.bad = BadMedium(medium.origin, str(error))
+        while waiting and (waiting[0][1].bad or not waiting[0][1].missing):
             yield _finished(*waiting.popleft())
     batches.finish()
-    for found, outcome in waiting:
-        yield _finished(found, outcome)
+    yield from (_finished(found, pending) for found, pending in waiting)
 
 
 @dataclass
 class _Pending:
-    """A medium of which some frames are still being encoded; it holds no frames."""
+    """A medium of which some frames are still being encoded. It keeps no frames."""
 
     origin: Origin
     codes: list[np.ndarray] = field(default_factory=list)
     times: list[np.ndarray] = field(default_factory=list)
     missing: int = 0
+    bad: BadMedium | None = None
 
 
-def _read(
-    found: SourceObject,
-    medium: Medium,
-    frames_of: Callable[[SourceObject, Medium], Iterator[FrameChunk]],
-    batches: _Batches,
-) -> _Pending | BadMedium:
-    pending = _Pending(medium.origin)
-    try:
-        for chunk in frames_of(found, medium):
-            pending.times.append(chunk.times)
-            batches.add(pending, chunk.frames)
-    except BadData as error:
-        return BadMedium(medium.origin, str(error))
-    return pending
-
-
-def _is_ready(outcome: _Pending | BadMedium) -> bool:
-    return isinstance(outcome, BadMedium) or not outcome.missing
-
-
-def _finished(found: SourceObject, outcome: _Pending | BadMedium) -> tuple[SourceObject, Encoded | BadMedium]:
-    if isinstance(outcome, BadMedium):
-        return found, outcome
-    return found, join_encoded(outcome.origin, outcome.codes, outcome.times)
+def _finished(found: SourceObject, pending: _Pending) -> tuple[SourceObject, Encoded | BadMedium]:
+    return found, pending.bad or join_encoded(pending.origin, pending.codes, pending.times)
 
 
 class _Batches:
@@ -152,11 +132,11 @@ class _Batches:
         self._pool, self._size, self._in_flight = pool, size, in_flight
         self._filling: list[tuple[_Pending, np.ndarray]] = []
         self._room = size
-        self._under_way: deque[_Batch] = deque()
+        self._sent: deque[_Batch] = deque()
         self._bytes = 0
 
     def add(self, pending: _Pending, frames: np.ndarray) -> None:
-        """Send frames [n, H, W, 3] on with those before them, as soon as they fill a batch."""
+        """Send frames [n, H, W, 3] with those before them, as soon as they fill a batch."""
         pending.missing += len(frames)
         while len(frames):
             piece, frames = frames[: self._room], frames[self._room :]
@@ -166,26 +146,26 @@ class _Batches:
                 self._send()
 
     def finish(self) -> None:
-        """Send what is left and wait for all codes."""
+        """Send the rest and wait for all codes."""
         if self._filling:
             self._send()
-        while self._under_way:
+        while self._sent:
             self._receive()
 
     def _send(self) -> None:
         pieces = [piece for _, piece in self._filling]
         frames = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         owners = [(owner, len(piece)) for owner, piece in self._filling]
-        while self._under_way and self._bytes + frames.nbytes > self._in_flight:
+        while self._sent and self._bytes + frames.nbytes > self._in_flight:
             self._receive()
-        kept = ray.put(frames)
+        stored = ray.put(frames)
         media = ", ".join(dict.fromkeys(owner.origin.key for owner, _ in owners))
-        self._under_way.append(_Batch(self._pool.encode.remote([kept], media), kept, frames.nbytes, owners))
+        self._sent.append(_Batch(self._pool.encode.remote([stored], media), stored, frames.nbytes, owners))
         self._bytes += frames.nbytes
         self._filling, self._room = [], self._size
 
     def _receive(self) -> None:
-        batch = self._under_way.popleft()
+        batch = self._sent.popleft()
         codes = ray.get(batch.codes)
         self._bytes -= batch.nbytes
         for owner, count in batch.owners:
@@ -196,7 +176,7 @@ class _Batches:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Frames under way. frames: kept, for whichever encoder is to have them if one dies. owners: whose they are."""
+    """Frames in flight. frames: kept for another encoder if one dies. owners: the media they are of, and how many."""
 
     codes: ray.ObjectRef
     frames: ray.ObjectRef

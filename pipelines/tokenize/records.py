@@ -1,38 +1,43 @@
-"""What the objects of a partition hold: records of text, and of media with their codes.
+"""From the objects of a partition to its documents: records of text, and of media with their codes, by field specs.
 
-In: listed objects, and a pool of encoders. Out: records one by one, ready for their field spec. What cannot be used
-goes to the tally's quarantine and costs itself.
+In: listed objects, and a pool of encoders. Out: records, and their documents with their provenance, in order. What
+cannot be used goes to the tally's quarantine.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from pipelines.recipe import Recipe
-from pipelines.sources.frames import medium_frames
 from pipelines.sources.listing import SourceObject
-from pipelines.sources.media import BadMedium, Medium, media_of
+from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from storage.urls import open_url
+from tokenization.document import Document
+from tokenization.fields import FieldSpec, build_each, spec_for_record
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.video import FrameChunk
 from tokenization.readers.records import BadRecord, read_records
+from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What every partition needs to know, and nothing that changes with the cluster."""
+    """What all partitions share; nothing that depends on the cluster."""
 
     recipe: Recipe
     vocabulary: JointVocabulary
     resolution: int
 
     def max_frames(self, found: SourceObject) -> int:
-        """Frames that a medium of this object has at most."""
+        """The most frames of one medium of this object."""
         return self.recipe.sources[found.source].max_frames or self.recipe.tokenize.max_frames
 
 
@@ -42,6 +47,9 @@ class Tally:
 
     units: int = 0
     frames: int = 0
+    documents: int = 0
+    tokens: int = 0
+    vision_tokens: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
     def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
@@ -51,8 +59,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Record:
-    """What becomes one document. unit: the key of what it is from, to which `start` (its number in there: a line, a
-    frame) is added. number: of the record in its object. fields: by name, for a field spec.
+    """What becomes one document. unit: the key of the text or medium that it is from; start: its first line or frame in
+    that. number: of the record in its object. fields: by name, for a field spec.
     """
 
     found: SourceObject
@@ -88,9 +96,9 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
 def encode_objects(
     objects: Sequence[SourceObject], job: TokenizeJob, pool: Any, samples: Samples | None = None
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
-    """The media of objects with their codes, in order; many small ones share a batch, whichever object they are from.
+    """The media of objects with their codes, in order; small media of any objects share a batch.
 
-    samples: of an object that is one video, what to take of it, if that has been chosen already.
+    samples: of an object that is one video, those to take, if they have been chosen already.
     """
     settings = job.recipe.tokenize
     request = FrameRequest(fps=settings.fps, size=job.resolution, chunk=settings.chunk_frames, samples=samples)
@@ -113,23 +121,54 @@ def media_records(
             tally.units += 1
             tally.bad(found, outcome.reason, outcome.origin.number, outcome.origin.key)
             continue
-        yield from _windows(found, outcome, job.recipe.tokenize.frames_per_document, tally)
+        origin, codes = outcome.origin, outcome.codes
+        tally.frames += len(codes)
+        part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
+        size = job.recipe.tokenize.frames_per_document or len(codes)
+        for start in range(0, len(codes), size):
+            tally.units += 1
+            number = start if origin.number is None else origin.number
+            times = [round(float(time), 6) for time in outcome.times[start : start + size]]
+            fields = {**origin.side, "vision": codes[start : start + size]}
+            yield Record(found, origin.key, start, number, fields, {**origin.provenance, **part, "frame_times": times})
 
 
-def _windows(found: SourceObject, encoded: Encoded, length: int | None, tally: Tally) -> Iterator[Record]:
-    origin, codes = encoded.origin, encoded.codes
-    tally.frames += len(codes)
-    part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
-    size = length or len(codes)
-    for start in range(0, len(codes), size):
-        tally.units += 1
-        window = slice(start, start + size)
-        times = [round(float(t), 6) for t in encoded.times[window]]
-        yield Record(
-            found,
-            origin.key,
-            start,
-            start if origin.number is None else origin.number,
-            {**origin.side, "vision": codes[window]},
-            {**origin.provenance, **part, "frame_times": times},
-        )
+def to_documents(
+    records: Iterable[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
+) -> Iterator[Document]:
+    """Each record as a document; provenance names its object, its number in there, its field spec and its frames."""
+    chosen = (((record, spec := _spec(record, job)), record.fields, spec) for record in records)
+    for (record, spec), built in build_each(chosen, tokenizer, job.vocabulary):
+        found = record.found
+        if isinstance(built, BadData):
+            tally.bad(found, str(built), record.number, record.unit)
+            continue
+        tokens, spans = built
+        provenance = {"url": found.url, "etag": found.etag, "record": record.number, "fields": spec.text}
+        if spec.has_vision:
+            provenance |= _streams(tokens, job.vocabulary)
+        provenance |= record.provenance
+        tally.documents += 1
+        tally.tokens += len(tokens)
+        if "vision" in job.vocabulary:
+            tally.vision_tokens += int(job.vocabulary["vision"].contains(tokens).sum())
+        yield Document(record.key, found.source, tokens, spans, provenance)
+
+
+def _spec(record: Record, job: TokenizeJob) -> FieldSpec:
+    specs = job.recipe.sources[record.found.source].fields
+    if len(specs) == 1:
+        return spec_for_record(specs[0], 0)
+    draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
+    return spec_for_record(specs, int.from_bytes(draw, "big"))
+
+
+def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:
+    """Where a document's frames are in its tokens, so that the frames of a piece of it have their numbers."""
+    edges = np.flatnonzero(np.diff(vocabulary["vision"].contains(tokens), prepend=False, append=False))
+    ends = np.isin(tokens, (vocabulary.eof_id, vocabulary.eov_id))
+    streams = [
+        {"start": int(start), "end": int(end), "frames": int(ends[start:end].sum())}
+        for start, end in zip(edges[::2], edges[1::2])
+    ]
+    return {"vision": streams} if streams else {}

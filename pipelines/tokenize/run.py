@@ -1,22 +1,22 @@
 """Tokenizes the partitions of a listing on the cluster.
 
 Decode tasks on CPUs, many to a long video, stream bounded chunks of frames to a pool of encoders; text goes through the
-byte-pair tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: a Parquet of documents a
-partition, its record with counts and quarantine. Objects and records that cannot be used cost themselves, not the
-stage, until more than the recipe's share of them is bad.
+byte-pair tokenizer; every record through its field spec. In: the listing, the VQGAN. Out: for each partition a Parquet
+of documents, and its record with counts and quarantine, of which the recipe bounds the share.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
 import ray
 
 from pipelines.cluster.progress import Bar
-from pipelines.dag.partitions import PieceTasks, run_partitions
+from pipelines.dag.partitions import run_partitions
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
 from pipelines.tokenize.encode_media import vqgan_pool
@@ -46,44 +46,46 @@ def tokenize_all(
 ) -> Made[TokenizeRecord]:
     """Tokenize every partition.
 
-    made_of: what identifies the sources and the codec, for the record. codec: the folder of its stage; None where all
-    is text.
+    made_of: identifies the sources and the codec, for the record. codec: its stage's folder; None where all is text.
     """
-    if not recipe.vqgan or not codec:
-        return tokenize_by(None, recipe, parts, made_of, store, line)
-    with vqgan_pool(recipe.vqgan, codec, recipe.tokenize.encode) as pool:
+    encoders = vqgan_pool(recipe.vqgan, codec, recipe.tokenize.encode) if recipe.vqgan and codec else nullcontext()
+    with encoders as pool:
         return tokenize_by(pool, recipe, parts, made_of, store, line)
 
 
 def tokenize_by(
     pool: Any, recipe: Recipe, parts: Sequence[Partition], made_of: Mapping[str, Any], store: Store, line: Bar
 ) -> Made[TokenizeRecord]:
-    """The same by a pool of encoders that runs already; None where there is only text."""
+    """The same with a pool of encoders that runs already; None where there is only text."""
     tokenizer = _keep_tokenizer(recipe, store)
     partitions = {part.name: part for part in parts}
     job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
     decode = recipe.tokenize.decode
 
-    def submit(name: str) -> ray.ObjectRef:
-        task = tokenize_partition.options(name=f"tokenize:{name}", max_retries=0, **decode.ray_options)
-        return task.remote(partitions[name], job, pool, store)
-
-    def submit_piece(piece: Piece) -> ray.ObjectRef:
-        task = tokenize_piece.options(name=f"tokenize:{piece.name}", max_retries=0, **decode.ray_options)
-        return task.remote(piece, job, pool, store)
+    def submit(work: str | Piece) -> ray.ObjectRef:
+        options = {"max_retries": 0, **decode.ray_options}
+        if isinstance(work, Piece):
+            return tokenize_piece.options(name=f"tokenize:{work.name}", **options).remote(work, job, pool, store)
+        return tokenize_partition.options(name=f"tokenize:{work}", **options).remote(partitions[work], job, pool, store)
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
         for entry in record["quarantine"]:
             log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
 
-    pieces = PieceTasks(submit_piece, lambda left: line.advance(0, pieces_left=left))
-    records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, pieces)
+    def on_piece(left: int) -> None:
+        line.advance(0, pieces_left=left)
+
+    records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
     for name in store.names(PIECES):
         store.delete(name)
     quarantine = [entry for record in records for entry in record["quarantine"]]
     units = sum(record["units"] for record in records)
-    _check_budget(quarantine, units, recipe.tokenize.max_bad_fraction)
+    if len(quarantine) > (budget := recipe.tokenize.max_bad_fraction) * units:
+        raise UserError(
+            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: first "
+            f"{quarantine[0]['url']} ({quarantine[0]['reason']}); mend or remove them, or raise max_bad_fraction"
+        )
     totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
@@ -99,23 +101,11 @@ def tokenize_by(
 
 
 def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
-    """Commit a copy of the text tokenizer, with which whoever has the documents can read them."""
+    """Commit a copy of the text tokenizer, so that the documents can be read without its source."""
     local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
     beside = local.with_name("tokenizer_config.json")
     for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
         with store.writing(f"{TOKENIZER}/{path.name}") as file:
             file.write(path.read_bytes())
-    return KeptTokenizer(
-        file=f"{TOKENIZER}/{local.name}",
-        url=public_url(recipe.text_tokenizer.path),
-        fingerprint=load_text_tokenizer(str(local)).fingerprint,
-    )
-
-
-def _check_budget(quarantine: Sequence[dict[str, Any]], units: int, budget: float) -> None:
-    if len(quarantine) > budget * units:
-        first = quarantine[0]
-        raise UserError(
-            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: "
-            f"first {first['url']} ({first['reason']}); mend or remove them, or raise the budget"
-        )
+    fingerprint = load_text_tokenizer(str(local)).fingerprint
+    return KeptTokenizer(f"{TOKENIZER}/{local.name}", public_url(recipe.text_tokenizer.path), fingerprint)

@@ -1,8 +1,7 @@
 """A long video in pieces cut by time, each encoded by a task of its own on any node, then joined to one medium.
 
 In: a video and how long a piece may be. Out: `pieces/<partition>/<samples>.safetensors` with the codes and times of a
-piece, or why it cannot be decoded; and of all of them the same `Encoded` as of the video in one go. Where a video is
-cut leaves no trace in what is made of it.
+piece, or why it cannot be decoded; and of all of them the same `Encoded` as of the video in one go, wherever it is cut.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from pipelines.sources.frames import count_frames
+from pipelines.decoder.client import counted_samples
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, Origin, media_of
 from pipelines.tokenize.encode_media import Encoded, join_encoded
@@ -36,7 +35,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Where it is committed, below its stage's folder; of another cut, elsewhere."""
+        """Where it is committed, below its stage's folder; a piece of another cut is committed elsewhere."""
         first, last = self.samples.numbers[[0, -1]]
         return f"{PIECES}/{self.partition}/{first:09d}-{last:09d}.safetensors"
 
@@ -49,9 +48,8 @@ def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Pie
     settings = job.recipe.tokenize
     (medium,) = media_of(video, job.recipe.storage.options)
     assert isinstance(medium, Medium)
-    samples = choose_samples(
-        count_frames(medium, settings.fps, settings.decoder_limits), job.max_frames(video), medium.part
-    )
+    total = counted_samples(medium.content, settings.fps, settings.decoder_limits)
+    samples = choose_samples(total, job.max_frames(video), medium.part)
     pieces = samples.pieces(max(1, int(settings.piece_seconds * settings.fps)))
     return [Piece(partition, video, piece) for piece in pieces]
 

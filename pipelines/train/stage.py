@@ -9,8 +9,7 @@ from typing import Any
 
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
-from pipelines.dag.fingerprint import url_digest
-from pipelines.dag.manifest import Manifest
+from pipelines.dag.manifest import Manifest, url_digest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage

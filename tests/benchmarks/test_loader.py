@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.loader import Settings, _joined, _ours, _systems, _theirs, _write, claims
-from jobs.cli import USER_MISTAKE, main
+from jobs.cli import main
+from jobs.guard import USER_MISTAKE
 
 SMALL = Settings(context=2048, sequences=24, per_shard=10, batch=4)
 

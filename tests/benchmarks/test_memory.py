@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.allocations import peak_bytes
 from benchmarks.memory import WITHIN, _line
-from jobs.cli import USER_MISTAKE, main
+from jobs.cli import main
+from jobs.guard import USER_MISTAKE
 
 
 @pytest.mark.faults

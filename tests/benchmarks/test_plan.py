@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.peers import PEERS
 from benchmarks.plan import claims, plan_report
-from jobs.cli import USER_MISTAKE, main
+from jobs.cli import main
+from jobs.guard import USER_MISTAKE
 from model.attention.plan.hardware import AttentionShape, Hardware
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.cli import set_up_logging
+from jobs.cli import main
+from jobs.guard import USER_MISTAKE, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +28,13 @@ def test_ringworld_log_governs_the_loggers_of_every_room(level: str | None, monk
     set_up_logging()
     for name in ("ringworld", "ringworld.model.checkpoint.loader", "ringworld.storage.retry"):
         assert logging.getLevelName(logging.getLogger(name).getEffectiveLevel()) == (level or "info").upper()
+
+
+def test_an_unknown_log_level_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RINGWORLD_LOG", "loud")
+    assert main(["init", "quickstart"]) == USER_MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("ringworld: RINGWORLD_LOG=loud: no such log level; set one of CRITICAL, FATAL, ERROR,")
+    assert said.count("\n") == 1

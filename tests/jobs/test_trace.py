@@ -196,4 +196,4 @@ def _start(piece: Document, one: Any) -> int:
 
 
 def test_what_a_text_holds_is_printed_and_not_obeyed() -> None:
-    assert _safe("é\x1b[31m\n\x9b\ud800", quoted=True) == '"é\\x1b[31m\\n\\x9b\\ud800"'
+    assert _safe("é\x1b[31m\n\x9b\ud800") == "é\\x1b[31m\\n\\x9b\\ud800"

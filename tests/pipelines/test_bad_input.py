@@ -164,7 +164,7 @@ def test_more_bad_objects_than_the_budget_fail_the_stage_and_name_the_first(
     spoil(spoilt)
     said = refused(recipe(spoilt, tmp_path / "run"))
     assert f"over tokenize.max_bad_fraction 0.01: first {spoilt}/" in said
-    assert "mend or remove them, or raise the budget" in said
+    assert "mend or remove them, or raise max_bad_fraction" in said
     assert not list((tmp_path / "run").glob("stages/tokenize/*/manifest.json"))
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.dag.fingerprint import digest
+from pipelines.dag.manifest import digest
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.sink import Held
 

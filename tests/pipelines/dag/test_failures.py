@@ -1,11 +1,11 @@
-"""pipelines/dag/failures.py: how often a partition is tried, and what is said when it is tried no more."""
+"""pipelines/dag/partitions.py: how often a partition is tried, and what is said when it is tried no more."""
 
 from __future__ import annotations
 
 import pytest
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
-from pipelines.dag.failures import CRASHES, LOSSES, Failures
+from pipelines.dag.partitions import CRASHES, LOSSES, Failures
 from storage.errors import UserError
 
 

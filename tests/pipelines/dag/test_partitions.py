@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from pipelines.cluster import placement
-from pipelines.dag.partitions import Pieces, PieceTasks, committed, record_name, run_partitions
+from pipelines.dag.partitions import Pieces, committed, record_name, run_partitions
 from pipelines.recipe import Resources
 from storage.errors import UserError
 from storage.store import Store
@@ -149,15 +149,11 @@ def test_a_partition_is_made_once_its_pieces_are_and_others_meanwhile(tmp_path: 
         store.write_json(piece, True)
 
     left: list[int] = []
-    records = run_partitions(
-        "test",
-        work.remote,
-        NAMES,
-        store,
-        TWO,
-        lambda record: None,
-        PieceTasks(make.remote, left.append),
-    )
+
+    def submit(name: str) -> ray.ObjectRef:
+        return work.remote(name) if name in NAMES else make.remote(name)
+
+    records = run_partitions("test", submit, NAMES, store, TWO, lambda record: None, left.append)
     assert [record["partition"] for record in records] == NAMES
     assert left == [2, 1, 0]
     assert all(store.exists(f"part-1.{piece}") for piece in range(3))

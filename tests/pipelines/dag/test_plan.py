@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.dag import code_versions
-from pipelines.dag.fingerprint import digest
-from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, PlainRecord, read_manifest
+from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, PlainRecord, digest, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.run import run_stages

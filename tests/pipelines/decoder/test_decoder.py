@@ -21,8 +21,8 @@ import pytest
 
 from pipelines.build import build_stages
 from pipelines.dag.stage import Stage
-from pipelines.decoder import client, process
-from pipelines.decoder.child import _told
+from pipelines.decoder import client
+from pipelines.decoder.child import failure
 from pipelines.decoder.client import Content, close_idle, counted_samples, decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits, Strain
 from pipelines.recipe import Recipe, Tokenize
@@ -147,7 +147,7 @@ def test_a_program_that_fetches_credentials_may_write_files(tmp_path: Path, monk
 @pytest.mark.parametrize("error", [BadData, ValueError, OverflowError])
 def test_a_reason_is_the_same_every_time(error: type[Exception]) -> None:
     held = [object(), object()]
-    one, other = (_told(error(f"no picture: {thing}"), Strain(DEFAULT_LIMITS)) for thing in held)
+    one, other = (failure(error(f"no picture: {thing}"), Strain(DEFAULT_LIMITS)) for thing in held)
     assert one == other
     assert one["is"] == "bad"
     assert one["reason"].endswith("no picture: <object object>")
@@ -219,6 +219,7 @@ SAYINGS = [
     b'{"is": "bad"}',
     b'{"is": "frames", "count": 1000000000}',
     b'{"is": "os_error", "kind": 1, "args": {}}',
+    b'{"is": "os_error", "kind": "NoSuchError", "args": []}',
     b"[]",
     b"x",
 ]
@@ -228,7 +229,7 @@ SAYINGS = [
 def test_a_process_that_talks_nonsense_is_a_crash(said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nonsense_decoder.py").write_text(NONSENSE.format(said=said))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(process, "child", SimpleNamespace(__name__="nonsense_decoder"))
+    monkeypatch.setattr(client, "child", SimpleNamespace(__name__="nonsense_decoder"))
     close_idle()
     with pytest.raises(BadData, match="makes the decoder crash"):
         decoded(CLIP)

@@ -10,9 +10,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipelines.recipe import Train, TrainStage
-from pipelines.recipe.base import Config, field_types
+from pipelines.recipe.base import Config, field_types, output_settings
 from pipelines.recipe.load import load_recipe
-from pipelines.recipe.output_settings import output_settings
 from storage.setting_types import OutputNeutral
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))

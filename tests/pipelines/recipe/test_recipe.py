@@ -45,6 +45,8 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("train.stages.0.batch_tokens=1000", ["train.stages.0.batch_tokens", "no multiple of its context"]),
         ("train.stages.0.mixture={films: 1}", ["films", "sources does not define"]),
         ("train.stages.9.lr=1", ["no index", "9"]),
+        ("train.stages.0.lr.x=1", ["'x' is below a value"]),
+        ("sources.plays.urls.0.x=1", ["'x' is below a value"]),
         ("train.stages.0.warmup_steps=100000", ["warmup_steps", "leaves no step"]),
         ("train.zero=5", ["train.zero"]),
         (

@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from pipelines.recipe import Recipe
-from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject, list_sources, listing_digest, read_objects, write_objects
+from pipelines.sources.media import object_frames
 from storage.errors import UserError
 from storage.store import Store
 from storage.urls import open_url

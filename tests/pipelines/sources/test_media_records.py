@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.recipe import Recipe
-from pipelines.sources.frames import object_frames
 from pipelines.sources.listing import SourceObject, list_sources, read_objects, write_objects
-from pipelines.sources.media import BadMedium, Medium, media_of, resolve
+from pipelines.sources.media import BadMedium, Medium, media_of, object_frames, resolve
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import public_url

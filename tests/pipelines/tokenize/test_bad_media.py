@@ -23,12 +23,11 @@ import pytest
 from PIL import Image
 
 from pipelines.dag.manifest import MANIFEST
-from pipelines.decoder.client import close_idle
+from pipelines.decoder.client import close_idle, counted_samples
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.frames import count_frames, medium_frames
 from pipelines.sources.listing import list_sources
-from pipelines.sources.media import BadMedium, media_of
+from pipelines.sources.media import BadMedium, media_of, medium_frames
 from storage.errors import BadData, UserError
 from testing.bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
 from testing.made_media import encoded, png, png_bomb, sound, whole_png
@@ -238,7 +237,7 @@ def outcome_of(found: Any) -> int | str:
     assert not isinstance(medium, BadMedium)
     try:
         if medium.kind == "video":
-            count_frames(medium, FPS)
+            counted_samples(medium.content, FPS)
         chunks = list(medium_frames(medium, FrameRequest(fps=FPS, size=16, chunk=8, max_frames=20)))
     except BadData as error:
         return str(error)

@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.sources.listing import list_sources
-from pipelines.tokenize.documents import to_documents
-from pipelines.tokenize.records import Tally, TokenizeJob, text_records
+from pipelines.tokenize.records import Tally, TokenizeJob, text_records, to_documents
 from testing.miniature import ROOT, environment
 from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.readers import records

@@ -16,9 +16,9 @@ import ray
 
 from pipelines.cluster.placement import PlacementWait
 from pipelines.cluster.ray_cluster import own_errors
-from pipelines.recipe import Resources
+from pipelines.recipe import EncoderResources, Resources
 from pipelines.tokenize import encoder_pool as encoder_pools
-from pipelines.tokenize.encoder_pool import PoolSize, encoder_pool, wait_until_ready
+from pipelines.tokenize.encoder_pool import encoder_pool, wait_until_ready
 from storage.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -62,12 +62,16 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def size(least: int, most: int, **more: float) -> EncoderResources:
+    return EncoderResources(min_workers=least, workers=most, **more)
+
+
 def call(pool: Any, *numbers: int) -> list[ray.ObjectRef]:
     return [pool.encode.remote([ray.put(np.array([number]))], f"clip-{number}.mp4") for number in numbers]
 
 
 def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 3, idle_seconds=0.1)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.3), size(1, 3, idle_seconds=0.1)) as pool:
         assert wait_until_ready(pool) == 1
         assert len(pids(tmp_path)) == 1
         answers = call(pool, *range(60))
@@ -82,7 +86,7 @@ def test_it_starts_with_the_least_grows_to_the_most_and_shrinks_again(tmp_path: 
 
 @pytest.mark.faults
 def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(2, 2)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.2), size(2, 2)) as pool:
         wait_until_ready(pool)
         answers: list[ray.ObjectRef] = []
         for begin in (0, 20, 40):  # enough that none is idle, whose end is noticed only when it is called
@@ -97,7 +101,7 @@ def test_killed_encoders_are_replaced_and_their_calls_made_again(tmp_path: Path)
 
 @pytest.mark.faults
 def test_the_pools_own_death_costs_a_repetition(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.2), PoolSize(1, 1)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.2), size(1, 1)) as pool:
         answers = call(pool, *range(6))
         ray.get(answers[0])
         before = pids(tmp_path)
@@ -107,7 +111,7 @@ def test_the_pools_own_death_costs_a_repetition(tmp_path: Path) -> None:
 
 
 def test_what_encoding_raises_reaches_its_caller_alone(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.0), PoolSize(1, 1)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.0), size(1, 1)) as pool:
         good, bad, after = call(pool, 1, -1, 2)
         assert [int(ray.get(answer)[0]) for answer in (good, after)] == [2, 4]
         with pytest.raises(ValueError, match="a negative frame"):
@@ -116,7 +120,7 @@ def test_what_encoding_raises_reaches_its_caller_alone(tmp_path: Path) -> None:
 
 def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "no-weights").touch()
-    with encoder_pool(Doubler, (tmp_path, 0.0), PoolSize(2, 4)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.0), size(2, 4)) as pool:
         for answer in call(pool, 1, 2, 3):
             with pytest.raises(UserError, match=r"^no weights here; write them again$"), own_errors():
                 ray.get(answer)
@@ -125,7 +129,7 @@ def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_p
 
 
 def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.3), PoolSize(1, 2)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.3), size(1, 2)) as pool:
         wait_until_ready(pool)
         (tmp_path / "no-weights").touch()
         answers = call(pool, *range(40))  # long enough that the pool tries to grow
@@ -134,7 +138,7 @@ def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: P
 
 @pytest.mark.faults
 def test_frames_that_kill_every_encoder_fail_their_own_call_with_their_names(tmp_path: Path) -> None:
-    with encoder_pool(Doubler, (tmp_path, 0.1), PoolSize(1, 1)) as pool:
+    with encoder_pool(Doubler, (tmp_path, 0.1), size(1, 1)) as pool:
         before, killer, after = call(pool, 1, KILLER, 2)
         with pytest.raises(UserError, match=r"^tokenize: 5 encoders died .* frames of clip-666.mp4 "), own_errors():
             ray.get(killer)
@@ -145,7 +149,7 @@ def test_frames_that_kill_every_encoder_fail_their_own_call_with_their_names(tmp
 def test_a_pool_whose_encoders_have_no_place_says_so_and_ends(tmp_path: Path) -> None:
     needs = Resources(custom={"encode": 1})
     wait = PlacementWait("tokenize.encode", needs, seconds=0.0)
-    with encoder_pool(Doubler.options(**needs.ray_options), (tmp_path, 0.0), PoolSize(1, 1), wait) as pool:
+    with encoder_pool(Doubler.options(**needs.ray_options), (tmp_path, 0.0), size(1, 1), wait) as pool:
         (answer,) = call(pool, 1)
         with (
             pytest.raises(UserError, match=r"^tokenize.encode: the cluster has had no nodes for .*'encode'"),
@@ -161,7 +165,7 @@ def test_a_pool_that_dies_again_and_again_ends_the_stage_with_a_sentence(
     monkeypatch.setattr(encoder_pools, "_POOL_RESTARTS", 1)
 
     def encode_with_a_pool_that_dies() -> None:
-        with encoder_pool(Doubler, (tmp_path, 60.0), PoolSize(1, 1)) as pool:
+        with encoder_pool(Doubler, (tmp_path, 60.0), size(1, 1)) as pool:
             (answer,) = call(pool, 1)
             for deaths in (1, 2):
                 wait_for(lambda: len(list(tmp_path.iterdir())) == deaths)  # noqa: B023

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import USER_MISTAKE, main
+from jobs.cli import main
+from jobs.guard import USER_MISTAKE
 from model.layers.kernels import interface as loading
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
