@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from pipelines.cluster.heartbeat import start_watch
 from pipelines.cluster.placement import PlacementWait, first_ready
 from pipelines.cluster.progress import Bar, following
 from pipelines.cluster.ray_cluster import own_errors
@@ -26,9 +27,10 @@ def make_codec(
     """Make the weights on the cluster, in the stage's folder."""
     threads = recipe.train.threads if recipe.train else 1
     media = [found for found in objects if found.kind != "text" and not found.heldout]
-    with following(line) as reports, own_errors():
+    watch = start_watch()
+    with following(line, watch), own_errors():
         make = _make.options(num_cpus=threads, max_retries=3, name="vqgan")
-        task = make.remote(recipe, media, seed, store, reports)
+        task = make.remote(recipe, media, seed, store, watch)
         record: CodecRecord = ray.get(first_ready([task], PlacementWait("vqgan", Resources(cpus=threads))))
     return record
 
