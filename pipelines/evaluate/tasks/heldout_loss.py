@@ -7,6 +7,7 @@ scores a sequence.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,6 @@ from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
-from pipelines.train.bad_shards import opener
 from storage.store import Store
 from tokenization.document import PackedSequence
 from tokenization.loader.loader import join_sequences
@@ -60,20 +60,11 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
 
 def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) -> Iterator[PackedSequence]:
     """The sequences of these ascending numbers, one shard open at a time; of an object store, their ranges alone."""
-    opened, file = "", None
-    open_shard = opener(store)
-    try:
-        for number in numbers:
-            shard, _, entry = shard_set.locate(int(number))
-            if shard != opened:
-                if file is not None:
-                    file.close()
-                opened, file = shard, open_shard(shard)
-            assert file is not None
-            yield read_sequence(file, entry)
-    finally:
-        if file is not None:
-            file.close()
+    located = (shard_set.locate(int(number)) for number in numbers)
+    for shard, places in itertools.groupby(located, key=lambda place: place[0]):
+        with store.open_ranged(shard) as file:
+            for _, _, entry in places:
+                yield read_sequence(file, entry)
 
 
 def score_sequences(
