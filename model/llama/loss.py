@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 1024
+from model.training.settings import TrainingSettings
+
+CHUNK = TrainingSettings.loss_chunk
 """Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
 
 

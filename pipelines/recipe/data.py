@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.decoder.limits import Limits
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.recipe.base import Config, EncoderResources, Resources
 from storage.setting_types import Above0, OutputNeutral, Positive
 from tokenization.codecs.vqgan.config import VQGANConfig
@@ -106,10 +106,10 @@ class Tokenize(Config):
     """A video is cut in documents of so many frames; None: one document a video."""
     chunk_frames: Positive = 32
     """Frames decoded at a time."""
-    decoder_memory_gib: float = Field(default=4.0, ge=0.5)
+    decoder_memory_gib: float = Field(default=DEFAULT_LIMITS.memory / 2**30, ge=0.5)
     """Memory of a process that decodes; a video or image that takes more is bad. 8K video takes 1, the largest images
     2.5."""
-    decoder_cpu_seconds: Positive = 120
+    decoder_cpu_seconds: Positive = DEFAULT_LIMITS.cpu_seconds
     """Processor time that decoding may take without reading on in its file; a video or image that takes more is bad."""
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of

@@ -13,8 +13,10 @@ from markupsafe import Markup
 from pipelines.report import dag_svg as dag
 from pipelines.report import figures
 from pipelines.report.numbers import context_name, count
-from pipelines.report.stage import ReportStage
 from pipelines.train.metrics.steps import modalities
+
+# The report's own box, whose stage is not done while the page is drawn.
+_THIS_PAGE = {"name": "report", "lane": "model", "below": None, "seconds": None, "counts": [], "quarantined": 0}
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -43,7 +45,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
         "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",
         "needle": Markup(figures.needle_maps(needle, context)) if needle else "",
-        "dag": dag.draw([*facts["stages"], _this_page(facts)]),
+        "dag": dag.draw([*facts["stages"], _THIS_PAGE | {"inputs": [stage["name"] for stage in facts["stages"]]}]),
     }
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -74,19 +76,6 @@ def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if (row["source"] != "all" or len(sources[row["stage"], row["modality"]]) > 2)
         and (row["stage"] == "final" or {**row, "stage": ""} not in final)
     ]
-
-
-def _this_page(facts: Mapping[str, Any]) -> dict[str, Any]:
-    before = [stage["name"] for stage in facts["stages"]]
-    return {
-        "name": ReportStage.kind,
-        "lane": ReportStage.lane,
-        "below": None,
-        "seconds": None,
-        "inputs": before,
-        "counts": [],
-        "quarantined": 0,
-    }
 
 
 def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:

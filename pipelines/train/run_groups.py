@@ -142,7 +142,7 @@ def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What a worker runs. It alone imports the engine, which takes seconds that driver and controller need not spend."""
+    """What a worker runs. It alone imports the engine: driver and controller save the seconds that this takes."""
     from pipelines.train.train_loop import train_worker
 
     train_worker(config)

@@ -77,9 +77,7 @@ def test_a_dead_watch_ends_the_stage_with_one_sentence(
 ) -> None:
     monkeypatch.setattr(groups, "_fit", lambda job, watch, attempt, size: ray.kill(watch))
     monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
-    sentence = (
-        r"^train-text: the actor .* that watches the workers does not answer \(ActorDiedError.*run the same"
-    )
+    sentence = r"^train-text: the actor .* watches the workers does not answer \(ActorDiedError.*run the same command"
     with pytest.raises(UserError, match=sentence):
         train_in_groups(job_of(tmp_path), start_watch())
 
