@@ -1,8 +1,8 @@
-"""What every part of the evaluation is given: the recipe and what the stages before made."""
+"""What every part of the evaluation gets: the recipe and what the stages before made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,13 +27,11 @@ CONTINUATIONS = 4
 """Windows of held-out clips that are continued."""
 
 Kind = Literal["loss", "needle", "reconstruction", "continuation", "prompt"]
-Row = dict[str, Any]
-"""A line of figures, plain JSON."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One unit of work, of retry and of resume: its name in the stage's folder, what it measures, and on what."""
+    """One unit of work, of retry and of resume. arguments: of the function that measures this kind, beside the name."""
 
     name: str
     kind: Kind
@@ -95,11 +93,3 @@ class EvaluateJob:
         """What `save_arrays` committed."""
         with self.store.open(name) as file:
             return safetensors.numpy.load(file.read())
-
-
-def spread(items: list[Any], most: int) -> Iterator[Any]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        yield from items
-    elif most > 0:
-        yield from (items[i] for i in np.linspace(0, len(items) - 1, most).astype(int))

@@ -1,7 +1,7 @@
 """Rows of held-out loss, beside unigram models of the same targets.
 
-In: what `heldout.py` counted of one stage and source each. Out: the rows of any grouping of them, exactly, since sums
-and counts add up. `unigram_heldout` is the empirical entropy of the very targets, an oracle that no unigram model can
+In: what `tasks/heldout_loss.py` counted of one stage and source each. Out: the rows of any grouping of them, exactly,
+since sums and counts add up. `unigram_heldout` is the empirical entropy of the same targets, which no unigram model can
 beat; `unigram_train` was counted on the targets of training shards, plus one for each id of the modality.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluate.job import EvaluateJob, Row
+from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.record import Row
 
 
 def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:

@@ -16,9 +16,6 @@ import numpy as np
 from storage.errors import UserError
 from tokenization.text.tokenizer import TextTokenizer
 
-BUFFER_TOKENS = 200
-"""Kept free for the answer; in a context shorter than 1,600 tokens an eighth of it."""
-
 CITIES = (
     "Accra", "Amsterdam", "Ankara", "Athens", "Baku", "Bangkok", "Barcelona", "Bogota", "Brussels", "Budapest", "Cairo",
     "Chicago", "Colombo", "Dakar", "Delhi", "Dublin", "Geneva", "Hanoi", "Havana", "Helsinki", "Istanbul", "Jakarta",
@@ -48,7 +45,6 @@ class NeedlePrompt:
     """tokens: int32 [L], BOS to the question's last token. places: where each hidden sentence starts in them."""
 
     tokens: np.ndarray
-    asked: tuple[Needle, ...]
     places: tuple[int, ...]
 
 
@@ -82,7 +78,6 @@ def build_prompt(
     asked: Sequence[Needle],
     context: int,
     tokenizer: TextTokenizer,
-    buffer: int | None = None,
 ) -> NeedlePrompt:
     """A prompt that with its answer fits `context` tokens.
 
@@ -98,7 +93,7 @@ def build_prompt(
         raise ValueError("two hidden needles are about one city")
     sentences = [follow(tokenizer, ".", needle.sentence) for needle, _ in hidden]
     end = follow(tokenizer, ".", question(asked))
-    room = context - answer_buffer(context, buffer) - 1 - sum(map(len, sentences)) - len(end)
+    room = context - answer_buffer(context) - 1 - sum(map(len, sentences)) - len(end)
     if room < 1:
         raise UserError(
             f"evaluate.needle.contexts: {context} tokens leave no room for text beside the question and the answer; "
@@ -114,12 +109,12 @@ def build_prompt(
         pieces.append(sentences[index])
         done = breaks[index]
     pieces += [text[done:], end]
-    return NeedlePrompt(np.concatenate(pieces).astype(np.int32), tuple(asked), tuple(places))
+    return NeedlePrompt(np.concatenate(pieces).astype(np.int32), tuple(places))
 
 
-def answer_buffer(context: int, buffer: int | None = None) -> int:
-    """Tokens kept free for the answer."""
-    return min(BUFFER_TOKENS, context // 8) if buffer is None else buffer
+def answer_buffer(context: int) -> int:
+    """Tokens kept free for the answer: 200, in a context shorter than 1,600 tokens an eighth of it."""
+    return min(200, context // 8)
 
 
 def break_before(text: np.ndarray, place: int, tokenizer: TextTokenizer) -> int:
