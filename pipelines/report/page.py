@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -32,9 +33,9 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "count": count,
         "context": context_name,
         "duration": dag.duration,
-        "nats": _nats,
-        "decibels": _decibels,
-        "share": _share,
+        "nats": partial(_shown, "{:.3f}", "–"),
+        "decibels": partial(_shown, "{:.1f} dB", "∞"),
+        "share": partial(_shown, "{:.1%}", "–"),
     }
     evaluation = facts["evaluation"]
     every = evaluation.get("heldout", [])
@@ -82,13 +83,5 @@ def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, An
     return [row for row in evaluation.get("generation", []) if row["kind"] == kind]
 
 
-def _nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _decibels(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.1f} dB"
+def _shown(form: str, absent: str, value: float | None) -> str:
+    return absent if value is None else form.format(value)
