@@ -10,6 +10,14 @@ from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, read_manifest
 from storage.errors import UserError
 from storage.store import Store
 
+_MARKS = {
+    "stage": (MANIFEST, STARTED),
+    "run": ("stages",),
+    "checkpoint": (checkpoint.COMMIT,),
+    "model": ("config.json",),
+}
+"""Names of which a folder of a kind has one at least; the first kind in this order counts."""
+
 
 def describe(url: str) -> dict[str, Any]:
     """A summary, plain JSON. Raises UserError when the folder is none that Ringworld makes."""
@@ -20,14 +28,9 @@ def describe(url: str) -> dict[str, Any]:
 def recognise(url: str) -> tuple[Store, str]:
     """The folder, and what it is: a run, a stage, a checkpoint or a model. Raises UserError on anything else."""
     store = Store(url.rstrip("/"))
-    if store.exists(MANIFEST) or store.exists(STARTED):
-        return store, "stage"
-    if store.exists("stages"):
-        return store, "run"
-    if store.exists(checkpoint.COMMIT):
-        return store, "checkpoint"
-    if store.exists("config.json"):
-        return store, "model"
+    for kind, names in _MARKS.items():
+        if any(store.exists(name) for name in names):
+            return store, kind
     raise UserError(f"{url}: neither a run, a stage's folder, a checkpoint nor a model; give the path of one of these")
 
 
@@ -36,10 +39,6 @@ def stage_folders(store: Store) -> Iterator[tuple[str, Store]]:
     for name in store.folders("stages"):
         for fingerprint in store.folders(f"stages/{name}"):
             yield f"{name}/{fingerprint}", store.at("stages", name, fingerprint)
-
-
-def _describe_run(store: Store) -> dict[str, Any]:
-    return {"stages": {name: _describe_stage(folder) for name, folder in stage_folders(store)}}
 
 
 def _describe_stage(store: Store) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def checkpoint_manifest(store: Store) -> checkpoint.Manifest:
 
 
 _DESCRIBE: dict[str, Callable[[Store], dict[str, Any]]] = {
-    "run": _describe_run,
+    "run": lambda store: {"stages": {name: _describe_stage(folder) for name, folder in stage_folders(store)}},
     "stage": _describe_stage,
     "checkpoint": _describe_checkpoint,
     "model": _describe_model,

@@ -72,7 +72,9 @@ class Monitor:
         }
         line = {**step_line(metrics, self._sources, machine), **more}
         figures = step_figures(line)
-        set_gauges(self._meter, line, figures)
+        self._meter.set(**{name: value for name, value in figures.items() if "/" not in name})
+        for source, values in line["sources"].items():
+            self._meter.set_of_source(source, **{f"source_{name}": value for name, value in values.items()})
         move_bar(self._watch, line, figures)
         self._held.add(line, figures)
 
@@ -91,13 +93,6 @@ class Monitor:
         self._profile.close()
         if self._wandb is not None:
             self._wandb.close()
-
-
-def set_gauges(meter: Meter, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-    """Set the gauges `ringworld_<figure>` of the stage; those of a source by source too."""
-    meter.set(**{name: value for name, value in figures.items() if "/" not in name})
-    for source, values in line["sources"].items():
-        meter.set_of_source(source, **{f"source_{name}": value for name, value in values.items()})
 
 
 def move_bar(watch: Any, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:

@@ -64,7 +64,7 @@ def modalities(line: Mapping[str, Any]) -> list[str]:
 
 
 def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
-    """What is shown of a step to people, by flat names; figures of a source are `source/<name>/<figure>`."""
+    """The figures of a step that people see, by flat names; those of a source are `source/<name>/<figure>`."""
     figures = {name: line[name] for name in ("loss", "lr", "grad_norm") if line[name] is not None}
     for modality in modalities(line):
         if targets := line[f"{modality}_targets"]:
@@ -72,15 +72,12 @@ def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
             figures[f"{modality}_nats_per_token"] = line[f"{modality}_nats"] / targets
     for source, values in line["sources"].items():
         figures |= {f"source/{source}/{name}": value for name, value in values.items()}
-    now_and_then = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
-    return {**figures, **line["machine"], **{name: line[name] for name in now_and_then if name in line}}
+    optional = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
+    return {**figures, **line["machine"], **{name: line[name] for name in optional if name in line}}
 
 
 def step_seconds(step: Mapping[str, Any]) -> float:
-    """What a step took on rank 0, its batch waited for.
-
-    step: a line of `metrics/`. Of one without `step_seconds`, as older runs have them, the batch's wait is left out.
-    """
+    """Of a step, a line of `metrics/`, on rank 0, with the wait for its batch, which lines of older runs leave out."""
     return float(step["machine"].get("step_seconds", step["seconds"]))
 
 
@@ -92,8 +89,3 @@ def whole_seconds(step: Mapping[str, Any]) -> float:
 def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:
     """Over the `whole_seconds` of these steps; starts, restarts and the steps they do again are not among them."""
     return sum(step["tokens"] for step in steps) / max(sum(map(whole_seconds, steps)), 1e-9)
-
-
-def lost_to_bad_shards(lost: Sequence[str], context: int) -> dict[str, int]:
-    """What a step lost over all ranks, from its batch's `lost` keys; an empty dict where nothing is lost."""
-    return {"lost_sequences": len(lost), "lost_tokens": len(lost) * context} if lost else {}
