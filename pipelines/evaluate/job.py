@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import safetensors.numpy
-
 from pipelines.codecs.record import CodecRecord
 from pipelines.codecs.stage import CodecStage
 from pipelines.dag.manifest import StageOutput
@@ -16,8 +13,6 @@ from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, read_objects
-from pipelines.train.record import TrainRecord
-from pipelines.train.stage import TrainStage
 from storage.store import Store
 from storage.urls import fetch_file
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
@@ -48,9 +43,9 @@ class EvaluateJob:
     store: Store
 
     @property
-    def stages(self) -> list[str]:
-        """Names of the training stages, in order."""
-        return [stage.name for stage in self.recipe.train.stages]
+    def last(self) -> str:
+        """The name of the last training stage."""
+        return self.recipe.train.stages[-1].name
 
     @property
     def device(self) -> str:
@@ -71,10 +66,6 @@ class EvaluateJob:
         """What was packed for a training stage."""
         return self.inputs[PackStage.named(stage)]
 
-    def trained(self, stage: str) -> StageOutput[TrainRecord]:
-        """What a training stage made."""
-        return self.inputs[TrainStage.named(stage)]
-
     def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
         """The raw objects of these kinds in one split, in the listing's order."""
         found = read_objects(self.inputs["sources"].store)
@@ -83,13 +74,3 @@ class EvaluateJob:
     def tokenizer(self) -> TextTokenizer:
         """The recipe's text tokenizer."""
         return load_text_tokenizer(str(fetch_file(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
-
-    def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        """Commit arrays as safetensors."""
-        with self.store.writing(name) as file:
-            file.write(safetensors.numpy.save(arrays))
-
-    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """What `save_arrays` committed."""
-        with self.store.open(name) as file:
-            return safetensors.numpy.load(file.read())

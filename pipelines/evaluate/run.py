@@ -54,10 +54,8 @@ def cut_parts(job: EvaluateJob) -> list[Part]:
     if evaluate.needle and job.objects(("text",), heldout=True):
         parts += [Part(f"needle-{context}", "needle", {"context": context}) for context in evaluate.needle.contexts]
     if job.has_vision:
-        parts += [
-            Part(f"reconstruction-{split}", "reconstruction", {"heldout": split == "heldout"})
-            for split in ("heldout", "train")
-        ]
+        parts.append(Part("reconstruction-heldout", "reconstruction", {"heldout": True}))
+        parts.append(Part("reconstruction-train", "reconstruction", {"heldout": False}))
     if job.has_vision and evaluate.generation:
         if job.objects(("video",), heldout=True):
             parts += [Part(f"continuation-{n}", "continuation", {"index": n}) for n in range(CONTINUATIONS)]
@@ -76,7 +74,7 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
         stage.name: [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture]
         for stage in job.recipe.train.stages
     }
-    by_stage["final"] = [loss for loss in losses if loss["stage"] == job.stages[-1]]
+    by_stage["final"] = [loss for loss in losses if loss["stage"] == job.last]
     heldout: list[Row] = []
     for stage, own in by_stage.items():
         rows = [row for loss in own for row in tabulate(job, [loss], loss["source"])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import safetensors.numpy
 
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.record import Row
@@ -17,8 +18,10 @@ from pipelines.evaluate.record import Row
 
 def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:
     """One row a modality that has targets, over all `records` together; `source` names what they are."""
-    rows = []
-    counts = [job.load_arrays(record["counts"]) for record in records]
+    rows, counts = [], []
+    for record in records:
+        with job.store.open(record["counts"]) as file:
+            counts.append(safetensors.numpy.load(file.read()))
     for modality in job.vocabulary.modalities:
         name, ids = modality.name, slice(modality.start, modality.stop)
         targets = sum(record["targets"].get(name, 0) for record in records)

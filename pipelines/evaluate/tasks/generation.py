@@ -81,7 +81,7 @@ def _generate(job: EvaluateJob, prompt: np.ndarray, unconditional: np.ndarray, n
     assert settings is not None
     assert job.recipe.vqgan is not None
     return generate_frames(
-        trained_model(job, job.stages[-1]),
+        trained_model(job, job.last),
         job.vocabulary,
         prompt,
         settings.frames,

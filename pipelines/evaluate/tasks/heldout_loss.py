@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
 from transformers import LlamaForCausalLM
 
@@ -44,17 +45,18 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
     counts = target_counts(read_sequences(shards, heldout, chosen), job.vocabulary)
     counted = uniform_sample(len(train), max(1, COUNTED_TOKENS // train.context))
     train_counts = target_counts(read_sequences(shards, train, counted), job.vocabulary)
-    file = f"counts/{name}.safetensors"
-    job.save_arrays(file, heldout=counts, train=train_counts)
+    name = f"counts/{name}.safetensors"
+    with job.store.writing(name) as file:
+        file.write(safetensors.numpy.save({"heldout": counts, "train": train_counts}))
     return {
         "stage": stage,
         "source": source,
         "context": heldout.context,
         "sequences": len(chosen),
         "of_sequences": len(heldout),
-        "nats": {name: sums[f"{name}_nll"] for name in job.vocabulary.sizes},
-        "targets": {name: round(sums[f"{name}_targets"]) for name in job.vocabulary.sizes},
-        "counts": file,
+        "nats": {modality: sums[f"{modality}_nll"] for modality in job.vocabulary.sizes},
+        "targets": {modality: round(sums[f"{modality}_targets"]) for modality in job.vocabulary.sizes},
+        "counts": name,
     }
 
 

@@ -34,7 +34,7 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
     """Ask the last stage's model at one context: a list over depths of each figure, means over the rounds."""
     settings = job.recipe.evaluate.needle
     assert settings is not None
-    tokenizer, model = job.tokenizer(), trained_model(job, job.stages[-1])
+    tokenizer, model = job.tokenizer(), trained_model(job, job.last)
     text = haystack(job, tokenizer, context * settings.rounds)
     last = settings.depths - 1
     depths = [number / last for number in range(settings.depths)] if last else [0.5]  # 0: the text's start, 1: its end
