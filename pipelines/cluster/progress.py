@@ -52,12 +52,9 @@ class Meter:
 class Bar:
     """One stage's bar. `advance` moves it; figures given with it appear beside it and as metrics."""
 
-    def __init__(self, stage: str, total: int | None, unit: str) -> None:
-        self._bar: Any = tqdm(
-            total=total, desc=f"{stage:<16}", unit=unit, dynamic_ncols=True, mininterval=0.5, file=sys.stderr
-        )
-        self._meter = Meter(stage)
-        self._meter.set(progress_total=total, progress_done=0)
+    def __init__(self, stage: str, terminal: Any) -> None:
+        self._bar, self._meter = terminal, Meter(stage)
+        self._meter.set(progress_total=terminal.total, progress_done=0)
 
     def advance(self, steps: int = 1, **figures: float | None) -> None:
         """Move by so many units."""
@@ -67,16 +64,16 @@ class Bar:
         self._bar.update(steps)
         self._meter.set(progress_done=self._bar.n, rate=self._bar.format_dict["rate"], **figures)
 
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
 
 @contextlib.contextmanager
 def bar(stage: str, total: int | None, unit: str) -> Iterator[Bar]:
     """A bar for the length of the block; log lines pass above it."""
-    with logging_redirect_tqdm(loggers=[logging.getLogger()]), contextlib.closing(Bar(stage, total, unit)) as line:
-        yield line
+    look = {"dynamic_ncols": True, "mininterval": 0.5, "file": sys.stderr}
+    with (
+        logging_redirect_tqdm(loggers=[logging.getLogger()]),
+        tqdm(total=total, desc=f"{stage:<16}", unit=unit, **look) as terminal,
+    ):
+        yield Bar(stage, terminal)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
     steps = list(read_metrics(store))
     if stage.export:
         _export(store, Store(stage.export, recipe.storage.options, store.fence))
+    shown = ("reason", "step", "workers", "seconds")
     losses = ("lost_sequences", "lost_tokens") if job.skip else ()
     figures = TrainFigures(
         steps=len(steps),
@@ -44,7 +45,7 @@ def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
         tokens_per_second=tokens_per_second(steps),
         first_loss=steps[0]["loss"],
         last_loss=steps[-1]["loss"],
-        interruptions=tuple(interruption.to_json() for interruption in interruptions) or None,
+        interruptions=tuple({name: getattr(each, name) for name in shown} for each in interruptions) or None,
         dropped_steps=sum("dropped" in step for step in steps) or None,
         rolled_back=tuple(step["rolled_back"] for step in steps if "rolled_back" in step) or None,
         bad_shards=job.skip or None,

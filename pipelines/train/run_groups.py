@@ -54,10 +54,6 @@ class Interruption:
     workers: int | None = None
     seconds: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {"reason": self.reason, "step": self.step, "workers": self.workers, "seconds": self.seconds}
-
 
 def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     """Train to the end of the stage. Returns the failures on the way.

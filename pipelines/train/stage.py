@@ -18,7 +18,7 @@ from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
 from pipelines.recipe import TrainStage as TrainSettings
 from pipelines.report.numbers import count_of
-from pipelines.train.check_wandb import check_wandb
+from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
 
@@ -48,19 +48,14 @@ class TrainStage(Stage[TrainRecord]):
         return self.named(self.stage.name)
 
     @property
-    def pack(self) -> str:
+    def drawn_below(self) -> str:
         """The stage that packs for it."""
         return PackStage.named(self.stage.name)
 
     @property
-    def drawn_below(self) -> str | None:
-        """What feeds it."""
-        return self.pack
-
-    @property
     def inputs(self) -> tuple[str, ...]:
         """Shards, and the model of the stage before."""
-        return (self.pack, self.previous) if self.previous else (self.pack,)
+        return (self.drawn_below, self.previous) if self.previous else (self.drawn_below,)
 
     def settings(self) -> Mapping[str, Any]:
         """What the model's weights depend on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
@@ -93,7 +88,7 @@ class TrainStage(Stage[TrainRecord]):
         from pipelines.train.job import TrainJob
         from pipelines.train.run import train_stage
 
-        packed = context.input(self.pack, PackRecord)
+        packed = context.input(self.drawn_below, PackRecord)
         job = TrainJob(
             recipe=self.recipe,
             stage=self.stage,

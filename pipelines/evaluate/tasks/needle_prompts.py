@@ -63,10 +63,9 @@ def draw_needles(count: int, generator: np.random.Generator) -> list[Needle]:
 
 def question(asked: Sequence[Needle]) -> str:
     """What stands after the text: it names the cities in order and begins the answer about the first."""
-    names = [needle.city for needle in asked]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    kind = "number" if len(names) == 1 else "numbers"
-    verb = "is" if len(names) == 1 else "are"
+    *others, last = names = [needle.city for needle in asked]
+    listed = f"{', '.join(others)} and {last}" if others else last
+    verb, kind = ("are", "numbers") if others else ("is", "number")
     return (
         f"\n\nQuestion: What {verb} the special magic {listed} {kind}?\nAnswer: The special magic {names[0]} number is:"
     )

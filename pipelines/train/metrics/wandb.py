@@ -6,11 +6,32 @@ that the stage goes back from is never sent, and one that is done again after a 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from pipelines.dag.fingerprint import digest
+from pipelines.recipe import Recipe
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.held_steps import Step
+from storage.errors import UserError
+
+
+def check_wandb(recipe: Recipe) -> None:
+    """Raise UserError where the recipe asks for wandb and the package, or the key for its server, is missing here."""
+    wanted = recipe.train.wandb
+    if wanted is None or wanted.mode == "disabled":
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "train.wandb: the package wandb is not installed; pip install 'ringworld[wandb]' here and on the workers, "
+            "or drop the key"
+        )
+    if wanted.mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            remedy = "run `wandb login`, set WANDB_API_KEY, or set train.wandb.mode to offline"
+            raise UserError(f"train.wandb: there is no API key; {remedy}")
 
 
 class WeightsAndBiases:

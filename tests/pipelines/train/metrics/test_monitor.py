@@ -16,7 +16,6 @@ from model.training.engine import StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.recipe import Recipe
 from pipelines.recipe.train import Wandb
-from pipelines.train.check_wandb import check_wandb
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import remove_uncommitted, write_events
 from pipelines.train.metrics.held_steps import HeldSteps
@@ -30,7 +29,7 @@ from pipelines.train.metrics.steps import (
     whole_seconds,
     write_metrics,
 )
-from pipelines.train.metrics.wandb import WeightsAndBiases
+from pipelines.train.metrics.wandb import WeightsAndBiases, check_wandb
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.store import Store
