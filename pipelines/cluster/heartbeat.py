@@ -33,13 +33,15 @@ START_SECONDS = 300.0
 
 
 class Stop(enum.IntEnum):
-    """When a group of workers is to end. Where ranks differ, as one has not heard of it yet, the largest counts."""
+    """When a group of workers is to end. Where ranks differ, as one has not heard of it yet, the largest counts.
+
+    AT_CHECKPOINT: after the next checkpoint, for a group of another size. AFTER_STEP: after this step and a checkpoint
+    of it, because the run is to end.
+    """
 
     NO = 0
     AT_CHECKPOINT = 1
-    """After the next checkpoint, for a group of another size."""
     AFTER_STEP = 2
-    """After this step, and a checkpoint of it: the run was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,8 @@ class HeartbeatSender:
     """
 
     def __init__(self, watch: Any, attempt: int, rank: int) -> None:
-        process = psutil.Process()
-        node = ray.get_runtime_context().get_node_id()
-        self.stop = Stop.NO
-        self._watch = watch
+        process, node = psutil.Process(), ray.get_runtime_context().get_node_id()
+        self._watch, self.stop = watch, Stop.NO
         self._beat = Heartbeat(attempt, rank, process.pid, process.create_time(), node)
         self._changing = threading.Lock()  # a checkpoint is written in another thread than the main one
         self._ended = threading.Event()

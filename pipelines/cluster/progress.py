@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -29,17 +29,11 @@ class Meter:
         self._stage = stage
         self._gauges: dict[str, Gauge] = {}
 
-    def set(self, **figures: float | None) -> None:
-        """Set gauges by name; None is passed over."""
-        self._set({"stage": self._stage}, figures)
-
-    def set_of_source(self, source: str, **figures: float | None) -> None:
-        """The same for figures that each source of the stage has, tagged by its name."""
-        self._set({"stage": self._stage, "source": source}, figures)
-
-    def _set(self, tags: dict[str, str], figures: Mapping[str, float | None]) -> None:
+    def set(self, source: str | None = None, /, **figures: float | None) -> None:
+        """Set gauges by name, of the whole stage or of one of its sources; None is passed over."""
         if not ray.is_initialized():
             return
+        tags = {"stage": self._stage} if source is None else {"stage": self._stage, "source": source}
         for name, value in figures.items():
             if value is None:
                 continue

@@ -18,7 +18,8 @@ from pipelines.evaluate.record import Row
 
 def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:
     """One row a modality that has targets, over all `records` together; `source` names what they are."""
-    rows, counts = [], []
+    rows: list[Row] = []
+    counts = []
     for record in records:
         with job.store.open(record["counts"]) as file:
             counts.append(safetensors.numpy.load(file.read()))

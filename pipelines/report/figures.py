@@ -137,9 +137,8 @@ def _loss(
     _line(axis, ends[0] + np.cumsum(columns["tokens"]), nats, colour, smooth=True)
     for row in heldout:
         axis.plot(ends, [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-        edge = {"markeredgecolor": ink.SURFACE, "markeredgewidth": 2}
-        point = {"marker": "o", "markersize": 8, "color": colour, "clip_on": False, "zorder": 5}
-        axis.plot(ends[1:], [row["nats_per_token"]], **point, **edge)
+        point: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgecolor": ink.SURFACE, "markeredgewidth": 2}
+        axis.plot(ends[1:], [row["nats_per_token"]], color=colour, clip_on=False, zorder=5, **point)
 
 
 def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool = False) -> None:

@@ -17,7 +17,14 @@ from pipelines.report.numbers import context_name, count
 from pipelines.train.metrics.steps import modalities
 
 # The report's own box, whose stage is not done while the page is drawn.
-_THIS_PAGE = {"name": "report", "lane": "model", "below": None, "seconds": None, "counts": [], "quarantined": 0}
+_THIS_PAGE: dict[str, Any] = {
+    "name": "report",
+    "lane": "model",
+    "below": None,
+    "seconds": None,
+    "counts": [],
+    "quarantined": 0,
+}
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:

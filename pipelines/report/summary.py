@@ -22,7 +22,6 @@ from tokenization.shards.index import targets_of
 Outputs = Mapping[str, StageOutput[Any]]
 """What the stages before made, by name."""
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
-_PER_STEP = ("loss", "lr", "grad_norm", "tokens")
 
 
 def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
     """Per-step columns of a training stage and its totals."""
     steps = list(read_metrics(store))
     names = dict.fromkeys(name for step in steps for name in modalities(step))
-    columns = {name: [step[name] for step in steps] for name in _PER_STEP}
+    columns = {name: [step[name] for step in steps] for name in ("loss", "lr", "grad_norm", "tokens")}
     for column in (f"{name}_{figure}" for name in names for figure in ("nats", "targets")):
         columns[column] = [step.get(column, 0) for step in steps]
     columns["seconds"] = [whole_seconds(step) for step in steps]

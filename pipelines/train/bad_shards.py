@@ -1,10 +1,9 @@
 """Which of a train stage's shards are not what was written, decided once, before the first step.
 
 In: the shard sets of the stage and how many bad shards the recipe tolerates. Out: those to skip, found by re-hashing
-every shard in parallel and committed to the stage's folder, so that all ranks skip alike, a run that goes on skips as
-it did before, and the loss is on record. Ranks cannot decide it during training: each reads other sequences, and the
-number of examples in a batch has to be the same on all. Without tolerance nothing is hashed here: the loader checks
-every sequence that it reads, and the first that is corrupt ends the stage.
+every shard and committed to the stage's folder: all ranks, and a run that goes on, skip alike, since the number of
+examples in a batch has to be the same on all, and the loss is on record. Without tolerance nothing is hashed here: the
+loader checks every sequence that it reads, and the first that is corrupt ends the stage.
 """
 
 from __future__ import annotations

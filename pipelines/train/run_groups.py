@@ -156,8 +156,8 @@ class _Trainer(TorchTrainer):
         """Leave SIGINT to the run's own handler; Ray's aborts the group and ends the process with 1."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train swaps in its second version
-        return [one for one in made if not isinstance(one, PlacementGroupCleanerCallback | DatasetsCallback)]
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # ray.train swaps in its second version
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback | DatasetsCallback)]
 
 
 def _committed(job: TrainJob) -> int:
@@ -170,10 +170,10 @@ def _reason(error: Exception) -> str:
     """The first line of each rank's failure, ranks that fail alike together."""
     if isinstance(error, RayActorError):
         return f"the controller of the group died: {_first_line(error)}"
-    by_reason: dict[str, list[int]] = {}
+    ranks_by_reason: dict[str, list[str]] = {}
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
-        by_reason.setdefault(_first_line(failure), []).append(rank)
-    reasons = [f"rank {', '.join(map(str, ranks))}: {why}" for why, ranks in by_reason.items()]
+        ranks_by_reason.setdefault(_first_line(failure), []).append(str(rank))
+    reasons = [f"rank {', '.join(ranks)}: {why}" for why, ranks in ranks_by_reason.items()]
     return "; ".join(reasons) or _first_line(error)
 
 

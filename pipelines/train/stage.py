@@ -48,14 +48,16 @@ class TrainStage(Stage[TrainRecord]):
         return self.named(self.stage.name)
 
     @property
-    def drawn_below(self) -> str:
-        """The stage that packs for it."""
+    def pack(self) -> str:
+        """The stage that packs for it, below which it is drawn."""
         return PackStage.named(self.stage.name)
+
+    drawn_below = pack
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Shards, and the model of the stage before."""
-        return (self.drawn_below, self.previous) if self.previous else (self.drawn_below,)
+        return (self.pack, self.previous) if self.previous else (self.pack,)
 
     def settings(self) -> Mapping[str, Any]:
         """What the model's weights depend on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
@@ -88,7 +90,7 @@ class TrainStage(Stage[TrainRecord]):
         from pipelines.train.job import TrainJob
         from pipelines.train.run import train_stage
 
-        packed = context.input(self.drawn_below, PackRecord)
+        packed = context.input(self.pack, PackRecord)
         job = TrainJob(
             recipe=self.recipe,
             stage=self.stage,

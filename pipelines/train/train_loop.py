@@ -29,7 +29,6 @@ from pipelines.train.engine_setup import engine_settings, initial_weights, last_
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.files import remove_uncommitted
 from pipelines.train.metrics.monitor import Monitor
-from pipelines.train.metrics.steps import checkpoint_figures
 from storage.errors import UserError
 from tokenization.loader.batch import Batch
 
@@ -182,7 +181,9 @@ class _Rank:
 
         cost = self.writer.save(client_state, before_commit)
         if self.mesh.rank == 0:
-            self.meter.set(**checkpoint_figures(cost, self.writer.written))
+            self.meter.set(checkpoint_stall_seconds=cost.seconds, checkpoint_snapshot_bytes=cost.n_bytes)
+            if written := self.writer.written:  # of the checkpoint before
+                self.meter.set(checkpoint_write_seconds=written.seconds, checkpoint_bytes=written.n_bytes)
 
 
 def _quiet() -> None:

@@ -74,7 +74,7 @@ class Monitor:
         figures = step_figures(line)
         self._meter.set(**{name: value for name, value in figures.items() if "/" not in name})
         for source, values in line["sources"].items():
-            self._meter.set_of_source(source, **{f"source_{name}": value for name, value in values.items()})
+            self._meter.set(source, **{f"source_{name}": value for name, value in values.items()})
         move_bar(self._watch, line, figures)
         self._held.add(line, figures)
 

@@ -12,7 +12,6 @@ from pipelines.train.job import METRICS
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from model.checkpoint import Lost, Written
     from model.training.engine import StepMetrics
 
 
@@ -28,14 +27,6 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
     with store.writing(f"{METRICS}/{steps[-1]['step'] + 1:08d}.jsonl") as file:
         for step in steps:
             file.write((json.dumps(step) + "\n").encode())
-
-
-def checkpoint_figures(cost: Lost, written: Written | None) -> dict[str, float]:
-    """What a save cost the steps, and what the last one did in the background, for Ray's metrics."""
-    figures = {"checkpoint_stall_seconds": cost.seconds, "checkpoint_snapshot_bytes": float(cost.n_bytes)}
-    if written is not None:
-        figures |= {"checkpoint_write_seconds": written.seconds, "checkpoint_bytes": float(written.n_bytes)}
-    return figures
 
 
 def step_line(metrics: StepMetrics, sources: Sequence[str], machine: Mapping[str, float]) -> dict[str, Any]:
