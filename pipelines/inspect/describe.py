@@ -45,11 +45,8 @@ def _describe_stage(store: Store) -> dict[str, Any]:
     manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         started = store.read_json(STARTED) or {}
-        return {
-            "stage": started.get("stage"),
-            "status": "started, not finished",
-            "partitions": len(store.names("partitions")),
-        }
+        partitions = len(store.names("partitions"))
+        return {"stage": started.get("stage"), "status": "started, not finished", "partitions": partitions}
     outputs = manifest.record.outputs
     return {
         "stage": manifest.declaration.stage,
@@ -67,10 +64,7 @@ def _describe_stage(store: Store) -> dict[str, Any]:
 def _describe_checkpoint(store: Store) -> dict[str, Any]:
     manifest = checkpoint_manifest(store)
     return {
-        "step": manifest.step,
-        "world_size": manifest.world_size,
-        "zero_stage": manifest.zero_stage,
-        "precision": manifest.precision,
+        **{key: getattr(manifest, key) for key in ("step", "world_size", "zero_stage", "precision")},
         "loader": manifest.client_state.get("loader"),
         "files": len(manifest.files),
         "bytes": sum(entry.size for entry in manifest.files.values()),
@@ -79,15 +73,8 @@ def _describe_checkpoint(store: Store) -> dict[str, Any]:
 
 def _describe_model(store: Store) -> dict[str, Any]:
     config = store.read_json("config.json") or {}
-    keys = (
-        "architectures",
-        "vocab_size",
-        "modality_sizes",
-        "text_vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "max_position_embeddings",
-    )
+    sizes = ("vocab_size", "modality_sizes", "text_vocab_size", "hidden_size", "num_hidden_layers")
+    keys = ("architectures", *sizes, "max_position_embeddings")
     rope = config.get("rope_parameters") or {}
     return {**{key: config.get(key) for key in keys}, "rope_theta": rope.get("rope_theta"), "files": store.names()}
 

@@ -16,16 +16,6 @@ from pipelines.report import figures
 from pipelines.report.numbers import context_name, count
 from pipelines.train.metrics.steps import modalities
 
-# The report's own box, whose stage is not done while the page is drawn.
-_THIS_PAGE: dict[str, Any] = {
-    "name": "report",
-    "lane": "model",
-    "below": None,
-    "seconds": None,
-    "counts": [],
-    "quarantined": 0,
-}
-
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The page. pictures: PNG by the name under which the tree's evaluation mentions them."""
@@ -49,11 +39,14 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     heldout = shown_rows(every)
     needle = evaluation.get("needle", [])
     context = facts["recipe"]["train"]["stages"][-1]["context"]
+    # The report's own box, whose stage is not done while the page is drawn.
+    page = {"name": "report", "lane": "model", "below": None, "seconds": None, "counts": [], "quarantined": 0}
+    page["inputs"] = [stage["name"] for stage in facts["stages"]]
     plots = {
         "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
         "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",
         "needle": Markup(figures.needle_maps(needle, context)) if needle else "",
-        "dag": dag.draw([*facts["stages"], _THIS_PAGE | {"inputs": [stage["name"] for stage in facts["stages"]]}]),
+        "dag": dag.draw([*facts["stages"], page]),
     }
     return environment.get_template("page.html.j2").render(
         facts=facts,

@@ -93,9 +93,9 @@ class _Rank:
         try:
             checkpoint.load_weights(self.engine, store, step)
         except checkpoint.DamagedError as error:
+            remedy = "restore it, or delete this folder to start from the model that was exported"
             raise UserError(
-                f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; restore it, or delete this "
-                "folder to start from the model that was exported"
+                f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; {remedy}"
             ) from error
 
     def run(self) -> None:
@@ -103,17 +103,15 @@ class _Rank:
         engine, stage, mesh = self.engine, self.job.stage, self.mesh
         dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
         batches = rank_batches(self.job, mesh, dispatcher, self.state)
-        is_first = True
+        first, every = engine.step, self.job.recipe.train.checkpoint_steps
         while engine.step < stage.steps:
             self.heartbeat.at(engine.step, "load")
             batch, self.state = self.monitor.next(batches)
-            if is_first and mesh.rank == 0:
+            if engine.step == first and mesh.rank == 0:
                 log.info("%s: first batch: %s", self.label, describe(batch.micro_batches[0]))
-            is_first = False
             if not self._step(batch):
                 continue
             stop = mesh.largest([self.heartbeat.stop])[0]
-            every = self.job.recipe.train.checkpoint_steps
             if engine.step % every == 0 or engine.step == stage.steps or stop == Stop.AFTER_STEP:
                 self._save()
                 if stop:

@@ -74,14 +74,12 @@ def score_sequences(
 ) -> dict[str, float]:
     """Sums `NAME_{nll,targets}` of each modality over the targets with loss, each sequence and document by itself."""
     names = modality_ranges(model.config)
-    total = dict.fromkeys((f"{name}_{what}" for name in names for what in ("nll", "targets")), 0.0)
-    alone = Dispatcher()
+    total = dict.fromkeys((f"{name}_{figure}" for name in names for figure in ("nll", "targets")), 0.0)
+    dispatcher = Dispatcher()
     for sequence in sequences:
-        batch = alone(join_sequences([sequence])).to(device)
         with torch.no_grad():
-            _, sums = micro_batch_loss(model, batch)
-        for name in total:
-            total[name] += float(sums[name])
+            _, sums = micro_batch_loss(model, dispatcher(join_sequences([sequence])).to(device))
+        total = {name: value + float(sums[name]) for name, value in total.items()}
     return total
 
 

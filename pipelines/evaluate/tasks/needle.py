@@ -48,16 +48,16 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
         for depth in [*depths, None]:
             prompt = build_prompt(own, [] if depth is None else [(needle, depth)], [needle], context, tokenizer)
             most = min(ANSWER_TOKENS, answer_buffer(context))
-            answer, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
-            text_answer = tokenizer.decode([token for token in answer if token < tokenizer.size])
+            ids, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
+            answer = tokenizer.decode([token for token in ids if token < tokenizer.size])
             answers.append(
                 {
                     "round": number,
                     "depth": depth,
                     "tokens": len(prompt.tokens),
                     "needle": needle.number,
-                    "answer": text_answer,
-                    "found": found(text_answer, [needle]),
+                    "answer": answer,
+                    "found": found(answer, [needle]),
                     "digit_nats": nats(logits[digits], truth[digits]),
                     "choice_nats": choice_nats(logits[digits], truth[digits], tokenizer),
                 }
