@@ -83,23 +83,24 @@ def find_hang(statuses: Sequence[WorkerStatus], limit: float, size: int) -> Hang
     ever sent a heartbeat make no progress for as long. Where a worker never sent any, the result has those that wait
     for it, the only processes that are known.
     """
-    silent = [status for status in statuses if status.silent > limit]
-    if silent:
-        workers = tuple(status.beat for status in silent)
+    if silent := [status for status in statuses if status.silent > limit]:
         longest = max(status.silent for status in silent)
-        return Hang(workers, f"{_names(workers)} not answered for {longest:.0f} s, amid {_place(workers[0])}")
+        return _hang(silent, f"not answered for {longest:.0f} s")
     limits = {"start": max(limit, START_SECONDS)}
     if not statuses or any(status.still <= limits.get(status.beat.part, limit) for status in statuses):
         return None
     still = min(status.still for status in statuses)
-    missing = sorted(set(range(size)) - {status.beat.rank for status in statuses})
-    if missing:
+    if missing := sorted(set(range(size)) - {status.beat.rank for status in statuses}):
         workers = tuple(status.beat for status in statuses)
         ranks = ", ".join(f"rank {rank}" for rank in missing)
         return Hang(workers, f"{ranks} not heard of while {_names(workers)} waited for {still:.0f} s")
     last = min(_progress(status.beat) for status in statuses)
-    workers = tuple(status.beat for status in statuses if _progress(status.beat) == last)
-    return Hang(workers, f"{_names(workers)} not got on for {still:.0f} s, amid {_place(workers[0])}")
+    return _hang([status for status in statuses if _progress(status.beat) == last], f"not got on for {still:.0f} s")
+
+
+def _hang(statuses: Sequence[WorkerStatus], how: str) -> Hang:
+    workers = tuple(status.beat for status in statuses)
+    return Hang(workers, f"{_names(workers)} {how}, amid step {workers[0].step}: {workers[0].part}")
 
 
 def _progress(beat: Heartbeat) -> tuple[int, int, bool]:
@@ -109,10 +110,6 @@ def _progress(beat: Heartbeat) -> tuple[int, int, bool]:
 def _names(workers: Sequence[Heartbeat]) -> str:
     names = ", ".join(f"rank {beat.rank} (process {beat.pid} on node {beat.node[:8]})" for beat in workers)
     return f"{names} {'have' if len(workers) > 1 else 'has'}"
-
-
-def _place(beat: Heartbeat) -> str:
-    return f"step {beat.step}: {beat.part}"
 
 
 def _position(beat: Heartbeat) -> tuple[int, str, int]:

@@ -40,8 +40,8 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     needle = evaluation.get("needle", [])
     context = facts["recipe"]["train"]["stages"][-1]["context"]
     # The report's own box, whose stage is not done while the page is drawn.
-    page = {"name": "report", "lane": "model", "below": None, "seconds": None, "counts": [], "quarantined": 0}
-    page["inputs"] = [stage["name"] for stage in facts["stages"]]
+    page: dict[str, Any] = {"name": "report", "lane": "model", "below": None, "seconds": None}
+    page |= {"counts": [], "quarantined": 0, "inputs": [stage["name"] for stage in facts["stages"]]}
     plots = {
         "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
         "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",

@@ -24,17 +24,8 @@ FURTHER = ("#080101", "#080202")
 SURFACE = "#060606"
 ON_HEAT = "#080808"
 
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    TEXT: "--text",
-    VISION: "--vision",
-    FURTHER[0]: "--third",
-    FURTHER[1]: "--fourth",
-    SURFACE: "--surface",
-    ON_HEAT: "--on-heat",
-}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", ON_HEAT: "--on-heat"}
+_VARIABLES |= {TEXT: "--text", VISION: "--vision", FURTHER[0]: "--third", FURTHER[1]: "--fourth"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ringworld",

@@ -12,7 +12,6 @@ import logging
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -162,8 +161,8 @@ class _Trainer(TorchTrainer):
 
 def _committed(job: TrainJob) -> int:
     """The last checkpoint's step. Waits for a store that does not answer, without which no group could start."""
-    ask = partial(checkpoint.latest_committed, job.store.at(CHECKPOINTS))
-    return retry(ask, f"train-{job.stage.name}: its checkpoints cannot be listed just now", STORE_AWAY) or 0
+    store, failure = job.store.at(CHECKPOINTS), f"train-{job.stage.name}: its checkpoints cannot be listed just now"
+    return retry(lambda: checkpoint.latest_committed(store), failure, STORE_AWAY) or 0
 
 
 def _reason(error: Exception) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,7 +73,12 @@ class ShardCache:
                 with part.open("wb") as reserved:
                     reserved.truncate(stats.bytes)  # counts from now on, though it takes no room yet
             try:
-                _fetch(remote, name, stats, part)
+                with remote(name) as source, part.open("r+b") as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                    target.truncate()
+                    found = hash_file(target)
+                if found != stats.sha256:
+                    raise BadData(f"its sha256 is {found}, the manifest says {stats.sha256}: make the shard again")
                 os.replace(part, path)
                 self._checked.add(path)
             finally:
@@ -99,17 +104,6 @@ class ShardCache:
         for path in leaving:
             path.unlink(missing_ok=True)
         return True
-
-
-def _fetch(remote: Opener, name: str, stats: ShardStats, part: Path) -> None:
-    digest = hashlib.sha256()
-    with remote(name) as source, part.open("r+b") as target:
-        while piece := source.read(_CHUNK):
-            digest.update(piece)
-            target.write(piece)
-        target.truncate()
-    if (found := digest.hexdigest()) != stats.sha256:
-        raise BadData(f"its sha256 is {found}, the manifest says {stats.sha256}: make the shard again")
 
 
 @contextlib.contextmanager

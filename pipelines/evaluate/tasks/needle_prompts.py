@@ -66,9 +66,8 @@ def question(asked: Sequence[Needle]) -> str:
     *others, last = names = [needle.city for needle in asked]
     listed = f"{', '.join(others)} and {last}" if others else last
     verb, kind = ("are", "numbers") if others else ("is", "number")
-    return (
-        f"\n\nQuestion: What {verb} the special magic {listed} {kind}?\nAnswer: The special magic {names[0]} number is:"
-    )
+    answer = f"Answer: The special magic {names[0]} number is:"
+    return f"\n\nQuestion: What {verb} the special magic {listed} {kind}?\n{answer}"
 
 
 def build_prompt(
@@ -100,9 +99,8 @@ def build_prompt(
         )
     text = np.resize(haystack, room)
     breaks = [break_before(text, round(depth * room), tokenizer) for _, depth in hidden]
-    order = sorted(range(len(hidden)), key=lambda index: (breaks[index], index))
     pieces, places, done = [np.array([tokenizer.bos_id])], [0] * len(hidden), 0
-    for index in order:
+    for index in sorted(range(len(hidden)), key=breaks.__getitem__):
         pieces.append(text[done : breaks[index]])
         places[index] = sum(map(len, pieces))
         pieces.append(sentences[index])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from pipelines.train.job import METRICS, TENSORBOARD
-from pipelines.train.metrics.held_steps import Step
+from pipelines.train.metrics.steps import Step
 from storage.store import Store
 
 

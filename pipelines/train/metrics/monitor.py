@@ -18,10 +18,9 @@ from pipelines.cluster.progress import Meter
 from pipelines.train.data import source_names
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import write_events
-from pipelines.train.metrics.held_steps import HeldSteps, Publisher
 from pipelines.train.metrics.machine import PARTS, device_peak, memory, part_figures, speed
 from pipelines.train.metrics.profiler import Profile
-from pipelines.train.metrics.steps import step_figures, step_line, write_metrics
+from pipelines.train.metrics.steps import HeldSteps, Publisher, step_figures, step_line, write_metrics
 from pipelines.train.metrics.wandb import WeightsAndBiases
 from tokenization.loader.batch import Batch
 from tokenization.loader.loader import State

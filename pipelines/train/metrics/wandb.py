@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipelines.dag.fingerprint import digest
 from pipelines.recipe import Recipe
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics.held_steps import Step
+from pipelines.train.metrics.steps import Step
 from storage.errors import UserError
 
 

@@ -18,10 +18,10 @@ from pipelines.recipe import Recipe
 from pipelines.recipe.train import Wandb
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import remove_uncommitted, write_events
-from pipelines.train.metrics.held_steps import HeldSteps
 from pipelines.train.metrics.machine import device_peak, memory, part_figures, speed
 from pipelines.train.metrics.monitor import move_bar
 from pipelines.train.metrics.steps import (
+    HeldSteps,
     read_metrics,
     step_figures,
     step_line,
