@@ -35,11 +35,9 @@ def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
     records = run_partitions("evaluate", submit, list(parts), job.store, pool, lambda record: line.advance(1))
     figures = collect(job, records)
     keys = ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
+    message = "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards"
     for row in figures.heldout:
-        log.info(
-            "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards",
-            *(row[key] for key in keys),
-        )
+        log.info(message, *(row[key] for key in keys))
     pictures = tuple(name for name in job.store.names("pictures") if name.endswith(".png"))
     return EvaluateRecord(EvaluateOutputs(tuple(record_name(name) for name in parts), pictures), figures)
 

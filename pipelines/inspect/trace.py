@@ -62,16 +62,14 @@ def find(url: str, key: str) -> Traced:
         with first_contact(url):
             manifest = read_manifest(store, PackRecord) if _kind(store) == PackStage.kind else None
     if manifest is None:
+        place = "stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
         raise UserError(
-            f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in "
-            f"stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
+            f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in {place}"
         )
     shard_set, stats = _shard(store, manifest, f"{shards}/{name}", url)
     if key not in stats.index.key:
-        raise UserError(
-            f"{url}: no sequence has the key {key}; its {len(stats.index)} keys run from {stats.index.key[0]} to "
-            f"{stats.index.key[-1]}"
-        )
+        keys = f"its {len(stats.index)} keys run from {stats.index.key[0]} to {stats.index.key[-1]}"
+        raise UserError(f"{url}: no sequence has the key {key}; {keys}")
     try:
         with store.open(f"{shards}/{name}") as file:
             sequence = read_sequence(file, stats.index[stats.index.key.index(key)])

@@ -52,10 +52,8 @@ class BadStepWatch:
         why = self._reason(metrics)
         if self._settings.action == "fail" or self._count > self._settings.at_most:
             counted = f", bad step number {self._count}" if self._count > 1 else ""
-            raise UserError(
-                f"{self._label}: step {metrics.step}{counted}: {why}; look at its batch (ringworld trace), lower lr, "
-                f"or see train.bad_steps"
-            )
+            remedy = "look at its batch (ringworld trace), lower lr, or see train.bad_steps"
+            raise UserError(f"{self._label}: step {metrics.step}{counted}: {why}; {remedy}")
         return self._settings.action, why
 
     def _reason(self, metrics: StepMetrics) -> str:

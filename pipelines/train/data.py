@@ -30,7 +30,7 @@ def shard_sets(job: TrainJob) -> dict[str, ShardSet]:
 
 
 def source_names(job: TrainJob) -> tuple[str, ...]:
-    """The sources of the mixture that have anything to train on, in the order in which they are numbered."""
+    """The sources of the mixture that have shards to train on, in the order in which they are numbered."""
     sets = job.packed.outputs.sets
     return tuple(source for source in sorted(job.stage.mixture) if "train" in sets.get(source, {}))
 

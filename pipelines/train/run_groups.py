@@ -116,15 +116,13 @@ def _ask(label: str, answer: ray.ObjectRef) -> Any:
 
 
 def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
-    pool, train = job.recipe.train.resources, job.recipe.train
+    train, pool = job.recipe.train, job.recipe.train.resources
+    timeout = int(max(_COLLECTIVE_SECONDS, 2 * train.hang_seconds))
     with tempfile.TemporaryDirectory() as scratch, own_errors():
         _Trainer(
             as_driver(_train),
             train_loop_config={"job": job, "watch": watch, "attempt": attempt},
-            torch_config=TorchConfig(
-                backend="nccl" if pool.gpus else "gloo",
-                timeout_s=int(max(_COLLECTIVE_SECONDS, 2 * train.hang_seconds)),
-            ),
+            torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo", timeout_s=timeout),
             scaling_config=ScalingConfig(num_workers=size, use_gpu=pool.gpus > 0, resources_per_worker=pool.bundle),
             # Ray Train's own bookkeeping; checkpoints are committed by the workers themselves, into the stage's folder.
             run_config=RunConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import

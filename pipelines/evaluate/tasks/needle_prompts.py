@@ -86,17 +86,14 @@ def build_prompt(
     """
     if not len(haystack) or not asked:
         raise ValueError("a prompt needs a text and a question about at least one needle")
-    cities = {needle.city for needle, _ in hidden}
-    if len(cities) < len(hidden):
+    if len({needle.city for needle, _ in hidden}) < len(hidden):
         raise ValueError("two hidden needles are about one city")
     sentences = [follow(tokenizer, ".", needle.sentence) for needle, _ in hidden]
     end = follow(tokenizer, ".", question(asked))
     room = context - answer_buffer(context) - 1 - sum(map(len, sentences)) - len(end)
     if room < 1:
-        raise UserError(
-            f"evaluate.needle.contexts: {context} tokens leave no room for text beside the question and the answer; "
-            f"use at least {context - room + 1}"
-        )
+        why = f"{context} tokens leave no room for text beside the question and the answer"
+        raise UserError(f"evaluate.needle.contexts: {why}; use at least {context - room + 1}")
     text = np.resize(haystack, room)
     breaks = [break_before(text, round(depth * room), tokenizer) for _, depth in hidden]
     pieces, places, done = [np.array([tokenizer.bos_id])], [0] * len(hidden), 0

@@ -22,10 +22,8 @@ def check_wandb(recipe: Recipe) -> None:
     if wanted is None or wanted.mode == "disabled":
         return
     if importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            "train.wandb: the package wandb is not installed; pip install 'ringworld[wandb]' here and on the workers, "
-            "or drop the key"
-        )
+        remedy = "pip install 'ringworld[wandb]' here and on the workers, or drop the key"
+        raise UserError(f"train.wandb: the package wandb is not installed; {remedy}")
     if wanted.mode == "online":
         import wandb
 
