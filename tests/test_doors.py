@@ -25,8 +25,6 @@ ALLOWED = {
 }
 PRINT = {"jobs", "benchmarks", "testing"}
 """Rooms that read arguments and print."""
-CIRCULAR = {"pipelines"}
-"""Rooms whose imports still go in circles."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -99,10 +97,7 @@ def test_a_circle_is_found_and_a_plain_chain_is_none() -> None:
 def test_no_imports_go_in_a_circle(room: str) -> None:
     modules = modules_of(room)
     found = circles({name: imported_modules(path, modules) for name, path in modules.items()})
-    if room in CIRCULAR:
-        assert found, f"{room} has no circle any more: take it off the list"
-    else:
-        assert found == []
+    assert found == []
 
 
 @pytest.mark.parametrize("room", sorted(set(ROOMS) - PRINT))

@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.layers.tiled_mlp import add_product_
+from model.training.settings import TrainingSettings
 
-CHUNK = 1024
+CHUNK = TrainingSettings.loss_chunk
 """Targets a chunk: 128 MB of fp32 logits over 32,000 text ids."""
 
 

@@ -1,6 +1,6 @@
-"""What stages need at the same time, so that a Ray instance of our own never leaves a stage waiting for ever.
+"""What stages need at the same time, so that the run's own Ray instance never leaves a stage waiting for ever.
 
-A task waits for room, and so does an actor by which a pool grows; the first ones of a pool, and all training workers,
+A task waits for room, and so does an actor by which a pool grows; the first actors of a pool, and all training workers,
 need theirs at once.
 """
 

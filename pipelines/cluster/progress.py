@@ -10,35 +10,30 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.metrics import Gauge
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-log = logging.getLogger("ringworld")
+_ANSWER_SECONDS = 10.0
 
 
 class Meter:
-    """Sets figures of one stage as Ray gauges; usable in the driver and in any worker."""
+    """Sets figures of one stage as Ray gauges, in the driver and in any worker."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._gauges: dict[str, Gauge] = {}
 
-    def set(self, **figures: float | None) -> None:
-        """Set gauges by name; None is passed over."""
-        self._set({"stage": self._stage}, figures)
-
-    def set_of_source(self, source: str, **figures: float | None) -> None:
-        """The same for figures that each source of the stage has, tagged by its name."""
-        self._set({"stage": self._stage, "source": source}, figures)
-
-    def _set(self, tags: dict[str, str], figures: Mapping[str, float | None]) -> None:
+    def set(self, source: str | None = None, /, **figures: float | None) -> None:
+        """Set gauges by name, of the whole stage or of one of its sources; None is passed over."""
         if not ray.is_initialized():
             return
+        tags = {"stage": self._stage} if source is None else {"stage": self._stage, "source": source}
         for name, value in figures.items():
             if value is None:
                 continue
@@ -51,18 +46,9 @@ class Meter:
 class Bar:
     """One stage's bar. `advance` moves it; figures given with it appear beside it and as metrics."""
 
-    def __init__(self, stage: str, total: int | None, unit: str, done: int = 0) -> None:
-        self._bar: Any = tqdm(
-            total=total,
-            desc=f"{stage:<16}",
-            unit=unit,
-            initial=done,
-            dynamic_ncols=True,
-            mininterval=0.5,
-            file=sys.stderr,
-        )
-        self._meter = Meter(stage)
-        self._meter.set(progress_total=total, progress_done=done)
+    def __init__(self, stage: str, terminal: Any) -> None:
+        self._bar, self._meter = terminal, Meter(stage)
+        self._meter.set(progress_total=terminal.total, progress_done=0)
 
     def advance(self, steps: int = 1, **figures: float | None) -> None:
         """Move by so many units."""
@@ -72,61 +58,41 @@ class Bar:
         self._bar.update(steps)
         self._meter.set(progress_done=self._bar.n, rate=self._bar.format_dict["rate"], **figures)
 
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
 
 @contextlib.contextmanager
-def bar(stage: str, total: int | None, unit: str, done: int = 0) -> Iterator[Bar]:
+def bar(stage: str, total: int | None, unit: str) -> Iterator[Bar]:
     """A bar for the length of the block; log lines pass above it."""
-    with logging_redirect_tqdm(loggers=[logging.getLogger()]):
-        line = Bar(stage, total, unit, done)
-        try:
-            yield line
-        finally:
-            line.close()
-
-
-@ray.remote(num_cpus=0)
-class _Reports:
-    """The latest step and figures of work that runs elsewhere on the cluster."""
-
-    def __init__(self) -> None:
-        self._last: tuple[int, dict[str, float]] = (0, {})
-
-    def report(self, step: int, figures: dict[str, float]) -> None:
-        self._last = (step, figures)
-
-    def last(self) -> tuple[int, dict[str, float]]:
-        return self._last
+    look = {"dynamic_ncols": True, "mininterval": 0.5, "file": sys.stderr}
+    with (
+        logging_redirect_tqdm(loggers=[logging.getLogger()]),
+        tqdm(total=total, desc=f"{stage:<16}", unit=unit, **look) as terminal,
+    ):
+        yield Bar(stage, terminal)
 
 
 @contextlib.contextmanager
-def following(line: Bar, reports: Any = None) -> Iterator[Any]:
-    """Yields an actor handle; what remote work tells it by `report.remote(step, figures)` moves the bar.
+def following(line: Bar, watch: Any) -> Iterator[None]:
+    """Move the bar by what remote work reports to `watch`, an actor `pipelines.cluster.heartbeat.Watch`.
 
-    reports: an actor that has `report` and `last`, ended with the block; None makes one.
+    The actor is ended with the block. One that does not answer leaves the bar where it is.
     """
-    actor = _Reports.remote() if reports is None else reports  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def follow() -> None:
-        shown = 0
-        while True:
-            last_look = stop.wait(0.5)
-            step, figures = ray.get(actor.last.remote())
-            if step > shown:
-                line.advance(step - shown, **figures)
-                shown = step
-            if last_look:
-                return
+        shown, is_last_look = 0, False
+        while not is_last_look:
+            is_last_look = stop.wait(0.5)
+            with contextlib.suppress(RayError):
+                step, figures = ray.get(watch.last.remote(), timeout=_ANSWER_SECONDS)
+                if step > shown:
+                    line.advance(step - shown, **figures)
+                    shown = step
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
-        yield actor
+        yield
     finally:
         stop.set()
         thread.join()
-        ray.kill(actor)
+        ray.kill(watch)

@@ -1,4 +1,4 @@
-"""Starts a Ray instance of our own, or joins the one whose address is given; ends only what it started."""
+"""Starts a Ray instance for the run, or joins the cluster at an address; ends only what it started."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _OBJECT_STORE_BYTES = 512 * 2**20  # chunks of frames in flight are small; the d
 
 @contextlib.contextmanager
 def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
-    """Ray for the length of the block: the cluster at `address`, or one of our own that offers at least `need`.
+    """Ray for the length of the block: the cluster at `address`, or an instance of its own that offers at least `need`.
 
-    CPUs and custom resources are but numbers to Ray, so our own instance has as many as the recipe asks for, on any
+    CPUs and custom resources are only numbers to Ray, so that instance has as many as the recipe asks for on any
     machine. Raises UserError when nothing answers at the address, when a node has other code than this process, or when
     there are fewer GPUs here than needed.
     """
@@ -40,24 +40,19 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         return
     # Read when ray is imported in the workers: a dead training worker is noticed in 1 s instead of 2.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that nobody here would ask
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process whose answers are not used here
     if address and not _answers(address):
         raise _no_cluster(address)
+    arguments: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
+    if not arguments["address"].startswith("ray://"):
+        arguments["job_config"] = _OurCode()
+    if not address:
+        cpus = max(os.cpu_count() or 1, math.ceil(need.cpus))
+        arguments |= {"num_cpus": cpus, "resources": need.custom, "include_dashboard": True}
+        arguments["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
         with _own_signal_handlers():
-            if address:
-                at_driver: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _OurCode()}
-                context = ray.init(address=address, logging_level=logging.WARNING, **at_driver)
-            else:
-                context = ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(need.cpus)),
-                    resources=need.custom,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=True,
-                    job_config=_OurCode(),
-                    logging_level=logging.WARNING,
-                )
+            context = ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address:
             raise _no_cluster(address) from error
@@ -88,9 +83,7 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Keep the run's signal handlers through `ray.init`, which sets two for SIGTERM: one in Python that exits with 1,
-    and one in C++ that prints native stacks.
-    """
+    """Undo what `ray.init` sets for SIGTERM: a handler in Python that exits with 1, one in C++ that prints stacks."""
     rays = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda handler: None
     try:
@@ -117,7 +110,7 @@ class _OurCode(JobConfig):
 
 
 def _answers(address: str) -> bool:
-    """Whether anything listens at `[ray://]host:port`; Ray itself would knock there for minutes. Other forms pass."""
+    """Whether anything listens at `[ray://]host:port`, where Ray itself would try for minutes. Other forms pass."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return True
@@ -140,13 +133,9 @@ def own_errors() -> Iterator[None]:
     except Exception as error:
         # Ray's error of a task has one cause, that of a group of training workers one a worker. That type is not named
         # here: it would take a second to import, in every worker of every stage.
-        _surface([getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()])
+        for cause in [getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values()]:
+            while cause is not None:
+                if isinstance(cause, UserError | BadData):
+                    raise cause from None
+                cause = getattr(cause, "cause", None) or cause.__cause__
         raise
-
-
-def _surface(causes: list[BaseException | None]) -> None:
-    for cause in causes:
-        while cause is not None:
-            if isinstance(cause, UserError | BadData):
-                raise cause from None
-            cause = getattr(cause, "cause", None) or cause.__cause__

@@ -6,16 +6,14 @@ so a worker that imports other code must not make any: each task compares, and t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.nodes import ask_nodes
 from pipelines.dag.code_versions import code_place, code_version
 from storage.errors import UserError
 
@@ -57,22 +55,13 @@ def check_nodes() -> None:
         except BaseException as error:
             return "", f"a place where importing it fails ({type(error).__name__}: {error})"
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
-    answers: dict[Any, str] = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answers[task.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_SECONDS)
-    for answer in ready:
-        with contextlib.suppress(RayError):  # of a node that has just ended
-            version, place = ray.get(answer)
-            if version != code_version():
-                raise other_code(answers[answer], place, code_place())
+    for node, (version, place) in ask_nodes(ray.remote(num_cpus=0, max_retries=0)(look), _ANSWER_SECONDS):
+        if version != code_version():
+            raise other_code(node["NodeManagerAddress"], place, code_place())
 
 
 def other_code(node: str, there: str, here: str) -> UserError:
-    """What is to be said of a node that imports other code."""
+    """The error of a node that imports other code."""
     return UserError(
         f"node {node} imports Ringworld from {there}, which is other code than this run's, from {here}; install the "
         f"same version on every node, or ship a checkout with `ray job submit --working-dir .`"

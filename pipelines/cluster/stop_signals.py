@@ -1,8 +1,8 @@
 """Signals that end a run in order: SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread.
 
-Every block on the way out then closes what it opened: the group of workers, Ray, the lease. Which signal it was is kept
-here, since what Ray makes of an exception in a handler is always a KeyboardInterrupt. A signal that the process was
-started to ignore, as by nohup, stays ignored.
+Every block on the way out then closes what it opened: the group of workers, Ray, the lease. The signal is kept here,
+since Ray turns every exception in a handler into KeyboardInterrupt. A signal that the process was started to ignore, as
+by nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """The first SIGTERM interrupts at the end of the block, which may look for it in `received`."""
+        """The first SIGTERM interrupts at the end of the block, which finds it in `received`."""
         self._is_deferred = True
         try:
             yield
@@ -63,7 +63,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
-        """Nothing interrupts the block: it closes what would be left behind."""
+        """Nothing interrupts the block, which closes what would be left behind."""
         self._is_closing = True
         try:
             yield

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.heartbeat import start_watch
 from pipelines.cluster.placement import PlacementWait, first_ready
 from pipelines.cluster.progress import bar, following
 from pipelines.cluster.ray_cluster import own_errors
@@ -69,9 +70,10 @@ class CodecStage(Stage[CodecRecord]):
         objects = read_objects(context.input("sources", SourcesRecord).store) if train else []
         media = [found for found in objects if found.kind != "text" and not found.heldout]
         threads = train.threads if train else 1
-        with bar(self.name, train.steps if train else None, "step") as line, following(line) as reports, own_errors():
+        watch = start_watch()
+        with bar(self.name, train.steps if train else None, "step") as line, following(line, watch), own_errors():
             task = _make.options(num_cpus=threads, max_retries=3, name="vqgan").remote(
-                self.vqgan, media, self.recipe.seed, context.store, reports
+                self.vqgan, media, self.recipe.seed, context.store, watch
             )
             return Made(ray.get(first_ready([task], PlacementWait("vqgan", Resources(cpus=threads)))))
 

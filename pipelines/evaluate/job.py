@@ -1,13 +1,10 @@
-"""What every part of the evaluation is given: the recipe and what the stages before made."""
+"""What every part of the evaluation gets: the recipe and what the stages before made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-import safetensors.numpy
 
 from pipelines.codecs.record import CodecRecord
 from pipelines.codecs.stage import CodecStage
@@ -16,8 +13,6 @@ from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, read_objects
-from pipelines.train.record import TrainRecord
-from pipelines.train.stage import TrainStage
 from storage.store import Store
 from storage.urls import fetch_file
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
@@ -27,13 +22,11 @@ CONTINUATIONS = 4
 """Windows of held-out clips that are continued."""
 
 Kind = Literal["loss", "needle", "reconstruction", "continuation", "prompt"]
-Row = dict[str, Any]
-"""A line of figures, plain JSON."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One unit of work, of retry and of resume: its name in the stage's folder, what it measures, and on what."""
+    """One unit of work, of retry and of resume. arguments: of the function that measures this kind, beside the name."""
 
     name: str
     kind: Kind
@@ -50,9 +43,9 @@ class EvaluateJob:
     store: Store
 
     @property
-    def stages(self) -> list[str]:
-        """Names of the training stages, in order."""
-        return [stage.name for stage in self.recipe.train.stages]
+    def last(self) -> str:
+        """The name of the last training stage."""
+        return self.recipe.train.stages[-1].name
 
     @property
     def device(self) -> str:
@@ -73,10 +66,6 @@ class EvaluateJob:
         """What was packed for a training stage."""
         return self.inputs[PackStage.named(stage)]
 
-    def trained(self, stage: str) -> StageOutput[TrainRecord]:
-        """What a training stage made."""
-        return self.inputs[TrainStage.named(stage)]
-
     def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
         """The raw objects of these kinds in one split, in the listing's order."""
         found = read_objects(self.inputs["sources"].store)
@@ -85,21 +74,3 @@ class EvaluateJob:
     def tokenizer(self) -> TextTokenizer:
         """The recipe's text tokenizer."""
         return load_text_tokenizer(str(fetch_file(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
-
-    def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        """Commit arrays as safetensors."""
-        with self.store.writing(name) as file:
-            file.write(safetensors.numpy.save(arrays))
-
-    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """What `save_arrays` committed."""
-        with self.store.open(name) as file:
-            return safetensors.numpy.load(file.read())
-
-
-def spread(items: list[Any], most: int) -> Iterator[Any]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        yield from items
-    elif most > 0:
-        yield from (items[i] for i in np.linspace(0, len(items) - 1, most).astype(int))

@@ -16,7 +16,7 @@ from pipelines.cluster.progress import Bar
 from pipelines.cluster.same_code import as_driver
 from pipelines.dag.partitions import record_name, run_partitions
 from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
-from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord
+from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord, Row
 from pipelines.evaluate.table import tabulate
 
 log = logging.getLogger("ringworld")
@@ -34,14 +34,10 @@ def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
 
     records = run_partitions("evaluate", submit, list(parts), job.store, pool, lambda record: line.advance(1))
     figures = collect(job, records)
+    keys = ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
+    message = "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards"
     for row in figures.heldout:
-        log.info(
-            "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards",
-            *(
-                row[key]
-                for key in ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
-            ),
-        )
+        log.info(message, *(row[key] for key in keys))
     pictures = tuple(name for name in job.store.names("pictures") if name.endswith(".png"))
     return EvaluateRecord(EvaluateOutputs(tuple(record_name(name) for name in parts), pictures), figures)
 
@@ -56,10 +52,8 @@ def cut_parts(job: EvaluateJob) -> list[Part]:
     if evaluate.needle and job.objects(("text",), heldout=True):
         parts += [Part(f"needle-{context}", "needle", {"context": context}) for context in evaluate.needle.contexts]
     if job.has_vision:
-        parts += [
-            Part(f"reconstruction-{split}", "reconstruction", {"heldout": split == "heldout"})
-            for split in ("heldout", "train")
-        ]
+        parts.append(Part("reconstruction-heldout", "reconstruction", {"heldout": True}))
+        parts.append(Part("reconstruction-train", "reconstruction", {"heldout": False}))
     if job.has_vision and evaluate.generation:
         if job.objects(("video",), heldout=True):
             parts += [Part(f"continuation-{n}", "continuation", {"index": n}) for n in range(CONTINUATIONS)]
@@ -74,28 +68,21 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
     then, as stage "final", the last model over every source of the run, each packed by the last stage that reads it.
     """
     losses = [record["result"] for record in records if record["kind"] == "loss"]
-    last = job.stages[-1]
-    heldout = []
-    for stage in job.recipe.train.stages:
-        own = [one for one in losses if one["stage"] == stage.name and one["source"] in stage.mixture]
-        for one in own:
-            heldout += tabulate(job, [one], one["source"])
-        heldout += tabulate(job, own, "all") if own else []
-    final = [one for one in losses if one["stage"] == last]
-    for one in final:
-        heldout += [{**row, "stage": "final"} for row in tabulate(job, [one], one["source"])]
-    if final:
-        heldout += [{**row, "stage": "final"} for row in tabulate(job, final, "all")]
-    by_kind = {
-        kind: [{"part": record["part"], **record["result"]} for record in records if record["kind"] == kind]
-        for kind in ("needle", "reconstruction", "continuation", "prompt")
+    by_stage = {
+        stage.name: [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture]
+        for stage in job.recipe.train.stages
     }
-    return EvaluateFigures(
-        heldout=tuple(heldout),
-        needle=tuple(by_kind["needle"]),
-        reconstruction=tuple(by_kind["reconstruction"]),
-        generation=tuple(by_kind["continuation"] + by_kind["prompt"]),
-    )
+    by_stage["final"] = [loss for loss in losses if loss["stage"] == job.last]
+    heldout: list[Row] = []
+    for stage, own in by_stage.items():
+        rows = [row for loss in own for row in tabulate(job, [loss], loss["source"])]
+        rows += tabulate(job, own, "all") if own else []
+        heldout += [{**row, "stage": stage} for row in rows]
+
+    def of(kind: Kind) -> tuple[Row, ...]:
+        return tuple({"part": record["part"], **record["result"]} for record in records if record["kind"] == kind)
+
+    return EvaluateFigures(tuple(heldout), of("needle"), of("reconstruction"), of("continuation") + of("prompt"))
 
 
 def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
@@ -110,28 +97,17 @@ def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
 
 
 def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
-    """What measures a part of this kind, imported where it runs: the driver needs no torch, and text no VQGAN."""
-    match kind:
-        case "loss":
-            from pipelines.evaluate.tasks.heldout_loss import score_part
+    """What measures a part of this kind, imported where it runs: the driver needs no torch."""
+    from pipelines.evaluate.tasks import generation, heldout_loss, needle, reconstruction
 
-            return score_part
-        case "needle":
-            from pipelines.evaluate.tasks.needle import needle_part
-
-            return needle_part
-        case "reconstruction":
-            from pipelines.evaluate.tasks.reconstruction import reconstruct_part
-
-            return reconstruct_part
-        case "continuation":
-            from pipelines.evaluate.tasks.generation import continue_part
-
-            return continue_part
-        case "prompt":
-            from pipelines.evaluate.tasks.generation import prompt_part
-
-            return prompt_part
+    measures: dict[Kind, Callable[..., dict[str, Any]]] = {
+        "loss": heldout_loss.score_part,
+        "needle": needle.needle_part,
+        "reconstruction": reconstruction.reconstruct_part,
+        "continuation": generation.continue_part,
+        "prompt": generation.prompt_part,
+    }
+    return measures[kind]
 
 
 @ray.remote

@@ -1,7 +1,7 @@
 """Rows of held-out loss, beside unigram models of the same targets.
 
-In: what `heldout.py` counted of one stage and source each. Out: the rows of any grouping of them, exactly, since sums
-and counts add up. `unigram_heldout` is the empirical entropy of the very targets, an oracle that no unigram model can
+In: what `tasks/heldout_loss.py` counted of one stage and source each. Out: the rows of any grouping of them, exactly,
+since sums and counts add up. `unigram_heldout` is the empirical entropy of the same targets, which no unigram model can
 beat; `unigram_train` was counted on the targets of training shards, plus one for each id of the modality.
 """
 
@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import safetensors.numpy
 
-from pipelines.evaluate.job import EvaluateJob, Row
+from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.record import Row
 
 
 def tabulate(job: EvaluateJob, records: Sequence[Row], source: str) -> list[Row]:
     """One row a modality that has targets, over all `records` together; `source` names what they are."""
-    rows = []
-    counts = [job.load_arrays(record["counts"]) for record in records]
+    rows: list[Row] = []
+    counts = []
+    for record in records:
+        with job.store.open(record["counts"]) as file:
+            counts.append(safetensors.numpy.load(file.read()))
     for modality in job.vocabulary.modalities:
         name, ids = modality.name, slice(modality.start, modality.stop)
         targets = sum(record["targets"].get(name, 0) for record in records)

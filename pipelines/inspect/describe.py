@@ -10,6 +10,14 @@ from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, read_manifest
 from storage.errors import UserError
 from storage.store import Store
 
+_MARKS = {
+    "stage": (MANIFEST, STARTED),
+    "run": ("stages",),
+    "checkpoint": (checkpoint.COMMIT,),
+    "model": ("config.json",),
+}
+"""Names of which a folder of a kind has one at least; the first kind in this order counts."""
+
 
 def describe(url: str) -> dict[str, Any]:
     """A summary, plain JSON. Raises UserError when the folder is none that Ringworld makes."""
@@ -20,14 +28,9 @@ def describe(url: str) -> dict[str, Any]:
 def recognise(url: str) -> tuple[Store, str]:
     """The folder, and what it is: a run, a stage, a checkpoint or a model. Raises UserError on anything else."""
     store = Store(url.rstrip("/"))
-    if store.exists(MANIFEST) or store.exists(STARTED):
-        return store, "stage"
-    if store.exists("stages"):
-        return store, "run"
-    if store.exists(checkpoint.COMMIT):
-        return store, "checkpoint"
-    if store.exists("config.json"):
-        return store, "model"
+    for kind, names in _MARKS.items():
+        if any(store.exists(name) for name in names):
+            return store, kind
     raise UserError(f"{url}: neither a run, a stage's folder, a checkpoint nor a model; give the path of one of these")
 
 
@@ -38,19 +41,12 @@ def stage_folders(store: Store) -> Iterator[tuple[str, Store]]:
             yield f"{name}/{fingerprint}", store.at("stages", name, fingerprint)
 
 
-def _describe_run(store: Store) -> dict[str, Any]:
-    return {"stages": {name: _describe_stage(folder) for name, folder in stage_folders(store)}}
-
-
 def _describe_stage(store: Store) -> dict[str, Any]:
     manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         started = store.read_json(STARTED) or {}
-        return {
-            "stage": started.get("stage"),
-            "status": "started, not finished",
-            "partitions": len(store.names("partitions")),
-        }
+        partitions = len(store.names("partitions"))
+        return {"stage": started.get("stage"), "status": "started, not finished", "partitions": partitions}
     outputs = manifest.record.outputs
     return {
         "stage": manifest.declaration.stage,
@@ -68,10 +64,7 @@ def _describe_stage(store: Store) -> dict[str, Any]:
 def _describe_checkpoint(store: Store) -> dict[str, Any]:
     manifest = checkpoint_manifest(store)
     return {
-        "step": manifest.step,
-        "world_size": manifest.world_size,
-        "zero_stage": manifest.zero_stage,
-        "precision": manifest.precision,
+        **{key: getattr(manifest, key) for key in ("step", "world_size", "zero_stage", "precision")},
         "loader": manifest.client_state.get("loader"),
         "files": len(manifest.files),
         "bytes": sum(entry.size for entry in manifest.files.values()),
@@ -80,15 +73,8 @@ def _describe_checkpoint(store: Store) -> dict[str, Any]:
 
 def _describe_model(store: Store) -> dict[str, Any]:
     config = store.read_json("config.json") or {}
-    keys = (
-        "architectures",
-        "vocab_size",
-        "modality_sizes",
-        "text_vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "max_position_embeddings",
-    )
+    sizes = ("vocab_size", "modality_sizes", "text_vocab_size", "hidden_size", "num_hidden_layers")
+    keys = ("architectures", *sizes, "max_position_embeddings")
     rope = config.get("rope_parameters") or {}
     return {**{key: config.get(key) for key in keys}, "rope_theta": rope.get("rope_theta"), "files": store.names()}
 
@@ -100,7 +86,7 @@ def checkpoint_manifest(store: Store) -> checkpoint.manifest.Manifest:
 
 
 _DESCRIBE: dict[str, Callable[[Store], dict[str, Any]]] = {
-    "run": _describe_run,
+    "run": lambda store: {"stages": {name: _describe_stage(folder) for name, folder in stage_folders(store)}},
     "stage": _describe_stage,
     "checkpoint": _describe_checkpoint,
     "model": _describe_model,

@@ -38,7 +38,7 @@ _OBJECT = ("url", "etag", "part", "record", "sample", "member", "media")
 
 @dataclass(frozen=True)
 class Traced:
-    """A sequence that was found. stages: folder and manifest of the stage that packed it and of all before it."""
+    """A sequence with its shard's URL. stages: folder and manifest of the stage that packed it and of all before it."""
 
     shard: str
     sequence: PackedSequence
@@ -62,16 +62,14 @@ def find(url: str, key: str) -> Traced:
         with first_contact(url):
             manifest = read_manifest(store, PackRecord) if _kind(store) == PackStage.kind else None
     if manifest is None:
+        place = "stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
         raise UserError(
-            f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in "
-            f"stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
+            f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in {place}"
         )
     shard_set, stats = _shard(store, manifest, f"{shards}/{name}", url)
     if key not in stats.index.key:
-        raise UserError(
-            f"{url}: no sequence has the key {key}; its {len(stats.index)} keys run from {stats.index.key[0]} to "
-            f"{stats.index.key[-1]}"
-        )
+        keys = f"its {len(stats.index)} keys run from {stats.index.key[0]} to {stats.index.key[-1]}"
+        raise UserError(f"{url}: no sequence has the key {key}; {keys}")
     try:
         with store.open(f"{shards}/{name}") as file:
             sequence = read_sequence(file, stats.index[stats.index.key.index(key)])
@@ -91,16 +89,16 @@ def describe(traced: Traced) -> dict[str, Any]:
     boundaries = sequence.cu_seqlens.tolist()
     documents = []
     for number, lineage in enumerate(sequence.lineage):
-        start, end = boundaries[number : number + 2]
-        pieces = list(_pieces(sequence.tokens[start:end], lineage["provenance"], traced.vocabulary))
+        (start, end), provenance = boundaries[number : number + 2], lineage["provenance"]
+        pieces = _pieces(sequence.tokens[start:end], provenance, traced.vocabulary)
         documents.append(
             {
                 "key": lineage["key"],
                 "source": lineage["source"],
                 "tokens": [start, end],
-                "document_range": lineage["provenance"].get("document_range", [0, end - start]),
-                "object": _object(lineage["provenance"]),
-                "fields": lineage["provenance"].get("fields"),
+                "document_range": provenance.get("document_range", [0, end - start]),
+                "object": _object(provenance),
+                "fields": provenance.get("fields"),
                 "content": [_plain(piece, tokenizer) for piece in pieces],
             }
         )
@@ -143,23 +141,23 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
     if vqgan.fingerprint != outputs.fingerprint:
         raise UserError(f"{weights}: not the weights that were committed; run the recipe again without this folder")
     boundaries = traced.sequence.cu_seqlens.tolist()
-    store = Store(folder)
-    vision = traced.vocabulary["vision"]
-    names: list[str] = []
+    whole: list[tuple[str, np.ndarray]] = []
     for number, document in enumerate(description["documents"]):
         tokens = traced.sequence.tokens[boundaries[number] : boundaries[number + 1]]
         pieces = _pieces(tokens, traced.sequence.lineage[number]["provenance"], traced.vocabulary)
         for place, (piece, plain) in enumerate(zip(pieces, document["content"], strict=True)):
-            whole = [(frame, shown) for frame, shown in zip(piece.frames, plain.get("frames", ())) if shown["whole"]]
-            for first in range(0, len(whole), _FRAMES_AT_ONCE):
-                some = whole[first : first + _FRAMES_AT_ONCE]
-                codes = vision.ids_to_codes(np.stack([piece.tokens[frame.inside] for frame, _ in some]))
-                with first_contact(folder):
-                    for picture, (frame, shown) in zip(vqgan.decode(codes), some):
-                        name = f"document-{number:04d}-{place}-frame-{frame.number:05d}.png"
-                        shown["file"] = save_png(store, name, picture)
-                        names.append(name)
-    return names
+            for frame, shown in zip(piece.frames, plain.get("frames", ())):
+                if frame.whole:
+                    shown["file"] = f"document-{number:04d}-{place}-frame-{frame.number:05d}.png"
+                    whole.append((shown["file"], piece.tokens[frame.inside]))
+    store = Store(folder)
+    for first in range(0, len(whole), _FRAMES_AT_ONCE):
+        names, codes = zip(*whole[first : first + _FRAMES_AT_ONCE])
+        pictures = vqgan.decode(traced.vocabulary["vision"].ids_to_codes(np.stack(codes)))
+        with first_contact(folder):
+            for name, picture in zip(names, pictures):
+                save_png(store, name, picture)
+    return [name for name, _ in whole]
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
 def _tokenizer(tokenize: StageOutput[TokenizeRecord]) -> tuple[KeptTokenizer, TextTokenizer]:
     kept = tokenize.record.outputs.text_tokenizer
     if kept is None:
-        raise UserError(f"{tokenize.store.path()}: made by a Ringworld that kept no tokenizer; run the recipe again")
+        raise UserError(f"{tokenize.store.path()}: made by a version that kept no tokenizer; run the recipe again")
     folder, _, name = kept.file.rpartition("/")
     return kept, load_text_tokenizer(str(tokenize.store.fetch_folder(folder) / name))
 

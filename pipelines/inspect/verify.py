@@ -8,16 +8,17 @@ in memory; of a shard also its members, counts and every sequence are compared w
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import call
 
 from model import checkpoint
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import MANIFEST
 from pipelines.dag.partitions import record_name
 from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
+from pipelines.train.job import CHECKPOINTS
 from storage.errors import UserError
 from storage.store import Store
 from tokenization.shards.index import ShardSet, ShardStats
@@ -25,7 +26,8 @@ from tokenization.shards.shard import verify_shard
 from tokenization.vocabulary import JointVocabulary
 
 THREADS = min(16, 4 * (os.cpu_count() or 1))
-"""More than cores: of an object store most threads wait. Each holds one file open."""
+"""More than cores: of an object store most threads wait. Each has one file open."""
+_CHECKS_AT_ONCE = 4096  # each takes a kilobyte or two while it waits for its thread
 
 Check = Callable[[], list[str]]
 """Reads one file; returns what is wrong with it."""
@@ -38,28 +40,13 @@ def verify(url: str, threads: int = THREADS) -> list[str]:
     """
     store, kind = recognise(url)
     checks = list(_CHECKS[kind](store))
-    with bar("verify", len(checks), "file") as line:
-        problems = []
-        for found in _in_order(checks, threads):
-            problems += found
-            line.advance(1)
+    problems = []
+    with bar("verify", len(checks), "file") as line, ThreadPoolExecutor(threads, "verify") as pool:
+        for start in range(0, len(checks), _CHECKS_AT_ONCE):
+            for found in pool.map(call, checks[start : start + _CHECKS_AT_ONCE]):
+                problems += found
+                line.advance(1)
     return problems
-
-
-def _in_order(checks: list[Check], threads: int) -> Iterator[list[str]]:
-    """What each check finds, in their order; two a thread are under way or waiting to be looked at."""
-    running: deque[Future[list[str]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        try:
-            for check in checks:
-                if len(running) == 2 * threads:
-                    yield running.popleft().result()
-                running.append(pool.submit(check))
-            while running:
-                yield running.popleft().result()
-        finally:
-            for left in running:
-                left.cancel()
 
 
 def _of_run(store: Store) -> Iterator[Check]:
@@ -74,19 +61,19 @@ def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
     outputs = manifest.get("outputs", {})
     files = outputs.get("files", {})
     for name, sha256 in files.items():
-        yield partial(_hash, store, name, sha256, prefix)
+        yield partial(_check, f"{prefix}{name}", _hash, store, name, sha256)
     records = set(store.names("partitions")) if outputs.get("partitions") else set()
     for part in outputs.get("partitions", []):
-        yield partial(_hash, store, part["file"], part["sha256"], prefix)
+        yield partial(_check, f"{prefix}{part['file']}", _hash, store, part["file"], part["sha256"])
         if record_name(part["partition"]) not in records:
             yield partial(list, [f"{prefix}{record_name(part['partition'])}: missing"])
     for name in sorted({entry["file"] for splits in outputs.get("sets", {}).values() for entry in splits.values()}):
-        # A damaged index says nothing of its shards; that it is damaged, the files above have said.
-        if name in files and _hash(store, name, files[name]):
+        # The shards of a damaged index cannot be checked; the files above name the index.
+        if name in files and _check(name, _hash, store, name, files[name]):
             continue
         shards = ShardSet.from_json(store.read_json(name) or {})
         for shard, stats in zip(shards.names, shards.stats, strict=True):
-            yield partial(_shard, store, shard, stats, shards.vocabulary, prefix)
+            yield partial(_check, f"{prefix}{shard}", _shard, store, shard, stats, shards.vocabulary)
     for name in store.folders(CHECKPOINTS):
         yield from _of_checkpoint(store.at(CHECKPOINTS, name), f"{prefix}{CHECKPOINTS}/{name}/")
 
@@ -101,56 +88,51 @@ def _of_checkpoint(store: Store, prefix: str = "") -> Iterator[Check]:
         yield partial(list, [f"{prefix}{checkpoint.COMMIT}: cannot be read"])
     else:
         for name, entry in manifest.files.items():
-            yield partial(_hash, store, name, entry.sha256, prefix)
+            yield partial(_check, f"{prefix}{name}", _hash, store, name, entry.sha256)
 
 
 def _of_model(store: Store) -> Iterator[Check]:
     for name in store.names():
         if name.endswith(".safetensors"):
-            yield partial(_safetensors, store, name)
+            yield partial(_check, name, _safetensors, store, name)
 
 
-def _hash(store: Store, name: str, sha256: str, prefix: str = "") -> list[str]:
+def _check(shown_name: str, find: Callable[..., list[str]], *arguments: object) -> list[str]:
+    """What `find` finds wrong with a file. Raises UserError for a store that does not answer: its file may be whole."""
     try:
-        found = store.sha256(name)
+        problems = find(*arguments)
     except FileNotFoundError:
-        return [f"{prefix}{name}: missing"]
+        problems = ["missing"]
+    except UserError:
+        raise
     except OSError as error:
-        return [_unreadable(f"{prefix}{name}", error)]
-    return [] if found == sha256 else [f"{prefix}{name}: sha256 is {found}, the manifest says {sha256}"]
+        problems = [f"cannot be read ({error})"]
+    return [f"{shown_name}: {problem}" for problem in problems]
 
 
-def _shard(store: Store, name: str, stats: ShardStats, vocabulary: JointVocabulary, prefix: str) -> list[str]:
-    try:
-        with store.open(name) as file:
-            return [f"{prefix}{name}: {problem}" for problem in verify_shard(file, stats, vocabulary)]
-    except FileNotFoundError:
-        return [f"{prefix}{name}: missing"]
-    except OSError as error:
-        return [_unreadable(f"{prefix}{name}", error)]
+def _hash(store: Store, name: str, sha256: str) -> list[str]:
+    found = store.sha256(name)
+    return [] if found == sha256 else [f"sha256 is {found}, the manifest says {sha256}"]
+
+
+def _shard(store: Store, name: str, stats: ShardStats, vocabulary: JointVocabulary) -> list[str]:
+    with store.open(name) as file:
+        return list(verify_shard(file, stats, vocabulary))
 
 
 def _safetensors(store: Store, name: str) -> list[str]:
-    """A model folder carries no hashes; that its tensors can all be read is what can be said of it alone."""
+    """A model folder has no hashes; all that can be checked is that its tensors can be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(store.fetch_folder() / name, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
                 tensors.get_slice(key)
-    except (SafetensorError, OSError) as error:
-        return [_unreadable(name, error)]
+    except SafetensorError as error:
+        return [f"cannot be read ({error})"]
     return []
 
 
-def _unreadable(name: str, error: Exception) -> str:
-    """A file that the disk does not give; a store that does not answer says nothing of its files."""
-    if isinstance(error, UserError):
-        raise error
-    return f"{name}: cannot be read ({error})"
-
-
-CHECKPOINTS = "checkpoints"
 _CHECKS: dict[str, Callable[[Store], Iterator[Check]]] = {
     "run": _of_run,
     "stage": _of_stage,

@@ -6,6 +6,7 @@ that others imply is left out (`sources` feeds `evaluate`, but through all betwe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,13 +49,11 @@ def needed_edges(inputs: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 def layout(stages: Sequence[Mapping[str, Any]]) -> dict[str, Box]:
     """Where each stage stands, by name. stages: in the DAG's order, each with name, lane and below."""
     boxes: dict[str, Box] = {}
-    column = -1
+    columns = itertools.count()
     for stage in stages:
-        if stage["below"] in boxes:
-            boxes[stage["name"]] = Box(boxes[stage["below"]].column, 1)
-            continue
-        column += 1
-        boxes[stage["name"]] = Box(column, 1 if stage["lane"] == "model" else 0)
+        above = boxes.get(stage["below"])
+        column = above.column if above else next(columns)
+        boxes[stage["name"]] = Box(column, 1 if above or stage["lane"] == "model" else 0)
     return boxes
 
 
@@ -77,12 +76,11 @@ def draw(stages: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _box(box: Box, stage: Mapping[str, Any], share: float) -> str:
-    lines = [str(escape(line)) for line in stage["counts"][:2]]
-    state = "quarantine" if stage["quarantined"] else "done"
-    status = f"done · {duration(stage['seconds'])}" if stage["seconds"] is not None else "this page"
+    state, status = "done", "this page" if stage["seconds"] is None else f"done · {duration(stage['seconds'])}"
     if stage["quarantined"]:
-        status = f"{duration(stage['seconds'])} · {stage['quarantined']} set aside"
-    rows = "".join(f'<text class="count" x="12" y="{41 + 15 * i}">{line}</text>' for i, line in enumerate(lines))
+        state, status = "quarantine", f"{duration(stage['seconds'])} · {stage['quarantined']} set aside"
+    counts = enumerate(stage["counts"][:2])
+    rows = "".join(f'<text class="count" x="12" y="{41 + 15 * i}">{escape(line)}</text>' for i, line in counts)
     return (
         f'<g transform="translate({box.x} {box.y})"><title>{escape(stage["name"])}: {escape(status)}</title>'
         f'<rect class="box" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
@@ -110,12 +108,10 @@ def _arrow(one: Box, other: Box) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.4 s, 12 s, 3 min 20 s, 5 h 02 min."""
+    """Seconds for people: 0.4 s, 12 s, 3 min 20 s, 5 h 02 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -30,53 +30,42 @@ _SI = FuncFormatter(lambda value, _: count(value) if value else "0")
 def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Mapping[str, Any]]) -> str:
     """Loss, throughput, gradient norm and learning rate of all stages over one axis of tokens."""
     colours = _colours(name for stage in training for name in modalities(stage["per_step"]))
+    ends = np.cumsum([0, *(stage["tokens"] for stage in training)])
     with ink.styled():
         made = ink.figure(11, 8.6)
         axes = made.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1, 1, 1]})
-        ends = np.cumsum([0, *(stage["tokens"] for stage in training)])
+        loss, speed, norm, rate = axes
         for stage, start, end in zip(training, ends[:-1], ends[1:]):
-            columns = stage["per_step"]
+            name, columns = stage["stage"], stage["per_step"]
             for modality in modalities(columns):
-                rows = [row for row in heldout if (row["stage"], row["modality"]) == (stage["stage"], modality)]
-                _loss(axes[0], columns, modality, colours[modality], (start, end), rows)
+                own = (name, "all", modality)
+                rows = [row for row in heldout if (row["stage"], row["source"], row["modality"]) == own]
+                _loss(loss, columns, modality, colours[modality], (start, end), rows)
             places = start + np.cumsum(columns["tokens"])
-            speed = np.array(columns["tokens"]) / np.maximum(columns["seconds"], 1e-9)
-            _line(axes[1], places, speed, ink.INK, smooth=False)
-            _line(axes[2], places, np.array(columns["grad_norm"], dtype=float), ink.INK, smooth=False)
-            _line(axes[3], places, np.array(columns["lr"]), ink.INK, smooth=False)
-        for axis in axes:
+            _line(speed, places, np.array(columns["tokens"]) / np.maximum(columns["seconds"], 1e-9), ink.INK)
+            _line(norm, places, np.array(columns["grad_norm"], dtype=float), ink.INK)
+            _line(rate, places, np.array(columns["lr"]), ink.INK)
+            if (end - start) / ends[-1] >= _LETTER * len(name):  # else the table below the plot alone names it
+                middle = ((start + end) / 2, 1.0)
+                _note(loss, name, middle, (0, 6), xycoords=("data", "axes fraction"), ha="center", color=ink.INK)
+        for axis, label in zip(axes, ("loss, nats a token", "tokens/s", "grad norm", "learning rate")):
             for boundary in ends[1:-1]:
                 axis.axvline(boundary, color=ink.MUTED, linewidth=1, linestyle=(0, (2, 3)))
             axis.grid(axis="x", visible=False)
             axis.margins(x=0.01)
-        for stage, start, end in zip(training, ends[:-1], ends[1:]):
-            if (end - start) / ends[-1] < _LETTER * len(stage["stage"]):
-                continue  # no room for its name; the table below the plot names it
-            axes[0].annotate(
-                stage["stage"],
-                ((start + end) / 2, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                color=ink.INK,
-            )
-        axes[0].set_ylabel("loss, nats a token")
-        axes[1].set_ylabel("tokens/s")
-        axes[2].set_ylabel("grad norm")
-        axes[3].set_ylabel("learning rate")
-        axes[1].yaxis.set_major_formatter(_SI)
-        axes[1].set_ylim(bottom=0)
-        axes[2].set_yscale("log")
-        axes[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-        axes[2].yaxis.set_major_formatter(_PLAIN)
-        axes[2].yaxis.set_minor_formatter(NullFormatter())
-        axes[3].set_ylim(bottom=0)
-        axes[3].yaxis.set_major_formatter(_PLAIN)
-        axes[-1].xaxis.set_major_formatter(_SI)
-        axes[-1].set_xlabel("tokens trained on, all stages")
+            axis.set_ylabel(label)
+        speed.yaxis.set_major_formatter(_SI)
+        speed.set_ylim(bottom=0)
+        norm.set_yscale("log")
+        norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        norm.yaxis.set_major_formatter(_PLAIN)
+        norm.yaxis.set_minor_formatter(NullFormatter())
+        rate.set_ylim(bottom=0)
+        rate.yaxis.set_major_formatter(_PLAIN)
+        rate.xaxis.set_major_formatter(_SI)
+        rate.set_xlabel("tokens trained on, all stages")
         made.align_ylabels(axes)
-        _legend(made, axes[0], colours)
+        _legend(made, loss, colours)
         return ink.to_svg(made, "training", "Training curves of all stages over the tokens trained on")
 
 
@@ -90,16 +79,8 @@ def heldout_bars(rows: Sequence[Mapping[str, Any]]) -> str:
             axis.barh(place, row["nats_per_token"], height=0.56, color=colours[row["modality"]])
             for key, style in (("unigram_heldout", "-"), ("unigram_train", (0, (1.5, 1.5)))):
                 axis.plot([row[key]] * 2, [place - 0.38, place + 0.38], color=ink.INK, linewidth=2, linestyle=style)
-            axis.annotate(
-                f"{row['nats_per_token']:.2f}",
-                (row["nats_per_token"], place),
-                xytext=(-6, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                color=ink.SURFACE,
-                fontweight="bold",
-            )
+            nats, inside = row["nats_per_token"], {"ha": "right", "va": "center", "fontweight": "bold"}
+            _note(axis, f"{nats:.2f}", (nats, place), (-6, 0), color=ink.SURFACE, **inside)
         axis.set_yticks(range(len(rows)), [f"{row['stage']}  ·  {row['source']}  ·  {row['modality']}" for row in rows])
         axis.tick_params(axis="y", length=0, labelcolor=ink.INK)
         axis.spines["left"].set_visible(False)
@@ -147,7 +128,7 @@ def _loss(
     ends: tuple[int, int],
     heldout: Sequence[Mapping[str, Any]],
 ) -> None:
-    """One modality's curve over a stage, and what its model made of held-out tokens. ends: the stage's, in tokens."""
+    """One modality's curve over a stage, and its held-out loss at the end. ends: the stage's, in tokens."""
     targets = np.array(columns[f"{modality}_targets"])
     if not targets.any():
         return
@@ -155,28 +136,22 @@ def _loss(
         nats = np.where(targets > 0, np.array(columns[f"{modality}_nats"]) / targets, np.nan)
     _line(axis, ends[0] + np.cumsum(columns["tokens"]), nats, colour, smooth=True)
     for row in heldout:
-        if row["source"] == "all":
-            axis.plot(ends, [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-            axis.plot(
-                ends[1:],
-                [row["nats_per_token"]],
-                marker="o",
-                markersize=8,
-                color=colour,
-                markeredgecolor=ink.SURFACE,
-                markeredgewidth=2,
-                clip_on=False,
-                zorder=5,
-            )
+        axis.plot(ends, [row["unigram_heldout"]] * 2, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+        point: dict[str, Any] = {"marker": "o", "markersize": 8, "markeredgecolor": ink.SURFACE, "markeredgewidth": 2}
+        axis.plot(ends[1:], [row["nats_per_token"]], color=colour, clip_on=False, zorder=5, **point)
 
 
-def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool) -> None:
+def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool = False) -> None:
     step = math.ceil(len(values) / POINTS)
-    if not smooth:
-        axis.plot(places[::step], values[::step], color=colour, linewidth=1.4)
-        return
-    axis.plot(places[::step], values[::step], color=colour, linewidth=1, alpha=0.3)
-    axis.plot(places[::step], smoothed(values)[::step], color=colour, linewidth=2)
+    if smooth:
+        axis.plot(places[::step], values[::step], color=colour, linewidth=1, alpha=0.3)
+        values = smoothed(values)
+    axis.plot(places[::step], values[::step], color=colour, linewidth=2 if smooth else 1.4)
+
+
+def _note(axis: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Text at a place of the axis, moved by so many points."""
+    axis.annotate(text, place, xytext=offset, textcoords="offset points", **style)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -213,14 +188,9 @@ def _cells(axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[st
             continue
         colour = ink.heat(float(shares[y, x]))
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=ink.SURFACE, linewidth=2))
-        axis.annotate(
-            f"{value:.1f}" if many else f"{value:.2f}",
-            (x, y),
-            ha="center",
-            va="center",
-            fontsize=7 if many else 10,
-            color=ink.ON_HEAT if shares[y, x] > 0.55 else ink.INK,
-        )
+        on_cell = ink.ON_HEAT if shares[y, x] > 0.55 else ink.INK
+        text, size = (f"{value:.1f}", 7) if many else (f"{value:.2f}", 10)
+        axis.annotate(text, (x, y), ha="center", va="center", fontsize=size, color=on_cell)
     axis.set_xlim(-0.5, len(columns) - 0.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xticks(range(len(columns)), columns, rotation=50 if many else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import yaml
@@ -13,7 +14,6 @@ from markupsafe import Markup
 from pipelines.report import dag_svg as dag
 from pipelines.report import figures
 from pipelines.report.numbers import context_name, count
-from pipelines.report.stage import ReportStage
 from pipelines.train.metrics.steps import modalities
 
 
@@ -30,20 +30,23 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "count": count,
         "context": context_name,
         "duration": dag.duration,
-        "nats": _nats,
-        "decibels": _decibels,
-        "share": _share,
+        "nats": partial(_shown, "{:.3f}", "–"),
+        "decibels": partial(_shown, "{:.1f} dB", "∞"),
+        "share": partial(_shown, "{:.1%}", "–"),
     }
     evaluation = facts["evaluation"]
     every = evaluation.get("heldout", [])
     heldout = shown_rows(every)
     needle = evaluation.get("needle", [])
     context = facts["recipe"]["train"]["stages"][-1]["context"]
+    # The report's own box, whose stage is not done while the page is drawn.
+    page: dict[str, Any] = {"name": "report", "lane": "model", "below": None, "seconds": None}
+    page |= {"counts": [], "quarantined": 0, "inputs": [stage["name"] for stage in facts["stages"]]}
     plots = {
         "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
         "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",
         "needle": Markup(figures.needle_maps(needle, context)) if needle else "",
-        "dag": dag.draw([*facts["stages"], _this_page(facts)]),
+        "dag": dag.draw([*facts["stages"], page]),
     }
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -76,30 +79,9 @@ def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _this_page(facts: Mapping[str, Any]) -> dict[str, Any]:
-    before = [stage["name"] for stage in facts["stages"]]
-    return {
-        "name": ReportStage.kind,
-        "lane": ReportStage.lane,
-        "below": None,
-        "seconds": None,
-        "inputs": before,
-        "counts": [],
-        "quarantined": 0,
-    }
-
-
 def _generated(evaluation: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
     return [row for row in evaluation.get("generation", []) if row["kind"] == kind]
 
 
-def _nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _decibels(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.1f} dB"
+def _shown(form: str, absent: str, value: float | None) -> str:
+    return absent if value is None else form.format(value)

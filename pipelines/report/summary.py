@@ -22,21 +22,15 @@ from tokenization.shards.index import targets_of
 Outputs = Mapping[str, StageOutput[Any]]
 """What the stages before made, by name."""
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
-_PER_STEP = (
-    "loss",
-    "lr",
-    "grad_norm",
-    "tokens",
-)
 
 
 def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> dict[str, Any]:
     """The report's tree, of the stages that have outputs. Secrets in the storage options are left out."""
     done = [(stage, outputs[stage.name]) for stage in stages if stage.name in outputs]
-    evaluation = {}
-    for stage, output in done:
-        if isinstance(stage, EvaluateStage):
-            evaluation = record_json(output.record)["figures"]
+    evaluations = [record_json(output.record)["figures"] for stage, output in done if isinstance(stage, EvaluateStage)]
+    evaluation = evaluations[0] if evaluations else {}
+    tree = recipe.model_dump(mode="json")
+    tree["storage"]["options"] = _redacted(tree["storage"]["options"])
     rows = [_stage(stage, output.manifest, outputs) for stage, output in done]
     return {
         "name": recipe.name,
@@ -47,10 +41,8 @@ def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> di
         "shards": [row for stage, output in done if isinstance(stage, PackStage) for row in _shards(stage, output)],
         "evaluation": evaluation,
         "verdicts": verdicts(evaluation),
-        "quarantine": [
-            {"stage": stage.name, **entry} for stage, output in done for entry in output.manifest.quarantine
-        ],
-        "recipe": _without_secrets(recipe.model_dump(mode="json")),
+        "quarantine": [{"stage": stage.name, **bad} for stage, output in done for bad in output.manifest.quarantine],
+        "recipe": tree,
     }
 
 
@@ -72,7 +64,7 @@ def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
     """Per-step columns of a training stage and its totals."""
     steps = list(read_metrics(store))
     names = dict.fromkeys(name for step in steps for name in modalities(step))
-    columns = {name: [step[name] for step in steps] for name in _PER_STEP}
+    columns = {name: [step[name] for step in steps] for name in ("loss", "lr", "grad_norm", "tokens")}
     for column in (f"{name}_{figure}" for name in names for figure in ("nats", "targets")):
         columns[column] = [step.get(column, 0) for step in steps]
     columns["seconds"] = [whole_seconds(step) for step in steps]
@@ -122,12 +114,6 @@ def _shards(stage: PackStage, output: StageOutput[PackRecord]) -> Iterator[dict[
             numbers = {key: value for key, value in totals.items() if key != "file"}
             row = {"stage": settings.name, "context": settings.context, "source": source, "split": split, **numbers}
             yield {**row, "targets": targets_of(totals)}
-
-
-def _without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    options = tree["storage"]["options"]
-    tree["storage"]["options"] = _redacted(options)
-    return tree
 
 
 def _redacted(value: Any) -> Any:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -23,21 +22,10 @@ VISION = "#050505"
 FURTHER = ("#080101", "#080202")
 """Of modalities beyond text and vision, in turn."""
 SURFACE = "#060606"
-REFERENCE = "#070707"
 ON_HEAT = "#080808"
 
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    TEXT: "--text",
-    VISION: "--vision",
-    FURTHER[0]: "--third",
-    FURTHER[1]: "--fourth",
-    SURFACE: "--surface",
-    REFERENCE: "--reference",
-    ON_HEAT: "--on-heat",
-}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", ON_HEAT: "--on-heat"}
+_VARIABLES |= {TEXT: "--text", VISION: "--vision", FURTHER[0]: "--third", FURTHER[1]: "--fourth"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ringworld",
@@ -72,11 +60,9 @@ def heat(share: float) -> str:
     return f"#fe00{round(100 * min(max(share, 0.0), 1.0)):02x}"
 
 
-@contextmanager
-def styled() -> Iterator[None]:
+def styled() -> AbstractContextManager[None]:
     """The house style for figures made within."""
-    with mpl.rc_context(_STYLE):
-        yield
+    return mpl.rc_context(_STYLE)
 
 
 def figure(width: float, height: float) -> Figure:
@@ -89,20 +75,16 @@ def figure(width: float, height: float) -> Figure:
 def to_svg(made: Figure, name: str, label: str) -> str:
     """The figure as an inline SVG element. name: unique in the page. label: what a screen reader says of it."""
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with styled():
         made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', rf'\1role="img" aria-label="{label}"', svg, count=1
-    )
+    size = r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"'
+    svg = re.sub(size, rf'\1role="img" aria-label="{label}"', svg, count=1)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r"font: ((?:bold |\d+ )?[\d.]+px) [^;\"]+", r"font: \1 var(--font)", svg)
-    svg = re.sub(
-        r"#fe00([0-9a-f]{2})",
-        lambda found: f"color-mix(in oklab, var(--heat) {int(found[1], 16)}%, var(--heat-base))",
-        svg,
-    )
+    mixed = "color-mix(in oklab, var(--heat) {}%, var(--heat-base))"
+    svg = re.sub(r"#fe00([0-9a-f]{2})", lambda found: mixed.format(int(found[1], 16)), svg)
     return re.sub("|".join(_VARIABLES), lambda found: f"var({_VARIABLES[found[0]]})", svg).strip()

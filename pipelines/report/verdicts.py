@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean as mean
 from typing import Any
 
 WELL_UNDER = 0.5
 """Nats under the unigram entropy from which a model has clearly learnt from context."""
 
 
+_Verdict = tuple[str, str]  # grade and text
+
+
 def verdicts(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """One sentence {"grade": good | fair | bad, "text": ..} for each thing that was measured."""
-    said = [_loss(row) for row in evaluation.get("heldout", []) if (row["stage"], row["source"]) == ("final", "all")]
-    if not said:
-        said = [_of("bad", "Nothing was held out, so no loss says what the model has learnt; name sources.*.heldout.")]
+    found = [_loss(row) for row in evaluation.get("heldout", []) if (row["stage"], row["source"]) == ("final", "all")]
+    if not found:
+        found = [("bad", "Nothing was held out, so no loss says what the model has learnt; name sources.*.heldout.")]
     if evaluation.get("needle"):
-        said.append(_needle(evaluation["needle"]))
-    reconstruction = _reconstruction(evaluation.get("reconstruction", []))
-    continuation = _continuation(evaluation.get("generation", []))
-    return said + [one for one in (reconstruction, continuation) if one]
+        found.append(_needle(evaluation["needle"]))
+    found += _reconstruction(evaluation.get("reconstruction", [])) + _continuation(evaluation.get("generation", []))
+    return [{"grade": grade, "text": text} for grade, text in found]
 
 
-def _loss(row: Mapping[str, Any]) -> dict[str, str]:
+def _loss(row: Mapping[str, Any]) -> _Verdict:
     margin = row["unigram_heldout"] - row["nats_per_token"]
     beside_train = row["unigram_train"] - row["nats_per_token"]
     start = (
@@ -29,78 +32,57 @@ def _loss(row: Mapping[str, Any]) -> dict[str, str]:
         f"{row['nats_per_token']:.2f} nats a token"
     )
     entropy = f"the unigram entropy of the same tokens, {row['unigram_heldout']:.2f}"
+    train = "a unigram model of the training shards"
     if margin >= WELL_UNDER:
-        return _of(
-            "good",
-            f"{start}, {margin:.2f} under {entropy}, and {beside_train:.2f} under a unigram model of the training "
-            "shards: it has learnt to predict from context.",
-        )
+        under = f"{margin:.2f} under {entropy}, and {beside_train:.2f} under {train}"
+        return "good", f"{start}, {under}: it has learnt to predict from context."
     if margin > 0:
-        return _of("fair", f"{start}, only {margin:.2f} under {entropy}: it has learnt a little from context.")
+        return "fair", f"{start}, only {margin:.2f} under {entropy}: it has learnt a little from context."
     if beside_train > 0:
-        return _of(
-            "fair",
-            f"{start}, {-margin:.2f} over {entropy}, though {beside_train:.2f} under a unigram model of the training "
-            f"shards, {row['unigram_train']:.2f}: more training is needed.",
-        )
-    return _of(
-        "bad",
-        f"{start}, over both {entropy}, and a unigram model of the training shards, {row['unigram_train']:.2f}: it has "
-        "learnt less than how frequent tokens are.",
-    )
+        between = f"{-margin:.2f} over {entropy}, though {beside_train:.2f} under {train}, {row['unigram_train']:.2f}"
+        return "fair", f"{start}, {between}: more training is needed."
+    over = f"over both {entropy}, and {train}, {row['unigram_train']:.2f}"
+    return "bad", f"{start}, {over}: it has learnt less than how frequent tokens are."
 
 
-def _needle(rows: list[Mapping[str, Any]]) -> dict[str, str]:
-    cells = [value for row in rows for value in row["accuracy"]]
-    accuracy = sum(cells) / len(cells)
+def _needle(rows: list[Mapping[str, Any]]) -> _Verdict:
+    accuracy = mean(value for row in rows for value in row["accuracy"])
     key = "digit_nats" if any(row["choice_nats_without"] is None for row in rows) else "choice_nats"
-    gains = [row[f"{key}_without"] - value for row in rows for value in row[key]]
-    gain = sum(gains) / len(gains)
+    gain = mean(row[f"{key}_without"] - value for row in rows for value in row[key])
     start = (
         f"Needle in a haystack: {accuracy:.0%} of the answers are right over {len(rows)} context"
         f"{'s' if len(rows) > 1 else ''} and {len(rows[0]['depths'])} depths"
     )
     digit = "a digit of the answer, chosen among the ten," if key == "choice_nats" else "a digit of the answer"
-    change = f"{abs(gain):.2f} nats {'less' if gain > 0 else 'more'}"
-    nats = (
-        f"{digit} costs the same with the needle there as without it"
-        if abs(gain) < 0.005
-        else f"{digit} costs {change} with the needle there than without it"
-    )
+    nats = f"{digit} costs {abs(gain):.2f} nats {'less' if gain > 0 else 'more'} with the needle there than without it"
+    if abs(gain) < 0.005:
+        nats = f"{digit} costs the same with the needle there as without it"
     if accuracy >= 0.9:
-        return _of("good", f"{start}; {nats}.")
+        return "good", f"{start}; {nats}."
     if accuracy > 0 or gain > 0.1:
-        return _of("fair", f"{start}; {nats}.")
-    return _of("bad", f"{start}; {nats}, so the model does not look back for it.")
+        return "fair", f"{start}; {nats}."
+    return "bad", f"{start}; {nats}, so the model does not look back for it."
 
 
-def _reconstruction(rows: list[Mapping[str, Any]]) -> dict[str, str] | None:
+def _reconstruction(rows: list[Mapping[str, Any]]) -> list[_Verdict]:
     by_split = {row["heldout"]: row["psnr"] for row in rows if row["psnr"] is not None}
     if True not in by_split:
-        return None
+        return []
     heldout = by_split[True]
     beside = f" ({by_split[False]:.1f} dB on clips that it may have been trained on)" if False in by_split else ""
     grade = "good" if heldout >= 20 else "fair" if heldout >= 15 else "bad"
-    return _of(grade, f"The VQGAN brings held-out frames back at {heldout:.1f} dB{beside}.")
+    return [(grade, f"The VQGAN brings held-out frames back at {heldout:.1f} dB{beside}.")]
 
 
-def _continuation(rows: list[Mapping[str, Any]]) -> dict[str, str] | None:
+def _continuation(rows: list[Mapping[str, Any]]) -> list[_Verdict]:
     done = [row for row in rows if row["kind"] == "continuation" and "skipped" not in row]
     if not done:
-        return None
-    mean = {key: sum(row[key] for row in done) / len(done) for key in ("psnr", "psnr_still", "psnr_reconstruction")}
-    agreement = sum(row["code_agreement"] for row in done) / len(done)
-    still = sum(row["code_agreement_still"] for row in done) / len(done)
-    grade = (
-        "good" if mean["psnr"] >= mean["psnr_still"] else "fair" if mean["psnr"] >= mean["psnr_still"] - 6 else "bad"
+        return []
+    keys = ("psnr", "psnr_still", "psnr_reconstruction", "code_agreement", "code_agreement_still")
+    psnr, still, best, agreement, still_agreement = (mean(row[key] for row in done) for key in keys)
+    text = (
+        f"Continued held-out clips reach {psnr:.1f} dB against what really came; the last frame standing still "
+        f"{still:.1f} dB, the VQGAN's own reconstruction {best:.1f} dB. {agreement:.0%} of the generated codes are the "
+        f"true ones, {still_agreement:.0%} when standing still."
     )
-    return _of(
-        grade,
-        f"Continued held-out clips reach {mean['psnr']:.1f} dB against what really came; the last frame standing still "
-        f"{mean['psnr_still']:.1f} dB, the VQGAN's own reconstruction {mean['psnr_reconstruction']:.1f} dB. "
-        f"{agreement:.0%} of the generated codes are the true ones, {still:.0%} when standing still.",
-    )
-
-
-def _of(grade: str, text: str) -> dict[str, str]:
-    return {"grade": grade, "text": text}
+    return [("good" if psnr >= still else "fair" if psnr >= still - 6 else "bad", text)]

@@ -37,18 +37,16 @@ def write_report(recipe: Recipe, stages: Sequence[Stage[Any]], inputs: Outputs, 
 
 def _pictures(inputs: Outputs) -> dict[str, bytes]:
     """PNG by name, of those that the evaluation made."""
-    evaluation = inputs.get(EvaluateStage.kind)
-    if evaluation is None:
-        return {}
     pictures = {}
-    for name in evaluation.record.outputs.pictures:
-        with evaluation.store.open(name) as file:
-            pictures[name] = file.read()
+    if evaluation := inputs.get(EvaluateStage.kind):
+        for name in evaluation.record.outputs.pictures:
+            with evaluation.store.open(name) as file:
+                pictures[name] = file.read()
     return pictures
 
 
 def _finite(value: Any) -> Any:
-    """The same tree with None for what JSON has no number for."""
+    """The same tree with None for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,9 @@
 """Which of a train stage's shards are not what was written, decided once, before the first step.
 
-In: the shard sets of the stage and how many bad shards the recipe puts up with. Out: the names of those to skip, found
-by re-hashing every shard in parallel and committed to the stage's folder, so that all ranks skip alike, a run that is
-carried on skips as it did before, and the loss is on record. Ranks cannot decide it on the way: each reads other
-sequences, and the number of examples in a batch has to be the same on all. Without tolerance nothing is hashed here:
-the loader checks every sequence that it reads, and the first that is corrupt ends the stage.
+In: the shard sets of the stage and how many bad shards the recipe tolerates. Out: those to skip, found by re-hashing
+every shard and committed to the stage's folder: all ranks, and a run that goes on, skip alike, since the number of
+examples in a batch has to be the same on all, and the loss is on record. Without tolerance nothing is hashed here: the
+loader checks every sequence that it reads, and the first that is corrupt ends the stage.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import ray
 from pipelines.cluster.same_code import as_driver
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import hash_file
 
@@ -37,13 +35,8 @@ class BadShard(TypedDict):
     tokens: int
 
 
-def opener(store: Store) -> Opener:
-    """Opens shards by name: plain files on a local disk, else files read by ranges that ride out a store's failures."""
-    return store.open_ranged
-
-
 def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: Store, label: str) -> list[BadShard]:
-    """The stage's bad shards, from its record or, at its first start, by re-hashing all. None are tolerated: none.
+    """The stage's bad shards, from its record or, at its first start, by re-hashing all; none where none is tolerated.
 
     stage: the folder of the train stage, where the record is committed. label: what the stage is called in messages.
     Raises UserError naming the shards where there are more than `tolerated`.
@@ -52,14 +45,13 @@ def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: S
         return []
     found: list[BadShard] | None = stage.read_json(RECORD)
     if found is None:
-        listed = [(name, stats.sha256) for one in sets for name, stats in zip(one.names, one.stats)]
-        parts = [listed[start : start + _SHARDS_PER_TASK] for start in range(0, len(listed), _SHARDS_PER_TASK)]
-        reasons = {name: why for part in ray.get([_check.remote(shards, part) for part in parts]) for name, why in part}
+        stats = {name: stats for one in sets for name, stats in zip(one.names, one.stats)}
+        hashes = [(name, shard.sha256) for name, shard in stats.items()]
+        parts = [hashes[start : start + _SHARDS_PER_TASK] for start in range(0, len(hashes), _SHARDS_PER_TASK)]
         found = [
-            {"name": name, "reason": reasons[name], "sequences": stats.n_sequences, "tokens": stats.n_tokens}
-            for one in sets
-            for name, stats in zip(one.names, one.stats)
-            if name in reasons
+            {"name": name, "reason": why, "sequences": stats[name].n_sequences, "tokens": stats[name].n_tokens}
+            for part in ray.get([_check.remote(shards, part) for part in parts])
+            for name, why in part
         ]
     if len(found) > tolerated:
         named = "; ".join(f"{shard['name']}: {shard['reason']}" for shard in found[:5])
@@ -79,14 +71,15 @@ def bad_shards(shards: Store, sets: Sequence[ShardSet], tolerated: int, stage: S
 @ray.remote
 @as_driver
 def _check(shards: Store, part: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(name, reason) of those in the part, pairs of name and sha256, that are bad. A store that is away is an error."""
-    return [(name, why) for name, sha256 in part if (why := _flaw(shards, name, sha256))]
-
-
-def _flaw(shards: Store, name: str, sha256: str) -> str | None:
-    try:
-        with opener(shards)(name) as file:
-            found = hash_file(file)
-    except FileNotFoundError:
-        return "missing"
-    return None if found == sha256 else f"sha256 is {found}, the manifest says {sha256}"
+    """(name, reason) of the bad shards of these (name, sha256). Raises UserError where the store does not answer."""
+    bad = []
+    for name, sha256 in part:
+        try:
+            with shards.open_ranged(name) as file:
+                found = hash_file(file)
+        except FileNotFoundError:
+            bad.append((name, "missing"))
+        else:
+            if found != sha256:
+                bad.append((name, f"sha256 is {found}, the manifest says {sha256}"))
+    return bad

@@ -1,9 +1,9 @@
 """What a stage does about steps that would harm the model: a gradient that is not finite, a loss that spikes.
 
-Such a step's update is never made. By the recipe training then goes on with the next batch, goes back to the last
-checkpoint and on from there with the next batch, so that the batches between are skipped too (as PaLM did, arXiv
-2204.02311, section 5.1), or ends. All ranks decide alike, from figures that are the same on every rank, and what they
-have seen is part of the checkpoint.
+The update of such a step is never made. As the recipe says, training then goes on with the next batch, goes back to the
+last checkpoint and on from there with the next batch, so that the batches between are skipped too (as PaLM did, arXiv
+2204.02311, section 5.1), or ends. All ranks decide alike, from figures that are the same on every rank, and a
+checkpoint has what the decision depends on.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from storage.errors import UserError
 
 
 class BadStepWatch:
-    """Judges the steps of a stage, in order. state: what `state` gave for a checkpoint, None at the beginning."""
+    """Judges the steps of a stage, in order."""
 
-    def __init__(self, settings: BadSteps, label: str, state: Mapping[str, Any] | None = None) -> None:
-        self._settings, self._label = settings, label
-        self._count = 0
+    def __init__(self, settings: BadSteps, label: str) -> None:
+        self._settings, self._label, self._count = settings, label, 0
         self._spikes: SpikeDetector | None = None
-        self.restore(state or {"count": 0, "losses": []})
+        self.restore({"count": 0, "losses": []})
 
     @property
     def is_spike(self) -> Callable[[float], bool] | None:
-        """For the engine, which drops the step of a loss that is one; None where the recipe does not ask."""
+        """For the engine, which drops a step whose loss is a spike; None where the recipe does not look for spikes."""
         return self._spikes
 
     @property
     def state(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """For a checkpoint, plain JSON."""
         return {"count": self._count, "losses": self._spikes.losses if self._spikes else []}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -44,7 +43,7 @@ class BadStepWatch:
             self._spikes = SpikeDetector(self._settings.spike_sigmas, self._settings.window, state["losses"])
 
     def judge(self, metrics: StepMetrics) -> tuple[Literal["good", "skip", "rollback"], str]:
-        """What becomes of a step, and why where it is bad. Raises UserError where the stage is to end."""
+        """What is to follow a step, and the reason where it is bad. Raises UserError where the stage is to end."""
         if math.isfinite(metrics.grad_norm):
             if self._spikes is not None:
                 self._spikes.take(metrics.loss)
@@ -53,10 +52,8 @@ class BadStepWatch:
         why = self._reason(metrics)
         if self._settings.action == "fail" or self._count > self._settings.at_most:
             counted = f", bad step number {self._count}" if self._count > 1 else ""
-            raise UserError(
-                f"{self._label}: step {metrics.step}{counted}: {why}; look at its batch (ringworld trace), lower lr, "
-                f"or see train.bad_steps"
-            )
+            remedy = "look at its batch (ringworld trace), lower lr, or see train.bad_steps"
+            raise UserError(f"{self._label}: step {metrics.step}{counted}: {why}; {remedy}")
         return self._settings.action, why
 
     def _reason(self, metrics: StepMetrics) -> str:

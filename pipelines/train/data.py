@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+
+from transformers import LlamaConfig
 
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
-from pipelines.train.bad_shards import opener
 from pipelines.train.job import TrainJob
 from pipelines.train.shard_cache import ShardCache
 from storage.errors import UserError
@@ -18,9 +18,6 @@ from tokenization.loader.loader import Loader, State, accumulation
 from tokenization.loader.order import SequenceOrder
 from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardSet
-
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
 
 READERS = 4
 """Threads by which a worker's loader reads from an object store, where each read waits for an answer."""
@@ -33,7 +30,7 @@ def shard_sets(job: TrainJob) -> dict[str, ShardSet]:
 
 
 def source_names(job: TrainJob) -> tuple[str, ...]:
-    """The sources of the mixture that have anything to train on, in the order in which they are numbered."""
+    """The sources of the mixture that have shards to train on, in the order in which they are numbered."""
     sets = job.packed.outputs.sets
     return tuple(source for source in sorted(job.stage.mixture) if "train" in sets.get(source, {}))
 
@@ -52,16 +49,16 @@ def rank_batches(
     job: TrainJob, mesh: Mesh, dispatcher: Dispatcher, state: Mapping[str, int] | None
 ) -> Iterator[tuple[Batch[RankBatch], State]]:
     """This rank's batches from `state` on, None: from the first; `dispatcher` makes this rank's share of each."""
-    sets = shard_sets(job)
+    sets, stage = shard_sets(job), job.stage
     loader = Loader(
         shard_opener(job, sets),
         list(sets.values()),
         sequence_order(job, sets),
-        job.stage.sequences,
+        stage.sequences,
         dp_rank=mesh.dp_rank,
         dp_size=mesh.dp,
-        grad_accum=accumulation(job.stage.sequences, mesh.dp, job.stage.rows),
-        rows=job.stage.rows,
+        grad_accum=accumulation(stage.sequences, mesh.dp, stage.rows),
+        rows=stage.rows,
         state=state,
         workers=0 if job.shards.is_local else READERS,
         skip=job.skip,
@@ -70,8 +67,8 @@ def rank_batches(
 
 
 def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
-    """Opens the stage's shards, those of an object store through the node's cache, if the recipe gives it room."""
-    remote, limit = opener(job.shards), int(job.recipe.train.shard_cache_gib * 2**30)
+    """Opens the stage's shards; those of an object store through the node's cache, if the recipe gives it room."""
+    remote, limit = job.shards.open_ranged, int(job.recipe.train.shard_cache_gib * 2**30)
     if job.shards.is_local or not limit:
         return remote
     cache = ShardCache(CACHE / "shards", limit)
@@ -85,14 +82,8 @@ def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatch
     shape, attention = attention_shape(config, train.precision), train.for_stage(job.stage).attention
     if wrong := attention.unfit_for(shape.kv_heads):
         raise UserError(f"train-{job.stage.name}: attention.{wrong}")
-    return Dispatcher(
-        mesh.sp,
-        mesh.sp_rank,
-        shape,
-        train.hardware,
-        **asdict(attention),
-        n_sources=len(source_names(job)),
-    )
+    n_sources = len(source_names(job))
+    return Dispatcher(mesh.sp, mesh.sp_rank, shape, train.hardware, **asdict(attention), n_sources=n_sources)
 
 
 def describe(batch: RankBatch) -> str:

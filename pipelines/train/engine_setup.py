@@ -24,32 +24,24 @@ from tokenization.loader.loader import accumulation
 def initial_weights(job: TrainJob) -> Weights:
     """Those of the stage before as it exported them, of the recipe's checkpoint, or random ones by the seed.
 
-    A checkpoint is a Hugging Face Llama, or the folder of a train stage, whose model it then is. It is given
-    the rows of the modalities that it lacks. Of a checkpoint in an object store only the configuration is fetched here;
-    the rest is by whoever reads a weight.
+    A checkpoint is a Hugging Face Llama, or the folder of a train stage with one; it gets the rows of the modalities
+    that it lacks. Of one in an object store only the configuration is fetched here; the rest when a weight is read.
     """
     recipe, stage = job.recipe, job.stage
     if job.before is None and recipe.model.init is None:
-        config = llama_config(
-            recipe.model.size,
-            job.vocabulary.sizes,
-            context=stage.context,
-            rope_theta=stage.rope_theta,
-            bos_id=job.vocabulary.bos_id,
-            eos_id=job.vocabulary.eos_id,
-        )
+        ends = {"bos_id": job.vocabulary.bos_id, "eos_id": job.vocabulary.eos_id}
+        config = llama_config(recipe.model.size, job.vocabulary.sizes, stage.context, stage.rope_theta, **ends)
         return RandomWeights(config, recipe.seed)
     fetch = _fetcher(job)
     config = stored_config(fetch(CONFIG), stage.context, stage.rope_theta)
     try:
-        weights = StoredWeights(config, fetch)
-        return join_modalities(weights, job.vocabulary.sizes, recipe.seed)
+        return join_modalities(StoredWeights(config, fetch), job.vocabulary.sizes, recipe.seed)
     except UserError as error:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
 
 
 def last_step_before(job: TrainJob) -> int | None:
-    """The step with which the stage before ended. None for a first stage, and where its last checkpoint is gone."""
+    """The last step of the stage before. None for a first stage, and where its last checkpoint is gone."""
     if job.before is None:
         return None
     steps = next(before.steps for before, after in pairwise(job.recipe.train.stages) if after.name == job.stage.name)
@@ -58,7 +50,7 @@ def last_step_before(job: TrainJob) -> int | None:
 
 
 def _fetcher(job: TrainJob) -> Callable[..., Path]:
-    """Gives a local folder with the checkpoint to start from, or with some of its files alone, when called."""
+    """A function that returns a local folder with the checkpoint to start from, or with some of its files alone."""
     url = job.recipe.model.init
     if job.before is not None:
         return partial(job.before.fetch_folder, MODEL)

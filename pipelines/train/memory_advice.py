@@ -1,8 +1,8 @@
 """What each train stage of a recipe will take of its workers' memory, and the cheapest settings that fit a device.
 
-In: a recipe, and what a device has, if it is to fit. Out: one `StageMemory` a train stage. Nothing is allocated or run:
-the numbers are `model.memory_estimate.plan`'s, for the engine settings that the stage would train with, on the fewest
-workers that it may get, with each sequence one document, which is what takes most.
+In: a recipe, and a device's memory, if the stages are to fit it. Out: one `StageMemory` a train stage. Nothing is
+allocated or run: `model.memory_estimate.plan` has the numbers, for the engine settings of the stage, on the fewest
+workers that it may get, with each sequence one document, which takes most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import product
 from typing import Any, get_args
 
 import numpy as np
-from transformers import LlamaConfig
 
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
@@ -40,8 +39,8 @@ _LADDER: tuple[Activations, ...] = get_args(Activations)
 class StageMemory:
     """A stage's memory on each of `workers`.
 
-    fits: None where no device was named. advice: changed settings that fit, by recipe key, and what they take; None
-    where all is well or nothing fits. on_gpu: whether the device has memory of its own.
+    fits: None where no device was given. advice: changed settings that fit, by recipe key, and what they take; None
+    where none are needed or nothing fits. on_gpu: whether the device has memory of its own.
     """
 
     name: str
@@ -52,7 +51,7 @@ class StageMemory:
     advice: tuple[dict[str, Any], MemoryPlan] | None = None
 
     def host_bytes(self, memory: MemoryPlan) -> int:
-        """What a node's memory has to hold for each of its workers, beside the worker's process itself."""
+        """A node's memory that each of its workers takes, beside the worker's process itself."""
         return memory.host_peak + (0 if self.on_gpu else memory.peak)
 
 
@@ -67,33 +66,31 @@ def _stage_memory(
 ) -> StageMemory:
     train, workers = recipe.train, min(group_sizes(recipe.train, stage))
     config = llama_config(recipe.model.size, vocabulary, stage.context, stage.rope_theta)
-    plans = cache(lambda sp: _sequence_plan(train, stage, config, sp))
-    memory = _predicted(train, stage, config, plans(stage.sp), workers)
-    found = StageMemory(f"train-{stage.name}", workers, memory, on_gpu=train.resources.gpus > 0)
+    shape, on_gpu = attention_shape(config, train.precision), train.resources.gpus > 0
+
+    @cache
+    def sequence_plan(sp: int) -> SequencePlan:
+        bounds, choices = np.arange(stage.rows + 1) * stage.context, asdict(train.for_stage(stage).attention)
+        return plan_sequence(bounds, sp, shape=shape, hardware=train.hardware, **choices)
+
+    def predicted(changed: TrainStage) -> MemoryPlan:
+        settings = engine_settings(train, changed, workers // changed.sp)
+        return plan_memory(config, settings, sequence_plan(changed.sp), workers, on_cuda=on_gpu)
+
+    memory = predicted(stage)
+    found = StageMemory(f"train-{stage.name}", workers, memory, on_gpu)
     if device_bytes is None:
         return found
     if memory.peak <= device_bytes:
         return replace(found, fits=True)
     for changed in _by_cost(train, stage, workers):
-        other = _predicted(train, changed, config, plans(changed.sp), workers)
-        if other.peak <= device_bytes:
+        if (other := predicted(changed)).peak <= device_bytes:
             return replace(found, fits=False, advice=(_changes(train, stage, changed), other))
     return replace(found, fits=False)
 
 
-def _sequence_plan(train: Train, stage: TrainStage, config: LlamaConfig, sp: int) -> SequencePlan:
-    bounds = np.arange(stage.rows + 1) * stage.context
-    shape, choices = attention_shape(config, train.precision), train.for_stage(stage).attention
-    return plan_sequence(bounds, sp, shape=shape, hardware=train.hardware, **asdict(choices))
-
-
-def _predicted(train: Train, stage: TrainStage, config: LlamaConfig, plan: SequencePlan, workers: int) -> MemoryPlan:
-    settings = engine_settings(train, stage, workers // stage.sp)
-    return plan_memory(config, settings, plan, workers, on_cuda=train.resources.gpus > 0)
-
-
 def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainStage]:
-    """The stage with more saved, the least cost in time first.
+    """The stage with less memory, the least cost in time first.
 
     Each saving counts more than all that are cheaper together: a higher ZeRO stage, norms and MLP run again, a tiled
     MLP, all but the attention run again, the attention too, activations to the host, the optimizer's state, the
@@ -141,8 +138,8 @@ def _vocabulary(recipe: Recipe) -> dict[str, int]:
     """Ids by modality. Where the tokenizer cannot be read, as many text ids as LLaMA-2's."""
     try:
         return joint_vocabulary(recipe).sizes
-    except Exception as error:  # a bucket that is not at hand, in any of the ways that stores have to say so
+    except Exception as error:  # of any kind: the store may not be reachable from here
         path, reason = recipe.text_tokenizer.path, type(error).__name__
-        log.info("text_tokenizer %s cannot be read (%s): reckoning with %d ids", path, reason, LLAMA2_TEXT)
+        log.info("text_tokenizer %s cannot be read (%s): %d text ids are assumed", path, reason, LLAMA2_TEXT)
         vision = {} if recipe.vqgan is None else {"vision": recipe.vqgan.sizes.codebook_size + 256}
         return {"text": LLAMA2_TEXT, **vision}

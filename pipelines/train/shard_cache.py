@@ -2,18 +2,18 @@
 
 In: a folder, a bound in bytes, and what opens a shard in the object store. Out: open files. A shard enters the cache
 when it is first opened, if there is room: it is fetched once a node, re-hashed, and appears whole, under its sha256, by
-one rename. Room is made by removing shards that none has opened for `IDLE_SECONDS`, least recently used first, never
-others: over data larger than the cache, a shuffled order would otherwise fetch whole shards for single sequences. What
-does not fit is read by ranges. A process re-hashes a shard that another left here before it opens it first, so that a
-disk's errors cost a fetch. An open file outlives its removal, as ever on POSIX systems.
+one rename. Only shards that were not opened for `IDLE_SECONDS` make room, the least recently used first: over data
+larger than the cache, a shuffled order would otherwise fetch whole shards for single sequences. What does not fit is
+read by ranges. A process re-hashes a shard that it did not fetch before its first use, so that a disk's errors cost a
+fetch. An open file outlives its removal, as always on POSIX systems.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,7 +73,12 @@ class ShardCache:
                 with part.open("wb") as reserved:
                     reserved.truncate(stats.bytes)  # counts from now on, though it takes no room yet
             try:
-                _fetch(remote, name, stats, part)
+                with remote(name) as source, part.open("r+b") as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                    target.truncate()
+                    found = hash_file(target)
+                if found != stats.sha256:
+                    raise BadData(f"its sha256 is {found}, the manifest says {stats.sha256}: make the shard again")
                 os.replace(part, path)
                 self._checked.add(path)
             finally:
@@ -82,17 +87,17 @@ class ShardCache:
 
     def _make_room(self, size: int) -> bool:
         """Whether `size` bytes fit, after removing what has been idle if that is enough."""
-        held = []
+        shards = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.suffix in (".tar", ".part"):
-                    held.append((path.stat().st_mtime, path.stat().st_size, path))
-        missing = sum(one[1] for one in held) + size - self.limit
+                    shards.append((path.stat().st_mtime, path.stat().st_size, path))
+        missing = sum(n_bytes for _, n_bytes, _ in shards) + size - self.limit
         leaving = []
-        for used, bytes_, path in sorted(held):
-            if missing <= 0 or used > time.time() - self.idle:
+        for opened_at, n_bytes, path in sorted(shards):
+            if missing <= 0 or opened_at > time.time() - self.idle:
                 break
-            missing -= bytes_
+            missing -= n_bytes
             leaving.append(path)
         if missing > 0:
             return False
@@ -101,20 +106,9 @@ class ShardCache:
         return True
 
 
-def _fetch(remote: Opener, name: str, stats: ShardStats, part: Path) -> None:
-    digest = hashlib.sha256()
-    with remote(name) as source, part.open("r+b") as target:
-        while piece := source.read(_CHUNK):
-            digest.update(piece)
-            target.write(piece)
-        target.truncate()
-    if (found := digest.hexdigest()) != stats.sha256:
-        raise BadData(f"its sha256 is {found}, the manifest says {stats.sha256}: make the shard again")
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Held by one process and thread of the node at a time; let go by the kernel if that one is killed."""
+    """A lock among all threads and processes of the node, which the kernel releases if its holder is killed."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

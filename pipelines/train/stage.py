@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model.layers.kernels.interface import missing_for
 from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest, url_digest
@@ -16,9 +17,9 @@ from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
 from pipelines.recipe import TrainStage as TrainSettings
 from pipelines.report.numbers import count_of
-from pipelines.train.check_kernels import check_kernels
-from pipelines.train.check_wandb import check_wandb
+from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,10 @@ class TrainStage(Stage[TrainRecord]):
 
     @property
     def pack(self) -> str:
-        """The stage that packs for it."""
+        """The stage that packs for it, below which it is drawn."""
         return PackStage.named(self.stage.name)
 
-    @property
-    def drawn_below(self) -> str | None:
-        """What feeds it."""
-        return self.pack
+    drawn_below = pack
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -62,31 +60,27 @@ class TrainStage(Stage[TrainRecord]):
 
     def settings(self) -> Mapping[str, Any]:
         """What the model's weights depend on. The gradient is the same on any mesh, at any ZeRO stage, by any saving of
-        memory and by any kernels, and a checkpoint fits them all: a run goes on when they change.
+        memory and by any kernels, and a checkpoint fits them all, so that a run goes on when they change.
         """
         recipe, model = self.recipe, self.recipe.model
         init = url_digest(model.init, recipe.storage.options) if model.init else None
         first = {} if self.previous else {"model": {"size": model.size, "init": init}}
-        return {
-            "stage": output_settings(self.stage),
-            "train": output_settings(recipe.train),
-            "seed": recipe.seed,
-            **first,
-        }
+        stage, train = output_settings(self.stage), output_settings(recipe.train)
+        return {"stage": stage, "train": train, "seed": recipe.seed, **first}
 
     def resources(self) -> Capacity:
-        """All workers at once.
+        """All workers at once; of a range of workers, GPUs for the least.
 
-        Of a range of workers the least need their GPUs, which are there or not; CPUs and custom resources, which are
-        but numbers, are for all.
+        GPUs are there or not, while CPUs and custom resources are only numbers to a Ray instance of our own.
         """
         train = self.recipe.train
-        least = train.workers if train.min_workers is None else train.min_workers
-        return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=train.resources.gpus * least)
+        gpus = train.resources.gpus * (train.min_workers or train.workers)
+        return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=gpus)
 
     def check(self) -> None:
         """Raise UserError where kernels or Weights & Biases cannot be used as the recipe asks."""
-        check_kernels(self.recipe)
+        if missing := missing_for(self.recipe.train.kernels):
+            raise UserError(f"train.kernels {self.recipe.train.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
 
     def run(self, context: StageContext) -> Made[TrainRecord]:

@@ -29,7 +29,6 @@ from pipelines.train.engine_setup import engine_settings, initial_weights, last_
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.files import remove_uncommitted
 from pipelines.train.metrics.monitor import Monitor
-from pipelines.train.metrics.steps import checkpoint_figures, lost_to_bad_shards
 from storage.errors import UserError
 from tokenization.loader.batch import Batch
 
@@ -59,8 +58,7 @@ class _Rank:
         self.before = mesh.on_rank_zero(lambda: last_step_before(job))
         settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
         self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
-        keep = job.recipe.train.keep_checkpoints
-        self.writer = checkpoint.Writer(self.engine, self.checkpoints, keep)
+        self.writer = checkpoint.Writer(self.engine, self.checkpoints, job.recipe.train.keep_checkpoints)
         self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
         self.meter = Meter(self.label)
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
@@ -81,7 +79,7 @@ class _Rank:
             log.info("%s: attention by %s; norms, rotary embedding and SwiGLU by %s", self.label, attention, kernels)
 
     def _weights(self) -> Weights:
-        """What the engine starts from; nothing is read or drawn where a checkpoint will take its place."""
+        """The engine's first weights, blank where those of a checkpoint take their place."""
         weights = initial_weights(self.job)
         is_begun = self.mesh.on_rank_zero(lambda: bool(checkpoint.committed_steps(self.checkpoints)))
         return BlankWeights(weights.config) if is_begun or self.before is not None else weights
@@ -95,72 +93,70 @@ class _Rank:
         try:
             checkpoint.load_weights(self.engine, store, step)
         except checkpoint.DamagedError as error:
+            remedy = "restore it, or delete this folder to start from the model that was exported"
             raise UserError(
-                f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; restore it, or delete this "
-                "folder to start from the model that was exported"
+                f"{self.label}: {error.place}, to start from, is damaged: {error.flaw}; {remedy}"
             ) from error
 
     def run(self) -> None:
-        """To the end of the stage and its exported model, or until a group of another size is to go on."""
+        """Train to the end of the stage and export its model, or stop on request after a checkpoint."""
         engine, stage, mesh = self.engine, self.job.stage, self.mesh
         dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
         batches = rank_batches(self.job, mesh, dispatcher, self.state)
-        is_first = True
+        first, every = engine.step, self.job.recipe.train.checkpoint_steps
         while engine.step < stage.steps:
             self.heartbeat.at(engine.step, "load")
             batch, self.state = self.monitor.next(batches)
-            if is_first and mesh.rank == 0:
+            if engine.step == first and mesh.rank == 0:
                 log.info("%s: first batch: %s", self.label, describe(batch.micro_batches[0]))
-            is_first = False
             if not self._step(batch):
                 continue
             stop = mesh.largest([self.heartbeat.stop])[0]
-            every = self.job.recipe.train.checkpoint_steps
             if engine.step % every == 0 or engine.step == stage.steps or stop == Stop.AFTER_STEP:
                 self._save()
-                if engine.step < stage.steps and stop:
-                    self.writer.close()
-                    log.info("%s: rank %d stops at step %d, as it was asked to", self.label, mesh.rank, engine.step)
-                    self.monitor.close()
-                    return
+                if stop:
+                    break
         self.writer.close()
         self.monitor.close()
+        if engine.step < stage.steps:
+            log.info("%s: rank %d stops at step %d, on request", self.label, mesh.rank, engine.step)
+            return
         self.heartbeat.at(engine.step, "export")
         export_hf(engine, self.job.store.at(MODEL))
         if mesh.rank == 0:
             ray.get(self.watch.finish.remote())
 
     def _step(self, batch: Batch[RankBatch]) -> bool:
-        """Train on a batch. False where that made the stage go back to its last checkpoint."""
+        """Train on a batch. False where the stage went back to its last checkpoint."""
         self.heartbeat.at(self.engine.step, "train")
         metrics = self.engine.train_step(batch.micro_batches, batch.n_examples, self.bad_steps.is_spike)
-        # Of the batch: what fills up the last micro-batches of some ranks is nobody's tokens.
+        # Of the batch alone: the last micro-batches of some ranks may have padding too.
         metrics = dataclasses.replace(metrics, tokens=self.job.stage.sequences * self.job.stage.context)
         verdict, why = self.bad_steps.judge(metrics)
         if verdict != "good" and self.mesh.rank == 0:
             log.warning("%s: step %d is dropped: %s", self.label, metrics.step, why)
         if verdict == "rollback":
             self.heartbeat.at(self.engine.step, "save")  # in pieces, as a save is
-        if verdict == "rollback" and self._restore():
-            log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
-            self.monitor.discard()
-            self.rolled_back = {"rolled_back": [metrics.step, why]}
-            self._save()  # at once, with where the loader is now: a killed run does not meet the same batch again
-            self.writer.wait()
-            return False
-        lost = lost_to_bad_shards(batch.lost, self.job.stage.context)
-        dropped = {} if verdict == "good" else {"dropped": why}
-        if lost and self.mesh.rank == 0:
-            log.warning(
-                "%s: step %d: %d sequences, %d tokens lost to bad shards",
-                *(self.label, self.engine.step, lost["lost_sequences"], lost["lost_tokens"]),
-            )
-        self.monitor.step(metrics, {**lost, **dropped, **self.rolled_back})
+            if self._restore():
+                log.info("%s: rank %d went back to step %d", self.label, self.mesh.rank, self.engine.step)
+                self.monitor.discard()
+                self.rolled_back = {"rolled_back": [metrics.step, why]}
+                self._save()  # at once, with the loader's position: a killed run does not train on this batch again
+                self.writer.wait()
+                return False
+        further = self.rolled_back if verdict == "good" else {"dropped": why, **self.rolled_back}
+        if lost := len(batch.lost):
+            tokens = lost * self.job.stage.context
+            further = {"lost_sequences": lost, "lost_tokens": tokens, **further}
+            if self.mesh.rank == 0:
+                message = "%s: step %d: %d sequences, %d tokens lost to bad shards"
+                log.warning(message, self.label, self.engine.step, lost, tokens)
+        self.monitor.step(metrics, further)
         self.rolled_back = {}
         return True
 
     def _restore(self) -> Mapping[str, Any] | None:
-        """Have the engine, and what was seen of bad steps, as in the last whole checkpoint; what else it holds."""
+        """Load the last whole checkpoint, if there is one, in engine and bad-step watch; its client state."""
         self.writer.wait()
         restored = checkpoint.load_latest(self.engine, self.checkpoints)
         if restored is not None:
@@ -170,15 +166,11 @@ class _Rank:
         return restored
 
     def _save(self) -> None:
-        """Begin to commit engine, loader, what was seen of bad steps, and the records of steps since the last time."""
+        """Begin to commit engine, loader, bad-step watch, and the steps since the last checkpoint."""
         self.heartbeat.at(self.engine.step, "save")
-        recipe = self.job.recipe
-        client_state = {
-            "loader": self.state,
-            "bad_steps": self.bad_steps.state,
-            # Storage options may hold credentials, which belong in no file of the run.
-            "recipe": recipe.model_dump(mode="json", exclude={"storage": {"options"}}),
-        }
+        # Storage options may have credentials, which belong in no file of the run.
+        recipe = self.job.recipe.model_dump(mode="json", exclude={"storage": {"options"}})
+        client_state = {"loader": self.state, "bad_steps": self.bad_steps.state, "recipe": recipe}
         publish = self.monitor.take()
 
         def before_commit() -> None:
@@ -187,11 +179,13 @@ class _Rank:
 
         cost = self.writer.save(client_state, before_commit)
         if self.mesh.rank == 0:
-            self.meter.set(**checkpoint_figures(cost, self.writer.committed))
+            self.meter.set(checkpoint_stall_seconds=cost.seconds, checkpoint_snapshot_bytes=cost.n_bytes)
+            if committed := self.writer.committed:  # of the checkpoint before
+                self.meter.set(checkpoint_write_seconds=committed.seconds, checkpoint_bytes=committed.n_bytes)
 
 
 def _quiet() -> None:
-    """Leave the workers' log to what a reader of the run wants to know."""
+    """Keep libraries' warnings and bars out of the workers' log."""
     for name in ("DeepSpeed", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

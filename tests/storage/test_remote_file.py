@@ -10,7 +10,6 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipelines.train.bad_shards import opener
 from storage.errors import BadData, UserError
 from storage.remote_file import RangedFile
 from storage.retry import Backoff
@@ -148,7 +147,7 @@ def test_a_loader_reads_the_same_sequences_through_a_failing_store(
     shards = ShardSet(1024, VOCABULARY, "text", tuple(names), tuple(stats))
 
     def read(store: Store, steps: int, **reading: int) -> list[tuple[str, bytes]]:
-        batches = iter(Loader(opener(store), [shards], SequenceOrder(1, (24,)), 4, grad_accum=4, **reading))
+        batches = iter(Loader(store.open_ranged, [shards], SequenceOrder(1, (24,)), 4, grad_accum=4, **reading))
         parts = [part for batch, _ in itertools.islice(batches, steps) for part in batch.micro_batches]
         batches.close()  # type: ignore[attr-defined]  # a generator
         return [(part.keys[0], part.tokens.tobytes()) for part in parts]

@@ -7,10 +7,12 @@ scores a sequence.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
 from transformers import LlamaForCausalLM
 
@@ -19,7 +21,6 @@ from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
-from pipelines.train.bad_shards import opener
 from storage.store import Store
 from tokenization.document import PackedSequence
 from tokenization.loader.loader import join_sequences
@@ -44,36 +45,28 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
     counts = target_counts(read_sequences(shards, heldout, chosen), job.vocabulary)
     counted = uniform_sample(len(train), max(1, COUNTED_TOKENS // train.context))
     train_counts = target_counts(read_sequences(shards, train, counted), job.vocabulary)
-    file = f"counts/{name}.safetensors"
-    job.save_arrays(file, heldout=counts, train=train_counts)
+    name = f"counts/{name}.safetensors"
+    with job.store.writing(name) as file:
+        file.write(safetensors.numpy.save({"heldout": counts, "train": train_counts}))
     return {
         "stage": stage,
         "source": source,
         "context": heldout.context,
         "sequences": len(chosen),
         "of_sequences": len(heldout),
-        "nats": {name: sums[f"{name}_nll"] for name in job.vocabulary.sizes},
-        "targets": {name: round(sums[f"{name}_targets"]) for name in job.vocabulary.sizes},
-        "counts": file,
+        "nats": {modality: sums[f"{modality}_nll"] for modality in job.vocabulary.sizes},
+        "targets": {modality: round(sums[f"{modality}_targets"]) for modality in job.vocabulary.sizes},
+        "counts": name,
     }
 
 
 def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) -> Iterator[PackedSequence]:
     """The sequences of these ascending numbers, one shard open at a time; of an object store, their ranges alone."""
-    opened, file = "", None
-    open_shard = opener(store)
-    try:
-        for number in numbers:
-            shard, _, entry = shard_set.locate(int(number))
-            if shard != opened:
-                if file is not None:
-                    file.close()
-                opened, file = shard, open_shard(shard)
-            assert file is not None
-            yield read_sequence(file, entry)
-    finally:
-        if file is not None:
-            file.close()
+    located = (shard_set.locate(int(number)) for number in numbers)
+    for shard, places in itertools.groupby(located, key=lambda place: place[0]):
+        with store.open_ranged(shard) as file:
+            for _, _, entry in places:
+                yield read_sequence(file, entry)
 
 
 def score_sequences(
@@ -81,14 +74,12 @@ def score_sequences(
 ) -> dict[str, float]:
     """Sums `NAME_{nll,targets}` of each modality over the targets with loss, each sequence and document by itself."""
     names = modality_ranges(model.config)
-    total = dict.fromkeys((f"{name}_{what}" for name in names for what in ("nll", "targets")), 0.0)
-    alone = Dispatcher()
+    total = dict.fromkeys((f"{name}_{figure}" for name in names for figure in ("nll", "targets")), 0.0)
+    dispatcher = Dispatcher()
     for sequence in sequences:
-        batch = alone(join_sequences([sequence])).to(device)
         with torch.no_grad():
-            _, sums = micro_batch_loss(model, batch)
-        for name in total:
-            total[name] += float(sums[name])
+            _, sums = micro_batch_loss(model, dispatcher(join_sequences([sequence])).to(device))
+        total = {name: value + float(sums[name]) for name, value in total.items()}
     return total
 
 

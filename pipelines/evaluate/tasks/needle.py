@@ -30,18 +30,14 @@ from tokenization.vocabulary import JointVocabulary
 ANSWER_TOKENS = 24
 
 
-def depths_of(count: int) -> list[float]:
-    """Depths from 0 (the text's start) to 1 (its end), evenly spaced; a single one is the middle."""
-    return [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
-
-
 def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
     """Ask the last stage's model at one context: a list over depths of each figure, means over the rounds."""
     settings = job.recipe.evaluate.needle
     assert settings is not None
-    tokenizer, model = job.tokenizer(), trained_model(job, job.stages[-1])
+    tokenizer, model = job.tokenizer(), trained_model(job, job.last)
     text = haystack(job, tokenizer, context * settings.rounds)
-    depths = depths_of(settings.depths)
+    last = settings.depths - 1
+    depths = [number / last for number in range(settings.depths)] if last else [0.5]  # 0: the text's start, 1: its end
     answers: list[dict[str, Any]] = []
     for number in range(settings.rounds):
         generator = np.random.default_rng([job.recipe.seed, context, number])
@@ -52,16 +48,16 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
         for depth in [*depths, None]:
             prompt = build_prompt(own, [] if depth is None else [(needle, depth)], [needle], context, tokenizer)
             most = min(ANSWER_TOKENS, answer_buffer(context))
-            answer, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
-            text_answer = tokenizer.decode([token for token in answer if token < tokenizer.size])
+            ids, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
+            answer = tokenizer.decode([token for token in ids if token < tokenizer.size])
             answers.append(
                 {
                     "round": number,
                     "depth": depth,
                     "tokens": len(prompt.tokens),
                     "needle": needle.number,
-                    "answer": text_answer,
-                    "found": found(text_answer, [needle]),
+                    "answer": answer,
+                    "found": found(answer, [needle]),
                     "digit_nats": nats(logits[digits], truth[digits]),
                     "choice_nats": choice_nats(logits[digits], truth[digits], tokenizer),
                 }

@@ -16,9 +16,6 @@ import numpy as np
 from storage.errors import UserError
 from tokenization.text.tokenizer import TextTokenizer
 
-BUFFER_TOKENS = 200
-"""Kept free for the answer; in a context shorter than 1,600 tokens an eighth of it."""
-
 CITIES = (
     "Accra", "Amsterdam", "Ankara", "Athens", "Baku", "Bangkok", "Barcelona", "Bogota", "Brussels", "Budapest", "Cairo",
     "Chicago", "Colombo", "Dakar", "Delhi", "Dublin", "Geneva", "Hanoi", "Havana", "Helsinki", "Istanbul", "Jakarta",
@@ -48,7 +45,6 @@ class NeedlePrompt:
     """tokens: int32 [L], BOS to the question's last token. places: where each hidden sentence starts in them."""
 
     tokens: np.ndarray
-    asked: tuple[Needle, ...]
     places: tuple[int, ...]
 
 
@@ -67,13 +63,11 @@ def draw_needles(count: int, generator: np.random.Generator) -> list[Needle]:
 
 def question(asked: Sequence[Needle]) -> str:
     """What stands after the text: it names the cities in order and begins the answer about the first."""
-    names = [needle.city for needle in asked]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    kind = "number" if len(names) == 1 else "numbers"
-    verb = "is" if len(names) == 1 else "are"
-    return (
-        f"\n\nQuestion: What {verb} the special magic {listed} {kind}?\nAnswer: The special magic {names[0]} number is:"
-    )
+    *others, last = names = [needle.city for needle in asked]
+    listed = f"{', '.join(others)} and {last}" if others else last
+    verb, kind = ("are", "numbers") if others else ("is", "number")
+    answer = f"Answer: The special magic {names[0]} number is:"
+    return f"\n\nQuestion: What {verb} the special magic {listed} {kind}?\n{answer}"
 
 
 def build_prompt(
@@ -82,7 +76,6 @@ def build_prompt(
     asked: Sequence[Needle],
     context: int,
     tokenizer: TextTokenizer,
-    buffer: int | None = None,
 ) -> NeedlePrompt:
     """A prompt that with its answer fits `context` tokens.
 
@@ -93,33 +86,29 @@ def build_prompt(
     """
     if not len(haystack) or not asked:
         raise ValueError("a prompt needs a text and a question about at least one needle")
-    cities = {needle.city for needle, _ in hidden}
-    if len(cities) < len(hidden):
+    if len({needle.city for needle, _ in hidden}) < len(hidden):
         raise ValueError("two hidden needles are about one city")
     sentences = [follow(tokenizer, ".", needle.sentence) for needle, _ in hidden]
     end = follow(tokenizer, ".", question(asked))
-    room = context - answer_buffer(context, buffer) - 1 - sum(map(len, sentences)) - len(end)
+    room = context - answer_buffer(context) - 1 - sum(map(len, sentences)) - len(end)
     if room < 1:
-        raise UserError(
-            f"evaluate.needle.contexts: {context} tokens leave no room for text beside the question and the answer; "
-            f"use at least {context - room + 1}"
-        )
+        why = f"{context} tokens leave no room for text beside the question and the answer"
+        raise UserError(f"evaluate.needle.contexts: {why}; use at least {context - room + 1}")
     text = np.resize(haystack, room)
     breaks = [break_before(text, round(depth * room), tokenizer) for _, depth in hidden]
-    order = sorted(range(len(hidden)), key=lambda index: (breaks[index], index))
     pieces, places, done = [np.array([tokenizer.bos_id])], [0] * len(hidden), 0
-    for index in order:
+    for index in sorted(range(len(hidden)), key=breaks.__getitem__):
         pieces.append(text[done : breaks[index]])
         places[index] = sum(map(len, pieces))
         pieces.append(sentences[index])
         done = breaks[index]
     pieces += [text[done:], end]
-    return NeedlePrompt(np.concatenate(pieces).astype(np.int32), tuple(asked), tuple(places))
+    return NeedlePrompt(np.concatenate(pieces).astype(np.int32), tuple(places))
 
 
-def answer_buffer(context: int, buffer: int | None = None) -> int:
-    """Tokens kept free for the answer."""
-    return min(BUFFER_TOKENS, context // 8) if buffer is None else buffer
+def answer_buffer(context: int) -> int:
+    """Tokens kept free for the answer: 200, in a context shorter than 1,600 tokens an eighth of it."""
+    return min(200, context // 8)
 
 
 def break_before(text: np.ndarray, place: int, tokenizer: TextTokenizer) -> int:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluate.job import EvaluateJob, spread
-from pipelines.evaluate.pictures import run_vqgan, sampled_frames, save_png, strip
+from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.pictures import run_vqgan, save_png, strip
+from pipelines.sources.media import object_frames
 from storage.errors import BadData
 from tokenization.codecs.vqgan.metrics import psnr
+from tokenization.media.frame_sampling import FrameRequest, uniform_sample
 
 OBJECTS = 16
 """Videos and images of each split that are measured, evenly spread over the listing."""
@@ -19,14 +21,17 @@ FRAMES = 16
 
 def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, Any]:
     """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
-    vqgan = run_vqgan(job)
-    chosen = list(spread(job.objects(("video", "image", "webdataset", "records"), heldout), OBJECTS))
-    wanted = job.recipe.evaluate.reconstructions if heldout else 0
+    vqgan, recipe = run_vqgan(job), job.recipe
+    assert recipe.vqgan is not None
+    objects = job.objects(("video", "image", "webdataset", "records"), heldout)
+    request = FrameRequest(fps=recipe.tokenize.fps, size=recipe.vqgan.sizes.resolution, chunk=FRAMES, max_frames=FRAMES)
+    wanted = max(0, recipe.evaluate.reconstructions) if heldout else 0
     clips: list[dict[str, Any]] = []
     every: list[tuple[np.ndarray, np.ndarray]] = []
-    for found in chosen:
+    for found in (objects[number] for number in uniform_sample(len(objects), OBJECTS)):
         try:
-            frames = sampled_frames(found, job.recipe, job.recipe.vqgan.sizes.resolution, FRAMES)  # type: ignore[union-attr]
+            chunks = object_frames(found, recipe.storage.options, request, recipe.tokenize.decoder_limits)
+            frames = np.concatenate([chunk.frames for chunk in chunks])
         except BadData:  # the tokenize stage has it in quarantine
             continue
         back = vqgan.decode(vqgan.encode(frames))
@@ -37,7 +42,7 @@ def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, An
     frames, back = (np.concatenate(side) for side in zip(*every))
     names = [clip["key"] for clip in clips for _ in range(clip["frames"])]
     pairs = []
-    for place in spread(list(range(len(frames))), wanted):
+    for place in uniform_sample(len(frames), wanted):
         file = save_png(job.store, f"pictures/{name}-{place:05d}.png", strip([frames[[place]], back[[place]]]))
         pairs.append({"file": file, "key": names[place], "psnr": psnr(frames[[place]], back[[place]])})
     return {"heldout": heldout, "objects": clips, "psnr": psnr(frames, back), "pairs": pairs}

@@ -20,36 +20,30 @@ PARTS = ("load", "communication", "forward", "backward", "update")
 
 
 def memory() -> dict[str, float]:
-    """Bytes this process has in memory, and the most that it ever had; the same of torch's memory on a GPU."""
-    held = {
+    """Bytes that this process has in memory, and the most that it ever had; on a GPU, the most that torch took."""
+    used = {
         "memory_resident_bytes": float(psutil.Process().memory_info().rss),
         "memory_peak_bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
     if torch.cuda.is_available():
-        held["gpu_allocated_peak_bytes"] = float(torch.cuda.max_memory_allocated())
-        held["gpu_reserved_peak_bytes"] = float(torch.cuda.max_memory_reserved())
-    return held
+        used["gpu_allocated_peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        used["gpu_reserved_peak_bytes"] = float(torch.cuda.max_memory_reserved())
+    return used
 
 
 def device_peak(recipes: float | None) -> float | None:
-    """Operations a second of this rank's device at most: what the recipe says, else what is known of its GPU."""
-    if recipes is None and torch.cuda.is_available():
-        return peak_flops(torch.cuda.get_device_name())
-    return recipes
+    """Operations a second of this rank's device at most: the recipe's, or else those known of its GPU."""
+    is_asked = recipes is None and torch.cuda.is_available()
+    return peak_flops(torch.cuda.get_device_name()) if is_asked else recipes
 
 
 def speed(metrics: StepMetrics, seconds: float, config: LlamaConfig, peak: float | None) -> dict[str, float]:
     """Seconds of a step, tokens a second over all ranks, all and those of documents, and MFU where the `peak` of all
-    ranks is known.
-
-    seconds: of the whole step, with waiting for its batch.
+    ranks is known. seconds: of the whole step, with waiting for its batch.
     """
     seconds = max(seconds, 1e-9)
-    figures = {
-        "step_seconds": seconds,
-        "tokens_per_second": metrics.tokens / seconds,
-        "useful_tokens_per_second": metrics.useful_tokens / seconds,
-    }
+    figures = {"step_seconds": seconds, "tokens_per_second": metrics.tokens / seconds}
+    figures["useful_tokens_per_second"] = metrics.useful_tokens / seconds
     if peak is not None:
         targets = {name: one.targets for name, one in metrics.modalities.items()}
         flops = step_flops(config, metrics.useful_tokens, metrics.useful_pairs, targets)

@@ -1,42 +1,54 @@
-"""One door for all that is watched of a train stage: each step's figures are made here and fed to every sink.
+"""What is watched of a train stage: each step's figures are made here and go to every place that shows or keeps them.
 
-In: what the engine measured of a step, and the worker's own waiting and saving. Out: the sinks of rank 0. Where the
-slowest rank decides (seconds by part, memory) the figure is the largest over all ranks, by one small collective a step.
+In: what the engine measured of a step, and the worker's own waiting and saving. Out, on rank 0: Ray's metrics and the
+terminal's bar at once; the files in the stage's folder and Weights & Biases with the next checkpoint. Where the slowest
+rank decides (seconds by part, memory) the figure is the largest over all ranks, by one small collective a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from model.step_timer import StepClock
 from model.training.engine import StepMetrics, TrainingEngine
 from model.training.rank_batch import RankBatch
+from pipelines.cluster.progress import Meter
 from pipelines.train.data import source_names
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics.files import MetricsFile, TensorBoard
+from pipelines.train.metrics.files import write_events
 from pipelines.train.metrics.machine import PARTS, device_peak, memory, part_figures, speed
 from pipelines.train.metrics.profiler import Profile
-from pipelines.train.metrics.sink import Publish, RayMetrics, Sink, Terminal
-from pipelines.train.metrics.steps import step_figures, step_line
+from pipelines.train.metrics.steps import HeldSteps, Publisher, step_figures, step_line, write_metrics
 from pipelines.train.metrics.wandb import WeightsAndBiases
 from tokenization.loader.batch import Batch
 from tokenization.loader.loader import State
 
+_BESIDE_THE_BAR = ("loss", "tokens_per_second", "mfu", "loader_stall_seconds")
+
 
 class Monitor:
-    """Of one rank. `next` and `step` go around each step, `take` before each checkpoint; `step` is collective."""
+    """Of one rank. `next` and `step` go around each step, `take` before each checkpoint; `step` is collective.
 
-    def __init__(self, job: TrainJob, engine: TrainingEngine, reports: Any) -> None:
-        self._job, self._engine = job, engine
+    watch: the actor `pipelines.cluster.heartbeat.Watch`, which moves the terminal's bar.
+    """
+
+    def __init__(self, job: TrainJob, engine: TrainingEngine, watch: Any) -> None:
+        self._engine, self._watch, self._is_first = engine, watch, engine.mesh.rank == 0
         self._clock = StepClock()
         self._sources = source_names(job)
         peak = device_peak(job.recipe.train.hardware.peak_flops)
         self._peak = peak and peak * engine.mesh.world_size
         self._profile = Profile(job, engine.mesh.rank)
-        self._sinks: list[Sink] = []
-        if engine.mesh.rank == 0:
-            self._sinks = _sinks(job, reports)
+        self._meter = Meter(f"train-{job.stage.name}")
+        self._wandb = WeightsAndBiases(job) if self._is_first and job.recipe.train.wandb is not None else None
+        publishers: list[Publisher] = [lambda steps: write_metrics(job.store, [step.line for step in steps])]
+        if job.recipe.train.tensorboard:
+            publishers.append(partial(write_events, job.store))
+        if self._wandb is not None:
+            publishers.append(self._wandb.publish)
+        self._held = HeldSteps(publishers)
 
     def next(self, batches: Iterator[tuple[Batch[RankBatch], State]]) -> tuple[Batch[RankBatch], State]:
         """The next batch; how long it was waited for is the loader's stall."""
@@ -45,12 +57,12 @@ class Monitor:
             return next(batches)
 
     def step(self, metrics: StepMetrics, more: Mapping[str, Any]) -> None:
-        """Feed a step that was made to the sinks. more: further keys of its line in `metrics/`. Collective."""
+        """Show and hold a step that was made. more: further keys of its line in `metrics/`. Collective."""
         self._profile.after(self._engine.step)
         seconds = {**self._clock.read(), **self._engine.clock.read()}
         held = memory()
         largest = self._engine.mesh.largest([seconds.get(part, 0.0) for part in PARTS] + list(held.values()))
-        if not self._sinks:
+        if not self._is_first:
             return
         machine = {
             **speed(metrics, seconds["load"] + metrics.seconds, self._engine.model.config, self._peak),
@@ -58,37 +70,31 @@ class Monitor:
             **dict(zip(held, largest[len(PARTS) :])),
         }
         line = {**step_line(metrics, self._sources, machine), **more}
-        for sink in self._sinks:
-            sink.step(line, step_figures(line))
+        figures = step_figures(line)
+        self._meter.set(**{name: value for name, value in figures.items() if "/" not in name})
+        for source, values in line["sources"].items():
+            self._meter.set(source, **{f"source_{name}": value for name, value in values.items()})
+        move_bar(self._watch, line, figures)
+        self._held.add(line, figures)
 
-    def take(self) -> Publish:
-        """The steps since the last time, of which a checkpoint begins: what is returned publishes them in all sinks."""
-        taken = [sink.take() for sink in self._sinks]
-
-        def publish(checkpoint_seconds: float) -> None:
-            for one in taken:
-                one(checkpoint_seconds)
-
-        return publish
+    def take(self) -> Callable[[float], None]:
+        """The steps since the last time, of which a checkpoint begins: what is returned publishes them."""
+        return self._held.take()
 
     def discard(self) -> None:
-        """The engine went back to a checkpoint: forget the steps after it, where they are not out yet."""
+        """The engine went back to a checkpoint: forget the steps after it, where they are not published yet."""
         self._clock.read()
         self._engine.clock.read()
-        for sink in self._sinks:
-            sink.discard()
+        self._held.discard()
 
     def close(self) -> None:
         """The stage is over."""
         self._profile.close()
-        for sink in self._sinks:
-            sink.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
-def _sinks(job: TrainJob, reports: Any) -> list[Sink]:
-    sinks: list[Sink] = [MetricsFile(job.store), RayMetrics(f"train-{job.stage.name}"), Terminal(reports)]
-    if job.recipe.train.tensorboard:
-        sinks.append(TensorBoard(job.store))
-    if job.recipe.train.wandb is not None:
-        sinks.append(WeightsAndBiases(job))
-    return sinks
+def move_bar(watch: Any, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+    """Report the step to the terminal that runs the recipe."""
+    shown = {name: figures[name] for name in _BESIDE_THE_BAR if name in figures}
+    watch.report.remote(line["step"] + 1, shown)

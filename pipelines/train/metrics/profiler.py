@@ -19,18 +19,17 @@ log = logging.getLogger("ringworld")
 
 
 class Profile:
-    """Traces the steps from `before(first)` to `after(last)`; does nothing on a rank that is not asked to."""
+    """Traces the steps that the job asks for on this rank, if it does."""
 
     def __init__(self, job: TrainJob, rank: int) -> None:
-        self._store, self._rank = job.store, rank
-        asked = job.profile
-        self._asked = asked if asked is not None and (rank == 0 or asked.all_ranks) else None
+        self._store, self._rank, wanted = job.store, rank, job.profile
+        is_traced = wanted and (rank == 0 or wanted.all_ranks)
+        self._steps = range(wanted.first, wanted.end) if wanted and is_traced else range(0)
         self._profiler: Any = None
 
     def before(self, step: int) -> None:
         """Step number `step` begins."""
-        asked = self._asked
-        if asked is None or self._profiler is not None or not asked.first <= step < asked.end:
+        if self._profiler is not None or step not in self._steps:
             return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
@@ -41,21 +40,19 @@ class Profile:
 
     def after(self, step: int) -> None:
         """Steps up to, without, `step` are done."""
-        if self._profiler is not None and self._asked is not None and step >= self._asked.end:
-            self._write(step)
+        if step >= self._steps.stop:
+            self.close()
 
     def close(self) -> None:
-        """There are no further steps: write what was traced of those asked for."""
-        if self._profiler is not None and self._asked is not None:
-            self._write(self._asked.end)
-
-    def _write(self, end: int) -> None:
+        """Write what was traced, if anything: its last step is done, or there are no further steps."""
+        if self._profiler is None:
+            return
         self._profiler.stop()
-        name = f"{PROFILE}/steps-{self._first}-{end}-rank-{self._rank}.json"
+        name = f"{PROFILE}/steps-{self._first}-{self._steps.stop}-rank-{self._rank}.json"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "trace.json")
             self._profiler.export_chrome_trace(str(path))
             with self._store.writing(name) as file:
                 file.write(path.read_bytes())
-        log.info("profile of steps %d to %d: %s", self._first, end - 1, self._store.path(name))
-        self._profiler = self._asked = None
+        log.info("profile of steps %d to %d: %s", self._first, self._steps.stop - 1, self._store.path(name))
+        self._profiler, self._steps = None, range(0)

@@ -1,19 +1,70 @@
-"""The steps of a stage: one JSON line each, committed with the next checkpoint, and the figures shown of them."""
+"""The steps of a stage: one JSON line each, and the figures that people see, held back until the next checkpoint.
+
+So a step which the stage goes back from is never published.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.train.job import METRICS
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from model.checkpoint import CommittedSave, SaveCost
     from model.training.engine import StepMetrics
+
+
+@dataclass(frozen=True)
+class Step:
+    """line: as `metrics/` keeps it. figures: the same for people, by `step_figures`. time: seconds since the epoch."""
+
+    line: dict[str, Any]
+    figures: dict[str, float]
+    time: float
+
+
+Publisher = Callable[[Sequence[Step]], None]
+"""Called with the steps between two checkpoints, at least one, in order; the last has `checkpoint_seconds` too."""
+
+
+class HeldSteps:
+    """The steps since the last checkpoint, which wait for the next one."""
+
+    def __init__(self, publishers: Sequence[Publisher]) -> None:
+        self._publishers = publishers
+        self._steps: list[Step] = []
+
+    def add(self, line: dict[str, Any], figures: dict[str, float]) -> None:
+        """Hold a step that was made just now."""
+        self._steps.append(Step(line, figures, time.time()))
+
+    def discard(self) -> None:
+        """Forget the steps since the last `take`; they will be done again."""
+        self._steps = []
+
+    def take(self) -> Callable[[float], None]:
+        """Let go of the steps for a checkpoint that begins; what is returned publishes them.
+
+        It is called in the checkpoint's thread, just before the commit, with the seconds that the checkpoint kept the
+        training waiting; again where the checkpoint has to be written again.
+        """
+        taken, self._steps = self._steps, []
+
+        def publish(checkpoint_seconds: float) -> None:
+            if not taken:
+                return
+            cost, last = {"checkpoint_seconds": checkpoint_seconds}, taken[-1]
+            steps = [*taken[:-1], Step(last.line | cost, last.figures | cost, last.time)]
+            for publisher in self._publishers:
+                publisher(steps)
+
+        return publish
 
 
 def read_metrics(store: Store) -> Iterator[dict[str, Any]]:
@@ -28,14 +79,6 @@ def write_metrics(store: Store, steps: list[dict[str, Any]]) -> None:
     with store.writing(f"{METRICS}/{steps[-1]['step'] + 1:08d}.jsonl") as file:
         for step in steps:
             file.write((json.dumps(step) + "\n").encode())
-
-
-def checkpoint_figures(cost: SaveCost, committed: CommittedSave | None) -> dict[str, float]:
-    """What a save cost the steps, and what the last one did in the background, for Ray's metrics."""
-    figures = {"checkpoint_stall_seconds": cost.seconds, "checkpoint_snapshot_bytes": float(cost.n_bytes)}
-    if committed is not None:
-        figures |= {"checkpoint_write_seconds": committed.seconds, "checkpoint_bytes": float(committed.n_bytes)}
-    return figures
 
 
 def step_line(metrics: StepMetrics, sources: Sequence[str], machine: Mapping[str, float]) -> dict[str, Any]:
@@ -64,7 +107,7 @@ def modalities(line: Mapping[str, Any]) -> list[str]:
 
 
 def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
-    """What is shown of a step to people, by flat names; figures of a source are `source/<name>/<figure>`."""
+    """The figures of a step that people see, by flat names; those of a source are `source/<name>/<figure>`."""
     figures = {name: line[name] for name in ("loss", "lr", "grad_norm") if line[name] is not None}
     for modality in modalities(line):
         if targets := line[f"{modality}_targets"]:
@@ -72,15 +115,12 @@ def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
             figures[f"{modality}_nats_per_token"] = line[f"{modality}_nats"] / targets
     for source, values in line["sources"].items():
         figures |= {f"source/{source}/{name}": value for name, value in values.items()}
-    now_and_then = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
-    return {**figures, **line["machine"], **{name: line[name] for name in now_and_then if name in line}}
+    optional = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
+    return {**figures, **line["machine"], **{name: line[name] for name in optional if name in line}}
 
 
 def step_seconds(step: Mapping[str, Any]) -> float:
-    """What a step took on rank 0, its batch waited for.
-
-    step: a line of `metrics/`. Of one without `step_seconds`, as older runs have them, the batch's wait is left out.
-    """
+    """Of a step, a line of `metrics/`, on rank 0, with the wait for its batch, which lines of older runs leave out."""
     return float(step["machine"].get("step_seconds", step["seconds"]))
 
 
@@ -92,8 +132,3 @@ def whole_seconds(step: Mapping[str, Any]) -> float:
 def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:
     """Over the `whole_seconds` of these steps; starts, restarts and the steps they do again are not among them."""
     return sum(step["tokens"] for step in steps) / max(sum(map(whole_seconds, steps)), 1e-9)
-
-
-def lost_to_bad_shards(lost: Sequence[str], context: int) -> dict[str, int]:
-    """What a step lost over all ranks, from its batch's `lost` keys; an empty dict where nothing is lost."""
-    return {"lost_sequences": len(lost), "lost_tokens": len(lost) * context} if lost else {}

@@ -1,27 +1,43 @@
-"""The sink to Weights & Biases, for those who ask for it: one run a stage, carried on by its id after a restart.
+"""A stage's steps in Weights & Biases: one run a stage, which goes on by its id after a restart.
 
-wandb keeps the first it hears of a step's number and drops what comes later, so steps are sent with their checkpoint: a
-step that the stage goes back from is never sent, and one that is done again after a kill is the same.
+wandb keeps the first figures of a step's number and drops later ones, so steps are sent with their checkpoint: a step
+that the stage goes back from is never sent, and one that is done again after a kill has the same figures.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
+import importlib.util
+from collections.abc import Sequence
 
 from pipelines.dag.manifest import digest
+from pipelines.recipe import Recipe
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics.sink import Held
+from pipelines.train.metrics.steps import Step
+from storage.errors import UserError
 
 
-class WeightsAndBiases(Held):
+def check_wandb(recipe: Recipe) -> None:
+    """Raise UserError where the recipe asks for wandb and the package, or the key for its server, is missing here."""
+    wanted = recipe.train.wandb
+    if wanted is None or wanted.mode == "disabled":
+        return
+    if importlib.util.find_spec("wandb") is None:
+        remedy = "pip install 'ringworld[wandb]' here and on the workers, or drop the key"
+        raise UserError(f"train.wandb: the package wandb is not installed; {remedy}")
+    if wanted.mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            remedy = "run `wandb login`, set WANDB_API_KEY, or set train.wandb.mode to offline"
+            raise UserError(f"train.wandb: there is no API key; {remedy}")
+
+
+class WeightsAndBiases:
     """A run of the recipe's project."""
 
     def __init__(self, job: TrainJob) -> None:
         import wandb
 
-        super().__init__()
         wanted = job.recipe.train.wandb
         assert wanted is not None
         name = f"train-{job.stage.name}"
@@ -39,14 +55,10 @@ class WeightsAndBiases(Held):
             settings=wandb.Settings(console="off"),
         )
 
-    def step(self, line: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Keep the figures for the next checkpoint."""
-        self._pending.append((line["step"], {**figures, "_timestamp": time.time()}))  # wandb's own key of when it was
-
-    def _publish(self, taken: list[Any], checkpoint_seconds: float) -> None:
-        taken[-1][1]["checkpoint_seconds"] = checkpoint_seconds
-        for step, figures in taken:
-            self._run.log(figures, step=step, commit=True)
+    def publish(self, steps: Sequence[Step]) -> None:
+        """Send steps that belong to a checkpoint."""
+        for step in steps:  # `_timestamp` is wandb's own key
+            self._run.log({**step.figures, "_timestamp": step.time}, step=step.line["step"], commit=True)
 
     def close(self) -> None:
         """End the run as a success."""

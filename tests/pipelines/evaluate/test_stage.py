@@ -13,7 +13,7 @@ from PIL import Image
 from model.inference.generate import generate_text
 from model.llama.llama import inference
 from pipelines.cluster.progress import bar
-from pipelines.evaluate.job import EvaluateJob, spread
+from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.pictures import strip
 from pipelines.evaluate.record import EvaluateRecord
@@ -156,12 +156,6 @@ def test_a_strip_sets_frames_apart_by_transparent_gaps() -> None:
     assert picture[0, 0].tolist() == [9, 9, 9, 255]
     apart = strip([np.full((3, 8, 8, 3), 9, np.uint8)], given=2)
     assert np.flatnonzero(apart[0, :, 3] == 0).tolist() == [8, 9, 18, 19, 20]
-
-
-def test_spread_keeps_the_first_and_the_last() -> None:
-    assert list(spread(list(range(10)), 3)) == [0, 4, 9]
-    assert list(spread([1, 2], 3)) == [1, 2]
-    assert list(spread([1, 2], 0)) == []
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pipelines.train.bad_shards import RECORD, bad_shards
 from pipelines.train.data import rank_batches
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics
-from pipelines.train.run import bad_data_told, train_stage
+from pipelines.train.run import bad_data_as_user_error, train_stage
 from storage.errors import UserError
 from storage.store import Store
 from testing.packed_shards import BATCH, CONTEXT, PER_SHARD, STEPS, packed
@@ -48,7 +48,7 @@ def test_a_corrupt_shard_ends_the_stage_and_is_named_with_its_hash_and_the_remed
         r"^train-text: shard shards/2\.tar: sequence .* is corrupt: .*the shard's sha256 is [0-9a-f]{64}, the manifest "
         r"says [0-9a-f]{64}.*set train\.max_bad_shards and run again$"
     )
-    with pytest.raises(UserError, match=said), bad_data_told("train-text"):
+    with pytest.raises(UserError, match=said), bad_data_as_user_error("train-text"):
         list(islice(rank_batches(job, Mesh(dp=1, sp=1, rank=0, sp_group=None), Dispatcher(), None), STEPS))
 
 

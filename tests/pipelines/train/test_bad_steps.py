@@ -103,7 +103,8 @@ def test_a_gradient_that_is_not_finite_is_a_bad_step_and_so_many_are_put_up_with
     assert watch.is_spike is None
     assert watch.judge(step_of(0)) == ("good", "")
     assert watch.judge(step_of(1, grad_norm=math.inf)) == ("skip", "the gradient is not finite")
-    again = BadStepWatch(BadSteps(at_most=2), "train-text", watch.state)
+    again = BadStepWatch(BadSteps(at_most=2), "train-text")
+    again.restore(watch.state)
     assert again.judge(step_of(2, loss=math.nan, grad_norm=math.nan)) == ("skip", "the loss is not finite")
     with pytest.raises(UserError, match=r"^train-text: step 3, bad step number 3: the gradient is not finite; look at"):
         again.judge(step_of(3, grad_norm=math.nan))

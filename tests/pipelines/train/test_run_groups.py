@@ -64,9 +64,22 @@ def test_preemptions_without_a_checkpoint_between_them_end_the_stage(
 
     monkeypatch.setattr(groups, "_fit", fit)
     monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
-    with pytest.raises(PreemptionError):
+    gave_up = r"^train-text: PreemptionError: .*; gave up at step 0 after 3 failure\(s\) .*train\.max_restarts 2.*again"
+    with pytest.raises(UserError, match=gave_up) as raised:
         train_in_groups(job_of(tmp_path, max_restarts=2), start_watch())
+    assert raised.value.__cause__ is PREEMPTED
     assert attempts == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_dead_watch_ends_the_stage_with_one_sentence(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(groups, "_fit", lambda job, watch, attempt, size: ray.kill(watch))
+    monkeypatch.setattr(groups, "wait_for_room", lambda train, stage: 1)
+    sentence = r"^train-text: the actor .* watches the workers does not answer \(ActorDiedError.*run the same command"
+    with pytest.raises(UserError, match=sentence):
+        train_in_groups(job_of(tmp_path), start_watch())
 
 
 @pytest.mark.slow

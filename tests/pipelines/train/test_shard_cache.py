@@ -120,9 +120,8 @@ def test_training_caches_shards_of_object_stores_where_the_recipe_says(
 ) -> None:
     remote = Remote(1)
     monkeypatch.setattr("pipelines.train.data.CACHE", tmp_path)
-    monkeypatch.setattr("pipelines.train.data.opener", lambda store: remote)
     job = SimpleNamespace(
-        shards=SimpleNamespace(is_local=is_local),
+        shards=SimpleNamespace(is_local=is_local, open_ranged=remote),
         recipe=SimpleNamespace(train=SimpleNamespace(shard_cache_gib=gib)),
     )
     shards = ShardSet(4, VOCABULARY, "text", tuple(remote.stats), tuple(remote.stats.values()))

@@ -12,6 +12,8 @@ def test_uniform_sample_is_linspace_truncated() -> None:
     assert uniform_sample(9, 4).tolist() == [0, 2, 5, 8]  # 0, 2.67, 5.33, 8
     assert uniform_sample(3, 8).tolist() == [0, 1, 2]
     assert uniform_sample(0, 8).tolist() == []
+    assert uniform_sample(10, 3).tolist() == [0, 4, 9], "the first and the last are among them"
+    assert uniform_sample(2, 0).tolist() == []
 
 
 def test_pieces_share_samples_out_by_time() -> None:

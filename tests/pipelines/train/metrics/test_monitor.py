@@ -16,13 +16,20 @@ from model.training.engine import StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.recipe import Recipe
 from pipelines.recipe.train import Wandb
-from pipelines.train.check_wandb import check_wandb
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics.files import MetricsFile, TensorBoard, remove_uncommitted
+from pipelines.train.metrics.files import remove_uncommitted, write_events
 from pipelines.train.metrics.machine import device_peak, memory, part_figures, speed
-from pipelines.train.metrics.sink import Terminal
-from pipelines.train.metrics.steps import read_metrics, step_figures, step_line, tokens_per_second, whole_seconds
-from pipelines.train.metrics.wandb import WeightsAndBiases
+from pipelines.train.metrics.monitor import move_bar
+from pipelines.train.metrics.steps import (
+    HeldSteps,
+    read_metrics,
+    step_figures,
+    step_line,
+    tokens_per_second,
+    whole_seconds,
+    write_metrics,
+)
+from pipelines.train.metrics.wandb import WeightsAndBiases, check_wandb
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.store import Store
@@ -111,17 +118,23 @@ def test_memory_is_in_bytes() -> None:
     assert 2**25 < held["memory_resident_bytes"] <= held["memory_peak_bytes"] * 1.01 < 2**37
 
 
+def held_steps(store: Store) -> HeldSteps:
+    """Steps that go to both folders of a stage."""
+    return HeldSteps(
+        [lambda steps: write_metrics(store, [step.line for step in steps]), lambda steps: write_events(store, steps)]
+    )
+
+
 def test_files_list_each_step_once_whatever_was_killed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
 
     def train(first: int, end: int, committed: tuple[int, ...]) -> None:
         remove_uncommitted(store, first)
-        sinks = (MetricsFile(store), TensorBoard(store))
+        held = held_steps(store)
         for step in range(first, end):
-            for sink in sinks:
-                sink.step(line_of(step), step_figures(line_of(step)))
-                if step + 1 in committed:
-                    sink.take()(0.25)
+            held.add(line_of(step), step_figures(line_of(step)))
+            if step + 1 in committed:
+                held.take()(0.25)
 
     train(0, 5, (2, 4))  # step 4 is lost by a kill; and say that the checkpoint after step 3 was never committed
     train(2, 8, (5, 8))
@@ -134,12 +147,12 @@ def test_files_list_each_step_once_whatever_was_killed(tmp_path: Path) -> None:
 
 def test_steps_that_will_be_done_again_can_be_discarded(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    for sink in (MetricsFile(store), TensorBoard(store)):
-        for step in (0, 1, 1, 2):
-            sink.step(line_of(step), step_figures(line_of(step)))
-            if step == 1:
-                sink.discard()
-        sink.take()(0.25)
+    held = held_steps(store)
+    for step in (0, 1, 1, 2):
+        held.add(line_of(step), step_figures(line_of(step)))
+        if step == 1:
+            held.discard()
+    held.take()(0.25)
     assert [line["step"] for line in read_metrics(store)] == [2]
     assert [step for step, _ in shown_by_tensorboard(tmp_path / "tensorboard")["loss"]] == [2]
 
@@ -147,7 +160,7 @@ def test_steps_that_will_be_done_again_can_be_discarded(tmp_path: Path) -> None:
 def test_the_bar_shows_loss_speed_utilisation_and_stall() -> None:
     told = []
     report = SimpleNamespace(remote=lambda step, figures: told.append((step, figures)))
-    Terminal(SimpleNamespace(report=report)).step(line_of(3), step_figures(line_of(3)))
+    move_bar(SimpleNamespace(report=report), line_of(3), step_figures(line_of(3)))
     assert told == [(4, {"loss": 3.0, "tokens_per_second": 35.0, "mfu": 0.4, "loader_stall_seconds": 0.5})]
 
 
@@ -217,16 +230,16 @@ def test_wandb_hears_of_steps_with_their_checkpoint_and_never_of_discarded_ones(
     run = SimpleNamespace(log=lambda figures, step, commit: heard.append((step, figures)))
     stub = SimpleNamespace(init=lambda **settings: run, Settings=lambda **settings: None)
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    sink = WeightsAndBiases(wandb_job(with_wandb(tmp_path), tmp_path))
+    held = HeldSteps([WeightsAndBiases(wandb_job(with_wandb(tmp_path), tmp_path)).publish])
     for step, loss in ((0, 5.0), (1, 4.0), (2, 99.0), (1, 4.0), (2, 3.0)):
-        sink.step({"step": step}, {"loss": loss})
+        held.add({"step": step}, {"loss": loss})
         if step == 0:
-            sink.take()(0.25)
+            held.take()(0.25)
         if loss == 99.0:
             assert heard == [(0, {"loss": 5.0, "_timestamp": 7.0, "checkpoint_seconds": 0.25})]
-            sink.discard()
-    sink.take()(0.5)
-    sink.take()(0.5)
+            held.discard()
+    held.take()(0.5)
+    held.take()(0.5)
     assert [(step, figures["loss"]) for step, figures in heard] == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
 
@@ -236,9 +249,10 @@ def test_wandb_offline_keeps_every_step_under_one_id(tmp_path: Path, monkeypatch
     ids = []
     for first, end in ((0, 2), (2, 4)):  # as if started again
         sink = WeightsAndBiases(job)
+        held = HeldSteps([sink.publish])
         for step in range(first, end):
-            sink.step(line_of(step), step_figures(line_of(step)))
-        sink.take()(0.25)
+            held.add(line_of(step), step_figures(line_of(step)))
+        held.take()(0.25)
         ids.append(sink._run.id)
         assert sink._run.summary["source/clips/loss"] == 0.5
         assert sink._run.summary["tokens_per_second"] == 32.0 + end - 1
