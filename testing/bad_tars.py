@@ -70,7 +70,7 @@ TARS: dict[str, tuple[Callable[[], bytes], list[tuple[str, str]]]] = {
     ),
     "again": (
         lambda: member("x.txt") + member("a.txt"),
-        [("a", FINE), ("x", "no video or image in it"), ("a", "its key stands in the tar twice"), ("z", FINE)],
+        [("a", FINE), ("x", "no video or image in it"), ("a", "its key occurs in the tar twice"), ("z", FINE)],
     ),
     "bomb": (lambda: picture("x.png", png_bomb(40_000).getvalue()), [("a", FINE), ("x", NO_IMAGE), ("z", FINE)]),
     "long-name": (lambda: member("././@LongLink", tarfile.GNUTYPE_LONGNAME, b"x" * (1 << 20)), [("", LOST + "0 (a)")]),
