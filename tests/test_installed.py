@@ -105,7 +105,41 @@ def test_the_wheel_has_the_code_and_the_recipes(installed: Path, tmp_path: Path)
     assert "a big grey rabbit" in call([installed / "python", "-c", listed], tmp_path).stdout
 
 
-@pytest.mark.parametrize("fill", [other_checkout, pytest.param(files_of_a_user, marks=pytest.mark.faults)])
+TASK = """
+import ray
+from pipelines.cluster.capacity import Capacity
+from pipelines.cluster.ray_cluster import ray_instance
+from pipelines.cluster.same_code import as_driver
+
+def place():
+    import jobs, model, pipelines, storage, tokenization
+    return [room.__file__ for room in (jobs, model, pipelines, storage, tokenization)]
+
+class Actor:
+    place = staticmethod(place)
+
+with ray_instance(None, Capacity(cpus=1)):
+    answers = [ray.remote(as_driver(place)).remote(), ray.remote(Actor).remote().place.remote()]
+    print(*(path for answer in answers for path in ray.get(answer)), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("fill", [other_checkout, files_of_a_user])
+def test_tasks_and_actors_import_the_installed_code_in_whatever_folder_their_driver_is_started(
+    fill: Callable[[Path], Path], installed: Path, tmp_path: Path
+) -> None:
+    folder = fill(tmp_path / "started")
+    done = call([installed / "python", "-P", "-c", TASK], folder)
+    assert done.returncode == 0, done.stderr
+    (site,) = installed.parent.glob("lib/*/site-packages")
+    places = done.stdout.split()
+    assert len(places) == 10
+    assert all(Path(place).is_relative_to(site) for place in places), places
+    assert not (folder / "imported").exists(), (folder / "imported").read_text()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fill", [other_checkout, files_of_a_user])
 def test_whatever_the_folder_holds_in_which_it_is_started_the_installed_code_runs(
     fill: Callable[[Path], Path], installed: Path, sources: Path, tmp_path: Path
 ) -> None:

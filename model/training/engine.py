@@ -11,6 +11,7 @@ so each local sum is multiplied by world * grad_accum / N, which leaves the plai
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -235,6 +236,7 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     import deepspeed  # imported here: it takes seconds
     import deepspeed.ops
 
+    _import_muon_uncompiled()
     # On CPU it would compile a shared-memory collective at start-up: minutes, and a failure where there is no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
@@ -249,6 +251,25 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, which no engine here uses, before `deepspeed.initialize` does.
+
+    It is compiled where it is imported, for which torch loads Inductor: a second of processor time a worker.
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    except ImportError:  # of another version of DeepSpeed
+        pass
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:

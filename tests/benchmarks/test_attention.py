@@ -90,6 +90,7 @@ def test_a_slow_exchange_counts_what_comes_and_lets_it_arrive_one_after_the_othe
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_the_benchmark_runs_in_processes_end_to_end(tmp_path: Path) -> None:
     path = tmp_path / "attention.json"
     small = ["--ranks", "2", "--context", "2048", "--kv-heads", "2", "--rounds", "1", "--seed", "1"]

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.store import SYSTEMS, TASKS, print_store, store_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 def test_a_report_has_a_row_for_each_system_and_task_and_the_target(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,7 @@ def test_the_target_is_decided_by_the_slowest_file_of_texts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_report_from_a_real_server() -> None:
     report = text_report(["plays"], 0.2, 1, ["ringworld", "read"])
     assert [(row["corpus"], row["format"]) for row in report["rows"]] == [("plays", "jsonl"), ("plays", "parquet")]

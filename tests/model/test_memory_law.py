@@ -51,7 +51,10 @@ def reference() -> dict[str, tuple]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dp", "sp"), CASES)
+@pytest.mark.parametrize(
+    ("dp", "sp"),
+    [pytest.param(1, 1, marks=pytest.mark.faults), pytest.param(1, 2, marks=pytest.mark.faults), (2, 2)],
+)
 def test_training_that_saves_memory_equals_padded_training(dp, sp, reference):
     per_rank = run_in_processes(train, dp * sp, sp, CASES[dp, sp])
     assert_padded_training(per_rank, reference, f"dp{dp}sp{sp}")

@@ -1,6 +1,7 @@
 """The command as a job on a cluster of two nodes, from a bucket to a bucket of a real S3 server.
 
-What it makes is what a local run makes, and no credential is in what it writes, says or calls its processes.
+Its driver is killed amid training, and the same job is submitted again. What it makes is what an undisturbed local run
+makes, and no credential is in what it writes, says or calls its processes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from storage.store import Store
 from testing.miniature import ROOT, ringworld, text_recipe, write_recipe
 from testing.ray_nodes import BIN, RayNodes
 from testing.s3_server import KEY, SECRET, ObjectStore, free_ports
+from tests.pipelines.test_resume import steps
 
 pytestmark = pytest.mark.slow
 
@@ -100,11 +102,13 @@ def options(object_store: ObjectStore) -> dict[str, Any]:
 
 @dataclass
 class Finished:
-    """A text run as a job, with sources and output in the bucket. said: its log and standard output. shown: Ringworld's
-    figures with their stages, as the nodes' metrics endpoints had them. commands: the command lines of all processes.
+    """A text run as two jobs, with sources and output in the bucket. killed, said: what the first job, whose driver was
+    killed, and the second printed. shown: Ringworld's figures with their stages, as the nodes' metrics endpoints had
+    them. commands: the command lines of all processes.
     """
 
     recipe: Path
+    killed: str = ""
     said: str = ""
     code: int | None = None
     shown: set[str] = field(default_factory=set)
@@ -143,8 +147,19 @@ def finished(
     tree["storage"]["options"] = options
     tree["tokenize"]["decode"] = {"custom": {"decode": 1}, "workers": 2}
     run = Finished(write_recipe(tmp_path_factory.mktemp("job") / "recipe.yaml", tree))
-    entry = ["--working-dir", ".", "--", "python", "-m", "jobs.run", str(run.recipe)]
+    stage = Store("s3://data/run/stages/train-text", options)
+    run.killed, code = submit(run, cluster, until=lambda: any(name.endswith("/COMMIT") for name in stage.names()))
+    assert code != 0, run.killed
+    run.said, run.code = submit(run, cluster)
+    return run
+
+
+def submit(run: Finished, cluster: Cluster, until: Callable[[], bool] = lambda: False) -> tuple[str, int]:
+    """Submit the recipe as a job and follow it to its end, killing its driver when `until` holds; what it printed, and
+    the exit code.
+    """
     log = run.recipe.with_name("log")
+    entry = ["--working-dir", ".", "--", "python", "-m", "jobs.run", str(run.recipe)]
     with log.open("wb") as said:
         job = subprocess.Popen(
             [str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard, *entry],
@@ -153,21 +168,39 @@ def finished(
             stdout=said,
             stderr=said,
         )
-        deadline = time.monotonic() + 300
+        deadline, is_killed = time.monotonic() + 300, False
         while job.poll() is None and time.monotonic() < deadline:
             run.look(cluster)
+            if not is_killed and until():
+                (driver,) = [one for one in cluster.processes(cluster.nodes[0]) if is_driver(one)]
+                driver.kill()
+                is_killed = True
             time.sleep(0.5)
         job.kill()
-    run.said, run.code = log.read_text(), job.wait()
-    return run
+    return log.read_text(), job.wait()
+
+
+def is_driver(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[1:3] == ["-m", "jobs.run"]
+    except psutil.Error:
+        return False
 
 
 def test_the_job_succeeds_and_tells_where_its_report_is(finished: Finished, cluster: Cluster) -> None:
     assert finished.code == 0, finished.said
     assert re.search(r"Job 'raysubmit_\w+' succeeded", finished.said)
     assert "report: s3://data/run/report.html" in finished.said
-    (submitted,) = json.loads(cluster.get("/api/jobs/"))
-    assert submitted["status"] == "SUCCEEDED"
+    assert sorted(job["status"] for job in json.loads(cluster.get("/api/jobs/"))) == ["FAILED", "SUCCEEDED"]
+
+
+def test_what_the_killed_job_committed_is_kept_and_training_carries_on_at_the_exact_next_sequences(
+    finished: Finished, options: dict[str, Any], undisturbed: Path
+) -> None:
+    assert "carries on at step" in finished.said
+    assert re.findall(r"(\S+) {2,}done ", finished.said) == ["sources", "tokenize", "pack-text"]
+    remote = Store("s3://data/run/stages/train-text", options)
+    assert steps(remote) == steps(Store(str(undisturbed)).at("stages", "train-text"))
 
 
 def test_its_figures_are_among_the_nodes_metrics(finished: Finished) -> None:
@@ -184,7 +217,7 @@ def test_tasks_run_on_the_node_that_has_what_they_ask_for(finished: Finished, cl
 
 @pytest.mark.usefixtures("finished")
 def test_what_is_uploaded_is_the_code_without_history_environments_runs_or_caches(cluster: Cluster) -> None:
-    (uploaded,) = Path(cluster.folders[0]).glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    uploaded, *_ = Path(cluster.folders[0]).glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     assert (uploaded / "jobs" / "run.py").is_file()
     assert {path.name for path in uploaded.iterdir()}.isdisjoint({".git", ".venv", "venv", "runs", ".mypy_cache"})
     assert sum(path.stat().st_size for path in uploaded.rglob("*")) < 10 * 2**20

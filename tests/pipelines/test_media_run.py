@@ -161,6 +161,7 @@ def test_a_vqgan_is_trained_on_what_is_in_them_but_for_what_is_held_out(
         assert sum((frame == held).all() for frame in frames) == 1, "of the list of questions alone, not of the tar"
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("local_ray")
 def test_another_pool_makes_the_same_bytes(finished: Path, data: Path, sources: Path, tmp_path: Path) -> None:
     again = tree(data, sources, tmp_path / "run")

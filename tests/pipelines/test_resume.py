@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from storage.store import TEMPORARY_PREFIX, Store
 from testing.miniature import environment, recipe, ringworld, write_recipe
 from testing.tensorboard_events import shown_by_tensorboard, shown_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 MARK = "RINGWORLD_TEST_RUN"
 SOON, GRACE = 10.0, 60.0  # seconds
@@ -41,9 +40,7 @@ MOMENTS = (
 
 @dataclass
 class Killed:
-    """A run killed at one or at every one of `MOMENTS` and carried on to the end."""
-
-    moments: tuple[tuple[str, str, int], ...]
+    """A run killed at every one of `MOMENTS` and carried on to the end."""
 
     root: Path
     recipe: Path
@@ -53,24 +50,13 @@ class Killed:
     said: str  # by the last driver
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(MOMENTS[-1:], id="amid training"),
-        pytest.param(MOMENTS, id="amid three stages", marks=pytest.mark.faults),
-    ],
-)
-def killed(
-    request: pytest.FixtureRequest, sources: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Killed:
+@pytest.fixture(scope="module")
+def killed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     root, path = folder / "run", folder / "recipe.yaml"
     write_recipe(path, recipe(sources, root))
-    if request.param == MOMENTS[-1:]:  # what comes before is not touched by the kill, and need not be made
-        for stage in ("sources", "vqgan", "tokenize", "pack-text"):
-            shutil.copytree(undisturbed / "stages" / stage, root / "stages" / stage)
-    run = Killed(request.param, root, path, {}, {}, [], "")
-    for stage, pattern, count in run.moments:
+    run = Killed(root, path, {}, {}, [], "")
+    for stage, pattern, count in MOMENTS:
         log = folder / f"{stage}.log"
         mark = kill_driver(path, log, lambda: len(list(root.glob(f"stages/{stage}/*/{pattern}"))) >= count)  # noqa: B023
         manifests = list(root.glob(f"stages/{stage}/*/manifest.json"))
@@ -151,11 +137,11 @@ def manifests(root: Path) -> dict[str, Any]:
     return found
 
 
-def steps(root: Path, stage: str) -> list[dict[str, Any]]:
-    (folder,) = (root / "stages" / stage).iterdir()
+def steps(stage: Store) -> list[dict[str, Any]]:
+    """The metrics of a train stage's steps, but for clocks."""
     return [
         {k: v for k, v in step.items() if k != "machine" and not k.endswith("seconds")}
-        for step in read_metrics(Store(str(folder)))
+        for step in read_metrics(stage.at(*stage.folders()))
     ]
 
 
@@ -169,7 +155,7 @@ def test_every_output_is_byte_identical_to_an_undisturbed_runs(killed: Killed, u
 
 
 def test_what_was_committed_before_the_kill_is_not_made_again(killed: Killed) -> None:
-    for stage, *_ in killed.moments:
+    for stage, *_ in MOMENTS:
         assert killed.committed[stage]
         for record, when in killed.committed[stage].items():
             assert record.stat().st_mtime_ns == when, record
@@ -183,9 +169,9 @@ def test_training_carries_on_from_the_checkpoint_with_the_exact_next_sequences(
         r"train-video: starts from the fp32 weights at \S*/train-text/\w+/checkpoints, step 12", killed.said
     )
     for stage, count in (("train-text", 12), ("train-video", 4)):
-        expected = steps(undisturbed, stage)
+        expected, found = (steps(Store(str(root)).at("stages", stage)) for root in (undisturbed, killed.root))
         assert [step["step"] for step in expected] == list(range(count))
-        assert steps(killed.root, stage) == expected, "losses, gradient norms and target counts of every step"
+        assert found == expected, "losses, gradient norms and target counts of every step"
 
 
 def test_tensorboard_shows_every_step_once_through_the_kill(killed: Killed) -> None:
@@ -195,7 +181,7 @@ def test_tensorboard_shows_every_step_once_through_the_kill(killed: Killed) -> N
 
 
 def test_no_process_outlives_its_driver(killed: Killed) -> None:
-    assert killed.servers == {stage: [] for stage, _, _ in killed.moments}, "Ray ends with the driver at once"
+    assert killed.servers == {stage: [] for stage, _, _ in MOMENTS}, "Ray ends with the driver at once"
     for mark in killed.marks:
         assert left_after(GRACE, mark) == [], "a worker that was just starting gives up looking for its raylet"
 

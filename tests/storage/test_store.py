@@ -132,6 +132,7 @@ def test_json_that_a_power_cut_emptied_or_tore_is_one_sentence_that_names_the_fi
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_whoever_opens_a_url_first_in_a_process_gets_our_own_client(scheme: str) -> None:
     script = (

@@ -73,7 +73,7 @@ def ring(group: dist.ProcessGroup | None, plan: SequencePlan, checkpointing: boo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("sp", [1, 2, 4])
+@pytest.mark.parametrize("sp", [1, 2, pytest.param(4, marks=pytest.mark.faults)])
 def test_llama_on_gloo_processes_equals_dense_documents(sp: int, checkpointing: bool) -> None:
     plan = plan_sequence(CU_SEQLENS, sp)
     by_rank = run_in_processes(ring, sp, plan, checkpointing)

@@ -39,7 +39,7 @@ def peaks(group: dist.ProcessGroup, plans: list[SequencePlan]) -> list[tuple[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mix", ["one document", "several"])
+@pytest.mark.parametrize("mix", ["one document", pytest.param("several", marks=pytest.mark.faults)])
 def test_peak_grows_with_the_share_and_the_keys_in_flight_and_not_with_the_sequence(mix: str) -> None:
     per_token: dict[tuple, list[float]] = {}
     for sp in (4, 8):

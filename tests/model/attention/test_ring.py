@@ -55,13 +55,13 @@ TELLING = ("zigzag", "shared-0.5%", "scattered")
 def every_plan(
     cu_seqlens: list[int], sp: int, kv_heads: int, layouts: Iterable[str] = TELLING
 ) -> Iterator[SequencePlan]:
-    """Plans by every Ulysses degree and route."""
+    """Plans by every Ulysses degree and route; one where a ring of one rank leaves nothing to choose."""
     boundaries = np.array(cu_seqlens)
     for degree in (u for u in range(1, sp + 1) if sp % u == 0 and kv_heads % u == 0):
         ring = sp // degree
-        for name in layouts:
+        for name in layouts if ring > 1 else list(layouts)[:1]:
             assignment = {**LAYOUTS, "scattered": scattered}[name](boundaries, ring)
-            for route in ("direct", "relay"):
+            for route in ("direct", "relay") if ring > 1 else ("direct",):
                 yield SequencePlan(boundaries, assignment, ring, degree, route, name)
 
 
@@ -85,7 +85,12 @@ def test_out_and_gradients_equal_dense_attention(mix: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "dtype", "bound"),
-    [*((heads, torch.float64, 1e-12) for heads in HEADS), ("grouped, 24", torch.float32, 5e-7)],
+    [
+        pytest.param("multi-head, 64", torch.float64, 1e-12, marks=pytest.mark.faults),
+        ("grouped, 24", torch.float64, 1e-12),
+        ("one kv head, 80", torch.float64, 1e-12),
+        ("grouped, 24", torch.float32, 5e-7),
+    ],
 )
 @pytest.mark.parametrize("mix", MIXES)
 def test_every_layout_equals_dense_attention(mix: str, heads: str, dtype: torch.dtype, bound: float) -> None:
@@ -116,6 +121,7 @@ def test_single_precision_loses_nothing_to_the_ring_where_the_kernel_itself_is_w
             assert relative_error(x, r) <= max(5e-7, 1.1 * relative_error(one, r))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES)
 def test_half_precision_is_as_near_as_a_single_kernel_call(mix: str) -> None:
     cu_seqlens = MIXES[mix]

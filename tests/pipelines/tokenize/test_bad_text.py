@@ -203,6 +203,7 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_what_large_ones_take_of_memory(tmp_path: Path) -> None:
     """Also a record that is just within the limit, of characters that take a byte in the file and four in memory."""
     paths = []

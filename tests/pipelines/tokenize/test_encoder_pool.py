@@ -132,8 +132,8 @@ def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: P
     with encoder_pool(Doubler, (tmp_path, 0.3), size(1, 2)) as pool:
         wait_until_ready(pool)
         (tmp_path / "no-weights").touch()
-        answers = call(pool, *range(40))  # long enough that the pool tries to grow
-        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(40)]
+        answers = call(pool, *range(20))  # long enough that the pool tries to grow
+        assert [int(answer[0]) for answer in ray.get(answers)] == [2 * number for number in range(20)]
 
 
 @pytest.mark.faults

@@ -128,6 +128,7 @@ def test_ranges_join_to_the_whole_with_and_without_a_seek() -> None:
     assert list(decode_frames(WORLD, FrameRequest(fps=4, size=16, samples=span(20, 20)))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:keyint=48:bframes=3:scenecut=0"}])
 @pytest.mark.parametrize(("part", "maximum"), [((0.0, 1.0), None), ((0.0, 1.0), 77), ((0.25, 0.9), 60)])
 def test_pieces_join_to_the_whole_and_each_decodes_by_itself(

@@ -200,6 +200,7 @@ def test_a_vocabulary_whose_words_may_end_with_spaces_is_encoded_as_exactly(tmp_
     assert ours.encode("").tolist() == []
 
 
+@pytest.mark.slow
 def test_a_hundred_megabyte_line_is_encoded_in_memory_in_proportion() -> None:
     """In a process of its own, whose peak is then that of the line: text, bytes, ids and the tokenizer itself."""
     code = (

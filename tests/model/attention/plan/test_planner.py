@@ -93,6 +93,7 @@ def test_a_rank_takes_part_in_one_long_document_or_two_where_one_ends() -> None:
     assert traffic(segments, ring).keys.sum() < 0.4 * (0.75 * long * n_long * ring)
 
 
+@pytest.mark.slow
 def test_the_same_sequence_gives_the_same_plan_in_another_process() -> None:
     code = (
         "import hashlib, numpy as np\n"

@@ -35,7 +35,9 @@ def trained(frames: np.ndarray, steps: int, **settings: Any) -> VQGAN:
 
 
 # In bfloat16 it takes minutes on a processor that has to emulate it.
-@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "bf16", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.faults)]
+)
 def test_it_learns_frames_it_has_not_seen_and_keeps_the_codebook_alive(frames: np.ndarray, bf16: bool) -> None:
     seen, unseen = frames[:150], frames[150:]
     metrics: list[dict[str, float]] = []
