@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Run the benchmark; targets that are missed are told, and change no exit code."""
+    """Run the benchmark; missed targets are printed and do not change the exit code."""
     return int(arguments.bench(arguments))
 
 

@@ -37,7 +37,7 @@ class RayNodes:
     started: dict[int, psutil.Process] = field(default_factory=dict)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Of whoever may use the cluster."""
+        """Of a user with the cluster's token."""
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         return environment(PATH=path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.token, **more)
 

@@ -107,7 +107,7 @@ def _start(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         f"-filer.port={filer}",
         "-s3",
         f"-s3.port={s3}",
-        "-s3.port.iceberg=0",  # servers nobody asks here, on ports that are fixed
+        "-s3.port.iceberg=0",  # servers not used here, on fixed ports
         "-s3.port.lance=0",
         f"-s3.config={folder / 's3.json'}",
         *(f"-{service}.port.grpc={port}" for service, port in zip(("master", "volume", "filer", "s3"), grpc)),
@@ -123,7 +123,7 @@ def _answers(server: subprocess.Popen[bytes], fs: s3fs.S3FileSystem) -> bool:
     while server.poll() is None and time.monotonic() < deadline:
         try:
             fs.ls("", refresh=True)
-        except Exception:  # the client raises what it likes while nobody answers
+        except Exception:  # the client raises errors of any type while the server starts
             time.sleep(0.2)
         else:
             return True
