@@ -1,8 +1,8 @@
 """Signals that end a run in order: SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread.
 
 Every block on the way out then closes what it opened: the group of workers, Ray, the lease. The signal is kept here,
-since Ray turns every exception in a handler into KeyboardInterrupt. Some of Ray's calls drop even that: a signal is
-repeated until the main thread is out. A signal that the process was started to ignore, as by nohup, stays ignored.
+since Ray turns every exception in a handler into KeyboardInterrupt. A signal that the process was started to ignore, as
+by nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-REPEAT_SECONDS = 15.0  # what a run has to close takes less
 
 
 class StopSignals:
@@ -28,8 +27,6 @@ class StopSignals:
         self._handlers: dict[signal.Signals, Any] = {}
         self._is_deferred = False
         self._is_closing = False
-        self._is_out = threading.Event()
-        self._is_repeated = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -38,13 +35,12 @@ class StopSignals:
             yield
             return
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.received, self._is_repeated, self._is_out = None, False, threading.Event()
+        self.received = None
         self._handlers = {n: signal.SIG_IGN if old is signal.SIG_IGN else self._handle for n, old in before.items()}
         self.install()
         try:
             yield
         finally:
-            self._is_out.set()
             self._handlers = {}
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -85,15 +81,7 @@ class StopSignals:
             self.received = signal.Signals(number)
         if self._is_closing or (is_first and self._is_deferred and number == signal.SIGTERM):
             return
-        if not self._is_repeated:
-            self._is_repeated = True
-            threading.Thread(target=self._repeat, args=(number,), name="stop-signal", daemon=True).start()
         raise KeyboardInterrupt
-
-    def _repeat(self, number: int) -> None:
-        while not self._is_out.wait(REPEAT_SECONDS):
-            if not self._is_closing:
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 stop_signals = StopSignals()
