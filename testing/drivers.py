@@ -35,7 +35,8 @@ class Driver:
         """Start `ringworld run` of a recipe in a process of its own, its log beside the recipe."""
         log, mark = recipe.with_name(f"{name}.log"), uuid.uuid4().hex
         with log.open("wb") as said:
-            command = [sys.executable, "-m", "jobs.cli", "run", str(recipe)]
+            # In the background of a script SIGINT is ignored, here and in what is started here.
+            command = ["env", "--default-signal", sys.executable, "-m", "jobs.cli", "run", str(recipe)]
             return cls(
                 log, subprocess.Popen(command, env=environment(**env, **{MARK: mark}), stdout=said, stderr=said), mark
             )
