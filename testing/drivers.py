@@ -43,12 +43,14 @@ class Driver:
 
     def until(self, when: Callable[[], bool]) -> None:
         """Wait for a moment that comes before its end."""
-        deadline = time.monotonic() + PATIENCE
+        deadline, next_look = time.monotonic() + PATIENCE, 0.0
         while not when():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
-            self.watch()
-            time.sleep(0.1)
+            if time.monotonic() > next_look:  # at all processes there are, which takes longer than some moments last
+                self.watch()
+                next_look = time.monotonic() + 1.0
+            time.sleep(0.02)
 
     def end(self) -> tuple[int, str]:
         """Wait for its end: its exit code and its last line."""
