@@ -112,7 +112,10 @@ _parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
 
 
 def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
-    """The spec of a record by its index in its source; of several, drawn as in LWM. Raises UserError if none is."""
+    """The spec of a record by its index in its source; of several, drawn as in LWM.
+
+    Raises UserError if there is no spec or the drawn one is malformed.
+    """
     if isinstance(specs, str):
         return _parsed(specs)
     if not specs:

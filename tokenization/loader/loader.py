@@ -18,9 +18,10 @@ reads only its own sequences. A shard that is found to be bad while it is read i
 from __future__ import annotations
 
 import itertools
-from collections import deque
+import queue
+import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import numpy as np
@@ -163,14 +164,29 @@ class Loader:
 
 def _read_ahead(items: Generator[Item], depth: int) -> Iterator[Item]:
     """The items or error of an endless generator, produced up to `depth` ahead in a thread; closing ends the thread."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+    made: queue.SimpleQueue[Future[Item]] = queue.SimpleQueue()
+    room, is_closed = threading.Semaphore(depth + 1), threading.Event()
+
+    def produce() -> None:
+        while room.acquire() and not is_closed.is_set():
+            item: Future[Item] = Future()
+            try:
+                item.set_result(next(items))
+            except BaseException as error:
+                item.set_exception(error)
+            made.put(item)
+
+    # An executor's thread would keep a process from ending until it has read all that it was to read.
+    thread = threading.Thread(target=produce, name="loader", daemon=True)
+    thread.start()
     try:
-        ahead = deque(thread.submit(next, items) for _ in range(depth))
         while True:
-            ahead.append(thread.submit(next, items))
-            yield ahead.popleft().result()
+            yield made.get().result()
+            room.release()
     finally:
-        thread.shutdown(cancel_futures=True)
+        is_closed.set()
+        room.release()
+        thread.join()
         items.close()
 
 

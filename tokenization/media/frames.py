@@ -29,7 +29,10 @@ def kind_by_name(name: str) -> MediaKind | None:
 
 
 def media_frames(file: BinaryIO, kind: MediaKind | None, request: FrameRequest) -> Iterator[FrameChunk]:
-    """Frames in chunks; `kind` None tries an image first, then a video. Raises BadData on any other file."""
+    """Frames, uint8 [n, size, size, 3], in chunks of at most `request.chunk`.
+
+    `kind` None tries an image first, then a video. Raises BadData on any other file; errors of reading it pass through.
+    """
     if kind != "video":
         try:
             yield FrameChunk(load_image(file, request.size)[None], np.zeros(1))

@@ -89,6 +89,7 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
     while chunk := list(islice(converted, request.chunk)):
         frames, times = zip(*chunk)
         yield FrameChunk(np.stack(frames), np.array(times))
+        del chunk, frames, times  # before the next chunk is decoded
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _read_text(file: BinaryIO, limit: int) -> Iterator[Record]:
 
 
 def decode_text(content: bytes) -> str:
-    """Decode UTF-8. Raises BadData with the place of the first other byte or NUL, of which UTF-16 is full."""
+    """Decode UTF-8. Raises BadData with the offset of the first byte that is none, or of a NUL (UTF-16 has many)."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -203,8 +203,10 @@ def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
     seven bits per byte from the lowest on, of which the lowest is the sign.
     """
     file.seek(column.dictionary_page_offset)
-    size = re.match(rb".[\x80-\xff]*[\x00-\x7f].([\x80-\xff]*[\x00-\x7f])", file.read(16), re.DOTALL)
-    value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(size[1])) if size else 0
+    size = re.match(rb".[\x80-\xff]*[\x00-\x7f].([\x80-\xff]*[\x00-\x7f])", file.read(32), re.DOTALL)
+    if size is None:  # no header that a writer makes
+        return int(column.total_uncompressed_size)
+    value = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(size[1]))
     return min(value >> 1, int(column.total_uncompressed_size))
 
 

@@ -79,6 +79,7 @@ def read_samples(
                 for _ in group:  # damage within the rest of a bad sample is the tar's
                     pass
                 yield sample
+                del sample  # before the next one is read
             seen.add(key)
     except BadData as error:
         yield BadSample(number, None, f"the tar is damaged {where}: {error}")

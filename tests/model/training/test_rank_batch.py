@@ -148,7 +148,7 @@ def test_a_loader_resumed_anywhere_dispatches_the_same_shares() -> None:
     first, state = shares(None, 2)
     second, _ = shares(state, 4)
     assert all(same(a, b) for a, b in zip([*first, *second], whole, strict=True))
-    assert threads == {"loader_0"}
+    assert threads == {"loader"}
 
 
 def joined() -> MicroBatch:

@@ -180,13 +180,14 @@ def test_prefetching_changes_nothing(corpus, prefetch: int) -> None:
     assert [state["position"] for _, state in seen] == [4, 8, 12, 16, 20, 24]
 
 
-@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader_0")])
+@pytest.mark.parametrize(("prefetch", "thread"), [(0, "MainThread"), (2, "loader")])
 def test_micro_batches_are_prepared_where_they_are_read(corpus, prefetch: int, thread: str) -> None:
     store, sets = corpus
     names = set()
 
     def prepare(micro_batch: MicroBatch) -> tuple[str, ...]:
         names.add(threading.current_thread().name)
+        assert thread == "MainThread" or threading.current_thread().daemon, "a process ends though it reads"
         return micro_batch.keys
 
     geometry = {"dp_size": 2, "dp_rank": 1, "grad_accum": 2, "prefetch": prefetch}
@@ -221,8 +222,8 @@ def test_prefetching_is_bounded(corpus) -> None:
     steps = iter(Loader(counting, sets, order_of(sets), 4, prefetch=2, max_open=1))
     next(steps)
     time.sleep(0.5)
-    # One step handed out, two ready, one in the thread's hands: 16 sequences, each at most one opening.
-    assert 8 <= counting.opened.total() <= 16
+    # One step handed out, two ahead: 12 sequences, each at most one opening.
+    assert 8 <= counting.opened.total() <= 12
     steps.close()
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import struct
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import pairwise
@@ -23,6 +24,7 @@ from PIL import Image
 from storage.errors import BadData
 from testing.made_media import encoded, recoded, remuxed, sound
 from tokenization.media.frame_sampling import FrameRequest, Samples, choose_samples, uniform_sample
+from tokenization.media.resize import SquareConverter
 from tokenization.media.video import FrameChunk, count_samples, decode_frames
 
 
@@ -393,3 +395,21 @@ def test_an_empty_object_is_bad_data_however_it_is_stored(protocol: str, tmp_pat
         pass
     with fsspec.open(url, "rb") as file, pytest.raises(BadData):
         list(decode_frames(file, FrameRequest(fps=4, size=32)))
+
+
+def test_a_chunk_is_let_go_before_the_next_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def convert(self: SquareConverter, *frame: Any) -> np.ndarray:
+        nonlocal most
+        made = original(self, *frame)
+        alive[:] = [one for one in alive if one() is not None] + [weakref.ref(made)]
+        most = max(most, len(alive))
+        return made
+
+    original = SquareConverter.__call__
+    monkeypatch.setattr(SquareConverter, "__call__", convert)
+    for _ in decode_frames(BIKES, FrameRequest(fps=4, size=16, chunk=4)):
+        pass
+    assert most == 4

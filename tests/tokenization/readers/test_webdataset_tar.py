@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -233,3 +234,20 @@ def test_what_is_not_wanted_is_passed_over_unread_and_keeps_its_number() -> None
 def test_a_bad_sample_has_a_reason() -> None:
     (found,) = read_samples(io.BytesIO(tar([("a.txt", b"")])))
     assert found == BadSample(0, "a", "no video or image in it, only .txt")
+
+
+def test_a_sample_is_let_go_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Sample]] = []
+
+    def read(*arguments: Any) -> Sample:
+        assert not [one for one in made if one() is not None]
+        sample = original(*arguments)
+        made.append(weakref.ref(sample))
+        return sample
+
+    original = tar_samples._sample
+    monkeypatch.setattr(tar_samples, "_sample", read)
+    content = tar([(f"{number}.{kind}", b"x") for number in range(4) for kind in ("jpg", "txt")])
+    for sample in read_samples(io.BytesIO(content)):
+        del sample
+    assert len(made) == 4
