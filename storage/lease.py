@@ -125,8 +125,13 @@ class _Heartbeat:
         """Take the lease, or raise UserError that names its holder."""
         for _ in range(_ACQUIRE_ATTEMPTS):
             self.written = {**self.written, "beat": time.time()}
-            if self.store.create_json(LEASE, self.written):
-                return
+            try:
+                if self.store.create_json(LEASE, self.written):
+                    return
+            except FileNotFoundError:
+                if not self.store.is_local:
+                    raise
+                continue  # another driver was refused and removed the folder that it had made
             data = self.store.read_bytes(LEASE)
             if data is None:  # released in between
                 continue

@@ -7,6 +7,7 @@ begins with `TEMPORARY_PREFIX`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -91,7 +92,10 @@ def remove_temporaries(folder: str | Path, deep: bool = True, age: float = 0.0) 
 def _temporary(target: str | Path) -> Iterator[tuple[BufferedRandom, str]]:
     """An open file beside `target`, and its name, which is removed at the end if it is still there."""
     folder = os.path.dirname(target)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:  # which would say that the target is taken
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
     handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
     try:
         with os.fdopen(handle, "w+b") as file:

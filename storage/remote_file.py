@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import obstore
 
+from storage.errors import UserError
 from storage.object_store.client import Client
 from storage.object_store.errors import Request, StoreError
 from storage.retry import Backoff, retry
@@ -36,6 +37,10 @@ class ObjectRanges:
 
     def __init__(self, client: Client, key: str, backoff: Backoff | None = None) -> None:
         self._client, self._key, self._backoff = client, key, backoff
+
+    def once(self) -> ObjectRanges:
+        """The same bytes, by requests that are not repeated."""
+        return ObjectRanges(self._client, self._key, Backoff(attempts=1, pause=0.0))
 
     def size(self) -> int:
         """Of the object, in bytes."""
@@ -161,10 +166,11 @@ class ReadAheadFile(SeekableReader):
     def __init__(self, ranges: ObjectRanges) -> None:
         super().__init__()
         self._ranges = ranges
-        self.size, self._etag, pieces = ranges.first(FIRST)
-        self._blocks = [self._fetch(0, min(FIRST, self.size), pieces)]
+        self._blocks: list[_Block] = []
         self._ahead: tuple[range, Future[_Block]] | None = None
         self._thread = ThreadPoolExecutor(1, "read-ahead")  # obstore's asyncio costs more CPU
+        self.size, self._etag, pieces = ranges.first(FIRST)
+        self._blocks = [self._fetch(ranges, 0, min(FIRST, self.size), pieces)]
 
     def _end(self) -> int:
         return self.size
@@ -191,25 +197,30 @@ class ReadAheadFile(SeekableReader):
             if block.start <= position < block.end:
                 return block
         if self._ahead and position in self._ahead[0]:
-            (_, ahead), self._ahead = self._ahead, None
-            block, in_order = ahead.result(), True
+            (wanted, ahead), self._ahead = self._ahead, None
+            try:
+                block = ahead.result()
+            except (OSError, UserError):  # repeated here alone, where somebody waits for it
+                block = self._fetch(self._ranges, wanted.start, wanted.stop)
+            in_order = True
         else:
             before = next((block for block in self._blocks if block.end == position), None)
-            block = self._fetch(position, self._next_end(before) if before else min(position + FIRST, self.size))
+            end = self._next_end(before) if before else min(position + FIRST, self.size)
+            block = self._fetch(self._ranges, position, end)
             in_order = before is not None
         self._blocks = [*self._blocks[1 - _BLOCKS :], block]
         if in_order and block.end < self.size:
             if self._ahead:
                 self._ahead[1].cancel()
             end = self._next_end(block)
-            self._ahead = range(block.end, end), self._thread.submit(self._fetch, block.end, end)
+            self._ahead = range(block.end, end), self._thread.submit(self._fetch, self._ranges.once(), block.end, end)
         return block
 
     def _next_end(self, before: _Block) -> int:
         return min(before.end + min((before.end - before.start) * _GROWTH, LARGEST), self.size)
 
-    def _fetch(self, start: int, end: int, arrived: Iterable[bytes] = ()) -> _Block:
+    def _fetch(self, ranges: ObjectRanges, start: int, end: int, arrived: Iterable[bytes] = ()) -> _Block:
         """arrived: the first pieces, which an earlier request brought."""
         pieces = list(arrived)
-        pieces += self._ranges.pieces(start + sum(map(len, pieces)), end, self._etag, _PIECE)
+        pieces += ranges.pieces(start + sum(map(len, pieces)), end, self._etag, _PIECE)
         return _Block(start, end, pieces)

@@ -41,16 +41,17 @@ class Driver:
                 log, subprocess.Popen(command, env=environment(**env, **{MARK: mark}), stdout=said, stderr=said), mark
             )
 
-    def until(self, when: Callable[[], bool]) -> None:
-        """Wait for a moment that comes before its end."""
-        deadline, next_look = time.monotonic() + PATIENCE, 0.0
+    def until(self, when: Callable[[], bool], watch: bool = True) -> None:
+        """Wait for a moment that comes before its end. watch: look at its processes too, which takes longer than some
+        moments last.
+        """
+        deadline = time.monotonic() + PATIENCE
         while not when():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
-            if time.monotonic() > next_look:  # at all processes there are, which takes longer than some moments last
+            if watch:
                 self.watch()
-                next_look = time.monotonic() + 1.0
-            time.sleep(0.02)
+            time.sleep(0.1 if watch else 0.01)
 
     def end(self) -> tuple[int, str]:
         """Wait for its end: its exit code and its last line."""

@@ -85,7 +85,8 @@ class Client:
         bucket, else StoreError; AlreadyExistsError passes.
         """
         url = f"{self._url}/{key}" if key else self._url
-        secrets = tuple(filter(None, self.settings.keys or ()))
+        # The longest first: one may be a part of another.
+        secrets = tuple(sorted(filter(None, self.settings.keys or ()), key=len, reverse=True))
         context = Request(url, doing, self.settings.endpoint, secrets)
         attempts, is_expired = 0, False
 
@@ -93,8 +94,8 @@ class Client:
             nonlocal attempts, is_expired
             attempts += 1
             if is_expired:
+                is_expired = False  # what renewing raises is not repeated: it may ask a person
                 self.renew()
-                is_expired = False
             try:
                 made = make(self.store, key)
             except obstore.exceptions.AlreadyExistsError:

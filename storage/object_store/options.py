@@ -107,12 +107,13 @@ def gcs_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     _check("gs", options)
     token, endpoint = options.get("token"), str(options.get("endpoint_url") or "")
     anon = bool(options.get("anon")) or token == "anon"
-    account = Path(token).expanduser() if isinstance(token, str) and not anon else None
-    if not (anon or (account and account.is_file()) or token in (None, "google_default", "cloud", "cache")):
+    account = str(Path(token).expanduser()) if isinstance(token, str) and not anon else ""
+    account = account if os.path.isfile(account) else ""
+    if not (anon or account or token in (None, "google_default", "cloud", "cache")):
         raise UserError(
             "storage.options.token: for gs:// it is the path of a service account's JSON, google_default or anon"
         )
-    config = _given(skip_signature=anon, service_account=account and str(account), base_url=endpoint)
+    config = _given(skip_signature=anon, service_account=account, base_url=endpoint)
     return Settings(config, _client(endpoint), endpoint=endpoint)
 
 

@@ -63,7 +63,7 @@ def test_a_signal_ends_a_run_in_order_while_it_tokenizes_and_while_it_trains(
     recipe = recipe_of(sources, tmp_path)
     driver = Driver.start(recipe, "tokenizing")
     try:
-        driver.until(lambda: bool(list(tmp_path.glob(f"run/stages/tokenize/*/{STARTED}"))))
+        driver.until(lambda: bool(list(tmp_path.glob(f"run/stages/tokenize/*/{STARTED}"))), watch=False)
         stop(driver, number, tmp_path)
     finally:
         driver.kill()

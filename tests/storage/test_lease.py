@@ -225,3 +225,40 @@ def test_a_lease_and_its_place_in_the_folder_are_synced_before_it_counts(
     assert temporary.startswith(".tmp-")
     assert not before, "the file's bytes, before it has its name"
     assert folder == (tmp_path.name, True), "and its name"
+
+
+@pytest.mark.parametrize("before", ["absent", "empty"])
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_root_that_the_lease_made_is_removed_if_nothing_was_written(
+    tmp_path: Path, before: str, writes: bool
+) -> None:
+    store = Store(str(tmp_path / "root"))
+    if before == "empty":
+        (tmp_path / "root").mkdir()
+    with lease(store) as held:
+        if writes:
+            held.write_json("made", 1)
+    assert (tmp_path / "root").exists() == (writes or before == "empty")
+
+
+def test_a_root_that_another_driver_removes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def create(self: Store, *arguments: Any) -> bool:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise FileNotFoundError("root")
+        return original(self, *arguments)
+
+    original = Store.create_json
+    monkeypatch.setattr(Store, "create_json", create)
+    with lease(Store(str(tmp_path / "root"))) as held:
+        held.write_json("made", 1)
+
+
+def test_a_name_below_a_file_is_not_called_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        Store(str(tmp_path / "file")).create_json(LEASE, 1)

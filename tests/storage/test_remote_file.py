@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import fsspec
 import numpy as np
 import pytest
 
 from storage.errors import BadData, UserError
-from storage.remote_file import RangedFile
+from storage.object_store.errors import StoreError
+from storage.remote_file import ObjectRanges, RangedFile, ReadAheadFile
 from storage.retry import Backoff
 from storage.store import Store
 from storage.urls import open_ranged
@@ -164,3 +167,38 @@ def test_a_loader_reads_the_same_sequences_through_a_failing_store(
     object_store.fs.pipe_file("data/loader/1.tar", bytes(body))
     with pytest.raises(BadData, match=r"^shard 1\.tar: sequence .* is corrupt: .*; the shard's sha256 is"):
         read(remote, 8, workers=2)
+
+
+class AwayWhileReadAhead:
+    """The bytes of an object whose store answers no request that is made ahead."""
+
+    def first(self, n_bytes: int) -> tuple[int, str | None, list[bytes]]:
+        return len(BODY), None, [BODY[:n_bytes]]
+
+    def pieces(self, start: int, end: int, *_: Any) -> Iterator[bytes]:
+        yield BODY[start:end]
+
+    def once(self) -> AwayWhileReadAhead:
+        return Away()
+
+
+class Away(AwayWhileReadAhead):
+    def pieces(self, start: int, end: int, *_: Any) -> Iterator[bytes]:
+        if start < end:
+            raise StoreError("x: cannot be read", "transient")
+        return iter(())
+
+
+def test_a_block_that_could_not_be_read_ahead_is_requested_again_when_it_is_wanted() -> None:
+    assert ReadAheadFile(cast(ObjectRanges, AwayWhileReadAhead())).read() == BODY
+
+
+def test_a_file_that_could_not_be_opened_can_be_closed() -> None:
+    class Absent(AwayWhileReadAhead):
+        def first(self, n_bytes: int) -> tuple[int, str | None, list[bytes]]:
+            raise FileNotFoundError
+
+    file = ReadAheadFile.__new__(ReadAheadFile)
+    with pytest.raises(FileNotFoundError):
+        file.__init__(cast(ObjectRanges, Absent()))  # type: ignore[misc]
+    file.close()

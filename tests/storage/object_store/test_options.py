@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -19,8 +20,9 @@ import pytest
 from storage.errors import UserError
 from storage.object_store.client import Client
 from storage.object_store.credentials import Keys
-from storage.object_store.errors import Request
+from storage.object_store.errors import Request, StoreError
 from storage.object_store.options import azure_settings, bucket_region, gcs_settings, s3_settings
+from storage.retry import Backoff
 from storage.urls import list_objects
 from testing.http_server import http_server
 
@@ -155,6 +157,8 @@ def test_options_of_the_other_stores(tmp_path: Path) -> None:
         "service_account": str(tmp_path / "account.json")
     }
     assert gcs_settings("b", {"token": "anon", "project": "p"}).config == {"skip_signature": True}
+    for token in ("google_default", "cloud", "cache"):
+        assert gcs_settings("b", {"token": token}).config == {}
     with pytest.raises(UserError, match="token: for gs:// it is the path"):
         gcs_settings("b", {"token": "oops"})
     assert azure_settings("c", {"account_name": "a", "sas_token": "t"}).config == {"account_name": "a", "sas_key": "t"}
@@ -191,6 +195,38 @@ def test_no_message_repeats_a_credential() -> None:
         "s3://b/k: cannot be read from the store at http://h (403 InvalidAccessKeyId: ... is not known, ...); check "
         "the credentials and what they allow, and run again to carry on"
     )
+
+
+def client_that_gets(message: str) -> tuple[Client, Callable[[], None]]:
+    """A client whose requests fail with a message of the store, and such a request."""
+    client = Client("s3", "b", {"key": "minio", "secret": "minio123", "endpoint_url": "http://127.0.0.1:9"})
+
+    def refuse(store: Any, key: str) -> None:
+        raise OSError(f"Server returned non-2xx status code: 400 Bad Request: <Error>{message}</Error>")
+
+    return client, lambda: client.ask("read", refuse, "k", Backoff(attempts=3, pause=0.0))
+
+
+def test_no_rest_of_a_secret_is_left_that_begins_with_the_key() -> None:
+    _, ask = client_that_gets("<Code>SignatureDoesNotMatch</Code><Message>signed by minio123</Message>")
+    with pytest.raises(StoreError, match=r"signed by \.\.\.") as caught:
+        ask()
+    assert "123" not in str(caught.value)
+
+
+def test_credentials_that_cannot_be_renewed_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, ask = client_that_gets("<Code>ExpiredToken</Code>")
+    client.settings = replace(client.settings, renewable=True)
+    renewals = []
+
+    def renew() -> None:
+        renewals.append(1)
+        raise UserError("log in again")
+
+    monkeypatch.setattr(client, "renew", renew)
+    with pytest.raises(UserError, match=r"^log in again$"):
+        ask()
+    assert len(renewals) == 1
 
 
 class AwsServices:
