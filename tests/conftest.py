@@ -50,7 +50,9 @@ def local_ray() -> Iterator[None]:
     """
     import ray  # a second, which the workers that run no such test need not spend
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, logging_level="warning")
+    # What Ray forwards it prints at any time, into what some later test reads.
+    quiet = {"logging_level": "warning", "log_to_driver": False}
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27, **quiet)
     yield
     ray.shutdown()
 

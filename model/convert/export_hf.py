@@ -23,7 +23,7 @@ from storage.store import Store
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FILE_BYTES = 2 << 30
-"""Most bytes of weights in a file of several, and on rank 0's host."""
+"""Most bytes of weights in a file, and on rank 0's host meanwhile, unless it holds a single larger one."""
 
 
 def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None = None) -> None:

@@ -258,18 +258,16 @@ def _import_muon_uncompiled() -> None:
 
     It is compiled where it is imported, for which torch loads Inductor: a second of processor time a worker.
     """
-    switch = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
+    from deepspeed.runtime import compiler
+
+    compiled = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     except ImportError:  # of another version of DeepSpeed
         pass
     finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
+        compiler.compile = compiled
 
 
 def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:

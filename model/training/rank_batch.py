@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.attention.flash_kernels import CallBounds, pinned
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import Route
+from model.attention.plan.options import Route
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
 from model.llama.config import attention_sizes

@@ -158,7 +158,7 @@ class DecoderProcess:
         assert self._process.stdout
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         try:
-            with self._alive():
+            with self._death_raised():
                 send(self._to, {"parent": os.getpid(), "limits": asdict(limits)})
             self._receive()
         except DecoderDiedError as death:
@@ -180,7 +180,7 @@ class DecoderProcess:
             if not isinstance(count, int) or not 0 < count <= request.chunk:
                 raise self._death()
             times, frames = np.empty(count), np.empty((count, size, size, 3), dtype=np.uint8)
-            with self._alive():
+            with self._death_raised():
                 receive_block(self._from, times)
                 receive_block(self._from, frames)
             yield FrameChunk(frames, times)
@@ -200,11 +200,11 @@ class DecoderProcess:
 
     def _ask(self, content: Content, kind: MediaKind | None, wanted: FrameRequest | float) -> None:
         self.fresh = self.idle = False
-        with self._alive():
+        with self._death_raised():
             send_request(self._to, content, kind, wanted)
 
     def _receive(self) -> dict[str, Any]:
-        with self._alive():
+        with self._death_raised():
             reply = receive(self._from)
             try:
                 error = _error(reply)
@@ -216,7 +216,7 @@ class DecoderProcess:
         return reply
 
     @contextlib.contextmanager
-    def _alive(self) -> Iterator[None]:
+    def _death_raised(self) -> Iterator[None]:
         """Raise `DecoderDiedError` where in the block the pipe breaks or what comes through it is no message."""
         try:
             yield

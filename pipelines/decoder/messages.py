@@ -36,7 +36,7 @@ class Content:
 
 def send(fd: int, fields: dict[str, Any], *blocks: Any) -> None:
     """Write a message; blocks are buffers. Waits while the pipe is full. Raises BrokenPipeError."""
-    text = json.dumps(fields, default=np.ndarray.tolist).encode()
+    text = json.dumps(fields).encode()
     for block in (_LENGTH.pack(len(text)) + text, *blocks):
         view = memoryview(block).cast("B")
         while len(view):
@@ -73,7 +73,11 @@ def send_request(fd: int, content: Content, kind: MediaKind | None, wanted: Fram
     """Ask for frames of a medium, or for the number of its samples at `wanted` per second. Raises BrokenPipeError."""
     held = content.held
     place = asdict(content if held is None else Content(content.url))  # no credentials where none are needed
-    request = asdict(wanted) if isinstance(wanted, FrameRequest) else wanted
+    request: Any = wanted
+    if isinstance(wanted, FrameRequest):
+        request = asdict(wanted)
+        if wanted.samples is not None:
+            request["samples"]["numbers"] = wanted.samples.numbers.tolist()
     fields = {"content": place, "held": None if held is None else len(held), "kind": kind, "wanted": request}
     send(fd, fields, held or b"")
 

@@ -89,7 +89,7 @@ def pack_all(
         line.advance(1, sequences=record["sequences"], fill=record["fill"])
 
     records = run_partitions(f"pack-{job.stage.name}", submit, list(partitions), store, job.settings.pool, on_done)
-    sets: dict[str, dict[str, Any]] = {source: {} for source in job.stage.mixture}
+    sets: dict[str, dict[str, Any]] = {source: {} for source in sorted(job.stage.mixture)}
     for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
         chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]
         shards = [shard for record in chosen for shard in record["shards"]]

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from pydantic.dataclasses import dataclass
 
 from model.attention.plan.hardware import CPU_CORES, Hardware
-from model.attention.plan.layouts import AttentionOptions
+from model.attention.plan.options import AttentionOptions
 from model.layers.memory_settings import MemorySettings
 from model.training.settings import TrainingSettings
 from pipelines.recipe.base import Config, Name, Resources

@@ -32,22 +32,28 @@ _CHECK_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 1.0  # a call that waits longer adds an encoder
 _FAILED_STARTS = 5  # deaths in a row of encoders that were starting, after which a pool without any gives up
 _MAX_PAUSE_SECONDS = 30.0  # after a start that failed
+START_SECONDS = 600.0  # until an encoder is ready
 _CALL_CRASHES = 5  # encoders that may die while they work on the same call
 _POOL_RESTARTS = 20  # of the pool itself in a stage, on the driver's own node
 
 
 @contextlib.contextmanager
 def encoder_pool(
-    encoder: Any, arguments: tuple[Any, ...], size: EncoderResources, wait: PlacementWait | None = None
+    encoder: Any,
+    arguments: tuple[Any, ...],
+    size: EncoderResources,
+    wait: PlacementWait | None = None,
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[Any]:
     """A pool for the length of the block: the handle of an `_EncoderPool`, on the driver's node.
 
     size: how many encoders there are, and how long one may idle; `encoder` has its resources as options already. wait:
-    for a place for the first encoder; None: without an end. Raises UserError where the pool dies too often.
+    for a place for the first encoder; None: without an end. start_seconds: for which an encoder may load its weights,
+    or wait for its place, before another is started instead. Raises UserError where the pool dies too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"max_restarts": _POOL_RESTARTS, "max_task_retries": _POOL_RESTARTS, "scheduling_strategy": here}
-    pool = _EncoderPool.options(**options).remote(encoder, arguments, size, wait)  # type: ignore[attr-defined]
+    pool = _EncoderPool.options(**options).remote(encoder, arguments, size, wait, start_seconds)  # type: ignore[attr-defined]
     try:
         yield pool
     except RayActorError as error:
@@ -106,10 +112,15 @@ class _EncoderPool:
 
     @as_driver
     def __init__(
-        self, encoder: Any, arguments: tuple[Any, ...], size: EncoderResources, wait: PlacementWait | None
+        self,
+        encoder: Any,
+        arguments: tuple[Any, ...],
+        size: EncoderResources,
+        wait: PlacementWait | None,
+        start_seconds: float,
     ) -> None:
         self._make = lambda: encoder.remote(*arguments)
-        self._size, self._wait = size, wait
+        self._size, self._wait, self._start_seconds = size, wait, start_seconds
         self._queue = _CallQueue()
         self._encoders: list[_Encoder] = []
         self._failed_starts = 0
@@ -168,6 +179,7 @@ class _EncoderPool:
                 self._add(min(1 + len(self._encoders) // 2, self._size.workers - len(self._encoders)))
             if oldest is None:
                 self._end_idle(now)
+            self._end_stuck(now)
 
     def _add(self, count: int) -> None:
         loop = asyncio.get_running_loop()
@@ -182,6 +194,15 @@ class _EncoderPool:
         idle.sort(key=lambda encoder: encoder.started)  # first those that find no room in the cluster
         for encoder in idle[: max(0, len(self._encoders) - self._size.min_workers)]:
             self._end(encoder)
+
+    def _end_stuck(self, now: float) -> None:
+        """One that never gets ready would keep the pool from growing."""
+        for one in list(self._encoders):
+            if not one.started and now - one.last_call > self._start_seconds:
+                log.warning(
+                    "tokenize: an encoder is not ready after %.0f s; another is started instead", now - one.last_call
+                )
+                self._end(one)
 
     def _end(self, encoder: _Encoder) -> None:
         self._encoders.remove(encoder)

@@ -31,8 +31,10 @@ pytestmark = pytest.mark.slow
 GOLDENS = Path(__file__).with_name("goldens.json")
 EXACT = {SourcesStage: outputs.sources, TokenizeStage: outputs.tokenize, PackStage: outputs.pack}
 CLOSE = {CodecStage: outputs.vqgan, TrainStage: outputs.train, EvaluateStage: outputs.evaluate}
-TOLERANCES = {CodecStage: 1e-2, TrainStage: 1e-3, EvaluateStage: 1e-3}
-"""Relative. After six steps the VQGAN's losses by oneDNN's AVX2 and AVX-512 kernels are 1.1e-3 apart."""
+TOLERANCES = {CodecStage: 3e-3, TrainStage: 1e-3, EvaluateStage: 1e-3}
+"""Relative. After six steps the VQGAN's losses by oneDNN's AVX2 and AVX-512 kernels are 1.1e-3 apart, which
+ONEDNN_MAX_CPU_ISA=AVX2 shows on a processor that has both.
+"""
 
 
 def compare(stage: type[Stage[Any]], made: dict[str, Any]) -> None:

@@ -42,6 +42,8 @@ CASES = {
         Case(3, 1, memory=MemorySettings("keep", mlp_tile=50), kernels="compile"),
     ],
 }
+LONG = {(1, 1), (1, 2)}
+"""Meshes whose cases are left to `make test-faults`."""
 SHARINGS = [Sharing("zigzag", 2, "direct"), Sharing("shared-0.5%", 2, "relay"), Sharing("contiguous", 1, "relay")]
 
 
@@ -52,8 +54,7 @@ def reference() -> dict[str, tuple]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dp", "sp"),
-    [pytest.param(1, 1, marks=pytest.mark.faults), pytest.param(1, 2, marks=pytest.mark.faults), (2, 2)],
+    ("dp", "sp"), [pytest.param(*mesh, marks=[pytest.mark.faults] * (mesh in LONG)) for mesh in CASES]
 )
 def test_training_that_saves_memory_equals_padded_training(dp, sp, reference):
     per_rank = run_in_processes(train, dp * sp, sp, CASES[dp, sp])

@@ -1,4 +1,4 @@
-"""model/step_timer.py and model/attention/timed_p2p.py: seconds by part, and waits for other ranks."""
+"""model/step_timer.py and model/attention/p2p.py: seconds by part, and waits for other ranks."""
 
 from __future__ import annotations
 

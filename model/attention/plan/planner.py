@@ -17,7 +17,8 @@ import numpy as np
 from model.attention.plan.balanced_layout import shared_over_fewest
 from model.attention.plan.cost_model import Cost, direct_cost, relay_cost
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import Assignment, Route, contiguous, zigzag
+from model.attention.plan.layouts import Assignment, contiguous, zigzag
+from model.attention.plan.options import Route
 from model.attention.plan.segments import cut_at_documents, traffic
 from model.attention.plan.sequence_plan import SequencePlan
 

@@ -14,7 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from model.attention.plan.layouts import Assignment, Route
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.options import Route
 from model.attention.plan.rank_plan import direct_stages, relay_stages
 from model.attention.plan.runs import RankPlan
 from model.attention.plan.segments import Segments, cut_at_documents

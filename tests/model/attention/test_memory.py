@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.attention.plan.layouts import Route
+from model.attention.plan.options import Route
 from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.runs import AHEAD
 from model.attention.plan.sequence_plan import SequencePlan

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.attention import ring
 from model.attention.p2p import Transfer
-from model.attention.plan.layouts import Route
+from model.attention.plan.options import Route
 from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.sequence_plan import SequencePlan
 from tests.model.attention_groups import ThreadExchange, forward_backward, random_tensors, run_in_threads

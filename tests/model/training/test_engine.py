@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -308,3 +310,13 @@ def test_sp_must_divide_the_workers(ranks):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         EngineSettings(**wrong)
+
+
+@pytest.mark.slow
+def test_what_deepspeed_imports_for_an_optimizer_that_is_not_used_loads_no_compiler() -> None:
+    code = (
+        "import sys; from model.training import engine; import deepspeed; engine._import_muon_uncompiled();"
+        "assert 'deepspeed.runtime.zero.muon.original_muon' in sys.modules;"
+        "assert 'torch._inductor.compile_fx' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

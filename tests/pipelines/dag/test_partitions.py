@@ -109,8 +109,16 @@ def test_a_stage_for_which_no_node_has_a_place_says_so_and_ends(
     @ray.remote(max_retries=0, resources=pool.custom)
     def work(name: str) -> None: ...
 
+    tasks: list[ray.ObjectRef] = []
+
+    def submit(name: str) -> ray.ObjectRef:
+        tasks.append(work.remote(name))
+        return tasks[-1]
+
     with pytest.raises(UserError, match=r"^test: the cluster has had no nodes for 1 x {'CPU': 1.0, 'decode': 1.0} for"):
-        run_partitions("test", work.remote, NAMES, Store(str(tmp_path)), pool, lambda record: None)
+        run_partitions("test", submit, NAMES, Store(str(tmp_path)), pool, lambda record: None)
+    for task in tasks:  # which would wait for their nodes through the tests of other files
+        ray.cancel(task)
     assert "waiting for 1 s at most" in caplog.text
 
 

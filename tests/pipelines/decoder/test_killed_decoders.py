@@ -19,11 +19,16 @@ _KILLS = 12
 
 
 def kill_decoders(killed: set[int], stop: threading.Event) -> None:
-    """Kill decoders of this process's Ray as they come, whatever they are at: starting, decoding, waiting."""
+    """Kill decoders of this process's Ray as they come, whatever they are at: starting, decoding, waiting.
+
+    Not those that earlier tests have left waiting.
+    """
+    began = time.time()
     while not stop.is_set() and len(killed) < _KILLS:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "pipelines.decoder.child" in process.cmdline() and process.pid not in killed:
+                is_new = process.create_time() >= began and process.pid not in killed
+                if is_new and "pipelines.decoder.child" in process.cmdline():
                     time.sleep(0.15 * (len(killed) % 4))
                     process.kill()
                     killed.add(process.pid)

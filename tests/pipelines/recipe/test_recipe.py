@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.attention.plan.hardware import CPU_CORES, Hardware
-from model.attention.plan.layouts import AttentionOptions
+from model.attention.plan.options import AttentionOptions
 from model.layers.memory_settings import MemorySettings
 from pipelines.build import build_stages
 from pipelines.dag.plan import plan

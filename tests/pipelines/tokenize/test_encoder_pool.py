@@ -36,6 +36,9 @@ class Doubler:
         self.folder, self.seconds = folder, seconds
 
     def load(self) -> None:
+        if (hangs := self.folder / "hangs").exists():
+            hangs.unlink()
+            time.sleep(1000)
         if (self.folder / "no-weights").exists():
             raise UserError("no weights here; write them again")
         (self.folder / f"{os.getpid()}.pid").touch()
@@ -126,6 +129,12 @@ def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_p
                 ray.get(answer)
         with pytest.raises(UserError, match=r"^no weights here"), own_errors():
             ray.get(call(pool, 4))
+
+
+def test_an_encoder_that_never_gets_ready_is_replaced_though_calls_wait(tmp_path: Path) -> None:
+    (tmp_path / "hangs").touch()
+    with encoder_pool(Doubler, (tmp_path, 0.0), size(1, 1), start_seconds=5) as pool:
+        assert int(ray.get(call(pool, 4))[0][0]) == 8
 
 
 def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: Path) -> None:

@@ -96,12 +96,14 @@ def test_what_another_job_holds_is_no_room_and_what_the_own_group_holds_is(other
     assert eventually(lambda: fastest_with_room(train, stage) == 1)
     assert wait_for_room(train, stage) == 1
     group = placement_group([train.resources.bundle])
-    ray.get(group.ready())
-    assert eventually(lambda: ray.available_resources().get("CPU", 0) == 0), "the group and the other job hold all"
-    assert fastest_with_room(train, stage) == 1, "the group itself fits, and no larger one"
-    other_job.kill()
-    assert eventually(lambda: fastest_with_room(train, stage) == 2)
-    remove_placement_group(group)
+    try:
+        ray.get(group.ready())
+        assert eventually(lambda: ray.available_resources().get("CPU", 0) == 0), "the group and the other job hold all"
+        assert fastest_with_room(train, stage) == 1, "the group itself fits, and no larger one"
+        other_job.kill()
+        assert eventually(lambda: fastest_with_room(train, stage) == 2)
+    finally:
+        remove_placement_group(group)
     assert wait_for_room(train, stage) == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import AttentionOptions
+from model.attention.plan.options import AttentionOptions
 from model.llama.config import llama_config
 from model.llama.llama import build_llama, whole_llama
 from model.training.mesh import Mesh

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model.attention.plan.balanced_layout import shared_over_fewest
 from model.attention.plan.cost_model import direct_cost, relay_cost
 from model.attention.plan.hardware import AttentionShape, Hardware
-from model.attention.plan.layouts import Layout
+from model.attention.plan.options import Layout
 from model.attention.plan.planner import LAYOUTS, TIGHTEST, TOLERANCES, candidates, plan_sequence
 from model.attention.plan.segments import Traffic, cut_at_documents, traffic
 from tests.model.attention_groups import allowed_pairs

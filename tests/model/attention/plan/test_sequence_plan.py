@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention.plan.layouts import Assignment, Route
+from model.attention.plan.layouts import Assignment
+from model.attention.plan.options import Route
 from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.runs import Run, cut_runs
 from model.attention.plan.segments import stage_of_distance, traffic
