@@ -123,13 +123,13 @@ class _Heartbeat:
 
     def acquire(self) -> None:
         """Take the lease, or raise UserError that names its holder."""
-        for _ in range(_ACQUIRE_ATTEMPTS):
+        for attempt in range(_ACQUIRE_ATTEMPTS):
             self.written = {**self.written, "beat": time.time()}
             try:
                 if self.store.create_json(LEASE, self.written):
                     return
             except FileNotFoundError:
-                if not self.store.is_local:
+                if not self.store.is_local or attempt == _ACQUIRE_ATTEMPTS - 1:
                     raise
                 continue  # another driver was refused and removed the folder that it had made
             data = self.store.read_bytes(LEASE)

@@ -128,6 +128,10 @@ def test_a_driver_imports_no_torch_for_a_stage_that_does_not_train(module: str) 
     assert imported_by(module).isdisjoint({"torch", "ray.train"})
 
 
+def test_a_driver_that_trains_imports_no_transformers() -> None:
+    assert "transformers" not in imported_by("pipelines.train.run")
+
+
 @pytest.mark.parametrize(
     "module", ["pipelines.tokenize.partition", "pipelines.decoder.child", "tokenization.loader.loader"]
 )

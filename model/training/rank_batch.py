@@ -20,7 +20,6 @@ from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import Route
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
-from model.llama.config import attention_sizes
 from tokenization.loader.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -86,6 +85,8 @@ def rank_batch(batch: MicroBatch, plan: SequencePlan, rank: int = 0, n_sources: 
 
 def attention_shape(config: LlamaConfig, precision: str) -> AttentionShape:
     """The shape of a Llama's attention layers for the planner; precision: "fp32" or "bf16", of their activations."""
+    from model.llama.config import attention_sizes  # imported late: with transformers it takes over a second
+
     return AttentionShape(*attention_sizes(config), itemsize=2 if precision == "bf16" else 4)
 
 

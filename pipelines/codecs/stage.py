@@ -86,7 +86,7 @@ class CodecStage(Stage[CodecRecord]):
 
 @ray.remote
 @as_driver
-def _make(recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any) -> CodecRecord:
+def _make(recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any) -> CodecRecord:
     from pipelines.codecs.vqgan import make_vqgan
 
-    return make_vqgan(recipe, objects, seed, store, reports)
+    return make_vqgan(recipe, objects, seed, store, watch)

@@ -40,10 +40,10 @@ def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
 
 
 def make_vqgan(
-    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
+    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any
 ) -> CodecRecord:
     """Commit the weights to the stage's folder."""
-    vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, reports)
+    vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, watch)
     with tempfile.TemporaryDirectory() as folder:
         vqgan.save(folder)
         for path in sorted(Path(folder).iterdir()):
@@ -63,7 +63,7 @@ def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, di
 
 
 def _train(
-    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, reports: Any
+    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any
 ) -> tuple[VQGAN, dict[str, Any]]:
     settings = recipe.train
     assert settings is not None
@@ -74,7 +74,7 @@ def _train(
         last.update(figures)
         meter.set(**figures)
         if step % 5 == 0 or step == settings.steps:
-            reports.report.remote(step, {key: figures[key] for key in ("loss", "psnr", "live_codes")})
+            watch.report.remote(step, {key: figures[key] for key in ("loss", "psnr", "live_codes")})
 
     def save(state: dict[str, Any]) -> None:
         with store.writing(_STATE) as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import ray
@@ -68,13 +69,13 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
     then, as stage "final", the last model over every source of the run, each packed by the last stage that reads it.
     """
     losses = [record["result"] for record in records if record["kind"] == "loss"]
-    by_stage = {
-        stage.name: [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture]
+    by_stage = [
+        (stage.name, [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture])
         for stage in job.recipe.train.stages
-    }
-    by_stage["final"] = [loss for loss in losses if loss["stage"] == job.last]
+    ]
+    by_stage.append(("final", [loss for loss in losses if loss["stage"] == job.last]))
     heldout: list[Row] = []
-    for stage, own in by_stage.items():
+    for stage, own in by_stage:
         rows = [row for loss in own for row in tabulate(job, [loss], loss["source"])]
         rows += tabulate(job, own, "all") if own else []
         heldout += [{**row, "stage": stage} for row in rows]
@@ -96,18 +97,21 @@ def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
     return [one for one in scored if "heldout" in sets[one[1]].get(one[2], {})]
 
 
-def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
-    """What measures a part of this kind, imported where it runs: the driver needs no torch."""
-    from pipelines.evaluate.tasks import generation, heldout_loss, needle, reconstruction
+_MEASURES: dict[Kind, tuple[str, str]] = {
+    "loss": ("heldout_loss", "score_part"),
+    "needle": ("needle", "needle_part"),
+    "reconstruction": ("reconstruction", "reconstruct_part"),
+    "continuation": ("generation", "continue_part"),
+    "prompt": ("generation", "prompt_part"),
+}
+"""The module of `pipelines.evaluate.tasks`, and the function in it."""
 
-    measures: dict[Kind, Callable[..., dict[str, Any]]] = {
-        "loss": heldout_loss.score_part,
-        "needle": needle.needle_part,
-        "reconstruction": reconstruction.reconstruct_part,
-        "continuation": generation.continue_part,
-        "prompt": generation.prompt_part,
-    }
-    return measures[kind]
+
+def measure_of(kind: Kind) -> Callable[..., dict[str, Any]]:
+    """What measures a part of this kind, imported where it runs: the driver needs no torch, and text no VQGAN."""
+    module, name = _MEASURES[kind]
+    measure: Callable[..., dict[str, Any]] = getattr(import_module(f"pipelines.evaluate.tasks.{module}"), name)
+    return measure
 
 
 @ray.remote

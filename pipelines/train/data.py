@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-
-from transformers import LlamaConfig
+from typing import TYPE_CHECKING
 
 from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
@@ -18,6 +17,9 @@ from tokenization.loader.loader import Loader, State, accumulation
 from tokenization.loader.order import SequenceOrder
 from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardSet
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 READERS = 4
 """Threads by which a worker's loader reads from an object store, where each read waits for an answer."""

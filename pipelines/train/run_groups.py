@@ -35,6 +35,7 @@ log = logging.getLogger("ringworld")
 
 _COLLECTIVE_SECONDS = 1800  # of torch's own time-out, which is to come after ours
 _ANSWER_SECONDS = 60.0  # for the watch to answer
+_BIRTH_SECONDS = 300.0  # the first time, when its process has to be started
 # `train_in_groups` counts and judges every failure, a node's pre-emption too.
 _NO_RETRIES = FailureConfig(  # type: ignore[call-arg]  # ray.train swaps in its second version at import
     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
@@ -66,7 +67,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     with autoscaler_asked(train):
         for attempt in itertools.count(1):
             size = wait_for_room(train, job.stage)
-            _ask(label, watch.begin.remote(attempt))
+            _ask(label, watch.begin.remote(attempt), _BIRTH_SECONDS)
             log.info("%s: %d workers start at step %d", label, size, committed)
             failed: Exception | None = None
             with stop_signals.deferred(), Supervisor(job, watch, size) as supervisor:
@@ -91,9 +92,9 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
             failures = 1 if committed > before else failures + 1
             reason = supervisor.hang or _reason(failed)
             if failures > train.max_restarts:
+                log.debug("%s: the last failure: %s", label, reason, exc_info=failed)
                 with contextlib.suppress(RayError, ConnectionError):  # the cluster may be what failed
                     check_nodes()  # other code, of a node that joined meanwhile, may fail in any way
-                log.debug("%s: the last failure", label, exc_info=failed)
                 raise UserError(
                     f"{label}: {reason}; gave up at step {committed} after {failures} failure(s) without a checkpoint "
                     f"between them (train.max_restarts {train.max_restarts}); mend the cause, whose traceback "
@@ -104,10 +105,10 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     return interruptions
 
 
-def _ask(label: str, answer: ray.ObjectRef) -> Any:
+def _ask(label: str, answer: ray.ObjectRef, seconds: float = _ANSWER_SECONDS) -> Any:
     """What the watch answers. Raises UserError where it does not."""
     try:
-        return ray.get(answer, timeout=_ANSWER_SECONDS)
+        return ray.get(answer, timeout=seconds)
     except RayError as error:
         raise UserError(
             f"{label}: the actor on the driver's node that watches the workers does not answer ({_first_line(error)}); "

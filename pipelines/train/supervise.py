@@ -44,6 +44,7 @@ class Supervisor:
         self._label = f"train-{job.stage.name}"
         self._next_look, self._next_growth = -math.inf, time.monotonic() + _ROOM
         self._deadline: float | None = None  # of a checkpoint after SIGTERM
+        self._is_asked = False  # for that checkpoint
         self._warned: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -78,16 +79,20 @@ class Supervisor:
 
     def _end_run(self, now: float) -> None:
         """Ask for a checkpoint, once, and interrupt the run when it is too late for it."""
+        grace = self._train.grace_seconds
         if self._deadline is None:
-            self._deadline = now
-            if ray.get(self._watch.first_report.remote(), timeout=_ANSWER) is not None:
-                grace = self._train.grace_seconds
-                self._deadline += grace
-                log.warning("%s: saving a checkpoint after this step, in %g s at most, to end then", self._label, grace)
-                self._watch.ask_to_stop.remote(Stop.AFTER_STEP)
+            self._deadline = now + grace
         if now >= self._deadline:
             self._deadline = math.inf
             stop_signals.interrupt()
+        elif not self._is_asked:  # a watch that fails to answer is asked again
+            first = ray.get(self._watch.first_report.remote(), timeout=min(_ANSWER, self._deadline - now))
+            if first is None:  # there is nothing to save
+                self._deadline = now
+            else:
+                log.warning("%s: saving a checkpoint after this step, in %g s at most, to end then", self._label, grace)
+                self._watch.ask_to_stop.remote(Stop.AFTER_STEP)
+            self._is_asked = True
 
     def _look_for_a_hang(self) -> None:
         statuses = ray.get(self._watch.statuses.remote(), timeout=_ANSWER)

@@ -22,11 +22,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.train.metrics.steps import read_metrics
 from storage.lease import LEASE
 from storage.store import Store
 from testing.miniature import ROOT, ringworld, text_recipe, write_recipe
 from testing.ray_nodes import BIN, RayNodes
 from testing.s3_server import KEY, SECRET, ObjectStore, free_ports
+from testing.tensorboard_events import shown_by_tensorboard, shown_of
 from tests.pipelines.test_resume import steps
 
 pytestmark = pytest.mark.slow
@@ -150,6 +152,7 @@ def finished(
     stage = Store("s3://data/run/stages/train-text", options)
     run.killed, code = submit(run, cluster, until=lambda: any(name.endswith("/COMMIT") for name in stage.names()))
     assert code != 0, run.killed
+    assert not any(name.endswith("/manifest.json") for name in stage.names()), "training was over before the kill"
     run.said, run.code = submit(run, cluster)
     return run
 
@@ -199,7 +202,11 @@ def test_what_the_killed_job_committed_is_kept_and_training_carries_on_at_the_ex
 ) -> None:
     assert "carries on at step" in finished.said
     assert re.findall(r"(\S+) {2,}done ", finished.said) == ["sources", "tokenize", "pack-text"]
-    found = steps(Store("s3://data/run/stages/train-text", options))
+    remote = Store("s3://data/run/stages/train-text", options)
+    folder = remote.at(*remote.folders())
+    shown = shown_by_tensorboard(folder.at("tensorboard").fetch_folder())
+    assert shown == shown_of(read_metrics(folder)), "every step once, through the kill"
+    found = steps(remote)
     expected = steps(Store(str(undisturbed)).at("stages", "train-text"))
     for what in ("step", "useful_pairs", "text_targets"):
         assert [step[what] for step in found] == [step[what] for step in expected]
@@ -290,6 +297,11 @@ def test_no_credential_is_said_in_a_log_or_in_a_process_list(finished: Finished,
     assert any("ray::" in command for command in finished.commands)
     logs = [path for folder in cluster.folders for path in Path(folder).glob("session_2*/logs/**/*") if path.is_file()]
     assert any("job-driver" in path.name for path in logs)
-    for said in (finished.said, *finished.commands, *(path.read_text(errors="replace") for path in logs)):
+    for said in (
+        finished.killed,
+        finished.said,
+        *finished.commands,
+        *(path.read_text(errors="replace") for path in logs),
+    ):
         assert SECRET not in said
         assert KEY not in said

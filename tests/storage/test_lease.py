@@ -262,3 +262,8 @@ def test_a_name_below_a_file_is_not_called_taken(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         Store(str(tmp_path / "file")).create_json(LEASE, 1)
+
+
+def test_a_root_that_can_not_be_made_is_named_as_such() -> None:
+    with pytest.raises(UserError, match="no such place"), lease(Store("/proc/ringworld")):
+        pass

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster.heartbeat import Heartbeat, WorkerStatus
+from pipelines.cluster.heartbeat import Heartbeat, Stop, WorkerStatus
 from pipelines.train import supervise as supervisor
 from pipelines.train.job import TrainJob
 from pipelines.train.supervise import Supervisor
@@ -77,3 +77,44 @@ def test_whoever_could_not_be_ended_is_ended_again_and_whoever_was_is_not(
     assert tried == [False, True]
     assert seen.hang is not None
     assert "not answered for 1801 s" in seen.hang, "the first time counts"
+
+
+def test_a_watch_that_fails_to_answer_after_sigterm_is_asked_again_before_the_deadline(
+    watched: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, asked, interrupts = [RayError("not now"), 1.0], [], []
+
+    def first_report() -> float:
+        answer = answers.pop(0)
+        if isinstance(answer, RayError):
+            raise answer
+        return answer
+
+    supervised = watched(list)
+    supervised._watch.first_report = SimpleNamespace(remote=lambda: first_report)
+    supervised._watch.ask_to_stop = SimpleNamespace(remote=asked.append)
+    monkeypatch.setattr(supervisor.stop_signals, "interrupt", lambda: interrupts.append(1))
+    with pytest.raises(RayError):
+        supervised._end_run(100.0)
+    for now in (101.0, 102.0):
+        supervised._end_run(now)
+    assert (asked, interrupts) == ([Stop.AFTER_STEP], [])
+    supervised._end_run(100.0 + supervised._train.grace_seconds)
+    assert interrupts == [1]
+
+
+def test_a_watch_that_never_answers_delays_the_end_no_longer_than_the_grace(
+    watched: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silence() -> None:
+        raise RayError("gone")
+
+    interrupts: list[int] = []
+    supervised = watched(list)
+    supervised._watch.first_report = SimpleNamespace(remote=lambda: silence)
+    monkeypatch.setattr(supervisor.stop_signals, "interrupt", lambda: interrupts.append(1))
+    for now in (100.0, 101.0):
+        with pytest.raises(RayError):
+            supervised._end_run(now)
+    supervised._end_run(100.0 + supervised._train.grace_seconds)
+    assert interrupts == [1]
