@@ -34,16 +34,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine
+from pipelines.decoder.client import parsed_records
+from pipelines.decoder.content import Content
 from storage.errors import BadData, UserError
 from storage.urls import fetch_file, open_url
 from testing.s3_server import ObjectStore, object_store
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_each
-from tokenization.readers.records import BadRecord, Record, read_records
+from tokenization.readers.record import BadRecord, Record
 from tokenization.shards.document_parquet import write_documents
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -118,13 +121,12 @@ def ringworld(url: str, options: dict[str, Any]) -> Iterator[Document]:
     tokenizer = load_text_tokenizer()
     vocabulary = JointVocabulary.for_codebook(text_size=tokenizer.size, codebook_size=8_192)
     spec = FieldSpec.parse("text")
-    with open_url(url, options) as file:
-        records = ((index, fields, spec) for index, fields in map(_good, read_records(file, url)))
-        for index, built in build_each(records, tokenizer, vocabulary):
-            if isinstance(built, BadData):
-                raise built
-            where = {"url": url, "etag": "", "record": index, "fields": spec.text}
-            yield Document(f"{url}#{index}", "bench", *built, where)
+    parsed = map(_good, parsed_records(Content(url, options), url, spec.names))
+    for index, built in build_each(((index, fields, spec) for index, fields in parsed), tokenizer, vocabulary):
+        if isinstance(built, BadData):
+            raise built
+        where = {"url": url, "etag": "", "record": index, "fields": spec.text}
+        yield Document(f"{url}#{index}", "bench", *built, where)
 
 
 def _good(record: Record | BadRecord) -> Record:
@@ -206,9 +208,8 @@ def _read() -> Run:
 
 def _parse() -> Run:
     def run(url: str, options: dict[str, Any]) -> Ids:
-        with open_url(url, options) as file:
-            for _ in read_records(file, url):
-                pass
+        for _ in parsed_records(Content(url, options), url, ["text"]):
+            pass
         return []
 
     return run
@@ -251,8 +252,10 @@ def measure(system: str, url: str, options: dict[str, Any]) -> Measured:
 
 
 def _cpu_seconds() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    of_children = ended.ru_utime + ended.ru_stime + sum(times.user + times.system for times in running)
+    return time.process_time() + of_children
 
 
 def measure_apart(system: str, url: str, options: dict[str, Any]) -> Measured:

@@ -28,6 +28,7 @@ import numpy as np
 from storage.errors import BadData, UserError
 from tokenization.compiled import compiled
 from tokenization.media.frame_sampling import uniform_sample
+from tokenization.readers.record import NotText
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -121,6 +122,12 @@ def spec_for_record(specs: str | Sequence[str], index: int) -> FieldSpec:
     if not specs:
         raise UserError("the list of field specs is empty; name at least one, such as [caption],vision")
     return _parsed(random.Random(index).choice(specs))
+
+
+def field_names(specs: str | Sequence[str]) -> tuple[str, ...]:
+    """The fields of a record that the specs use, each once. Raises UserError on a malformed spec."""
+    parsed = map(_parsed, [specs] if isinstance(specs, str) else specs)
+    return tuple(dict.fromkeys(name for spec in parsed for name in spec.names))
 
 
 def build_tokens(
@@ -239,7 +246,8 @@ def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
 def _text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
-        problem = "lacks" if name not in record else f"holds {type(value).__name__}, not text, in"
+        held = value.type_name if isinstance(value, NotText) else type(value).__name__
+        problem = "lacks" if name not in record else f"holds {held}, not text, in"
         raise BadData(f'the record {problem} the field "{name}"')
     return value
 

@@ -1,84 +1,68 @@
-"""What runs in the decoder process: requests come in by standard input, frames go out by standard output.
+"""What runs in every decoder process: requests come in by standard input, a socket; answers go out by standard output.
 
-In: the limits, then one request after another. Out, for each: chunks of frames as raw bytes and an end, or one message
-that says what failed. The process opens what it reads itself: a large object does not pass through its parent.
+In: the limits, then one request after another. Out, for each: messages with blocks, and an end, or one message that
+says what failed. A child of media (`media_child`) or of tables (`table_child`) gives the function that answers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
 import re
+import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent, outside
-from pipelines.decoder.messages import BrokenMessageError, Content, receive, receive_request, send
-from storage.errors import BadData, UserError
-from storage.object_store.errors import StoreError
-from storage.urls import open_url
-from tokenization.media.frame_sampling import FrameRequest
-from tokenization.media.frames import MediaKind, media_frames
-from tokenization.media.video import count_samples
-from tokenization.readers.webdataset_tar import Window
+from pipelines.decoder.content import received
+from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_with_parent
+from pipelines.decoder.messages import BrokenMessageError, receive, send
+from pipelines.decoder.sandbox import confine_calls
+from storage.errors import BadData
 
 _MAX_REREADS = 8  # of a whole file; more is a reader in an endless loop
 _MAX_REASON = 1000  # characters
+_MAX_REQUEST_BYTES = 1 << 30
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs in every run, and a reason must not
-_CLIENTS = {"aiohttp", "aiobotocore", "botocore", "http", "urllib3"}  # their errors are failures of the store
-_BY_DATA = (ValueError, ArithmeticError, LookupError, RuntimeError, EOFError)  # what readers raise on broken data
+# What readers raise on broken data.
+_BY_DATA = (ValueError, ArithmeticError, LookupError, RuntimeError, EOFError, OSError, TypeError)
+
+Answer = tuple[dict[str, Any], *tuple[Any, ...]]
+"""The fields of a message, and its blocks."""
 
 
-def main() -> None:
-    """Serve requests until the parent closes the pipe."""
+def serve(answers: Callable[[dict[str, Any], BinaryIO], Iterator[Answer]]) -> None:
+    """Serve requests until the parent closes the socket. answers: those to a request about a file."""
     replies = os.dup(1)
-    with contextlib.suppress(BrokenPipeError, BrokenMessageError):
-        begin = receive(0)
+    with contextlib.suppress(BrokenPipeError, BrokenMessageError), socket.socket(fileno=os.dup(0)) as connection:
+        requests = connection.fileno()
+        begin = receive(requests)
         end_with_parent(begin["parent"])
         confine(limits := Limits(**begin["limits"]))
+        is_confined = confine_calls()
         # What libraries print about hostile data may be hostile too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         strain, stopwatch = Strain(limits), Stopwatch(limits.cpu_seconds)
-        send(replies, {"is": "ready"})
+        send(replies, {"is": "ready", "is_confined": is_confined})
         while True:
-            request = receive_request(0)
+            request = receive(requests, _MAX_REQUEST_BYTES)
             stopwatch.progress()
-            for reply, *blocks in _replies(*request, stopwatch, strain):
-                send(replies, reply, *blocks)
-
-
-def _replies(
-    content: Content, kind: MediaKind | None, wanted: FrameRequest | float, stopwatch: Stopwatch, strain: Strain
-) -> Iterator[tuple[Any, ...]]:
-    """The messages that answer a request: the fields of each, and its blocks."""
-    try:
-        with _opened(content) as opened:
-            file = cast(BinaryIO, _Watched(opened, stopwatch))
-            if not isinstance(wanted, FrameRequest):
-                yield ({"is": "count", "count": count_samples(file, wanted)},)
-                return
-            for chunk in media_frames(file, kind, wanted):
-                yield {"is": "frames", "count": len(chunk)}, chunk.times, chunk.frames
-                stopwatch.progress()
-        yield ({"is": "end"},)
-    except Exception as error:
-        yield (failure(error, strain),)
-
-
-@contextlib.contextmanager
-def _opened(content: Content) -> Iterator[BinaryIO]:
-    if content.held is not None:
-        yield io.BytesIO(content.held)
-        return
-    with outside():
-        file = open_url(content.url, content.options)
-    with file:
-        yield file if content.window is None else io.BufferedReader(Window(file, *content.window), 1 << 16)
+            try:
+                with received(connection, replies, request["content"]) as file:
+                    for reply, *blocks in answers(request, cast(BinaryIO, _Watched(file, stopwatch))):
+                        send(replies, reply, *blocks)
+                        stopwatch.progress()
+                last = {"is": "end"}
+            except (BrokenPipeError, BrokenMessageError):
+                raise
+            except Exception as error:
+                last = failure(error, strain)
+            send(replies, last)
 
 
 class _Watched:
@@ -86,15 +70,14 @@ class _Watched:
 
     def __init__(self, file: BinaryIO, stopwatch: Stopwatch) -> None:
         self._file, self._stopwatch = file, stopwatch
-        self.seek, self.tell = file.seek, file.tell
+        self.seek, self.tell, self.closed = file.seek, file.tell, False
         self._left: float = math.inf
         with contextlib.suppress(OSError, ValueError):  # a stream without an end to seek to
             self._left = _MAX_REREADS * file.seek(0, io.SEEK_END)
             file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        with outside():
-            content = self._file.read(size)
+        content = self._file.read(size)
         self._left -= len(content)
         if content and self._left > 0:
             self._stopwatch.progress()
@@ -103,20 +86,11 @@ class _Watched:
 
 def failure(error: Exception, strain: Strain) -> dict[str, Any]:
     """The reply that makes the parent raise what this error means."""
-    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+    is_of_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if is_of_memory or isinstance(error.__cause__, MemoryError):
         return {"is": "bad", "reason": None, "strained": True}
     if isinstance(error, BadData):
         return {"is": "bad", "reason": _reason(error), "strained": bool(strain)}
-    if isinstance(error, StoreError):
-        return {"is": "store_error", "message": str(error), "reason": error.reason, "kind": error.kind}
-    if isinstance(error, UserError):
-        return {"is": "user_error", "message": str(error)}
-    if isinstance(error, OSError):
-        kind = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
-        arguments = [value for value in (*error.args[:2], error.filename) if isinstance(value, str | int)]
-        return {"is": "os_error", "kind": kind.__name__, "args": arguments or [str(error)]}
-    if type(error).__module__.partition(".")[0] in _CLIENTS:
-        return {"is": "os_error", "kind": "OSError", "args": [str(error) or type(error).__name__]}
     if isinstance(error, _BY_DATA):
         reason = f"it makes its decoder fail: {type(error).__name__}: {_reason(error)}"
         return {"is": "bad", "reason": reason, "strained": bool(strain)}
@@ -125,7 +99,3 @@ def failure(error: Exception, strain: Strain) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     return _ADDRESS.sub("", str(error))[:_MAX_REASON]
-
-
-if __name__ == "__main__":
-    main()

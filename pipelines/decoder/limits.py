@@ -13,8 +13,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +41,13 @@ def end_with_parent(parent: int) -> None:
 
 
 def confine(limits: Limits) -> None:
-    """Put this process under the limits: memory, open files, no core dump, and no file written except in `outside`."""
+    """Put this process under the limits: memory, open files, no core dump, no file written."""
     # Not the address space, which counts what is only reserved and so varies with versions. What libraries allocate
     # varies with the processor (OpenBLAS has buffers for each of its kernels) and is not counted either.
     _lower(resource.RLIMIT_DATA, _status_bytes("VmData") + limits.memory)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_CORE, 0)
-    _write_files(False)
+    _lower(resource.RLIMIT_FSIZE, 0)  # pipes are no files
     sys.dont_write_bytecode = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
 
@@ -58,21 +56,6 @@ def _lower(kind: int, most: int) -> None:
     hard = resource.getrlimit(kind)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
-
-
-@contextmanager
-def outside() -> Iterator[None]:
-    """Allow files to be written while this process opens or reads a file: programs that fetch credentials do."""
-    _write_files(True)
-    try:
-        yield
-    finally:
-        _write_files(False)
-
-
-def _write_files(may: bool) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if may else 0, hard))  # pipes are no files
 
 
 class Stopwatch:

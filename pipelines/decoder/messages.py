@@ -1,4 +1,5 @@
-"""Messages over a pipe: JSON of known fields, and blocks of raw bytes after it. No pickle: one end may be hostile.
+"""Messages over a pipe or a socket: JSON of known fields, and blocks of raw bytes after it. No pickle: one end may be
+hostile.
 
 A message is the length of its JSON (4 bytes), the JSON, and the blocks, whose lengths the receiver knows from the JSON.
 """
@@ -8,43 +9,37 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from tokenization.media.frame_sampling import FrameRequest, Samples
-from tokenization.media.frames import MediaKind
 
 _LENGTH = struct.Struct("<I")
 _MAX_CALL_BYTES = 1 << 20
 
 
 class BrokenMessageError(Exception):
-    """The pipe ended, or what came through it is no message."""
-
-
-@dataclass(frozen=True)
-class Content:
-    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already."""
-
-    url: str
-    options: dict[str, Any] = field(default_factory=dict)
-    window: tuple[int, int] | None = None
-    held: bytes | bytearray | None = None
+    """The other end is gone, or what came from it is no message."""
 
 
 def send(fd: int, fields: dict[str, Any], *blocks: Any) -> None:
     """Write a message; blocks are buffers. Waits while the pipe is full. Raises BrokenPipeError."""
     text = json.dumps(fields).encode()
     for block in (_LENGTH.pack(len(text)) + text, *blocks):
-        view = memoryview(block).cast("B")
-        while len(view):
-            view = view[os.write(fd, view[:_MAX_CALL_BYTES]) :]
+        send_block(fd, block)
+
+
+def send_block(fd: int, buffer: Any) -> None:
+    """Write a buffer of which the receiver knows the length. Raises BrokenPipeError."""
+    view = memoryview(buffer).cast("B")
+    while len(view):
+        view = view[os.write(fd, view[:_MAX_CALL_BYTES]) :]
 
 
 def receive(fd: int, max_bytes: int = 1 << 20) -> dict[str, Any]:
-    """The JSON of the next message. Raises BrokenMessageError, also where the pipe has ended."""
+    """The JSON of the next message. Raises BrokenMessageError, also where the other end is gone."""
     receive_block(fd, head := bytearray(_LENGTH.size))
     (length,) = _LENGTH.unpack(head)
     if length > max_bytes:
@@ -60,36 +55,28 @@ def receive(fd: int, max_bytes: int = 1 << 20) -> dict[str, Any]:
 
 
 def receive_block(fd: int, buffer: Any) -> None:
-    """Fill a writable buffer. Raises BrokenMessageError where the pipe ends before."""
+    """Fill a writable buffer. Raises BrokenMessageError where the other end is gone before."""
     view = memoryview(buffer).cast("B")
     while len(view):
-        got = os.readv(fd, [view[:_MAX_CALL_BYTES]])
+        try:
+            got = os.readv(fd, [view[:_MAX_CALL_BYTES]])
+        except ConnectionResetError:  # of a socket whose other end has not read all
+            got = 0
         if not got:
-            raise BrokenMessageError("the pipe ended")
+            raise BrokenMessageError("the other end is gone")
         view = view[got:]
 
 
-def send_request(fd: int, content: Content, kind: MediaKind | None, wanted: FrameRequest | float) -> None:
-    """Ask for frames of a medium, or for the number of its samples at `wanted` per second. Raises BrokenPipeError."""
-    held = content.held
-    place = asdict(content if held is None else Content(content.url))  # no credentials where none are needed
-    request: Any = wanted
-    if isinstance(wanted, FrameRequest):
-        request = asdict(wanted)
-        if wanted.samples is not None:
-            request["samples"]["numbers"] = wanted.samples.numbers.tolist()
-    fields = {"content": place, "held": None if held is None else len(held), "kind": kind, "wanted": request}
-    send(fd, fields, held or b"")
+def fields_of(request: FrameRequest) -> dict[str, Any]:
+    """A request for frames as the fields of a message."""
+    fields = asdict(request)
+    if request.samples is not None:
+        fields["samples"]["numbers"] = request.samples.numbers.tolist()
+    return fields
 
 
-def receive_request(fd: int) -> tuple[Content, MediaKind | None, FrameRequest | float]:
-    """What `send_request` wrote. Raises BrokenMessageError, also where the pipe has ended."""
-    fields = receive(fd, max_bytes=1 << 30)
-    wanted, held = fields["wanted"], None
-    if fields["held"] is not None:
-        receive_block(fd, held := bytearray(fields["held"]))
-    if isinstance(wanted, dict):
-        if (samples := wanted["samples"]) is not None:
-            samples = Samples(np.array(samples["numbers"], dtype=np.int64), samples["to_end"])
-        wanted = FrameRequest(**{**wanted, "part": tuple(wanted["part"]), "samples": samples})
-    return Content(**{**fields["content"], "held": held}), fields["kind"], wanted
+def frame_request(fields: dict[str, Any]) -> FrameRequest:
+    """The request that `fields_of` made fields of."""
+    if (samples := fields["samples"]) is not None:
+        samples = Samples(np.array(samples["numbers"], dtype=np.int64), samples["to_end"])
+    return FrameRequest(**{**fields, "part": tuple(fields["part"]), "samples": samples})

@@ -12,12 +12,15 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.dag.manifest import digest
+from pipelines.decoder.client import parsed_records
+from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
 from storage.errors import UserError
 from storage.store import Store
-from storage.urls import join_url, list_objects, open_url
+from storage.urls import join_url, list_objects
+from tokenization.fields import field_names
 from tokenization.media.frames import IMAGES, VIDEOS
-from tokenization.readers.records import EXTENSIONS, SideData
+from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of
 
 OBJECTS = "objects.jsonl"
 
@@ -27,7 +30,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
     "text": frozenset(EXTENSIONS),
     "webdataset": frozenset({".tar"}),
 }
-_OF_RECORDS = (".jsonl", ".parquet")
+_OF_RECORDS = tuple(one for one in EXTENSIONS if one not in (".txt", ".md"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
 
 
@@ -94,13 +97,14 @@ def read_objects(store: Store) -> list[SourceObject]:
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
     options = recipe.storage.options
     files = [info.url for glob in source.side for info in list_objects(join_url(recipe.storage.data, glob), options)]
-    side = SideData.load((file, open_url(file, options)) for file in files) if files else None
+    wanted = (*KEYS, *field_names(source.fields))
+    side = SideData.load((file, parsed_records(Content(file, options), file, wanted)) for file in files)
     for pattern in source.urls:
         url = join_url(recipe.storage.data, pattern)
         for info in list_objects(url, options):
             key = f"{name}/{_below(info.url, url)}"
             heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
-            kind, about = _kind(info.url, name, source), side.get(info.url) if side else {}
+            kind, about = _kind(info.url, name, source), side.get(info.url)
             whole = SourceObject(key, name, info.url, info.size, info.etag, kind, heldout, about, media=source.media)
             if whole.kind in ("webdataset", "records") and not heldout:
                 yield from _split_inside(whole, source)
@@ -138,11 +142,13 @@ def _below(url: str, pattern: str) -> str:
 
 
 def _kind(url: str, name: str, source: Source) -> Kind:
-    suffix = PurePosixPath(url).suffix.lower()
+    suffix = extension_of(url)
     if source.media is not None:
         if suffix in _OF_RECORDS:
             return "records"
-        raise UserError(f"sources.{name}.media: {url} is neither JSONL nor Parquet; its records cannot name media")
+        raise UserError(
+            f"sources.{name}.media: {url} is no table; the records of JSONL, CSV, TSV and Parquet can name media"
+        )
     if source.kind:
         return source.kind
     for kind, suffixes in _KINDS.items():

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import io
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.decoder.client import decoded_frames
+from pipelines.decoder.client import decoded_frames, parsed_records, tar_samples
+from pipelines.decoder.content import Content
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
-from pipelines.decoder.messages import Content
 from pipelines.sources.listing import SourceObject
 from storage.errors import BadData, UserError
-from storage.urls import object_info, open_url, public_url
+from storage.urls import object_info, public_url
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name
 from tokenization.media.video import FrameChunk
-from tokenization.readers.records import BadRecord, read_records
-from tokenization.readers.webdataset_tar import BadSample, read_samples
+from tokenization.readers.record import BadRecord, NotText
+from tokenization.readers.webdataset_tar import BadSample
 
 # Where a record may point besides the place of its own file. fsspec has more schemes; some read scripts, or write.
 _ELSEWHERE = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "package"})
@@ -61,12 +62,17 @@ class BadMedium:
     reason: str
 
 
-def media_of(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    """The media of one object that belong to its split. Raises OSError on what cannot be reached."""
+def media_of(
+    found: SourceObject, options: dict[str, Any], columns: Sequence[str] = (), limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Medium | BadMedium]:
+    """The media of one object that belong to its split, each to be used before the next is taken.
+
+    columns: the fields that go with them. Raises OSError on what cannot be reached.
+    """
     if found.kind == "webdataset":
-        return _samples(found, options)
+        return _samples(found, options, columns, limits)
     if found.kind == "records":
-        return _named(found, options)
+        return _named(found, options, columns, limits)
     origin = Origin(found.key, None, found.side)
     kind: MediaKind = "image" if found.kind == "image" else "video"
     return iter([Medium(origin, kind, Content(found.url, options), found.part)])
@@ -90,7 +96,7 @@ def object_frames(
     """
     is_medium = found.kind in ("video", "image")
     count, room, max_frames = 0, request.max_frames, request.max_frames
-    for medium in media_of(found, options):
+    for medium in media_of(found, options, limits=limits):
         if isinstance(medium, BadMedium):
             continue
         if max_frames is not None and not is_medium:
@@ -108,32 +114,42 @@ def object_frames(
         raise BadData("no video or image in it can be decoded")
 
 
-def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    with open_url(found.url, options) as file:
-        for sample in read_samples(file, lambda key: _is_of_split(found, f"{found.key}/{key}", f"{found.url}/{key}")):
-            key = found.key if sample.key is None else f"{found.key}/{sample.key}"
-            if isinstance(sample, BadSample):
-                if sample.key is not None or _is_of_split(found):
-                    yield BadMedium(Origin(key, sample.number), sample.reason)
-                continue
-            side = {**found.side, **sample.side}
-            where = {"sample": sample.key, "member": sample.member}
-            content = Content(found.url, options, (sample.offset, sample.size), sample.held)
-            yield Medium(Origin(key, sample.number, side, where), sample.kind, content)
-
-
-def _named(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    with open_url(found.url, options) as file:
+def _samples(
+    found: SourceObject, options: dict[str, Any], columns: Sequence[str], limits: Limits
+) -> Iterator[Medium | BadMedium]:
+    with Content(found.url, options).opened() as file:
         try:
-            for record in read_records(file, found.url):
-                if isinstance(record, BadRecord):
-                    if _is_of_split(found):
-                        yield BadMedium(Origin(f"{found.key}/{record.index}", record.index), record.reason)
-                elif (medium := _of_record(found, *record, options)) is not None:
-                    yield medium
+            for sample in tar_samples(Content(file=file), columns, limits):
+                key = found.key if sample.key is None else f"{found.key}/{sample.key}"
+                names = (key, f"{found.url}/{sample.key}") if sample.key is not None else ()
+                if not _is_of_split(found, *names):
+                    continue
+                if isinstance(sample, BadSample):
+                    yield BadMedium(Origin(key, sample.number), sample.reason)
+                    continue
+                side = {**found.side, **sample.side}
+                where = {"sample": sample.key, "member": sample.member}
+                content = Content(file=file, window=(sample.offset, sample.size))
+                yield Medium(Origin(key, sample.number, side, where), sample.kind, content)
         except BadData as error:
             if _is_of_split(found):
                 yield BadMedium(Origin(found.key), str(error))
+
+
+def _named(
+    found: SourceObject, options: dict[str, Any], columns: Sequence[str], limits: Limits
+) -> Iterator[Medium | BadMedium]:
+    wanted = list(dict.fromkeys([found.media or "", *columns]))
+    try:
+        for record in parsed_records(Content(found.url, options), found.url, wanted, limits):
+            if isinstance(record, BadRecord):
+                if _is_of_split(found):
+                    yield BadMedium(Origin(f"{found.key}/{record.index}", record.index), record.reason)
+            elif (medium := _of_record(found, *record, options)) is not None:
+                yield medium
+    except BadData as error:
+        if _is_of_split(found):
+            yield BadMedium(Origin(found.key), str(error))
 
 
 def _of_record(
@@ -141,10 +157,15 @@ def _of_record(
 ) -> Medium | BadMedium | None:
     """The medium that a record names; None if it belongs to the other split."""
     key = f"{found.key}/{number}"
-    named = fields.get(found.media or "")
+    named = fields.pop(found.media or "", None)
+    if isinstance(named, bytes):
+        if not _is_of_split(found, key, f"{found.url}/{number}"):
+            return None
+        return Medium(Origin(key, number, {**found.side, **fields}), None, Content(file=io.BytesIO(named)))
     try:
         if not isinstance(named, str) or not named:
-            raise BadData(f'the record names no medium: its column "{found.media}" holds {type(named).__name__}')
+            held = named.type_name if isinstance(named, NotText) else type(named).__name__
+            raise BadData(f'the record names no medium: its column "{found.media}" holds {held}')
         url = resolve(found.url, named)
     except BadData as error:
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None

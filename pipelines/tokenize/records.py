@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.decoder.client import parsed_records
+from pipelines.decoder.content import Content
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
-from storage.urls import open_url
 from tokenization.document import Document
-from tokenization.fields import FieldSpec, build_each, spec_for_record
+from tokenization.fields import FieldSpec, build_each, field_names, spec_for_record
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.video import FrameChunk
-from tokenization.readers.records import BadRecord, read_records
+from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -39,6 +40,11 @@ class TokenizeJob:
     def max_frames(self, found: SourceObject) -> int:
         """The most frames of one medium of this object."""
         return self.recipe.sources[found.source].max_frames or self.recipe.tokenize.max_frames
+
+    def columns(self, found: SourceObject) -> list[str]:
+        """The fields of this object's records that become tokens; of media, `vision` is the medium itself."""
+        names = field_names(self.recipe.sources[found.source].fields)
+        return [name for name in names if found.kind == "text" or "vision" not in name]
 
 
 @dataclass
@@ -79,15 +85,15 @@ class Record:
 def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterator[Record]:
     """Records of a text object; a bad one is left out."""
     try:
-        with open_url(found.url, job.recipe.storage.options) as file:
-            for record in read_records(file, found.url):
-                tally.units += 1
-                if isinstance(record, BadRecord):
-                    tally.bad(found, record.reason, record.index)
-                elif record[1] == {"text": ""}:
-                    tally.bad(found, "the text is empty", record[0])
-                else:
-                    yield Record(found, found.key, record[0], *record)
+        content = Content(found.url, job.recipe.storage.options)
+        for record in parsed_records(content, found.url, job.columns(found), job.recipe.tokenize.decoder_limits):
+            tally.units += 1
+            if isinstance(record, BadRecord):
+                tally.bad(found, record.reason, record.index)
+            elif record[1] == {"text": ""}:
+                tally.bad(found, "the text is empty", record[0])
+            else:
+                yield Record(found, found.key, record[0], *record)
     except BadData as error:
         tally.units += 1
         tally.bad(found, str(error))
@@ -106,7 +112,11 @@ def encode_objects(
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
         return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
 
-    media = ((found, medium) for found in objects for medium in media_of(found, job.recipe.storage.options))
+    media = (
+        (found, medium)
+        for found in objects
+        for medium in media_of(found, job.recipe.storage.options, job.columns(found), settings.decoder_limits)
+    )
     yield from encode_media(media, frames, pool, settings.chunk_frames, settings.in_flight_mib * 2**20)
 
 

@@ -2,39 +2,45 @@
 
 In: a seekable binary file. Out: one `Sample` for each run of members whose names are equal up to the first dot of the
 file name: a video or an image, the fields of a `.json` member, and the text of a `.txt` member as `caption`. Other
-members are ignored. A `BadSample` replaces a sample that cannot be used; one without a key replaces all that follow
-damage of the tar itself.
+members of a sample are ignored. A `BadSample` replaces a sample that cannot be used; one without a key replaces all
+that follow damage of the tar itself.
 
-A small medium is read into memory, a large one is left for `Window` to read. Names of members serve as keys only;
-links, devices and folders are not followed.
+Members that belong to no sample are passed over: as by webdataset those without a dot, or with nothing before it, in
+their names (LICENSE, .DS_Store, macOS's ._x.jpg), and what people and file managers put beside data (README.md).
+
+A medium is not read: its sample says where it lies. Names of members serve as keys only; links, devices and folders are
+not followed.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, BinaryIO
 
 from storage.errors import BadData
-from storage.seekable import SeekableReader
 from tokenization.media.frames import MediaKind, kind_by_name
-from tokenization.readers.records import BOM, MAX_RECORD_BYTES, decode_text
+from tokenization.readers.record import BOM, MAX_RECORD_BYTES, decode_text
 
-HELD_BYTES = 16 << 20  # the largest medium that is read into memory
 HEADER_BYTES = 1 << 16  # the largest long name or extended header
 HEADERS_BYTES = 1 << 20  # the most bytes of headers before one member's content
 BLOCK = tarfile.BLOCKSIZE
+_BESIDE_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog)\.(md|txt|rst|html?|pdf|cff|bib)|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sample. number: its place among all samples of the tar, from 0. member: the name of the medium's member.
-    offset, size: the place of its bytes in the tar. held: its bytes, if they are few. side: the other fields.
+    offset, size: the place of its bytes in the tar. side: the other fields.
     """
 
     number: int
@@ -43,7 +49,6 @@ class Sample:
     kind: MediaKind
     offset: int
     size: int
-    held: bytes | None
     side: dict[str, Any]
 
 
@@ -56,33 +61,36 @@ class BadSample:
     reason: str
 
 
-def read_samples(
-    file: BinaryIO, wanted: Callable[[str], bool] = lambda key: True, max_record_bytes: int = MAX_RECORD_BYTES
-) -> Iterator[Sample | BadSample]:
-    """The samples of a tar, in order; those whose key is not `wanted` are counted, but not read.
+def read_samples(file: BinaryIO, max_record_bytes: int = MAX_RECORD_BYTES) -> Iterator[Sample | BadSample]:
+    """The samples of a tar, in order.
 
     Raises no error of its own: damage ends the iteration with a `BadSample`. Errors of the file pass through.
     """
     number, where = 0, "from its beginning"
     seen: set[str] = set()
-    members = ((*_split(_name(member)), member) for member in _members(file) if not member.isdir())
+    members = ((*_split(_name(member)), member) for member in _members(file) if _is_of_a_sample(member))
     try:
         for number, (key, group) in enumerate(groupby(members, itemgetter(0))):
             where = f"from sample {number} ({key}) on"
-            if wanted(key):
-                try:
-                    if key in seen:
-                        raise _UnusableError("its key occurs in the tar twice, with other samples between")
-                    sample: Sample | BadSample = _sample(file, number, key, group, max_record_bytes)
-                except _UnusableError as error:
-                    sample = BadSample(number, key, str(error))
-                for _ in group:  # damage within the rest of a bad sample is the tar's
-                    pass
-                yield sample
-                del sample  # before the next one is read
+            try:
+                if key in seen:
+                    raise _UnusableError("its key occurs in the tar twice, with other samples between")
+                sample: Sample | BadSample = _sample(file, number, key, group, max_record_bytes)
+            except _UnusableError as error:
+                sample = BadSample(number, key, str(error))
+            for _ in group:  # damage within the rest of a bad sample is the tar's
+                pass
+            yield sample
+            del sample  # before the next one is read
             seen.add(key)
     except BadData as error:
         yield BadSample(number, None, f"the tar is damaged {where}: {error}")
+
+
+def _is_of_a_sample(member: tarfile.TarInfo) -> bool:
+    folder, _, base = member.name.rpartition("/")
+    is_named = "." in base and not base.startswith(".") and not _BESIDE_DATA.fullmatch(base)
+    return is_named and not member.isdir() and "__MACOSX" not in folder.split("/")
 
 
 class _UnusableError(Exception):
@@ -103,8 +111,7 @@ def _sample(
         side[extension] = {}
         kind = kind_by_name(member.name)
         if kind and (sample is None or (kind == "video" and sample.kind == "image")):
-            held = _read(file, member) if member.size <= HELD_BYTES else None
-            sample = Sample(number, key, _name(member), kind, member.offset_data, member.size, held, {})
+            sample = Sample(number, key, _name(member), kind, member.offset_data, member.size, {})
         elif extension in ("json", "txt"):
             if member.size > limit:
                 raise _UnusableError(f"its .{extension} is larger than {limit} bytes")
@@ -151,6 +158,8 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or member.offset_data < end:
                     raise BadData(f"the header at byte {member.offset} overlaps what is before it")
                 end = member.offset_data + (0 if member.issparse() else member.size)  # a sparse size includes holes
+                if end > headers.end:
+                    raise BadData(f"it ends at byte {headers.end}, inside a member")
                 yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as error:
@@ -162,7 +171,7 @@ class _Headers:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._end = file.seek(0, io.SEEK_END)
+        self.end = file.seek(0, io.SEEK_END)
         file.seek(0)
         self.tell = file.tell
         self.taken = 0  # bytes since the last member
@@ -176,8 +185,8 @@ class _Headers:
     def seek(self, offset: int) -> int:
         if offset < 0:
             raise BadData("a header points to bytes before the beginning")
-        if offset > self._end:  # where some stores raise errors of their own
-            raise BadData(f"it ends at byte {self._end}, inside a member")
+        if offset > self.end:  # where some stores raise errors of their own
+            raise BadData(f"it ends at byte {self.end}, inside a member")
         return self._file.seek(offset)
 
 
@@ -201,22 +210,3 @@ def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     if len(content) < member.size:
         raise BadData(f"it ends at byte {member.offset_data + len(content)}, inside a member")
     return bytes(content)
-
-
-class Window(SeekableReader):
-    """The bytes of a member as a file, to be buffered by the caller."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size = file, start, size
-
-    def _end(self) -> int:
-        return self._size
-
-    def readinto(self, buffer: Any) -> int:
-        """Read as much as one read of the file returns."""
-        size = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._start + self._position)
-        content = self._file.read(size)
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)

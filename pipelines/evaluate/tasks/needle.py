@@ -17,13 +17,14 @@ from transformers import LlamaForCausalLM
 
 from model.inference.kv_decoder import Decoder, choose
 from model.llama.llama import inference
+from pipelines.decoder.client import parsed_records
+from pipelines.decoder.content import Content
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
 from storage.errors import BadData
-from storage.urls import open_url
 from tokenization.fields import FieldSpec
-from tokenization.readers.records import BadRecord, read_records
+from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -134,12 +135,14 @@ def haystack(job: EvaluateJob, tokenizer: TextTokenizer, tokens: int) -> np.ndar
 
 
 def _texts(job: EvaluateJob) -> Iterator[str]:
+    options = job.recipe.storage.options
     for found_object in job.objects(("text",), heldout=True):
         spec = FieldSpec.parse(job.recipe.sources[found_object.source].fields[0])
         try:
-            with open_url(found_object.url, job.recipe.storage.options) as file:
-                for record in read_records(file, found_object.url):
-                    if not isinstance(record, BadRecord):
-                        yield "\n\n".join(str(record[1][name]) for name in spec.names if record[1].get(name))
+            content, limits = Content(found_object.url, options), job.recipe.tokenize.decoder_limits
+            for record in parsed_records(content, found_object.url, spec.names, limits):
+                if not isinstance(record, BadRecord):
+                    values = [record[1].get(name) for name in spec.names]
+                    yield "\n\n".join(value for value in values if isinstance(value, str) and value)
         except BadData:  # the tokenize stage has it in quarantine
             continue
