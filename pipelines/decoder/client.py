@@ -181,7 +181,7 @@ class DecoderProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", kind],  # -P: not what the working directory may hold
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 env=clean_environment([path or os.getcwd() for path in sys.path]),
@@ -271,7 +271,7 @@ class DecoderProcess:
     def _unpacked(self, unpack: Callable[[Any, Sequence[str]], Answer], batch: Any, columns: Sequence[str]) -> Answer:
         try:
             return unpack(batch, columns)
-        except (pa.ArrowException, ValueError, TypeError, LookupError, ArithmeticError):
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError, StopIteration):
             raise self._death() from None
 
     def _receive(self) -> dict[str, Any]:

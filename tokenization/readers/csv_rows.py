@@ -34,7 +34,7 @@ def read_csv(
         lines.is_too_long = False
         try:
             row = next(rows)
-            if not row:
+            if not row and not lines.is_too_long:
                 continue
             reason = _why_bad(row, header, lines)
         except StopIteration:

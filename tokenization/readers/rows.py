@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from storage.errors import BadData
 from tokenization.readers.record import BadRecord, NotText, Record
 from tokenization.readers.webdataset_tar import BadSample, Sample
 
@@ -34,22 +35,27 @@ _ABSENT = object()
 
 
 def pack_records(records: Iterable[Record | BadRecord], columns: Sequence[str]) -> Iterator[pa.Buffer]:
-    """Serialized batches of about a MiB; a record is handed on at once where reading the next one takes long."""
+    """Serialized batches of about a MiB. Of records that end in BadData, those before it come first."""
     held: list[Record | BadRecord] = []
     chars = 0
-    for record in records:
-        held.append(record)
-        if not isinstance(record, BadRecord):
-            chars += sum(len(value) for value in record[1].values() if isinstance(value, str | bytes))
-        if chars >= _CHARS or len(held) == _ROWS:
+    try:
+        for record in records:
+            held.append(record)
+            if not isinstance(record, BadRecord):
+                chars += sum(len(value) for value in record[1].values() if isinstance(value, str | bytes))
+            if chars >= _CHARS or len(held) == _ROWS:
+                yield _packed_records(held, columns)
+                held, chars = [], 0
+    except BadData:
+        if held:
             yield _packed_records(held, columns)
-            held, chars = [], 0
+        raise
     if held:
         yield _packed_records(held, columns)
 
 
 def unpack_records(data: Any, columns: Sequence[str]) -> list[Record | BadRecord]:
-    """What `pack_records` made a batch of. Raises ValueError and TypeError on what it does not make."""
+    """What `pack_records` made a batch of. Raises built-in and Arrow's errors on anything else."""
     batch = _batch(data, {})
     indices, reasons = batch["index"].to_pylist(), batch["reason"]
     fields = _fields(batch, columns)
@@ -77,7 +83,7 @@ def pack_samples(samples: Iterable[Sample | BadSample], columns: Sequence[str]) 
 
 
 def unpack_samples(data: Any, columns: Sequence[str]) -> list[Sample | BadSample]:
-    """What `pack_samples` made a batch of. Raises ValueError and TypeError on what it does not make."""
+    """What `pack_samples` made a batch of. Raises built-in and Arrow's errors on anything else."""
     batch = _batch(data, _OF_SAMPLES)
     places = zip(*(batch[name].to_pylist() for name in ("index", "reason", *_OF_SAMPLES)))
     found: list[Sample | BadSample] = []

