@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import glob as local_glob
 import hashlib
-import importlib.util
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +23,9 @@ from storage.errors import UserError
 from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
+from storage.packages import package_folder
+from storage.public_url import public_url as public_url
+from storage.reach import Reach
 from storage.remote_file import FileRanges, ObjectRanges, RangedFile
 from storage.retry import Backoff
 
@@ -34,7 +35,6 @@ RANGED = Backoff(attempts=5, pause=0.5)  # of reads by ranges: a loader waits fo
 _ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
 _CONTACT_KINDS = ("transient", "denied", "refused")  # of StoreErrors
-_SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,10 @@ def join_url(base: str, relative: str) -> str:
     return f"{base.rstrip('/')}/{relative}"
 
 
-def public_url(url: str) -> str:
-    """The URL for a manifest or a log: without a user's name, and with signatures and keys blanked."""
-    scheme, separator, place = url.partition("://")
-    host, slash, path = place.partition("/")
-    if not separator or ("@" not in host and "?" not in path):
-        return url
-    path, mark, query = path.partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    query = "&".join(name + equals + ("..." if _SECRETS.search(name) else value) for name, equals, value in pairs)
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}{mark}{query}"
-
-
 def filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it. Raises UserError on a scheme that cannot be used."""
     if url.startswith("package://"):
-        return fsspec.filesystem("file"), str(_package_folder(url) / urlsplit(url).path.lstrip("/"))
+        return fsspec.filesystem("file"), str(package_folder(url) / urlsplit(url).path.lstrip("/"))
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     # Other processes write here too, so a listing must not be reused.
     remote = {"use_listings_cache": False, **(options or {})}
@@ -96,7 +84,7 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     """The objects at a URL with globs, sorted by URL. Raises UserError when there are none."""
     fs, path = filesystem(pattern, options)
     is_local = isinstance(fs, LocalFileSystem)
-    package = _package_folder(pattern) if pattern.startswith("package://") else None
+    package = package_folder(pattern) if pattern.startswith("package://") else None
     try:
         with first_contact(pattern):
             found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
@@ -182,11 +170,3 @@ def _etag(fs: Any, path: str, info: dict[str, Any]) -> str:
         with fs.open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
     return f"{size}-{info.get('mtime', info.get('created', ''))}"
-
-
-def _package_folder(url: str) -> Path:
-    name = urlsplit(url).netloc
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{url}: the Python package {name!r} is not installed; pip install 'ringworld[samples]'")
-    return Path(next(iter(spec.submodule_search_locations)))
