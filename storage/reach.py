@@ -1,7 +1,7 @@
 """What a URL that data name may reach: what is beside the file that names it, public web servers, what a recipe allows.
 
 In: the URL of a file of records, and the prefixes that its source allows. Out: whether a URL is within them, by its
-text here, and by the address that its host turns out to have in `storage.web`.
+text here, and by the address that its host turns out to have in `storage.web_client`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PUBLIC_WEB = ("http://", "https://")
 """Prefixes without a host: every web server that has a public address."""
 
 Place = Literal["own", "allowed", "public"]
-"""own: on the host of the file of records itself. allowed: on a host that the recipe names. public: neither, so that only
-a public address may be connected to."""
+"""own: on the host of the file of records itself. allowed: on a host that the recipe names. public: neither, so that
+only a public address may be connected to."""
 
 _ONE_STORE = {"gcs": "gs", "abfs": "az", "abfss": "az", "s3a": "s3"}  # schemes of the same buckets
 _PORTS = {"http": 80, "https": 443}
@@ -54,11 +54,10 @@ class Reach:
                 return path
         elif scheme == "package":
             folder = os.path.realpath(package_folder(url))
-            if any(_is_below(url, prefix) for prefix in self._prefixes()) and _is_below(
-                os.path.realpath(os.path.join(folder, place.partition("/")[2])), folder
-            ):
+            path = os.path.realpath(os.path.join(folder, place.partition("/")[2]))
+            if _is_below(path, folder) and self._has_prefix_of(url):
                 return url
-        elif ".." not in place.split("/") and any(_is_below(_named(url), _named(prefix)) for prefix in self._prefixes()):
+        elif ".." not in place.split("/") and self._has_prefix_of(_named(url)):
             return url
         raise self._refusal(url)
 
@@ -75,10 +74,11 @@ class Reach:
             return "public"
         raise self._refusal(f"{scheme}://{host}{f':{port}' if port not in (None, _PORTS.get(scheme)) else ''}{path}")
 
-    def _prefixes(self) -> list[str]:
-        """Of buckets and the like: the whole bucket or package of the file of records, and what is allowed."""
+    def _has_prefix_of(self, url: str) -> bool:
+        """Whether a URL is in the bucket or package of the file of records, or below what is allowed."""
         scheme, _, place = self.home.rpartition("://")
-        return [f"{scheme}://{place.partition('/')[0]}/", *(prefix for prefix in self.allowed if "://" in prefix)]
+        own = f"{scheme}://{place.partition('/')[0]}/"
+        return any(_is_below(url, _named(prefix)) for prefix in (own, *self.allowed) if "://" in prefix)
 
     def _roots(self) -> list[str]:
         """The same of this machine: the folder of the file of records."""

@@ -53,22 +53,30 @@ def join_url(base: str, relative: str) -> str:
     return f"{base.rstrip('/')}/{relative}"
 
 
-def filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises UserError on a scheme that cannot be used."""
+def filesystem(url: str, options: dict[str, Any] | None, reach: Reach | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it. reach: of the records that name it; None: a recipe does.
+
+    Raises UserError on a scheme that cannot be used, BadData on what is out of reach.
+    """
+    url = reach.checked(url) if reach else url
     if url.startswith("package://"):
         return fsspec.filesystem("file"), str(package_folder(url) / urlsplit(url).path.lstrip("/"))
     scheme = url.split("://", 1)[0] if "://" in url else "file"
+    if scheme in ("http", "https"):
+        from storage.web import WebFileSystem  # imports aiohttp, which most processes do without
+
+        return WebFileSystem(reach), url
     # Other processes write here too, so a listing must not be reused.
     remote = {"use_listings_cache": False, **(options or {})}
     try:
-        return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory", "http", "https") else {}))
+        return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory") else {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
 
 
-def open_url(url: str, options: dict[str, Any] | None = None) -> BinaryIO:
-    """Open a URL for reading: a seekable binary file that fetches ranges as they are read."""
-    fs, path = filesystem(url, options)
+def open_url(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> BinaryIO:
+    """Open a URL for reading: a seekable file that fetches ranges as they are read. reach: as of `filesystem`."""
+    fs, path = filesystem(url, options, reach)
     return fs.open(path, "rb")
 
 
@@ -106,19 +114,17 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     return objects
 
 
-def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
-    """One object, its URL taken literally. Raises FileNotFoundError where it is absent, OSError on a failed request."""
-    fs, path = filesystem(url, options)
+def object_info(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> ObjectInfo:
+    """One object, its URL taken literally. reach: as of `filesystem`.
+
+    Raises FileNotFoundError where it is absent, OSError on a failed request, BadData on what a record cannot have.
+    """
+    fs, path = filesystem(url, options, reach)
     try:
         info = fs.info(path)
         if info.get("type") != "file":  # a folder; a device, which may never end
             raise FileNotFoundError(url)
         return ObjectInfo(url, int(info.get("size") or 0), _etag(fs, path, info))
-    except FileNotFoundError as error:
-        status = getattr(error.__cause__, "status", None)  # fsspec raises it on every answer of a web server
-        if status in (408, 429) or (status or 0) >= 500:
-            raise OSError(f"{public_url(url)}: the server answers {status}") from None
-        raise
     except StoreError as error:  # whose kind is of the store, not of the object, unless the name is at fault
         raise (ValueError if error.kind == "unnamable" else OSError)(str(error)) from None
 
@@ -168,5 +174,5 @@ def _etag(fs: Any, path: str, info: dict[str, Any]) -> str:
     size = int(info.get("size") or 0)
     if size <= _HASHED_BYTES:
         with fs.open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # whose size may be more than it says
     return f"{size}-{info.get('mtime', info.get('created', ''))}"

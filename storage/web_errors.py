@@ -1,12 +1,13 @@
 """What a failed request to a web server means: whether to repeat it, and whose fault it is.
 
-In: an exception of aiohttp's, of fsspec's over it, or of the client in `storage.web`; or the status of an answer. Out: a
+In: an exception of aiohttp's, of fsspec's over it, or of `storage.web_client`; or the status of an answer. Out: a
 `WebFailure`, and from it the errors that all code knows, FileNotFoundError and StoreError.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Literal
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -22,14 +22,14 @@ from storage.object_store.errors import Request, StoreError
 from storage.public_url import public_url
 
 Cause = Literal["absent", "transient", "denied", "refused"]
-"""absent: the server says that there is no such object. transient: the same request may succeed in a moment. denied: not
-for whoever asks. refused: everything else, which will be the same the next time."""
+"""absent: the server says that there is no such object. transient: the same request may succeed in a moment. denied:
+not for whoever asks. refused: everything else, which will be the same the next time."""
 
 _ABSENT = {404, 410}
 _DENIED = {401, 402, 403, 407, 451}
 _TRANSIENT = {408, 421, 425, 429}
 _NEVER = {501, 505}  # of those from 500 on
-_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME), socket.EAI_FAIL}
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 @dataclass
@@ -49,9 +49,8 @@ class WebFailure(Exception):  # noqa: N818 - a StoreError is made of it where it
         """The error for who asked for what a recipe names."""
         if self.cause == "absent":
             return FileNotFoundError(public_url(url))
-        parts = urlsplit(url)
-        request = Request(public_url(url), "read", f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-        return request.failure(self.reason, self.cause, attempts)
+        shown = public_url(url)
+        return Request(shown, "read", "/".join(shown.split("/", 3)[:3])).failure(self.reason, self.cause, attempts)
 
 
 def web_error(url: str, error: BaseException) -> FileNotFoundError | StoreError | None:
@@ -70,7 +69,7 @@ def failure_of(error: BaseException) -> WebFailure | None:
     if isinstance(error, FileNotFoundError):
         return (failure_of(error.__cause__) if error.__cause__ else None) or WebFailure("absent", "no such object")
     if isinstance(error, aiohttp.ClientResponseError) and error.status >= 400:
-        return failure_of_status(error.status, (error.headers or {}).get("Retry-After"))
+        return failure_of_status(error.status, error.headers.get("Retry-After") if error.headers else None)
     if isinstance(error, TimeoutError | asyncio.TimeoutError | aiohttp.ServerTimeoutError):
         return WebFailure("transient", "no answer in time")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -117,4 +116,5 @@ def _seconds(retry_after: str | None) -> float:
 
 
 def _text(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__

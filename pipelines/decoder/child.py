@@ -76,7 +76,7 @@ def _opened(content: Content) -> Iterator[BinaryIO]:
         yield io.BytesIO(content.held)
         return
     with outside():
-        file = open_url(content.url, content.options)
+        file = open_url(content.url, content.options, content.reach)
     with file:
         yield file if content.window is None else io.BufferedReader(Window(file, *content.window), 1 << 16)
 

