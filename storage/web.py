@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import re
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -263,6 +264,11 @@ class WebFileSystem(HTTPFileSystem):
         """Size, None where the server does not say, and ETag, where it does. Raises as `WebObject` does."""
         size, etag = WebObject(path, self._reach).info()
         return {"name": path, "size": size, "type": "file", **({"ETag": etag} if etag else {})}
+
+    def get_file(self, rpath: str, lpath: Any, **kwargs: Any) -> None:
+        """Copy an object to a local path. Raises as `WebObject` does."""
+        with self.open(rpath) as file, open(lpath, "wb") as copy:
+            shutil.copyfileobj(file, copy, 2**20)
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         if mode != "rb":

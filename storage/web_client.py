@@ -29,6 +29,7 @@ HOST_RECORDS = 3
 """Records in a row for which a host is asked in vain, before it is left alone for the rest of their file."""
 
 _IDLE = aiohttp.ClientTimeout(total=None, sock_connect=15.0, sock_read=30.0)
+_KEPT_SECONDS = 1.0  # of an idle connection: a list may name thousands of hosts, and a decoder has 256 open files
 _REDIRECTS = 8
 _MOVED = {301, 302, 303, 307, 308}
 _NOT_PUBLIC = "its host has no public address"
@@ -62,7 +63,7 @@ class Route:
         """What the server at the end of the redirects answers. Raises BadData, WebFailure, and what aiohttp raises."""
         url = _parsed(self.url)
         for _ in range(_REDIRECTS):
-            self.host = url.host or ""
+            self.host = f"{url.host}:{url.port}" if url.explicit_port else url.host or ""
             only_public = self.reach is not None and _place(self.reach, url) == "public"
             if self.reach:
                 _hosts.check(self.reach, self.host, self.url)
@@ -120,7 +121,9 @@ def client_of(is_recipes: bool, only_public: bool, auto_decompress: bool) -> Cal
 
     async def client(**_: Any) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=_public_socket if only_public else None),
+            connector=aiohttp.TCPConnector(
+                socket_factory=_public_socket if only_public else None, keepalive_timeout=_KEPT_SECONDS
+            ),
             timeout=_IDLE,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=auto_decompress,

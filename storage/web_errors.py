@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from storage.object_store.errors import Request, StoreError
 from storage.public_url import public_url
@@ -68,7 +69,7 @@ def failure_of(error: BaseException) -> WebFailure | None:
         return error
     if isinstance(error, FileNotFoundError):
         return (failure_of(error.__cause__) if error.__cause__ else None) or WebFailure("absent", "no such object")
-    if isinstance(error, aiohttp.ClientResponseError) and error.status >= 400:
+    if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error.__cause__, HttpProcessingError):
         return failure_of_status(error.status, error.headers.get("Retry-After") if error.headers else None)
     if isinstance(error, TimeoutError | asyncio.TimeoutError | aiohttp.ServerTimeoutError):
         return WebFailure("transient", "no answer in time")
@@ -87,7 +88,7 @@ def failure_of(error: BaseException) -> WebFailure | None:
     if isinstance(error, aiohttp.TooManyRedirects):
         return WebFailure("refused", "it redirects without end")
     if isinstance(error, aiohttp.ClientError):
-        return WebFailure("refused", f"no answer that can be read: {_text(error)}")
+        return WebFailure("refused", "no answer that can be read")
     return None
 
 
