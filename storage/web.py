@@ -49,7 +49,6 @@ AGAIN = Backoff(attempts=4, pause=0.5)
 """For requests that fail for a while."""
 
 _LONGEST_PAUSE = 30.0  # seconds for which a server may ask to be left alone; one that asks for more is away
-_HELD_BYTES = 2**23  # of a body without ranges; a larger one is on disk
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,17 @@ class WebObject:
 
     def open(self) -> BinaryIO:
         """A seekable file over its bytes."""
-        with contextlib.ExitStack() as stack:
-            # Pipes and sockets are no place to seek in, and memory is short.
-            spool = stack.enter_context(tempfile.SpooledTemporaryFile(_HELD_BYTES))
-            answer = self._ask(lambda: self._get(0, FIRST, spool=cast(BinaryIO, spool)))
-            if not answer.is_range:
-                stack.pop_all()
-                spool.seek(0)
-                return cast(BinaryIO, spool)
+        spool = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - it is what is returned
+        try:
+            answer = self._ask(lambda: self._get(0, FIRST, spool=spool))
+        except BaseException:
+            spool.close()
+            raise
+        if not answer.is_range:
+            spool.flush()  # who reads it by its descriptor finds all of it
+            spool.seek(0)
+            return spool
+        spool.close()
         self._opened = answer
         return io.BufferedReader(ReadAheadFile(self), 2**16)
 

@@ -406,11 +406,10 @@ def test_the_environments_proxy_and_passwords_are_for_recipes_alone(
         proxy.shutdown()
 
 
-def test_a_body_without_a_size_is_not_held_in_memory(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_HELD_BYTES", 1000)
-    with open_url(f"{server}/unsized") as file:
-        assert file._rolled, "it is on disk"  # type: ignore[attr-defined]
-        assert file.read() == BODY
+@pytest.mark.parametrize(("kind", "body"), [("unsized", BODY), ("no-ranges", SMALL)])
+def test_a_body_without_ranges_is_on_disk_and_not_in_memory(server: str, kind: str, body: bytes) -> None:
+    with open_url(f"{server}/{kind}") as file:
+        assert os.pread(file.fileno(), len(body) + 1, 0) == body
 
 
 def test_a_recipes_object_is_listed_and_fetched(server: str) -> None:
