@@ -97,6 +97,7 @@ class WebObject:
         except BaseException:
             spool.close()
             raise
+        self._route.served()
         if not answer.is_range:
             spool.flush()  # who reads it by its descriptor finds all of it
             spool.seek(0)
@@ -145,7 +146,7 @@ class WebObject:
                 raise
 
         try:
-            answer = retry(
+            return retry(
                 attempt,
                 f"{public_url(self._route.url)}: cannot be read just now",
                 self._backoff,
@@ -156,8 +157,6 @@ class WebObject:
             )
         except WebFailure as failure:
             raise self._error(failure, attempts) from None
-        self._route.succeeded()
-        return answer
 
     def _may_repeat(self, failure: WebFailure) -> bool:
         left = self._left()

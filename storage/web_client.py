@@ -26,7 +26,8 @@ from storage.reach import Place, Reach, is_public
 from storage.web_errors import WebFailure
 
 HOST_RECORDS = 3
-"""Records in a row for which a host is asked in vain, before it is left alone for the rest of their file."""
+"""Records in a row for which a host is asked in vain, before it is left alone for the rest of their file. One that
+serves between its failures is left alone where more than a third of them fail."""
 
 _IDLE = aiohttp.ClientTimeout(total=None, sock_connect=15.0, sock_read=30.0)
 _KEPT_SECONDS = 1.0  # of an idle connection: a list may name thousands of hosts, and a decoder has 256 open files
@@ -51,12 +52,12 @@ class Route:
     def failed(self, reason: str) -> None:
         """Count a record for which the host was asked in vain."""
         if self.reach:
-            _hosts.failed(self.reach, self.host, reason)
+            _hosts.count(self.reach, self.host, 2, reason)
 
-    def succeeded(self) -> None:
-        """Forget the failures of the host."""
+    def served(self) -> None:
+        """Count a record for which the host served what was asked for."""
         if self.reach:
-            _hosts.of(self.reach).pop(self.host, None)
+            _hosts.count(self.reach, self.host, -1)
 
     @contextlib.asynccontextmanager
     async def answer(self, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -88,28 +89,30 @@ class Route:
 
 
 class _Hosts:
-    """Hosts that fail, while the records of one file are read."""
+    """Hosts that fail, while the records of one file are read: 2 for each failure less 1 for each success, and why."""
 
     def __init__(self) -> None:
         self._home = ""
         self._failures: dict[str, tuple[int, str]] = {}
 
-    def of(self, reach: Reach) -> dict[str, tuple[int, str]]:
-        """How often in a row each host has failed for the records of this file, and why."""
+    def check(self, reach: Reach, host: str, url: str) -> None:
+        """Raises BadData where a host has failed for too many records."""
+        count, reason = self._of(reach).get(host, (0, ""))
+        if count >= 2 * HOST_RECORDS:
+            raise BadData(f"{public_url(url)}: not asked for, since its host {host} keeps failing: {reason}")
+
+    def count(self, reach: Reach, host: str, change: int, reason: str = "") -> None:
+        """Count a failure or a success of a host. Hosts that do not fail cost nothing."""
+        failures = self._of(reach)
+        before, why = failures.get(host, (0, ""))
+        failures[host] = max(0, before + change), reason or why
+        if not failures[host][0]:
+            del failures[host]
+
+    def _of(self, reach: Reach) -> dict[str, tuple[int, str]]:
         if reach.home != self._home:
             self._home, self._failures = reach.home, {}
         return self._failures
-
-    def check(self, reach: Reach, host: str, url: str) -> None:
-        """Raises BadData where a host has failed for too many records in a row."""
-        count, reason = self.of(reach).get(host, (0, ""))
-        if count >= HOST_RECORDS:
-            why = f"its host {host} failed for {count} records in a row: {reason}"
-            raise BadData(f"{public_url(url)}: not asked for, since {why}")
-
-    def failed(self, reach: Reach, host: str, reason: str) -> None:
-        failures = self.of(reach)
-        failures[host] = failures.get(host, (0, ""))[0] + 1, reason
 
 
 _hosts = _Hosts()

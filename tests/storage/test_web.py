@@ -89,6 +89,12 @@ def server(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         def cut_ranges(self) -> None:
             self.ranges(cut=100_000)
 
+        def stops(self) -> None:
+            if self.headers["Range"].startswith("bytes=0-"):
+                self.ranges()
+            else:
+                self.close_connection = True
+
         def other_bytes(self) -> None:
             self.ranges(shift=1)
 
@@ -289,24 +295,44 @@ def test_a_server_is_left_alone_as_long_as_it_asks_within_bounds(
     assert script.lines.count("/plain/a.jpg") == asked
 
 
-def test_a_host_that_fails_again_and_again_is_left_alone_for_the_rest_of_the_file(server: str, script: Script) -> None:
+def test_a_host_that_keeps_failing_is_left_alone_for_the_rest_of_the_file(server: str, script: Script) -> None:
     first, second = (Reach(f"s3://bucket/{name}.jsonl", (f"{server}/",)) for name in "ab")
-    for number in range(HOST_RECORDS - 1):
-        with pytest.raises(BadData, match="does not serve it now"):
-            object_info(f"{server}/500/{number}", reach=first)
-    object_info(f"{server}/ranges/a.jpg", reach=first)  # which begins the count anew
-    for number in range(HOST_RECORDS):
-        with pytest.raises(BadData, match="does not serve it now"):
-            object_info(f"{server}/500/{number}", reach=first)
+
+    def fail(number: int) -> None:
+        for _ in range(number):
+            with pytest.raises(BadData, match="does not serve it now"):
+                object_info(f"{server}/500/a.jpg", reach=first)
+
+    fail(HOST_RECORDS - 1)
+    for _ in range(4):
+        object_info(f"{server}/ranges/a.jpg", reach=first)  # which is no success yet
+        open_url(f"{server}/ranges/a.jpg", reach=first).close()
+    fail(HOST_RECORDS)
     script.lines.clear()
-    with pytest.raises(BadData) as caught:
-        object_info(f"{server}/ranges/a.jpg", reach=first)
-    assert str(caught.value) == (
-        f"{server}/ranges/a.jpg: not asked for, since its host {server[7:]} failed for 3 records in a row: the server "
-        f"answers 500 Internal Server Error"
-    )
+    for asked in (object_info, open_url):
+        with pytest.raises(BadData) as caught:
+            asked(f"{server}/ranges/a.jpg", reach=first)
+        assert str(caught.value) == (
+            f"{server}/ranges/a.jpg: not asked for, since its host {server[7:]} keeps failing: the server answers 500 "
+            f"Internal Server Error"
+        )
     assert not script.lines
     object_info(f"{server}/ranges/a.jpg", reach=second)
+
+
+def test_a_host_that_begins_to_serve_and_stops_each_time_is_left_alone(server: str) -> None:
+    reach = record(server)
+    reasons = []
+    for number in range(9):
+        try:
+            with open_url(f"{server}/stops/{number}", reach=reach) as file:
+                file.read()
+        except BadData as error:
+            reasons.append(str(error).partition("/stops/")[2][3:])
+    assert reasons[0].startswith("its host")
+    assert len(reasons) == 9
+    assert reasons[-1].startswith("not asked for")
+    assert sum(reason.startswith("its host") for reason in reasons) <= 2 * HOST_RECORDS
 
 
 @pytest.mark.parametrize(

@@ -391,9 +391,7 @@ def test_a_host_that_is_away_costs_its_records_and_the_lists_own_store_the_run(
         name = web.removeprefix("http://")
         (tmp_path / "qa.jsonl").write_text(f'{{"image": "{web}/a.jpg"}}\n' * 5)
         asked = f"{web}/a.jpg: its host {name} does not serve it now: the server answers 503 Service Unavailable"
-        left = (
-            f"{web}/a.jpg: not asked for, since its host {name} failed for 3 records in a row: the server answers 503"
-        )
+        left = f"{web}/a.jpg: not asked for, since its host {name} keeps failing: the server answers 503"
         assert reasons(tmp_path, [web]) == [asked] * 3 + [f"{left} Service Unavailable"] * 2
         with pytest.raises(OSError, match=rf"{web}/a\.jpg: cannot be read .*503.*run again to carry on"):
             reasons(web, [])
