@@ -53,8 +53,8 @@ _LONGEST_PAUSE = 30.0  # seconds for which a server may ask to be left alone; on
 
 @dataclass(frozen=True)
 class _Answer:
-    """size: of the object in bytes, None where the server does not say. start, pieces: of its bytes. is_range: whether
-    the server gives ranges; where not, the bytes are in the file that was to take them.
+    """size: of the object in bytes, None where the server does not say. is_range: whether the server gives ranges: then
+    `pieces` are the bytes asked for, all of them if `is_complete`; where not, the file that was to take them has all.
     """
 
     size: int | None

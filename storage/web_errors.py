@@ -33,7 +33,7 @@ _NEVER = {501, 505}  # of those from 500 on
 _NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
-@dataclass
+@dataclass(eq=False)  # an exception has a hash
 class WebFailure(Exception):  # noqa: N818 - a StoreError is made of it where it leaves this room
     """A request that failed. reason: for a message. pause: seconds for which the server asks to be left alone."""
 
