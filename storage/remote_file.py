@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import obstore
 
@@ -140,6 +140,19 @@ class RangedFile(SeekableReader):
         return n_bytes
 
 
+class ReadableAhead(Protocol):
+    """The bytes of an object of which one version is read, as `ObjectRanges` has them."""
+
+    def once(self) -> ReadableAhead:
+        """The same bytes, by requests that are not repeated; what fails raises OSError or UserError."""
+
+    def first(self, n_bytes: int) -> tuple[int, str | None, list[bytes]]:
+        """Size and version of the object, and its first bytes or some of them."""
+
+    def pieces(self, start: int, end: int, etag: str | None = None, piece_bytes: int = 1) -> Iterator[bytes]:
+        """The bytes from `start` to `end`."""
+
+
 class _Block(NamedTuple):
     """Bytes of an object from `start` to `end`, in the pieces in which they arrived: joining them would cost a copy."""
 
@@ -163,7 +176,7 @@ class ReadAheadFile(SeekableReader):
     All blocks are of the version that was opened. At most `_BLOCKS` + 1 of `LARGEST` bytes are in memory.
     """
 
-    def __init__(self, ranges: ObjectRanges) -> None:
+    def __init__(self, ranges: ReadableAhead) -> None:
         super().__init__()
         self._ranges = ranges
         self._blocks: list[_Block] = []
@@ -219,7 +232,7 @@ class ReadAheadFile(SeekableReader):
     def _next_end(self, before: _Block) -> int:
         return min(before.end + min((before.end - before.start) * _GROWTH, LARGEST), self.size)
 
-    def _fetch(self, ranges: ObjectRanges, start: int, end: int, arrived: Iterable[bytes] = ()) -> _Block:
+    def _fetch(self, ranges: ReadableAhead, start: int, end: int, arrived: Iterable[bytes] = ()) -> _Block:
         """arrived: the first pieces, which an earlier request brought."""
         pieces = list(arrived)
         pieces += ranges.pieces(start + sum(map(len, pieces)), end, self._etag, _PIECE)

@@ -43,11 +43,12 @@ def retry(
     is_transient: Callable[[Exception], bool] = errors.is_transient,
     topic: str | None = None,
     warn: bool = True,
+    pause_of: Callable[[Exception], float] = lambda error: 0.0,
 ) -> T:
     """What `action` returns; it is called again while its errors are transient, as `backoff` allows. Raises the last.
 
     what: the failure, for a warning that is logged once a minute for each topic (None: every time). warn: False where
-    another rank that fails in the same way logs it.
+    another rank that fails in the same way logs it. pause_of: the seconds that an error asks for at least.
     """
     for attempt in range(1, backoff.attempts):
         try:
@@ -60,5 +61,6 @@ def retry(
                 _warned[topic] = now
                 reason = getattr(error, "reason", "") or f"{type(error).__name__}: {error}"
                 log.warning("%s (%s); trying again, up to %d times", what, reason, backoff.attempts - attempt)
-            time.sleep(backoff.pause * backoff.growth ** (attempt - 1) * random.uniform(0.8, 1.2))
+            pause = backoff.pause * backoff.growth ** (attempt - 1) * random.uniform(0.8, 1.2)
+            time.sleep(max(pause, pause_of(error)))
     return action()

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import glob as local_glob
 import hashlib
-import importlib.util
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +23,9 @@ from storage.errors import UserError
 from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
+from storage.packages import package_folder
+from storage.public_url import public_url as public_url
+from storage.reach import Reach
 from storage.remote_file import FileRanges, ObjectRanges, RangedFile
 from storage.retry import Backoff
 
@@ -34,7 +35,6 @@ RANGED = Backoff(attempts=5, pause=0.5)  # of reads by ranges: a loader waits fo
 _ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
 _CONTACT_KINDS = ("transient", "denied", "refused")  # of StoreErrors
-_SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,30 @@ def join_url(base: str, relative: str) -> str:
     return f"{base.rstrip('/')}/{relative}"
 
 
-def public_url(url: str) -> str:
-    """The URL for a manifest or a log: without a user's name, and with signatures and keys blanked."""
-    scheme, separator, place = url.partition("://")
-    host, slash, path = place.partition("/")
-    if not separator or ("@" not in host and "?" not in path):
-        return url
-    path, mark, query = path.partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    query = "&".join(name + equals + ("..." if _SECRETS.search(name) else value) for name, equals, value in pairs)
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}{mark}{query}"
+def filesystem(url: str, options: dict[str, Any] | None, reach: Reach | None = None) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it. reach: of the records that name it; None: a recipe does.
 
-
-def filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises UserError on a scheme that cannot be used."""
+    Raises UserError on a scheme that cannot be used, BadData on what is out of reach.
+    """
+    url = reach.checked(url) if reach else url
     if url.startswith("package://"):
-        return fsspec.filesystem("file"), str(_package_folder(url) / urlsplit(url).path.lstrip("/"))
+        return fsspec.filesystem("file"), str(package_folder(url) / urlsplit(url).path.lstrip("/"))
     scheme = url.split("://", 1)[0] if "://" in url else "file"
+    if scheme in ("http", "https"):
+        from storage.web import WebFileSystem  # imports aiohttp, which most processes do without
+
+        return WebFileSystem(reach), url
     # Other processes write here too, so a listing must not be reused.
     remote = {"use_listings_cache": False, **(options or {})}
     try:
-        return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory", "http", "https") else {}))
+        return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory") else {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
 
 
-def open_url(url: str, options: dict[str, Any] | None = None) -> BinaryIO:
-    """Open a URL for reading: a seekable binary file that fetches ranges as they are read."""
-    fs, path = filesystem(url, options)
+def open_url(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> BinaryIO:
+    """Open a URL for reading: a seekable file that fetches ranges as they are read. reach: as of `filesystem`."""
+    fs, path = filesystem(url, options, reach)
     return fs.open(path, "rb")
 
 
@@ -96,7 +92,7 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     """The objects at a URL with globs, sorted by URL. Raises UserError when there are none."""
     fs, path = filesystem(pattern, options)
     is_local = isinstance(fs, LocalFileSystem)
-    package = _package_folder(pattern) if pattern.startswith("package://") else None
+    package = package_folder(pattern) if pattern.startswith("package://") else None
     try:
         with first_contact(pattern):
             found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
@@ -118,19 +114,17 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
     return objects
 
 
-def object_info(url: str, options: dict[str, Any] | None = None) -> ObjectInfo:
-    """One object, its URL taken literally. Raises FileNotFoundError where it is absent, OSError on a failed request."""
-    fs, path = filesystem(url, options)
+def object_info(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> ObjectInfo:
+    """One object, its URL taken literally. reach: as of `filesystem`.
+
+    Raises FileNotFoundError where it is absent, OSError on a failed request, BadData on what a record cannot have.
+    """
+    fs, path = filesystem(url, options, reach)
     try:
         info = fs.info(path)
         if info.get("type") != "file":  # a folder; a device, which may never end
             raise FileNotFoundError(url)
         return ObjectInfo(url, int(info.get("size") or 0), _etag(fs, path, info))
-    except FileNotFoundError as error:
-        status = getattr(error.__cause__, "status", None)  # fsspec raises it on every answer of a web server
-        if status in (408, 429) or (status or 0) >= 500:
-            raise OSError(f"{public_url(url)}: the server answers {status}") from None
-        raise
     except StoreError as error:  # whose kind is of the store, not of the object, unless the name is at fault
         raise (ValueError if error.kind == "unnamable" else OSError)(str(error)) from None
 
@@ -180,13 +174,5 @@ def _etag(fs: Any, path: str, info: dict[str, Any]) -> str:
     size = int(info.get("size") or 0)
     if size <= _HASHED_BYTES:
         with fs.open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # whose size may be more than it says
     return f"{size}-{info.get('mtime', info.get('created', ''))}"
-
-
-def _package_folder(url: str) -> Path:
-    name = urlsplit(url).netloc
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{url}: the Python package {name!r} is not installed; pip install 'ringworld[samples]'")
-    return Path(next(iter(spec.submodule_search_locations)))

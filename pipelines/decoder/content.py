@@ -15,10 +15,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.decoder.messages import BrokenMessageError, receive_block, send, send_block
 from storage.seekable import SeekableReader
+
+if TYPE_CHECKING:
+    from storage.reach import Reach
 
 _LENGTH = struct.Struct("<I")
 _BLOCK = 1 << 18  # that is asked for at least: FFmpeg and tarfile read little at a time
@@ -27,12 +30,15 @@ _LARGEST = 1 << 23
 
 @dataclass(frozen=True)
 class Content:
-    """Where bytes are: those at a URL, or of a `file` that is open, or a window (offset, size) of either."""
+    """Where bytes are: those at a URL, or of a `file` that is open, or a window (offset, size) of either. reach: of the
+    records of which one names the URL; None: a recipe does.
+    """
 
     url: str = ""
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold credentials
     window: tuple[int, int] | None = None
     file: BinaryIO | None = None
+    reach: Reach | None = None
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -42,7 +48,7 @@ class Content:
             return
         from storage.urls import open_url  # imported late: the process that only reads does without clients of stores
 
-        with open_url(self.url, self.options) as file:
+        with open_url(self.url, self.options, self.reach) as file:
             yield file
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.recipe.base import Config, EncoderResources, Resources
+from storage.reach import PUBLIC_WEB
 from storage.setting_types import Above0, OutputNeutral, Positive
 from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
 
@@ -36,6 +37,10 @@ class Source(Config):
     media: str | None = None
     """Column of JSONL or Parquet records that names each record's video or image by URL, absolute or relative to the
     file; the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
+    media_from: list[str] = Field(default_factory=lambda: list(PUBLIC_WEB))
+    """URL prefixes from which records may name media, besides their own file's folder, bucket, host or package:
+    `s3://BUCKET/images/`, `https://HOST/`, a folder. `http://` and `https://` alone are all hosts with public
+    addresses; a host that is named may have any address."""
     side: list[str] = Field(default_factory=list)
     """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
     fields: list[str] = Field(default_factory=lambda: ["text"])
@@ -47,6 +52,21 @@ class Source(Config):
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None
     """Frames a video of this source has at most; None: tokenize.max_frames."""
+
+    @field_validator("media_from")
+    @classmethod
+    def _are_prefixes(cls, prefixes: list[str]) -> list[str]:
+        for prefix in prefixes:
+            scheme, separator, place = prefix.rpartition("://")
+            if "::" in prefix or "://" in scheme or ".." in place.split("/") or set("*?[@") & set(place):
+                raise ValueError(
+                    f"{prefix!r} is no prefix of URLs; write s3://BUCKET/FOLDER/, https://HOST/ or a folder"
+                )
+            if separator and not place.strip("/") and prefix not in PUBLIC_WEB:
+                raise ValueError(
+                    f"{prefix!r} would allow everything that {scheme} reads; name a bucket, host or folder"
+                )
+        return prefixes
 
     @model_validator(mode="after")
     def _names_its_media(self) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,7 @@ class SourceObject:
     part: tuple[float, float] = (0.0, 1.0)
     media: str | None = None
     inner_heldout: tuple[str, ...] = ()
+    media_from: tuple[str, ...] = ()
 
 
 def list_sources(recipe: Recipe) -> list[SourceObject]:
@@ -72,7 +74,7 @@ def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
     for found in objects:
         by_source.setdefault(found.source, []).append(found)
     return {
-        name: {"objects": len(group), "bytes": sum(o.size for o in group), "digest": digest([asdict(o) for o in group])}
+        name: {"objects": len(group), "bytes": sum(o.size for o in group), "digest": digest([_row(o) for o in group])}
         for name, group in by_source.items()
     }
 
@@ -81,17 +83,23 @@ def write_objects(store: Store, objects: Sequence[SourceObject]) -> None:
     """Commit the listing as `OBJECTS`."""
     with store.writing(OBJECTS) as file:
         for found in objects:
-            file.write((json.dumps(asdict(found), sort_keys=True) + "\n").encode())
+            file.write((json.dumps(_row(found), sort_keys=True) + "\n").encode())
 
 
 def read_objects(store: Store) -> list[SourceObject]:
     """The listing that `write_objects` committed."""
     with store.open(OBJECTS) as file:
         rows = [json.loads(line) for line in file]
-    return [
-        SourceObject(**{**row, "part": tuple(row["part"]), "inner_heldout": tuple(row["inner_heldout"])})
-        for row in rows
-    ]
+    tuples = ("part", "inner_heldout", "media_from")
+    return [SourceObject(**{**row, **{name: tuple(row[name]) for name in tuples if name in row}}) for row in rows]
+
+
+def _row(found: SourceObject) -> dict[str, Any]:
+    """A line of the listing. What only some objects have is in no other's: a new key makes no run again without it."""
+    row = asdict(found)
+    if not found.media_from:
+        del row["media_from"]
+    return row
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
@@ -106,12 +114,20 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
             heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
             kind, about = _kind(info.url, name, source), side.get(info.url)
             whole = SourceObject(key, name, info.url, info.size, info.etag, kind, heldout, about, media=source.media)
+            if kind == "records":
+                whole = dataclasses.replace(whole, media_from=_media_from(source, recipe))
             if whole.kind in ("webdataset", "records") and not heldout:
                 yield from _split_inside(whole, source)
             elif whole.kind == "video" and source.heldout_tail and not heldout:
                 yield from _split(whole, 1 - source.heldout_tail)
             else:
                 yield whole
+
+
+def _media_from(source: Source, recipe: Recipe) -> tuple[str, ...]:
+    """The prefixes that a source allows, relative ones below `storage.data`, and paths absolute on every machine."""
+    urls = (join_url(recipe.storage.data, prefix) for prefix in source.media_from)
+    return tuple(url if "://" in url else os.path.abspath(url) for url in urls)
 
 
 def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:

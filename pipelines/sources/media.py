@@ -19,6 +19,7 @@ from pipelines.decoder.content import Content
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.sources.listing import SourceObject
 from storage.errors import BadData, UserError
+from storage.reach import Reach
 from storage.urls import object_info, public_url
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name
@@ -171,12 +172,12 @@ def _of_record(
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
     if not _is_of_split(found, key, f"{found.url}/{number}", url):
         return None
-    shown = public_url(url)
+    shown, reach = public_url(url), Reach(found.url, found.media_from)
     try:
-        etag = object_info(url, options).etag
+        etag = object_info(url, options, reach).etag
     except (FileNotFoundError, NotADirectoryError):
         reason = f"{shown}: no such object"
-    except UserError as error:
+    except (BadData, UserError) as error:
         reason = str(error)
     except ValueError:
         reason = f"{shown}: not a URL that can be read"
@@ -186,7 +187,7 @@ def _of_record(
         reason = f"{shown}: {error.strerror}"
     else:
         origin = Origin(key, number, {**found.side, **fields}, {"media": {"url": shown, "etag": etag}})
-        return Medium(origin, kind_by_name(url.partition("?")[0]), Content(url, options))
+        return Medium(origin, kind_by_name(url.partition("?")[0]), Content(url, options, reach=reach))
     return BadMedium(Origin(key, number), reason)
 
 
@@ -200,16 +201,17 @@ def _is_of_split(found: SourceObject, *names: str) -> bool:
 def resolve(file_url: str, named: str) -> str:
     """The URL of what a record of the file at `file_url` names: absolute, or relative to that file.
 
-    Raises BadData on what a file must not name: a path on this machine, where the file is elsewhere; a scheme that
-    reads more than an object; a chain of file systems.
+    Whether it is within the file's reach is another question. Raises BadData on what no file must name: a path on this
+    machine, where the file is elsewhere; a scheme that reads more than an object; a chain of file systems.
     """
     home, _, own_place = file_url.rpartition("://")
     local = home in ("", "file")
     scheme, separator, place = named.rpartition("://")
+    scheme = scheme.lower()
     if "::" in named or "://" in scheme:
         raise BadData(f"{public_url(named)}: a chain of file systems is not read")
     if separator and scheme in _ELSEWHERE | ({"file"} if local else {home}):
-        return _inside(scheme, place) if scheme == "package" else named
+        return f"{scheme}://{place}" if scheme in ("file", "http", "https") else _inside(scheme, place)
     if separator:
         raise BadData(f"{public_url(named)}: the scheme {scheme!r} is not read from a record")
     if local:

@@ -71,6 +71,8 @@ def _request(settings: Settings, keys: Keys, method: str, path: str, query: dict
     headers["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={keys.key}/{scope}, SignedHeaders={names}, Signature={signature.hex()}"
     )
-    request = urllib.request.Request(f"{settings.endpoint}{path}?{search}", method=method, headers=headers)
+    request = urllib.request.Request(f"{settings.endpoint}{path}?{search}", method=method)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)  # a redirect may lead to another host
     with urllib.request.urlopen(request, timeout=30) as answer:
         return bytes(answer.read())

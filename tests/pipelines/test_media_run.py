@@ -37,7 +37,12 @@ def tree(data: Path, sources: Path, root: Path) -> dict[str, Any]:
     made["storage"]["data"] = str(data)
     made["sources"] = {
         "tars": {"urls": ["tars/*.tar"], "fields": ["[caption],vision"], "heldout": ["*/held-*"], "max_frames": 20},
-        "pairs": {"urls": ["qa.jsonl"], "media": "image", "fields": ["[vision],[question],answer"]},
+        "pairs": {
+            "urls": ["qa.jsonl"],
+            "media": "image",
+            "media_from": [str(IMAGES[0].parent)],
+            "fields": ["[vision],[question],answer"],
+        },
     }
     made["tokenize"] |= {"max_bad_fraction": 0.3, "chunk_frames": 7, "frames_per_document": 4}
     made["train"]["workers"] = 1

