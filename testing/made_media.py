@@ -112,6 +112,14 @@ def sound(clip: Path, container: str, picture: bytes | None = None) -> bytes:
     return out.getvalue()
 
 
+def gif_bomb(side: int, frames: int) -> bytes:
+    """A GIF of side x side pixels whose frames, a hundredth of a second each, change one of them: 23 bytes a frame."""
+    head = b"GIF89a" + side.to_bytes(2, "little") * 2 + bytes([0x80, 0, 0, 0, 0, 0, 255, 255, 255])
+    control = b"\x21\xf9\x04\x04\x01\0\0\0"
+    picture = b"\x2c\0\0\0\0\1\0\1\0\0\x02\x02\x44\x01\0"
+    return head + (control + picture) * frames + b";"
+
+
 def whole_png(side: int) -> bytes:
     """A PNG of side x side pixels in a file a thousandth of that."""
     return png_bomb(side, side).getvalue()

@@ -25,7 +25,6 @@ from tokenization.media.frames import MediaKind, media_frames
 from tokenization.media.video import count_samples
 from tokenization.readers.webdataset_tar import Window
 
-_MAX_REREADS = 8  # of a whole file; more is a reader in an endless loop
 _MAX_REASON = 1000  # characters
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs in every run, and a reason must not
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "http", "urllib3"}  # their errors are failures of the store
@@ -47,7 +46,7 @@ def main() -> None:
         send(replies, {"is": "ready"})
         while True:
             request = receive_request(0)
-            stopwatch.progress()
+            stopwatch.begin()
             for reply, *blocks in _replies(*request, stopwatch, strain):
                 send(replies, reply, *blocks)
 
@@ -64,7 +63,7 @@ def _replies(
                 return
             for chunk in media_frames(file, kind, wanted):
                 yield {"is": "frames", "count": len(chunk)}, chunk.times, chunk.frames
-                stopwatch.progress()
+                stopwatch.has_delivered(len(chunk))
         yield ({"is": "end"},)
     except Exception as error:
         yield (failure(error, strain),)
@@ -82,22 +81,21 @@ def _opened(content: Content) -> Iterator[BinaryIO]:
 
 
 class _Watched:
-    """A file whose reading is progress, until it has been read too often."""
+    """A file of which as much as it has, read for the first time or again, counts as having been read."""
 
     def __init__(self, file: BinaryIO, stopwatch: Stopwatch) -> None:
         self._file, self._stopwatch = file, stopwatch
         self.seek, self.tell = file.seek, file.tell
         self._left: float = math.inf
         with contextlib.suppress(OSError, ValueError):  # a stream without an end to seek to
-            self._left = _MAX_REREADS * file.seek(0, io.SEEK_END)
+            self._left = file.seek(0, io.SEEK_END)
             file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         with outside():
             content = self._file.read(size)
-        self._left -= len(content)
-        if content and self._left > 0:
-            self._stopwatch.progress()
+        self._stopwatch.has_read(int(min(len(content), self._left)))
+        self._left -= min(len(content), self._left)
         return content
 
 

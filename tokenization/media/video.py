@@ -79,16 +79,26 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
         end = None if samples.to_end else int(samples.numbers[-1]) + 1
         clock = _Clock(clock.fps, int(samples.numbers[0]), end, samples.numbers)
         wanted = frozenset(samples.numbers.tolist())
-    convert = SquareConverter(request.size)
     converted = (
-        (convert(frame.picture, frame.aspect, frame.cropping), float(clock.time(sample)))
-        for sample, frame in _samples(file, clock, request.threads)
-        if wanted is None or sample in wanted
+        (picture, float(clock.time(sample)))
+        for sample, picture in _pictures(_samples(file, clock, request.threads), SquareConverter(request.size), wanted)
     )
     while chunk := list(islice(converted, request.chunk)):
         frames, times = zip(*chunk)
         yield FrameChunk(np.stack(frames), np.array(times))
         del chunk, frames, times  # before the next chunk is decoded
+
+
+def _pictures(
+    samples: Iterator[tuple[int, _TimedFrame]], convert: SquareConverter, wanted: frozenset[int] | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The wanted samples with their pictures; one frame's picture, which may stand for an hour, is made once."""
+    last, picture = None, None
+    for sample, frame in samples:
+        if wanted is None or sample in wanted:
+            if picture is None or frame.picture is not last:
+                last, picture = frame.picture, convert(frame.picture, frame.aspect, frame.cropping)
+            yield sample, picture
 
 
 @dataclass(frozen=True)
