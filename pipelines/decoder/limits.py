@@ -4,9 +4,9 @@ The process sets them on itself before it sees any data. They count memory and p
 object store or a busy machine does not change which data is bad.
 
 **Processor time.** An answer may take `Limits.cpu_seconds`, and more by what it has achieved: SECONDS_A_MIB for each
-MiB of the file that it has read, once, and SECONDS_A_FRAME for each frame that it has delivered. That it reads on is not
-enough: a GIF of 60 KB can have thousands of frames of 60 million pixels, each a few bytes. An hour of 4K H.265 takes
-three hours on a slow core (24 frames a second, 0.13 s each) and has 800 MiB at 2 Mbit/s, hence thirteen hours; a
+MiB of the file that it has read, once, and SECONDS_A_FRAME for each frame that it has delivered. That it reads on is
+not enough: a GIF of 60 KB can have thousands of frames of 60 million pixels, each a few bytes. An hour of 4K H.265
+takes three hours on a slow core (24 frames a second, 0.13 s each) and has 800 MiB at 2 Mbit/s, hence thirteen hours; a
 recording of a 4K screen where little moves (60 frames a second, 20 ms each, 100 kbit/s) takes 6 minutes for a piece of
 5 minutes, and has 7.
 """

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from typing import BinaryIO, cast
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from storage.errors import BadData
@@ -49,7 +51,7 @@ class Extent:
 
     def passed(self, container: InputContainer) -> Iterator[Packet]:
         """The packets of the stream, in order."""
-        for packet in container.demux(self._stream, *container.streams.audio):
+        for packet in _demuxed(container, self._stream, *container.streams.audio):
             tick = Fraction(packet.time_base or 0)
             if packet.stream is not self._stream:
                 if packet.pts is not None:
@@ -82,6 +84,12 @@ class Extent:
             raise BadData(f"video clock jumps by {float(length - until):.0f} s after its last frame")
         is_sure = is_own and missing is False
         return length if length - until > (_ROUNDING if is_sure else MISSING_TAIL) else until
+
+
+def _demuxed(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+    # PyAV raises IndexError behind the last packet where a stream has appeared in the middle, as in FLV and MPEG-PS.
+    with suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def _declared_length(stream: VideoStream, first: Fraction) -> tuple[Fraction, bool]:

@@ -165,3 +165,23 @@ def test_the_film_is_the_stream_that_ffmpeg_calls_best() -> None:
     greys = np.clip((4 * np.arange(60) - 16) * 255 / 219, 0, 255)  # of limited range
     np.testing.assert_allclose(chunk.frames[:, 0, 0, 0], greys, atol=1)
     assert count_samples(io.BytesIO(out.getvalue()), 30) == 60
+
+
+def test_sound_that_begins_late_costs_nothing() -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format="flv") as file:
+        film, noise = file.add_stream("flv1", rate=25), file.add_stream("pcm_u8", rate=11025)
+        film.width, film.height, film.pix_fmt = 64, 64, "yuv420p"
+        pictures = np.random.default_rng(0).integers(0, 256, (50, 64, 64), dtype=np.uint8)
+        for number in range(500):
+            frame = av.VideoFrame.from_ndarray(pictures[number % 50], format="gray").reformat(format="yuv420p")
+            frame.pts = number
+            file.mux(film.encode(frame))
+        for start in range(0, 11025, 1000):
+            hush = av.AudioFrame.from_ndarray(np.full((1, 1000), 128, dtype=np.uint8), format="u8", layout="mono")
+            hush.sample_rate, hush.pts = 11025, 11025 * 20 + start
+            file.mux(noise.encode(hush))
+        file.mux(film.encode(None))
+    video = bytearray(out.getvalue())
+    video[4] = 0  # the header names no stream: each is found with its first packet
+    assert count_samples(io.BytesIO(bytes(video)), 25) == len(whole(bytes(video), 25)) >= 500

@@ -182,8 +182,7 @@ def test_a_jpeg_may_be_followed_by_anything_and_be_the_first_of_several_but_not_
     lion = saved(Image.fromarray(quadrants(64, 64)), "JPEG", quality=95).getvalue()
     expected = load_image(io.BytesIO(lion), 32)
     several = saved(Image.fromarray(quadrants(64, 64)), "MPO", quality=95, save_all=True, append_images=[two_halves()])
-    assert Image.open(several).n_frames == 2
-    several.seek(0)
+    assert several.getvalue().count(b"\xff\xd8\xff") == 2
     for content in (lion + b"anything" * 999, several.read()):
         np.testing.assert_array_equal(load_image(io.BytesIO(content), 32), expected)
     for kept in (len(lion) - 40, len(lion) // 2):
