@@ -23,8 +23,9 @@ def encoded(
     rate: int = 25,
     pixels: str = "gray",
     aspect: Fraction | None = None,
+    matrix: list[int] | None = None,
 ) -> bytes:
-    """A video file of these pictures, each shown from its stamp (in time_base) on."""
+    """A video file of these pictures, each shown from its stamp (in time_base) on; matrix: its display matrix."""
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         stream: Any = None
@@ -36,6 +37,7 @@ def encoded(
                 stream.codec_context.time_base = time_base
                 if aspect is not None:
                     stream.codec_context.sample_aspect_ratio = aspect
+                stream.set_display_matrix(matrix)
             frame = av.VideoFrame.from_ndarray(picture, format="gray" if picture.ndim == 2 else "rgb24")
             frame.pts = number * int(1 / (rate * time_base)) if stamps is None else stamps[number]
             frame.time_base = time_base
@@ -44,11 +46,28 @@ def encoded(
     return out.getvalue()
 
 
-def remuxed(path: Path, container: str, target: Path) -> Path:
-    """The same packets in another container. ".faststart" puts an MP4's index first."""
-    options = {"movflags": "faststart"} if container == "faststart" else {}
-    container = "mp4" if container == "faststart" else container
-    with av.open(str(path)) as source, av.open(str(target), "w", format=container, options=options) as file:
+def quadrants(height: int, width: int) -> np.ndarray:
+    """A picture whose four quarters of the *central square* are red, green, blue and white, the rest black."""
+    side = min(height, width)
+    top, left, half = (height - side) // 2, (width - side) // 2, side // 2
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    for row, column, colour in ((0, 0, (255, 0, 0)), (0, 1, (0, 255, 0)), (1, 0, (0, 0, 255)), (1, 1, (255,) * 3)):
+        y, x = top + row * half, left + column * half
+        picture[y : y + half, x : x + half] = colour
+    return picture
+
+
+def corners(frame: np.ndarray) -> list[str]:
+    """The colours of a frame's quarters, top left first, row by row."""
+    quarter = len(frame) // 4
+    names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
+    points = [frame[y, x] for y in (quarter, 3 * quarter) for x in (quarter, 3 * quarter)]
+    return [names.get(tuple((point > 127).astype(int)), str(point)) for point in points]
+
+
+def remuxed(path: Path, container: str, target: Path, options: dict[str, str] | None = None) -> Path:
+    """The same packets in another container, as a muxer with these options writes it."""
+    with av.open(str(path)) as source, av.open(str(target), "w", format=container, options=options or {}) as file:
         old = source.streams.video[0]
         new = file.add_stream_from_template(old)
         for packet in source.demux(old):
@@ -91,6 +110,14 @@ def sound(clip: Path, container: str, picture: bytes | None = None) -> bytes:
                 packet.stream = new
                 file.mux(packet)
     return out.getvalue()
+
+
+def gif_bomb(side: int, frames: int) -> bytes:
+    """A GIF of side x side pixels whose frames, a hundredth of a second each, change one of them: 23 bytes a frame."""
+    head = b"GIF89a" + side.to_bytes(2, "little") * 2 + bytes([0x80, 0, 0, 0, 0, 0, 255, 255, 255])
+    control = b"\x21\xf9\x04\x04\x01\0\0\0"
+    picture = b"\x2c\0\0\0\0\1\0\1\0\0\x02\x02\x44\x01\0"
+    return head + (control + picture) * frames + b";"
 
 
 def whole_png(side: int) -> bytes:

@@ -23,7 +23,6 @@ from pipelines.decoder.messages import BrokenMessageError, receive, send
 from pipelines.decoder.sandbox import confine_calls
 from storage.errors import BadData
 
-_MAX_REREADS = 8  # of a whole file; more is a reader in an endless loop
 _MAX_REASON = 1000  # characters
 _MAX_REQUEST_BYTES = 1 << 30
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs in every run, and a reason must not
@@ -51,12 +50,12 @@ def serve(answers: Callable[[dict[str, Any], BinaryIO], Iterator[Answer]]) -> No
         send(replies, {"is": "ready", "is_confined": is_confined})
         while True:
             request = receive(requests, _MAX_REQUEST_BYTES)
-            stopwatch.progress()
+            stopwatch.begin()
             try:
                 with received(connection, replies, request["content"]) as file:
                     for reply, *blocks in answers(request, cast(BinaryIO, _Watched(file, stopwatch))):
                         send(replies, reply, *blocks)
-                        stopwatch.progress()
+                        stopwatch.has_delivered(reply.get("count", 1))
                 last = {"is": "end"}
             except (BrokenPipeError, BrokenMessageError):
                 raise
@@ -66,21 +65,20 @@ def serve(answers: Callable[[dict[str, Any], BinaryIO], Iterator[Answer]]) -> No
 
 
 class _Watched:
-    """A file whose reading is progress, until it has been read too often."""
+    """A file of which as much as it has, read for the first time or again, counts as having been read."""
 
     def __init__(self, file: BinaryIO, stopwatch: Stopwatch) -> None:
         self._file, self._stopwatch = file, stopwatch
         self.seek, self.tell, self.closed = file.seek, file.tell, False
         self._left: float = math.inf
         with contextlib.suppress(OSError, ValueError):  # a stream without an end to seek to
-            self._left = _MAX_REREADS * file.seek(0, io.SEEK_END)
+            self._left = file.seek(0, io.SEEK_END)
             file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(size)
-        self._left -= len(content)
-        if content and self._left > 0:
-            self._stopwatch.progress()
+        self._stopwatch.has_read(int(min(len(content), self._left)))
+        self._left -= min(len(content), self._left)
         return content
 
 

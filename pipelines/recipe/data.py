@@ -129,7 +129,8 @@ class Tokenize(Config):
     """Memory of a process that decodes; a video or image that takes more is bad. 8K video takes 1, the largest images
     2.5."""
     decoder_cpu_seconds: Positive = DEFAULT_LIMITS.cpu_seconds
-    """Processor time that decoding may take without reading on in its file; a video or image that takes more is bad."""
+    """Processor time that decoding a video, a piece of one or an image may take, beyond a minute for each MiB read and
+    0.1 seconds for each frame; what takes more is bad."""
     partition_bytes: Positive = 64 * 2**20
     """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
     records that name media."""

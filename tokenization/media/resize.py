@@ -1,6 +1,7 @@
 """A decoded frame to the square picture that the VQGAN sees.
 
-In: a frame of FFmpeg, of any size, pixel format and rotation, and its pixels' aspect. Out: uint8 [size, size, 3] RGB.
+In: a frame of FFmpeg, of any size, pixel format and orientation, its pixels' aspect, and what of it is not shown. Out:
+uint8 [size, size, 3] RGB.
 """
 
 from __future__ import annotations
@@ -13,42 +14,58 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from storage.errors import BadData
+from tokenization.media.cropping import Cropping
+from tokenization.media.orientation import Matrix, display_matrix, odd_angle, quarter_turns
+
+_NOTHING = Cropping()
 
 
 class SquareConverter:
-    """Crops decoded frames to the central square, resizes and rotates them; one filter graph for each kind of frame."""
+    """Crops decoded frames to the central square, resizes them and sets them upright, as FFmpeg's command line does.
+
+    There is one filter graph for each kind of frame.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._kind: tuple[object, ...] | None = None
         self._graph: Graph | None = None
 
-    def __call__(self, frame: VideoFrame, aspect: Fraction) -> np.ndarray:
+    def __call__(self, frame: VideoFrame, aspect: Fraction, cropping: Cropping = _NOTHING) -> np.ndarray:
         """Convert one frame. aspect: width of a pixel over its height. Raises BadData if it cannot be resized."""
-        kind = (frame.width, frame.height, frame.format.name, aspect, frame.rotation)
+        matrix = display_matrix(frame)
+        kind = (frame.width, frame.height, frame.format.name, aspect, cropping, matrix)
         try:
             if self._graph is None or kind != self._kind:
-                self._graph, self._kind = self._build(frame, aspect), kind
+                self._graph, self._kind = self._build(frame, aspect, cropping, matrix), kind
             frame.pts = None  # the graph converts one frame at a time and needs no times
             self._graph.vpush(frame)
             return self._graph.vpull().to_ndarray()
         except FFmpegError as error:
             raise BadData(f"video frame of {frame.width}x{frame.height} cannot be resized: {error.strerror}") from error
 
-    def _build(self, frame: VideoFrame, aspect: Fraction) -> Graph:
+    def _build(self, frame: VideoFrame, aspect: Fraction, cropping: Cropping, matrix: Matrix | None) -> Graph:
+        shown_width = frame.width - cropping.left - cropping.right
+        shown_height = frame.height - cropping.top - cropping.bottom
+        if shown_width < 1 or shown_height < 1:
+            raise BadData(f"video frame of {frame.width}x{frame.height} of which nothing is to be shown: {cropping}")
         # A square on the screen is not one of pixels, which are `aspect` times as wide as high.
-        width = max(1, min(frame.width, round(frame.height / aspect)))
-        height = max(1, min(frame.height, round(frame.width * aspect)))
+        width = max(1, min(shown_width, round(shown_height / aspect)))
+        height = max(1, min(shown_height, round(shown_width * aspect)))
         graph = Graph()
         last = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
+        shown = f"w={shown_width}:h={shown_height}:x={cropping.left}:y={cropping.top}:exact=1"
+        odd = odd_angle(matrix)
         steps = [
+            *([("crop", shown)] if cropping else []),
+            *([odd] if odd else []),
             ("crop", f"w={width}:h={height}:exact=1"),
             # bitexact gives the same bytes on every kind of CPU.
             ("scale", f"w={self._size}:h={self._size}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"),
             ("format", "pix_fmts=rgb24"),
-            *_ROTATIONS[round(frame.rotation / 90) % 4],
+            *quarter_turns(matrix),
             ("buffersink", ""),
         ]
         for name, arguments in steps:
@@ -57,7 +74,3 @@ class SquareConverter:
             last = step
         graph.configure()
         return graph
-
-
-# By quarter turns counter-clockwise that the display matrix asks for.
-_ROTATIONS = {0: [], 1: [("transpose", "cclock")], 2: [("hflip", ""), ("vflip", "")], 3: [("transpose", "clock")]}

@@ -5,8 +5,8 @@ sequentially, since a seek for every sample takes ten times as long, with one de
 
 **Time.** Time 0 is the first frame. Sample k is what a viewer sees at `k / fps`: the last frame whose timestamp is no
 later, with a tolerance of half a tick of the stream's clock, to which containers round. The last frame is shown for its
-duration. This handles variable frame rates, dropped frames and still images. A long video can be cut by time
-(`Samples.pieces`), and each piece decodes to the same frames.
+duration, or to the end that the header declares (`extent`). This handles variable frame rates, dropped frames and still
+images. A long video can be cut by time (`Samples.pieces`), and each piece decodes to the same frames.
 
 **Errors.** A video that cannot be decoded from its first to its last frame raises `BadData` with the place; the caller
 discards the chunks yielded before. Errors of the file object itself, such as a lost connection, pass through. A frame
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,8 @@ from av.video.stream import VideoStream
 
 from storage.errors import BadData
 from tokenization.media import skip_unused_frames
+from tokenization.media.cropping import Cropping, cropping_of
+from tokenization.media.extent import LONGEST_STILL, MISSING_TAIL, Extent, frame_period
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.resize import SquareConverter
 
@@ -45,8 +46,6 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg
 _HALF = Fraction(1, 2)
 _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
 _WORTH_A_SEEK = 10  # seconds of decoding that a seek has to save
-_MISSING_TAIL = 2  # seconds that a stream may end before the length in its header
-_LONGEST_STILL = 3600  # seconds between two frames; a longer gap is a broken clock, and would fill endless samples
 _LONGEST = 366 * 24 * 3600  # seconds of a video; a longer one is a broken clock, and would be cut into endless pieces
 
 
@@ -80,16 +79,26 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
         end = None if samples.to_end else int(samples.numbers[-1]) + 1
         clock = _Clock(clock.fps, int(samples.numbers[0]), end, samples.numbers)
         wanted = frozenset(samples.numbers.tolist())
-    convert = SquareConverter(request.size)
     converted = (
-        (convert(frame.picture, frame.aspect), float(clock.time(sample)))
-        for sample, frame in _samples(file, clock, request.threads)
-        if wanted is None or sample in wanted
+        (picture, float(clock.time(sample)))
+        for sample, picture in _pictures(_samples(file, clock, request.threads), SquareConverter(request.size), wanted)
     )
     while chunk := list(islice(converted, request.chunk)):
         frames, times = zip(*chunk)
         yield FrameChunk(np.stack(frames), np.array(times))
         del chunk, frames, times  # before the next chunk is decoded
+
+
+def _pictures(
+    samples: Iterator[tuple[int, _TimedFrame]], convert: SquareConverter, wanted: frozenset[int] | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The wanted samples with their pictures; one frame's picture, which may stand for an hour, is made once."""
+    last, picture = None, None
+    for sample, frame in samples:
+        if wanted is None or sample in wanted:
+            if picture is None or frame.picture is not last:
+                last, picture = frame.picture, convert(frame.picture, frame.aspect, frame.cropping)
+            yield sample, picture
 
 
 @dataclass(frozen=True)
@@ -122,13 +131,14 @@ class _Clock:
 @dataclass(frozen=True)
 class _TimedFrame:
     """A decoded frame. at, until: the seconds from the first frame between which it is shown. slack: half a tick of
-    its clock. aspect: width of a pixel over its height."""
+    its clock. aspect: width of a pixel over its height. cropping: what of it is not shown."""
 
     picture: VideoFrame
     at: Fraction
     until: Fraction
     slack: Fraction
     aspect: Fraction
+    cropping: Cropping
 
 
 def _samples(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[tuple[int, _TimedFrame]]:
@@ -137,7 +147,7 @@ def _samples(file: BinaryIO, clock: _Clock, threads: int) -> Iterator[tuple[int,
     sample = clock.first
     for frame in _timed_frames(file, clock, threads):
         if shown is not None:
-            if frame.at - shown.at > _LONGEST_STILL:
+            if frame.at - shown.at > LONGEST_STILL:
                 raise BadData(f"video clock jumps by {float(frame.at - shown.at):.0f} s at {float(shown.at):.2f} s")
             while sample < clock.samples_before(frame.at - frame.slack):
                 yield sample, shown
@@ -173,27 +183,28 @@ def _decode(file: BinaryIO, clock: _Clock, threads: int, seek_to: Fraction) -> I
     with _opened(file) as (container, stream):
         stream.codec_context.thread_count = threads
         stream.codec_context.thread_type = "AUTO" if threads > 1 else "NONE"
-        tick = Fraction(stream.time_base or 0)
+        tick, cropping, aspect = Fraction(stream.time_base or 0), cropping_of(stream), _aspect(stream)
+        extent = Extent(stream)
         try:
-            frames = _whole_frames(container, stream, is_used)
+            frames = _whole_frames(container, stream, extent, is_used)
             first = next(frames, None)
             if first is None:
                 raise BadData("video without a single frame")
             origin = first.pts or 0
             if seek_to and tick:
-                container.seek(origin + int(seek_to / tick), stream=stream)
-                frames = _whole_frames(container, stream, is_used)
+                _seek(container, stream, origin + int(seek_to / tick))
+                frames = _whole_frames(container, stream, extent, is_used)
                 first = next(frames, None)
                 if first is None or first.pts is None or (first.pts - origin) * tick > seek_to:
                     raise _SeekMissedError
             for frame in chain([first], frames):
                 # A frame without a timestamp, or with one that goes back, follows the frame before it.
                 at = until if frame.pts is None else max(at, (frame.pts - origin) * tick)
-                until = at + (frame.duration * tick or _period(stream))
-                yield _TimedFrame(frame, at, until, tick / 2, stream.sample_aspect_ratio or Fraction(1))
-            length = _declared_length(container, stream)
-            if length is not None and length - until > _MISSING_TAIL:
-                raise BadData(f"video cut off: it ends at {float(until):.2f} s of {float(length):.2f} s")
+                until = at + (frame.duration * tick or frame_period(stream))
+                yield _TimedFrame(frame, at, until, tick / 2, aspect(), cropping)
+            if extent.last - origin * tick - at > MISSING_TAIL:
+                raise _DamagedError("its last frames do not decode")
+            yield _TimedFrame(frame, at, extent.shown_until(file), tick / 2, aspect(), cropping)
         except (FFmpegError, _DamagedError) as error:
             reason = error.strerror if isinstance(error, FFmpegError) else error
             raise BadData(f"video damaged after {float(at):.2f} s: {reason}") from error
@@ -203,10 +214,17 @@ class _DamagedError(Exception):
     """FFmpeg marked a packet or a frame as damaged."""
 
 
+def _seek(container: InputContainer, stream: VideoStream, stamp: int) -> None:
+    try:
+        container.seek(stamp, stream=stream)
+    except FFmpegError as error:
+        raise _SeekMissedError from error
+
+
 def _whole_frames(
-    container: InputContainer, stream: VideoStream, is_used: Callable[[int, int], bool]
+    container: InputContainer, stream: VideoStream, extent: Extent, is_used: Callable[[int, int], bool]
 ) -> Iterator[VideoFrame]:
-    packets = container.demux(stream)
+    packets = extent.passed(container)
     decoder = stream.codec_context
     if decoder.name in skip_unused_frames.CODECS and decoder.has_b_frames:
         packets = skip_unused_frames.skip_unused(packets, decoder, is_used)
@@ -220,41 +238,30 @@ def _whole_frames(
             yield frame
 
 
-def _declared_length(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Seconds of video according to the file's header, if it has them."""
-    if stream.duration:
-        return stream.duration * Fraction(stream.time_base or 0)
-    if clock := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
-        return Fraction(clock[1]) * 3600 + Fraction(clock[2]) * 60 + Fraction(clock[3])
-    if container.duration and len(container.streams) == 1:
-        return Fraction(container.duration, av.time_base)
-    return None
+def _aspect(stream: VideoStream) -> Callable[[], Fraction]:
+    """The width of a pixel over its height, of the frame that was decoded last.
 
-
-def _period(stream: VideoStream) -> Fraction:
-    """Seconds of a frame without a duration of its own."""
-    rate = stream.average_rate or stream.guessed_rate
-    return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
+    A container's own word goes before the codec's. Where it has none, as in MPEG-TS, a film may change in the middle.
+    """
+    decoder = stream.codec_context
+    fixed = stream.sample_aspect_ratio
+    if fixed != decoder.sample_aspect_ratio:
+        return lambda: fixed or Fraction(1)
+    return lambda: decoder.sample_aspect_ratio or Fraction(1)
 
 
 def count_samples(file: BinaryIO, fps: float) -> int:
     """How many frames `decode_frames` samples from a whole video, by its packets' timestamps alone. Raises BadData."""
     with _opened(file) as (container, stream):
-        tick, period = Fraction(stream.time_base or 0), _period(stream)
-        first: int | None = None
-        until = Fraction(0)
+        extent = Extent(stream)
         try:
-            for packet in container.demux(stream):
-                if packet.size and not packet.is_discard:
-                    first = packet.pts if first is None else min(first, packet.pts or first)
-                    begin = until if packet.pts is None else packet.pts * tick
-                    until = max(until, begin + ((packet.duration or 0) * tick or period))
+            for _ in extent.passed(container):
+                pass
         except FFmpegError as error:
             raise BadData(f"video damaged: its packets cannot be listed: {error.strerror}") from error
-    duration = until - (first or 0) * tick
-    if duration > _LONGEST:
-        raise BadData(f"video clock of {float(duration):.0f} s")
-    return _Clock(Fraction(fps)).samples_before(duration)
+        if extent.until - (extent.first or 0) > _LONGEST:
+            raise BadData(f"video clock of {float(extent.until - (extent.first or 0)):.0f} s")
+        return _Clock(Fraction(fps)).samples_before(extent.shown_until(file))
 
 
 class _Inside:
@@ -273,6 +280,15 @@ class _Inside:
             raise BadData("video damaged: it points to bytes before its beginning") from error
 
 
+def _best_stream(container: InputContainer) -> VideoStream:
+    best = container.streams.best("video")
+    # To FFmpeg, the cover picture of a song is a video stream.
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise BadData("no video stream in it")
+    return next((stream for stream in films if stream is best), films[0])
+
+
 @contextmanager
 def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     file.seek(0)
@@ -282,11 +298,7 @@ def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
     except FFmpegError as error:
         raise BadData(f"not a video that can be read: {error.strerror}") from error
     with container:
-        # To FFmpeg, the cover picture of a song is a video stream.
-        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not videos:
-            raise BadData("no video stream in it")
-        stream = videos[0]
+        stream = _best_stream(container)
         if stream.codec_context is None:
             raise BadData("video of an unknown codec")
         pixels = stream.codec_context.width * stream.codec_context.height

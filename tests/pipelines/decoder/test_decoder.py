@@ -29,7 +29,7 @@ from pipelines.recipe import Recipe, Tokenize
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from testing.http_server import http_server
-from testing.made_media import whole_png
+from testing.made_media import gif_bomb, whole_png
 from testing.miniature import environment, recipe, sample
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.frames import MediaKind, media_frames
@@ -266,6 +266,9 @@ def test_processor_time_without_progress_is_bad_data_that_names_the_setting() ->
     slow = held(whole_png(9000))
     with pytest.raises(BadData, match=r"stands still for more processor time than tokenize\.decoder_cpu_seconds"):
         decoded(slow, "image", size=12_000, limits=Limits(cpu_seconds=0))
+    # A few bytes a frame, each of which takes as long as one of film, and is read.
+    with pytest.raises(BadData, match=r"stands still for more processor time than tokenize\.decoder_cpu_seconds"):
+        decoded(held(gif_bomb(8000, 150)), fps=4, size=16, limits=Limits(cpu_seconds=1))
     # A video that takes longer goes on reading and giving frames all the while.
     long = Content(str(CLIP))
     chunks = decoded(long, fps=30, size=700, chunk=2, limits=Limits(cpu_seconds=0))

@@ -178,7 +178,7 @@ CASES = [
     Case("bomb.gif", lambda: gif(65535, 65535), "video damaged after 0.00 s: Invalid argument"),
     Case("canvas.gif", lambda: gif(65535, 1), "video damaged after 0.00 s: Invalid argument"),
     Case("bomb.png", lambda: png_bomb(40_000).getvalue(), NO_IMAGE + "Image size (1600000000 pixels) exceeds limit"),
-    Case("text-bomb.png", text_bomb, NO_IMAGE + "Decompressed data too large"),
+    Case("text-bomb.png", text_bomb, 1),
     Case("bomb.tiff", lambda: tiff(65535), NO_IMAGE + "Image size (4294836225 pixels) exceeds limit"),
     Case("claims-much.tiff", lambda: tiff(9000), NO_IMAGE + "image file is truncated"),
     Case("bomb.bmp", lambda: bmp(60_000), NO_IMAGE + "Image size (3600000000 pixels) exceeds limit"),

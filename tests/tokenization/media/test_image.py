@@ -1,6 +1,7 @@
 """Images of every usual kind come out as one upright square; whatever is broken has a reason."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from storage.errors import BadData
-from testing.made_media import png_bomb
+from testing.made_media import corners, png_bomb, quadrants
 from tokenization.media.image import load_image
 
 
@@ -120,3 +121,77 @@ def test_damage_raises_nothing_else() -> None:
             except BadData:
                 continue
             assert square.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_each_of_the_eight_orientations_stands_upright(kind: str, orientation: int) -> None:
+    upright = Image.fromarray(quadrants(64, 96))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)  # Image.Transpose
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if back is None else upright.transpose(Image.Transpose(back))
+    assert corners(load_image(saved(stored, kind, exif=exif, quality=95), 32)) == ["red", "green", "blue", "white"]
+
+
+def with_chunk(name: bytes, body: bytes, whole: bytes) -> bytes:
+    """A PNG with one more chunk, before its pixels."""
+    place = whole.index(b"IDAT") - 4
+    chunk = len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
+    return whole[:place] + chunk + whole[place:]
+
+
+LONG = zlib.compress(bytes(2 << 20))
+UNNEEDED = {
+    "a long compressed text": (b"zTXt", b"notes\0\0" + LONG),
+    "a long international text": (b"iTXt", b"notes\0\1\0\0\0" + LONG),
+    "a long profile": (b"iCCP", b"profile\0\0" + LONG),
+    "a broken text": (b"zTXt", b"notes\0\7" + b"nonsense"),
+    "a broken camera's note": (b"eXIf", b"nonsense" * 9),
+}
+
+
+@pytest.mark.parametrize("kind", UNNEEDED)
+def test_what_is_not_the_picture_does_not_cost_it(kind: str) -> None:
+    whole = saved(Image.fromarray(quadrants(64, 64))).getvalue()
+    large = with_chunk(*UNNEEDED[kind], whole)
+    np.testing.assert_array_equal(load_image(io.BytesIO(large), 32), load_image(io.BytesIO(whole), 32))
+    with pytest.raises(BadData, match="not an image"):
+        load_image(io.BytesIO(large[:-60]), 32)
+
+
+def test_texts_of_any_number_and_an_orientation_among_them() -> None:
+    whole = saved(two_halves().transpose(Image.Transpose.ROTATE_90)).getvalue()
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    noted = with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp, whole)
+    for _ in range(70):  # 70 MiB
+        noted = with_chunk(b"zTXt", b"notes\0\0" + zlib.compress(bytes(1 << 20)), noted)
+    square = load_image(io.BytesIO(noted), 32)
+    assert square[:12].min() > 240
+    assert square[20:].max() < 15
+
+
+@pytest.mark.parametrize("note", [b"nonsense", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b""])
+def test_a_cameras_note_that_is_damaged_costs_nothing(note: bytes) -> None:
+    for kind in ("JPEG", "WEBP"):
+        found = load_image(saved(two_halves(), kind, exif=b"Exif\0\0" + note), 32)
+        assert np.abs(found.astype(int) - load_image(saved(two_halves(), kind), 32)).max() == 0
+
+
+def test_a_jpeg_may_be_followed_by_anything_and_be_the_first_of_several_but_not_be_cut() -> None:
+    lion = saved(Image.fromarray(quadrants(64, 64)), "JPEG", quality=95).getvalue()
+    expected = load_image(io.BytesIO(lion), 32)
+    several = saved(Image.fromarray(quadrants(64, 64)), "MPO", quality=95, save_all=True, append_images=[two_halves()])
+    assert several.getvalue().count(b"\xff\xd8\xff") == 2
+    for content in (lion + b"anything" * 999, several.read()):
+        np.testing.assert_array_equal(load_image(io.BytesIO(content), 32), expected)
+    for kept in (len(lion) - 40, len(lion) // 2):
+        with pytest.raises(BadData, match="not an image"):
+            load_image(io.BytesIO(lion[:kept]), 32)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_is_taken(kind: str) -> None:
+    pictures = [Image.fromarray(quadrants(64, 64)), two_halves(64, 64)]
+    film = saved(pictures[0], kind, save_all=True, append_images=pictures[1:], duration=100)
+    assert corners(load_image(film, 32)) == ["red", "green", "blue", "white"]
