@@ -19,7 +19,7 @@ from pipelines.decoder.limits import Limits, Stopwatch, Strain, confine, end_wit
 from pipelines.decoder.messages import BrokenMessageError, Content, receive, receive_request, send
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
-from storage.urls import open_url
+from storage.urls import open_listed, open_url
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, media_frames
 from tokenization.media.video import count_samples
@@ -76,7 +76,10 @@ def _opened(content: Content) -> Iterator[BinaryIO]:
         yield io.BytesIO(content.held)
         return
     with outside():
-        file = open_url(content.url, content.options)
+        if content.etag is None:
+            file = open_url(content.url, content.options)
+        else:
+            file = open_listed(content.url, content.etag, content.options)
     with file:
         yield file if content.window is None else io.BufferedReader(Window(file, *content.window), 1 << 16)
 

@@ -26,12 +26,16 @@ class BrokenMessageError(Exception):
 
 @dataclass(frozen=True)
 class Content:
-    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already."""
+    """Where a medium's bytes are: those at a URL, a window of them (offset, size), or here, `held` already.
+
+    etag: as a listing has it; another version is an error. None: whichever is there.
+    """
 
     url: str
     options: dict[str, Any] = field(default_factory=dict)
     window: tuple[int, int] | None = None
     held: bytes | bytearray | None = None
+    etag: str | None = None
 
 
 def send(fd: int, fields: dict[str, Any], *blocks: Any) -> None:

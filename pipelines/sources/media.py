@@ -16,9 +16,9 @@ from typing import Any
 from pipelines.decoder.client import decoded_frames
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.decoder.messages import Content
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import SourceObject, open_object
 from storage.errors import BadData, UserError
-from storage.urls import object_info, open_url, public_url
+from storage.urls import object_info, public_url
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name
 from tokenization.media.video import FrameChunk
@@ -69,7 +69,7 @@ def media_of(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | 
         return _named(found, options)
     origin = Origin(found.key, None, found.side)
     kind: MediaKind = "image" if found.kind == "image" else "video"
-    return iter([Medium(origin, kind, Content(found.url, options), found.part)])
+    return iter([Medium(origin, kind, Content(found.opening_url, options, etag=found.etag), found.part)])
 
 
 def medium_frames(medium: Medium, request: FrameRequest, limits: Limits = DEFAULT_LIMITS) -> Iterator[FrameChunk]:
@@ -109,7 +109,7 @@ def object_frames(
 
 
 def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    with open_url(found.url, options) as file:
+    with open_object(found, options) as file:
         for sample in read_samples(file, lambda key: _is_of_split(found, f"{found.key}/{key}", f"{found.url}/{key}")):
             key = found.key if sample.key is None else f"{found.key}/{sample.key}"
             if isinstance(sample, BadSample):
@@ -118,12 +118,12 @@ def _samples(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | 
                 continue
             side = {**found.side, **sample.side}
             where = {"sample": sample.key, "member": sample.member}
-            content = Content(found.url, options, (sample.offset, sample.size), sample.held)
+            content = Content(found.opening_url, options, (sample.offset, sample.size), sample.held, found.etag)
             yield Medium(Origin(key, sample.number, side, where), sample.kind, content)
 
 
 def _named(found: SourceObject, options: dict[str, Any]) -> Iterator[Medium | BadMedium]:
-    with open_url(found.url, options) as file:
+    with open_object(found, options) as file:
         try:
             for record in read_records(file, found.url):
                 if isinstance(record, BadRecord):
@@ -145,12 +145,12 @@ def _of_record(
     try:
         if not isinstance(named, str) or not named:
             raise BadData(f'the record names no medium: its column "{found.media}" holds {type(named).__name__}')
-        url = resolve(found.url, named)
+        url = resolve(found.opening_url, named)
     except BadData as error:
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
-    if not _is_of_split(found, key, f"{found.url}/{number}", url):
-        return None
     shown = public_url(url)
+    if not _is_of_split(found, key, f"{found.url}/{number}", shown):
+        return None
     try:
         etag = object_info(url, options).etag
     except (FileNotFoundError, NotADirectoryError):

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import SourceObject, open_object
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
-from storage.urls import open_url
 from tokenization.document import Document
 from tokenization.fields import FieldSpec, build_each, spec_for_record
 from tokenization.media.frame_sampling import FrameRequest, Samples
@@ -79,7 +78,7 @@ class Record:
 def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterator[Record]:
     """Records of a text object; a bad one is left out."""
     try:
-        with open_url(found.url, job.recipe.storage.options) as file:
+        with open_object(found, job.recipe.storage.options) as file:
             for record in read_records(file, found.url):
                 tally.units += 1
                 if isinstance(record, BadRecord):
@@ -116,6 +115,8 @@ def media_records(
     """Records of encoded media, one each `frames_per_document` frames; none of a medium that is not wholly readable."""
     for found, outcome in media:
         if isinstance(outcome, Encoded) and not len(outcome.codes):
+            if found.part != (0.0, 1.0):  # of a video with so few frames, all are in its other part
+                continue
             outcome = BadMedium(outcome.origin, "no frame in it")
         if isinstance(outcome, BadMedium):
             tally.units += 1

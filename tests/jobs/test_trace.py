@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.cli import main
-from jobs.trace import _safe
 from pipelines.inspect.trace import _pieces, describe, find
+from storage.printable import printable
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
@@ -196,4 +196,4 @@ def _start(piece: Document, one: Any) -> int:
 
 
 def test_what_a_text_holds_is_printed_and_not_obeyed() -> None:
-    assert _safe("é\x1b[31m\n\x9b\ud800") == "é\\x1b[31m\\n\\x9b\\ud800"
+    assert printable("é\x1b[31m\n\x9b\ud800") == "é\\x1b[31m\\n\\x9b\\ud800"

@@ -10,6 +10,7 @@ whole; rows that expand to many times their stored bytes, as in a decompression 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import re
@@ -244,6 +245,14 @@ def _path(url: str) -> str:
     return parts.path if parts.scheme in ("http", "https") else url
 
 
+@contextlib.contextmanager
+def _unreadable_named(url: str) -> Iterator[None]:
+    try:
+        yield
+    except BadData as error:
+        raise UserError(f"{url}: no side data can be read from it ({error}); mend the file, or take it out") from None
+
+
 @dataclass(frozen=True)
 class SideData:
     """Fields of media objects that come from separate files, by key.
@@ -259,12 +268,12 @@ class SideData:
     def load(cls, files: Iterable[tuple[str, BinaryIO]], max_record_bytes: int = MAX_RECORD_BYTES) -> SideData:
         """Read (URL, open file) pairs of `.jsonl` or `.parquet`; each file is closed.
 
-        Raises UserError on a row without a key and on a repeated key, BadData on an unreadable file.
+        Raises UserError on a row without a key, on a repeated key, and on an unreadable file.
         """
         rows: dict[str, dict[str, Any]] = {}
         bad: list[tuple[str, BadRecord]] = []
         for url, file in files:
-            with file:
+            with file, _unreadable_named(url):
                 for record in read_records(file, url, max_record_bytes):
                     if isinstance(record, BadRecord):
                         bad.append((url, record))

@@ -20,8 +20,8 @@ from model.llama.llama import inference
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
+from pipelines.sources.listing import open_object
 from storage.errors import BadData
-from storage.urls import open_url
 from tokenization.fields import FieldSpec
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.text.tokenizer import TextTokenizer
@@ -137,7 +137,7 @@ def _texts(job: EvaluateJob) -> Iterator[str]:
     for found_object in job.objects(("text",), heldout=True):
         spec = FieldSpec.parse(job.recipe.sources[found_object.source].fields[0])
         try:
-            with open_url(found_object.url, job.recipe.storage.options) as file:
+            with open_object(found_object, job.recipe.storage.options) as file:
                 for record in read_records(file, found_object.url):
                     if not isinstance(record, BadRecord):
                         yield "\n\n".join(str(record[1][name]) for name in spec.names if record[1].get(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import tarfile
@@ -122,6 +121,7 @@ def test_the_frames_of_a_tar_are_those_of_many_of_its_media(tmp_path: Path) -> N
     assert count(3) == [1, 1, 1]
     assert count(128) == [2, 2, 2, 2]
     write_tar(tmp_path / "a.tar", {"bad.jpg": b"?"})
+    (found,) = listing(tmp_path, urls=["*.tar"])
     with pytest.raises(BadData, match="no video or image in it can be decoded"):
         count(3)
 
@@ -275,7 +275,7 @@ def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> No
     with files_server(tmp_path) as web:
         (found,) = listing(web, urls=["d/qa.jsonl"], media="m")
         (frames,) = object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=4, max_frames=9))
-    whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
+    (whole,) = listing("", urls=[str(IMAGES[0])])
     assert (frames.frames == next(object_frames(whole, {}, FrameRequest(fps=4, size=16, chunk=4))).frames).all()
     assert frames.times == np.zeros(1)
 
