@@ -65,6 +65,8 @@ def join_url(base: str, relative: str) -> str:
     base, relative = _with_environment(base), _with_environment(relative)
     if not base or "://" in relative or relative.startswith("/"):
         return relative
+    if has_magic(relative):  # the base is a place, no pattern
+        base = re.sub(r"[*?\[]", r"[\g<0>]", base)
     return f"{base.rstrip('/')}/{relative}"
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import UserError
 from storage.store import Store
-from storage.urls import list_objects
+from storage.urls import list_objects, object_url
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -38,7 +38,7 @@ def url_digest(url: str, options: dict[str, Any]) -> str:
         listed = list_objects(url, options)
     except UserError:
         listed = list_objects(f"{url.rstrip('/')}/*", options)
-    return digest([asdict(info) for info in listed])
+    return digest([asdict(info) | {"url": object_url(info.url)} for info in listed])
 
 
 @dataclass(frozen=True)

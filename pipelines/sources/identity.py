@@ -72,7 +72,7 @@ def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -
     for pattern in source.heldout:
         for one in expand_braces(pattern):
             if not one.lower().endswith(containers):
-                globs[one] = pattern
+                globs[object_url(one)] = pattern
                 if not one.startswith("*"):
                     globs[object_url(join_url(storage.data, one))] = pattern
     return globs

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ from pipelines.sources.identity import Names, below, data_url, heldout_by, inner
 from storage.errors import UserError
 from storage.printable import printable
 from storage.store import Store
-from storage.urls import object_url, open_listed, open_url, without_query
+from storage.urls import object_url, open_listed, open_url, public_url, without_query
 from tokenization.media.frames import IMAGES, VIDEOS
 from tokenization.readers.records import EXTENSIONS, SideData
 
@@ -128,19 +128,38 @@ def heldout_notes(recipe: Recipe, objects: Sequence[SourceObject]) -> tuple[str,
     notes = []
     for name, source in sorted(recipe.sources.items()):
         of_source = [found for found in objects if found.source == name]
+        has_insides = any(found.kind in _WITH_INSIDES for found in of_source)
+        inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
         for pattern in dict.fromkeys(source.heldout):
             count = len({found.url for found in of_source if pattern in found.heldout_by})
-            inside = pattern in inner_patterns(recipe, name) and any(found.kind in _WITH_INSIDES for found in of_source)
-            note = (
-                f"sources.{name}.heldout {printable(pattern)}: {count_of(count, 'objects') if count else 'no object'}"
-            )
-            notes.append(note + (", and what it names inside the others, which is seen when they are read" * inside))
+            note = f"sources.{name}.heldout {printable(public_url(pattern))}: {count_of(count, 'objects')}"
+            if pattern in inside:
+                note += ", and what it names inside the others, which is seen when they are read"
+            notes.append(note)
     return tuple(notes)
 
 
 def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
     """The globs over what tars and files of records of a source hold, each with the pattern that it is from."""
     return inner_globs(recipe.sources[name], recipe.storage, _CONTAINERS)
+
+
+def check_heldout(recipe: Recipe, objects: Sequence[SourceObject], matched: Mapping[str, Collection[str]]) -> None:
+    """Raise UserError where a pattern of `heldout` names no object, and nothing inside of tars and files of records.
+
+    matched: the globs of `inner_patterns` that named something inside of a source's objects, by source.
+    """
+    for name, source in recipe.sources.items():
+        of_source = [found for found in objects if found.source == name]
+        inner = inner_patterns(recipe, name) if any(found.inner_heldout for found in of_source) else {}
+        whole = heldout_by(source, recipe.storage, [Names((one.url,), (one.key,)) for one in of_source])
+        idle = set(inner.values()) - {inner[glob] for glob in matched.get(name, ()) if glob in inner}
+        if idle := idle.difference(*whole):
+            shown = printable(public_url(sorted(idle)[0]))
+            raise UserError(
+                f"sources.{name}.heldout: {shown} names no object of the source and nothing inside of its tars and "
+                f"files of records, so all would be trained on; mend it or take it out, and run again"
+            )
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
@@ -180,7 +199,7 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
 def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
     """What each object is called. Its key has the query of a web address only where the rest names several objects."""
     data = data_url(recipe.storage)
-    keys = [tuple(f"{name}/{without_query(below(data, url))}" for url in found.urls) for found in listed]
+    keys = [tuple(f"{name}/{below(data, without_query(url))}" for url in found.urls) for found in listed]
     counts = Counter(of_object[0] for of_object in keys)
     names = []
     for found, of_object in zip(listed, keys, strict=True):
@@ -193,9 +212,10 @@ def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
 def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
     end = pattern.rstrip("/").rpartition("/")[2].lower()
     near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
+    shown = printable(public_url(pattern))
     return (
-        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be "
-        f"trained on; write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
+        f"{key}.heldout: {shown} names none of the {count_of(len(names), 'objects')}, so all would be trained on; "
+        f"write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
         f"{printable(near.keys[0])}, in the same letters"
     )
 

@@ -6,6 +6,7 @@ cannot be used goes to the tally's quarantine.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, open_object
-from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
+from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from tokenization.document import Document
@@ -50,6 +51,8 @@ class Tally:
     tokens: int = 0
     vision_tokens: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    inner_heldout: dict[str, int] = field(default_factory=dict)
+    """How many of its tars' samples and of its records each glob holds out."""
 
     def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
         """Put an object, or one record of it (with a key of its own, if it has one), in quarantine."""
@@ -114,6 +117,8 @@ def media_records(
 ) -> Iterator[Record]:
     """Records of encoded media, one each `frames_per_document` frames; none of a medium that is not wholly readable."""
     for found, outcome in media:
+        for glob in _globs_that_hold_out(found, outcome.origin):
+            tally.inner_heldout[glob] = tally.inner_heldout.get(glob, 0) + 1
         if isinstance(outcome, Encoded) and not len(outcome.codes):
             if found.part != (0.0, 1.0):  # of a video with so few frames, all are in its other part
                 continue
@@ -132,6 +137,14 @@ def media_records(
             times = [round(float(time), 6) for time in outcome.times[start : start + size]]
             fields = {**origin.side, "vision": codes[start : start + size]}
             yield Record(found, origin.key, start, number, fields, {**origin.provenance, **part, "frame_times": times})
+
+
+def _globs_that_hold_out(found: SourceObject, origin: Origin) -> list[str]:
+    if not found.heldout:
+        return []
+    names = [origin.key, f"{found.url}{origin.key.removeprefix(found.key)}"]
+    names += [medium["url"]] if (medium := origin.provenance.get("media")) else []
+    return [glob for glob in found.inner_heldout if any(fnmatch.fnmatch(name, glob) for name in names)]
 
 
 def to_documents(
