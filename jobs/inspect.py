@@ -6,6 +6,7 @@ import argparse
 import json
 
 from storage.errors import UserError
+from storage.printable import printable
 
 HELP = "print what a stage's folder, a shard set or a checkpoint holds"
 

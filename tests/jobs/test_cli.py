@@ -48,7 +48,7 @@ def test_names_and_reasons_cannot_write_to_the_terminal(
     try:
         raise ValueError("in\ntwo lines")
     except ValueError:
-        logging.getLogger("ringworld").exception("quarantined %s: %s", "a\x1b[2J\nb.mp4", "é is a letter, \u202e is not")
+        logging.getLogger("ringworld").exception("quarantined %s: %s", "a\x1b[2J\nb.mp4", "é is, \u202e is not")
     said = capsys.readouterr().err.splitlines()
     assert said[0].endswith(r"quarantined a\x1b[2J\nb.mp4: é is a letter, \u202e is not")
     assert said[-2:] == ["ValueError: in", "two lines"]
