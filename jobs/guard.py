@@ -10,6 +10,7 @@ import sys
 
 from pipelines.cluster.stop_signals import stop_signals
 from storage.errors import UserError
+from storage.printable import printable
 
 USER_MISTAKE = 2
 
@@ -24,7 +25,7 @@ def guarded(arguments: argparse.Namespace) -> int:
             set_up_logging()
             return int(arguments.call(arguments) or 0)
         except UserError as error:
-            print(f"ringworld: {error}", file=sys.stderr)
+            print(f"ringworld: {printable(str(error))}", file=sys.stderr)
             return USER_MISTAKE
         except KeyboardInterrupt:
             stopped_by = stop_signals.received or signal.SIGINT
@@ -37,5 +38,15 @@ def set_up_logging() -> None:
     level, levels = os.environ.get("RINGWORLD_LOG", "INFO"), logging.getLevelNamesMapping()
     if level.upper() not in levels:
         raise UserError(f"RINGWORLD_LOG={level}: no such log level; set one of {', '.join(levels)}, or unset it")
-    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("ringworld").setLevel(level.upper())
+
+
+class _OneLine(logging.Formatter):
+    """Names and reasons in a message are of files from anywhere: what a terminal would interpret is escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)

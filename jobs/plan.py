@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.run import add_recipe_arguments
 from storage.errors import UserError
+from storage.printable import printable
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
     from model.memory_estimate.plan import MemoryPlan
@@ -55,7 +56,7 @@ def call(arguments: argparse.Namespace) -> int:
         inputs = f"<- {', '.join(stage.stage.inputs)}" if stage.stage.inputs else ""
         print(f"{stage.name:<{width}}  {stage.status:<6}  {stage.fingerprint[:16]}  {inputs}")
         for reason in stage.reasons + stage.notes:
-            print(f"{'':<{width}}          {reason}")
+            print(f"{'':<{width}}          {printable(reason)}")
     return 0
 
 

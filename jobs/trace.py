@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from storage.printable import printable
+
 HELP = "print which objects, frames and settings a packed sequence came from, decoded to text and frames"
 
 _SHOWN = 300  # characters of a text; --json has all of it
@@ -48,15 +50,15 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 def _document(document: dict[str, Any]) -> Iterator[str]:
     start, end = document["tokens"]
     low, high = document["document_range"]
-    yield f"tokens {start}..{end}: {_safe(document['key'])} of {document['source']}, its tokens {low}..{high}"
+    yield f"tokens {start}..{end}: {printable(document['key'])} of {document['source']}, its tokens {low}..{high}"
     for name, value in document["object"].items():
-        yield f"  {name:<8} {_safe(value if isinstance(value, str) else json.dumps(value))}"
+        yield f"  {name:<8} {printable(value if isinstance(value, str) else json.dumps(value))}"
     yield f"  {'fields':<8} {document['fields']}"
     for piece in document["content"]:
         if "text" in piece:
             text, length = piece["text"], len(piece["text"])
             rest = f" ... ({length} characters)" if length > _SHOWN else ""
-            yield f'  "{_safe(text[:_SHOWN])}"{rest}'
+            yield f'  "{printable(text[:_SHOWN])}"{rest}'
         if "modality" in piece:
             yield f"  {piece['tokens']} tokens of {piece['modality']}"
         for frame in piece.get("frames", ()):
@@ -64,8 +66,3 @@ def _document(document: dict[str, Any]) -> Iterator[str]:
             cut = "" if frame["whole"] else ", cut by the sequence's edge"
             file = f" -> {frame['file']}" if "file" in frame else ""
             yield f"  frame {frame['number']}{time}{cut}{file}"
-
-
-def _safe(text: str) -> str:
-    """The text on one line, without anything that a terminal would interpret."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

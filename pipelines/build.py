@@ -11,7 +11,7 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.report.stage import ReportStage
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.listing import SourceObject, heldout_notes, list_sources
 from pipelines.sources.stage import SourcesStage
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage
@@ -25,7 +25,7 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
     objects = list_sources(recipe) if objects is None else objects
     media = recipe.vqgan is not None and any(listed.kind != "text" for listed in objects)
     codec = CodecStage(recipe) if media else None
-    stages: list[Stage[Any]] = [SourcesStage(objects), *([codec] if codec else [])]
+    stages: list[Stage[Any]] = [SourcesStage(objects, heldout_notes(recipe, objects)), *([codec] if codec else [])]
     stages.append(TokenizeStage(recipe, codec.name if codec else None))
     previous: str | None = None
     for settings in recipe.train.stages:

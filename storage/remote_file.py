@@ -33,10 +33,11 @@ class ObjectRanges:
 
     A request that is cut is continued at the byte where it stopped, for the same version (`etag`): an object that is
     replaced meanwhile is an error, not a mixture. A request that brought bytes resets the count of attempts.
+    version: the only ETag that `first` takes, None: any.
     """
 
-    def __init__(self, client: Client, key: str, backoff: Backoff | None = None) -> None:
-        self._client, self._key, self._backoff = client, key, backoff
+    def __init__(self, client: Client, key: str, backoff: Backoff | None = None, version: str | None = None) -> None:
+        self._client, self._key, self._backoff, self._version = client, key, backoff, version
 
     def once(self) -> ObjectRanges:
         """The same bytes, by requests that are not repeated."""
@@ -48,8 +49,11 @@ class ObjectRanges:
 
     def first(self, n_bytes: int) -> tuple[int, str | None, list[bytes]]:
         """Size and version (ETag) of the object, and its first bytes, fewer where the connection is cut."""
-        pieces, meta, _ = self._ask(partial(_get, start=0, end=n_bytes, etag=None, piece_bytes=_PIECE))
-        meta = meta or self._ask(obstore.head)  # an empty object has no range
+        request = partial(_get, start=0, end=n_bytes, etag=self._version, piece_bytes=_PIECE)
+        pieces, meta, _ = self._ask(request)
+        if meta is None:  # an empty object has no range
+            options: Any = {"if_match": self._version} if self._version else {}
+            meta = self._ask(lambda store, key: obstore.get(store, key, options=options).meta)
         return meta["size"], meta["e_tag"], pieces
 
     def pieces(self, start: int, end: int, etag: str | None = None, piece_bytes: int = 1) -> Iterator[bytes]:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import glob as local_glob
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +20,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import UserError
+from storage.globs import expand_braces, find_files, has_magic, is_malformed, is_web, literal_brackets
 from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
 from storage.packages import package_folder
-from storage.public_url import public_url as public_url
+from storage.public_url import public_url
 from storage.reach import Reach
 from storage.remote_file import FileRanges, ObjectRanges, RangedFile
 from storage.retry import Backoff
@@ -46,11 +47,24 @@ class ObjectInfo:
     etag: str
 
 
+class NothingFoundError(UserError):
+    """There is no object at a URL or pattern."""
+
+
 def join_url(base: str, relative: str) -> str:
-    """`relative` below `base`, unless it is absolute or a URL of its own."""
+    """`relative` below `base`, unless it is absolute or a URL of its own; with `~` and `$NAME` of the environment."""
+    base, relative = _with_environment(base), _with_environment(relative)
     if not base or "://" in relative or relative.startswith("/"):
         return relative
+    if has_magic(relative):  # the base is a place, no pattern
+        base = re.sub(r"[*?\[]", r"[\g<0>]", base)
     return f"{base.rstrip('/')}/{relative}"
+
+
+def canonical_url(url: str, options: dict[str, Any] | None = None) -> str:
+    """The URL as a listing has it: a path of this machine without its scheme, a bucket by its store's first scheme."""
+    fs, path = filesystem(url, options)
+    return _url_of(fs, url, path)(path)
 
 
 def filesystem(url: str, options: dict[str, Any] | None, reach: Reach | None = None) -> tuple[Any, str]:
@@ -88,30 +102,131 @@ def open_ranged(url: str, options: dict[str, Any] | None = None, backoff: Backof
     return RangedFile(FileRanges(fs, path, url, backoff))
 
 
+def open_listed(url: str, etag: str, options: dict[str, Any] | None = None) -> BinaryIO:
+    """Open what a listing found, in the same version. Raises UserError where it has changed since.
+
+    url: taken literally, as the listing has it. etag: as the listing has it. A version that is hashed is read for that.
+    """
+    fs, path = filesystem(url, options)
+    if isinstance(fs, BucketFileSystem):
+        try:
+            return fs.open(path, "rb", etag=None if etag.startswith("W/") else f'"{etag}"')
+        except StoreError as error:
+            raise (_changed(url) if error.kind == "changed" else error) from None
+    info = fs.info(path)
+    if int(info.get("size") or 0) > _HASHED_BYTES or _stated_etag(info):
+        file, found = fs.open(path, "rb"), _etag(fs, path, info)
+    else:
+        file = fs.open(path, "rb")
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+    if found != etag:
+        file.close()
+        raise _changed(url)
+    return file
+
+
 def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[ObjectInfo]:
-    """The objects at a URL with globs, sorted by URL. Raises UserError when there are none."""
+    """The objects at a URL with globs and braces, sorted by URL. Raises UserError when there are none.
+
+    A name with brackets or braces is taken literally where it exists. Of what braces stand for, each name has to exist,
+    and of several patterns one has to find something.
+    """
+    if is_malformed(pattern):
+        raise UserError(f"{public_url(pattern)}: `**` stands for folders alone; write it as a whole part: **/*.txt")
+    if not has_magic(pattern) and "{" not in pattern:
+        found = _listed(pattern, options)
+    else:
+        may_be_a_name = "[" in pattern or "{" in pattern or "://" not in pattern
+        found = _listed(pattern, options, literally=True) if may_be_a_name else {}
+        patterns = expand_braces(pattern) if not found else []
+        for one in patterns:
+            more = _listed(one, options)
+            if not more and len(patterns) > 1 and not has_magic(one):
+                raise _absent(one)
+            found |= more
+        if not found and "[" in pattern:
+            found = _listed(literal_brackets(pattern), options)
+    if not found:
+        raise _absent(pattern)
+    return [found[url] for url in sorted(found)]
+
+
+def is_folder(url: str, options: dict[str, Any] | None = None) -> bool:
+    """Whether a URL, taken literally, is that of a folder; of a web server those whose URL ends with `/` are."""
+    fs, path = filesystem(url, options)
+    if is_web(fs):
+        return url.endswith("/")
+    with first_contact(url):
+        return bool(fs.isdir(path))
+
+
+def _changed(url: str) -> UserError:
+    return UserError(
+        f"{public_url(url)}: has changed since it was listed; leave sources alone during a run, and run again"
+    )
+
+
+def _absent(pattern: str) -> NothingFoundError:
+    hint = "; the environment has no variable of that name" if "$" in pattern else ""
+    return NothingFoundError(
+        f"{public_url(pattern)}: no such file or object; check the URL (sources.*.urls, storage.data){hint}"
+    )
+
+
+def _listed(pattern: str, options: dict[str, Any] | None, literally: bool = False) -> dict[str, ObjectInfo]:
+    """The objects by URL; of one name, if it is to be taken literally."""
     fs, path = filesystem(pattern, options)
     is_local = isinstance(fs, LocalFileSystem)
-    package = package_folder(pattern) if pattern.startswith("package://") else None
-    try:
-        with first_contact(pattern):
-            found = fs.glob(path, detail=True) if local_glob.has_magic(path) else {path: fs.info(path)}
-    except FileNotFoundError:
-        found = {}
-    objects = []
-    for name, info in sorted(found.items()):
+    if is_local:
+        path = os.path.normpath(path)
+    found: dict[str, dict[str, Any]] = {}
+    with first_contact(pattern), contextlib.suppress(FileNotFoundError), _web_errors():
+        found = find_files(fs, path) if has_magic(path) and not literally else {path: fs.info(path)}
+    url_of = _url_of(fs, pattern, path)
+    objects = {}
+    for name, info in found.items():
         # Not a device or a pipe, which may never end, nor a link to a missing file.
         if not os.path.isfile(name) if is_local else info.get("type") == "directory":
             continue
-        url = name
-        if package:
-            url = f"package://{urlsplit(pattern).netloc}/{Path(name).relative_to(package).as_posix()}"
-        elif not is_local and "://" not in name:
-            url = f"{pattern.partition('://')[0]}://{name.lstrip('/')}"
-        objects.append(ObjectInfo(url, int(info.get("size") or 0), _etag(fs, name, info)))
-    if not objects:
-        raise UserError(f"{pattern}: no such file or object; check the URL (sources.*.urls, storage.data)")
+        url = url_of(name)
+        _refuse_unnamable(url)
+        with first_contact(url):
+            objects[url] = ObjectInfo(url, int(info.get("size") or 0), _etag(fs, name, info))
     return objects
+
+
+def _url_of(fs: Any, url: str, path: str) -> Callable[[str], str]:
+    """What makes URLs of the names on a file system, where `url` is that of `path`."""
+    if url.startswith("package://"):
+        package = package_folder(url)
+        return lambda name: f"package://{urlsplit(url).netloc}/{Path(name).relative_to(package).as_posix()}"
+    if isinstance(fs, LocalFileSystem):
+        return os.path.normpath
+    if isinstance(fs, BucketFileSystem):
+        return lambda name: f"{fs.protocol[0]}://{name}"
+    place = path.lstrip("/")
+    before = url.removesuffix(place) if url.endswith(place) else f"{url.partition('://')[0]}://"
+    return lambda name: name if "://" in name else before + name.lstrip("/")
+
+
+@contextlib.contextmanager
+def _web_errors() -> Iterator[None]:
+    """Raises what is behind fsspec's FileNotFoundError, which it raises whatever a web server answers, if it does."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or getattr(cause, "status", None) in (404, 410):
+            raise
+        raise cause from None
+
+
+def _refuse_unnamable(url: str) -> None:
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{url!a}: this name is not UTF-8, so no manifest can hold it; rename the file") from None
 
 
 def object_info(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> ObjectInfo:
@@ -161,18 +276,27 @@ def first_contact(url: str) -> Iterator[None]:
         is_explained = isinstance(error, UserError) and getattr(error, "kind", "") not in _CONTACT_KINDS
         if is_explained or not ("://" in url or isinstance(error, OSError)):
             raise
-        reason = " ".join(str(getattr(error, "reason", "") or error).split())
+        reason = " ".join(str(getattr(error, "reason", "") or error).split()).replace(url, public_url(url))
         raise UserError(
-            f"{url}: cannot be used ({reason}); check the path or bucket, the endpoint and the credentials"
+            f"{public_url(url)}: cannot be used ({reason}); check the path or bucket, the endpoint and the credentials"
         ) from None
 
 
 def _etag(fs: Any, path: str, info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash", "content_md5"):
-        if info.get(key):
-            return str(info[key]).strip('"')
+    if stated := _stated_etag(info):
+        return stated
     size = int(info.get("size") or 0)
     if size <= _HASHED_BYTES:
         with fs.open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # whose size may be more than it says
     return f"{size}-{info.get('mtime', info.get('created', ''))}"
+
+
+def _stated_etag(info: dict[str, Any]) -> str | None:
+    """The tag that a store states."""
+    keys = ("ETag", "etag", "md5Hash", "content_md5")
+    return next((str(info[key]).strip('"') for key in keys if info.get(key)), None)
+
+
+def _with_environment(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))

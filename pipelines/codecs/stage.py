@@ -67,7 +67,7 @@ class CodecStage(Stage[CodecRecord]):
     def run(self, context: StageContext) -> Made[CodecRecord]:
         """Import or train in one task of the cluster."""
         train = self.vqgan.train
-        objects = read_objects(context.input("sources", SourcesRecord).store) if train else []
+        objects = read_objects(context.input("sources", SourcesRecord).store, self.recipe) if train else []
         media = [found for found in objects if found.kind != "text" and not found.heldout]
         threads = train.threads if train else 1
         watch = start_watch()

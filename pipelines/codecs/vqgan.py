@@ -20,6 +20,7 @@ from pipelines.recipe import VisualTokenizer
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import object_frames
 from storage.errors import BadData, UserError
+from storage.printable import printable
 from storage.store import Store
 from storage.urls import fetch_file
 from tokenization.codecs.vqgan.config import TrainSettings
@@ -115,12 +116,12 @@ def _gather(
             for chunk in object_frames(found, options, request):
                 scratch.write(chunk.frames.tobytes())
         except BadData as error:
-            log.warning("vqgan: left out %s: %s", found.url, error)
+            log.warning("vqgan: left out %s", printable(f"{found.url}: {error}"))
             scratch.truncate(start)
             scratch.seek(start)
             continue
         count = (scratch.tell() - start) // (size * size * 3)
-        weights += [1 / count] * count
+        weights += [1 / max(1, count)] * count  # none in its part of a short video
     scratch.flush()
     if not weights:
         raise UserError("vqgan.train: none of the videos and images can be read; see the warnings above")

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import UserError
+from storage.public_url import object_url
 from storage.store import Store
 from storage.urls import list_objects
 
@@ -38,7 +39,7 @@ def url_digest(url: str, options: dict[str, Any]) -> str:
         listed = list_objects(url, options)
     except UserError:
         listed = list_objects(f"{url.rstrip('/')}/*", options)
-    return digest([asdict(info) for info in listed])
+    return digest([asdict(info) | {"url": object_url(info.url)} for info in listed])
 
 
 @dataclass(frozen=True)

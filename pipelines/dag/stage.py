@@ -80,6 +80,10 @@ class Stage(ABC, Generic[R]):
         """What has to be free at the same time for the stage to run at all."""
         return Capacity()
 
+    def notes(self) -> tuple[str, ...]:
+        """What `plan` says of it whether it will run or not, a sentence each."""
+        return ()
+
     def check(self) -> None:
         """Raise UserError for whatever can be refused before anything runs."""
         return

@@ -31,7 +31,8 @@ _LARGEST = 1 << 23
 @dataclass(frozen=True)
 class Content:
     """Where bytes are: those at a URL, or of a `file` that is open, or a window (offset, size) of either. reach: of the
-    records of which one names the URL; None: a recipe does.
+    records of which one names the URL; None: a recipe does. etag: as a listing has it, of which another version is an
+    error; None: whichever is there.
     """
 
     url: str = ""
@@ -39,6 +40,7 @@ class Content:
     window: tuple[int, int] | None = None
     file: BinaryIO | None = None
     reach: Reach | None = None
+    etag: str | None = None
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -46,9 +48,13 @@ class Content:
         if self.file is not None:
             yield self.file
             return
-        from storage.urls import open_url  # imported late: the process that only reads does without clients of stores
+        from storage import urls  # imported late: the process that only reads does without clients of stores
 
-        with open_url(self.url, self.options, self.reach) as file:
+        if self.etag is None:
+            opened = urls.open_url(self.url, self.options, self.reach)
+        else:
+            opened = urls.open_listed(self.url, self.etag, self.options)
+        with opened as file:
             yield file
 
 

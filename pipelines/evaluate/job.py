@@ -68,7 +68,7 @@ class EvaluateJob:
 
     def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
         """The raw objects of these kinds in one split, in the listing's order."""
-        found = read_objects(self.inputs["sources"].store)
+        found = read_objects(self.inputs["sources"].store, self.recipe)
         return [one for one in found if one.kind in kinds and one.heldout == heldout]
 
     def tokenizer(self) -> TextTokenizer:

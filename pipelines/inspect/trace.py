@@ -2,15 +2,17 @@
 
 In: the URL of a shard inside a run's folder, and a key. Out: plain JSON: the objects, records and frame times of each
 of its documents, the settings and fingerprints of all stages behind it, its tokens as text; its frames as PNG files.
-All is found from the run's manifests: the objects themselves are not opened and need not be there any more.
+All is found from the run's manifests: the objects themselves need not be there any more. Where they are, it is said
+whether they have changed since.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from pipelines.tokenize.record import KeptTokenizer, TokenizeRecord
 from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import BadData, UserError
 from storage.store import Store
-from storage.urls import first_contact
+from storage.urls import first_contact, object_info
 from tokenization.document import PackedSequence
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import read_sequence
@@ -87,6 +89,7 @@ def describe(traced: Traced) -> dict[str, Any]:
     assert tokenize is not None, "documents are tokenized"
     kept, tokenizer = _tokenizer(tokenize)
     boundaries = sequence.cu_seqlens.tolist()
+    now = functools.cache(object_now)
     documents = []
     for number, lineage in enumerate(sequence.lineage):
         (start, end), provenance = boundaries[number : number + 2], lineage["provenance"]
@@ -97,7 +100,7 @@ def describe(traced: Traced) -> dict[str, Any]:
                 "source": lineage["source"],
                 "tokens": [start, end],
                 "document_range": provenance.get("document_range", [0, end - start]),
-                "object": _object(provenance),
+                "object": _object(provenance, now),
                 "fields": provenance.get("fields"),
                 "content": [_plain(piece, tokenizer) for piece in pieces],
             }
@@ -202,9 +205,23 @@ def _frames(start: int, end: int, provenance: dict[str, Any]) -> Iterator[_Frame
         yield _Frame(number, times.get(number), inside, start <= first and last <= end)
 
 
-def _object(provenance: dict[str, Any]) -> dict[str, Any]:
+def object_now(url: str, etag: str) -> str:
+    """How an object is now, against the version that was read: unchanged, changed, gone, or why that is not known."""
+    try:
+        return "unchanged" if object_info(url).etag == etag else "changed since it was read"
+    except FileNotFoundError as error:
+        cause = error.__cause__  # fsspec raises it for a web server that does not answer, too
+        is_gone = cause is None or getattr(cause, "status", None) in (404, 410)
+        return "gone" if is_gone else f"not known ({cause})"
+    except (OSError, ValueError, UserError) as error:
+        return f"not known ({error})"
+
+
+def _object(provenance: dict[str, Any], now: Callable[[str, str], str]) -> dict[str, Any]:
     known = {"part": [0.0, 1.0], **provenance} if "frame_times" in provenance else provenance
-    return {name: known[name] for name in _OBJECT if name in known}
+    found = {name: known[name] for name in _OBJECT if name in known}
+    states = [now(one["url"], one["etag"]) for one in (found, found.get("media")) if one]
+    return {**found, "now": next((state for state in states if state != "unchanged"), "unchanged")}
 
 
 def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:

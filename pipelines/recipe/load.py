@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.recipe import Recipe
 from pipelines.recipe.base import field_types
 from storage.errors import UserError
+from storage.urls import join_url
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -50,7 +51,7 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
     paths += [(tree.get("model"), "init"), *((stage, "export") for stage in stages or [])]
     for branch, key in paths:
         if isinstance(branch, dict) and isinstance(branch.get(key), str) and "://" not in branch[key]:
-            branch[key] = os.path.abspath(branch[key])
+            branch[key] = os.path.abspath(join_url("", branch[key]))
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Config, Name, Resources
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.train import Model, Train, TrainStage
+from storage.public_url import public_url
 from storage.setting_types import OutputNeutral, Positive
 
 
@@ -56,6 +59,10 @@ class Recipe(Config):
     train: Train
     evaluate: Evaluate = Evaluate()
 
+    def public_json(self) -> dict[str, Any]:
+        """Plain JSON for files and logs: without storage options, and with URLs without credentials."""
+        return _public(self.model_dump(mode="json", exclude={"storage": {"options"}}))
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         vision = [name for name, source in self.sources.items() if any("vision" in spec for spec in source.fields)]
@@ -74,6 +81,14 @@ class Recipe(Config):
             _check_memory(self.train, key, stage)
         _check_evaluation(self.evaluate, self.vqgan, stages[-1].context)
         return self
+
+
+def _public(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _public(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_public(value) for value in tree]
+    return public_url(tree) if isinstance(tree, str) else tree
 
 
 def _check_device(train: Train, evaluate: Evaluate) -> None:

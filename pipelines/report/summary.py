@@ -29,8 +29,8 @@ def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> di
     done = [(stage, outputs[stage.name]) for stage in stages if stage.name in outputs]
     evaluations = [record_json(output.record)["figures"] for stage, output in done if isinstance(stage, EvaluateStage)]
     evaluation = evaluations[0] if evaluations else {}
-    tree = recipe.model_dump(mode="json")
-    tree["storage"]["options"] = _redacted(tree["storage"]["options"])
+    tree = recipe.public_json()
+    tree["storage"]["options"] = _redacted(recipe.storage.options)
     rows = [_stage(stage, output.manifest, outputs) for stage, output in done]
     return {
         "name": recipe.name,

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
+import logging
 import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.dag.manifest import digest
 from pipelines.decoder.client import parsed_records
 from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
+from pipelines.report.numbers import count_of
+from pipelines.sources.found import Found, find_objects
+from pipelines.sources.identity import Names, below, data_url, heldout_by, inner_globs, opening_urls
 from storage.errors import UserError
+from storage.printable import printable
+from storage.public_url import object_url, public_url, without_query
 from storage.store import Store
-from storage.urls import join_url, list_objects
+from storage.urls import join_url
 from tokenization.fields import field_names
 from tokenization.media.frames import IMAGES, VIDEOS
 from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of
+
+log = logging.getLogger("ringworld")
 
 OBJECTS = "objects.jsonl"
 
@@ -33,16 +39,20 @@ _KINDS: dict[Kind, frozenset[str]] = {
 }
 _OF_RECORDS = tuple(one for one in EXTENSIONS if one not in (".txt", ".md"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
+_WITH_INSIDES = {"webdataset", "records"}
 
 
 @dataclass(frozen=True)
 class SourceObject:
     """One raw object: where it is, what it is, and its side data.
 
-    key: unique within its split, `source/path below the pattern`. etag: changes when the content does.
-    side: caption, question, answer, ... by key, for media. part: which share of a video this is, from start to end.
-    media: the column in which the records of a file name their media. inner_heldout: globs over what a tar or a file of
-    records holds: of it, this is what they match if held out, else what they do not match.
+    key: unique within its split, `SOURCE/PATH`, where the path is that below `storage.data`, or the whole URL. url:
+    without credentials. etag: changes when the content does. side: caption, question, answer, ... by key, for media.
+    part: which share of a video this is, from start to end. media: the column in which the records of a file name their
+    media. inner_heldout: globs over what a tar or a file of records holds: of it, this is what they match if held out,
+    else what they do not match.
+
+    In memory only: opens, the URL that opens it where that is another; heldout_by, the patterns that hold it out.
     """
 
     key: str
@@ -57,14 +67,30 @@ class SourceObject:
     media: str | None = None
     inner_heldout: tuple[str, ...] = ()
     media_from: tuple[str, ...] = ()
+    opens: str | None = field(default=None, compare=False, repr=False)
+    heldout_by: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def opening_url(self) -> str:
+        """The URL that opens it, which may hold credentials: not for a log or a file."""
+        return self.opens or self.url
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON of all but what is in memory only."""
+        hidden = {"opens", "heldout_by", *(() if self.media_from else ("media_from",))}
+        return {name: value for name, value in asdict(self).items() if name not in hidden}
+
+
+def content_of(found: SourceObject, options: dict[str, Any]) -> Content:
+    """The bytes of an object in the version that was listed. Opening it raises UserError where it has changed since."""
+    return Content(found.opening_url, options, etag=found.etag)
 
 
 def list_sources(recipe: Recipe) -> list[SourceObject]:
     """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
     objects: list[SourceObject] = []
     for name, source in sorted(recipe.sources.items()):
-        found = {(found.key, found.heldout): found for found in _list_source(name, source, recipe)}
-        objects += [found[key] for key in sorted(found)]
+        objects += sorted(_list_source(name, source, recipe), key=lambda found: (found.key, found.heldout))
     return objects
 
 
@@ -74,7 +100,11 @@ def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
     for found in objects:
         by_source.setdefault(found.source, []).append(found)
     return {
-        name: {"objects": len(group), "bytes": sum(o.size for o in group), "digest": digest([_row(o) for o in group])}
+        name: {
+            "objects": len(group),
+            "bytes": sum(found.size for found in group),
+            "digest": digest([found.to_json() for found in group]),
+        }
         for name, group in by_source.items()
     }
 
@@ -83,45 +113,143 @@ def write_objects(store: Store, objects: Sequence[SourceObject]) -> None:
     """Commit the listing as `OBJECTS`."""
     with store.writing(OBJECTS) as file:
         for found in objects:
-            file.write((json.dumps(_row(found), sort_keys=True) + "\n").encode())
+            file.write((json.dumps(found.to_json(), sort_keys=True) + "\n").encode())
 
 
-def read_objects(store: Store) -> list[SourceObject]:
-    """The listing that `write_objects` committed."""
+def read_objects(store: Store, recipe: Recipe | None = None) -> list[SourceObject]:
+    """The listing that `write_objects` committed. recipe: has the credentials in URLs that open objects, if any do."""
     with store.open(OBJECTS) as file:
         rows = [json.loads(line) for line in file]
-    tuples = ("part", "inner_heldout", "media_from")
-    return [SourceObject(**{**row, **{name: tuple(row[name]) for name in tuples if name in row}}) for row in rows]
+    opening = {name: opening_urls(recipe.storage, source) for name, source in recipe.sources.items()} if recipe else {}
+    objects = []
+    for row in rows:
+        row |= {name: tuple(row[name]) for name in ("part", "inner_heldout", "media_from") if name in row}
+        opens = opening[row["source"]](row["url"]) if row["source"] in opening else row["url"]
+        objects.append(SourceObject(**row, opens=None if opens == row["url"] else opens))
+    return objects
 
 
-def _row(found: SourceObject) -> dict[str, Any]:
-    """A line of the listing. What only some objects have is in no other's: a new key makes no run again without it."""
-    row = asdict(found)
-    if not found.media_from:
-        del row["media_from"]
-    return row
+def heldout_notes(recipe: Recipe, objects: Sequence[SourceObject]) -> tuple[str, ...]:
+    """How many objects each pattern of `heldout` holds out, a sentence each. objects: as `list_sources` made them."""
+    notes = []
+    for name, source in sorted(recipe.sources.items()):
+        of_source = [found for found in objects if found.source == name]
+        has_insides = any(found.kind in _WITH_INSIDES for found in of_source)
+        inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
+        for pattern in dict.fromkeys(source.heldout):
+            count = len({found.url for found in of_source if pattern in found.heldout_by})
+            note = f"sources.{name}.heldout {printable(public_url(pattern))}: {count_of(count, 'objects')}"
+            if pattern in inside:
+                note += ", and what it names inside the others, which is seen when they are read"
+            notes.append(note)
+    return tuple(notes)
+
+
+def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
+    """The globs over what tars and files of records of a source hold, each with the pattern that it is from."""
+    return inner_globs(recipe.sources[name], recipe.storage, _CONTAINERS)
+
+
+def check_heldout(recipe: Recipe, objects: Sequence[SourceObject], matched: Mapping[str, Collection[str]]) -> None:
+    """Raise UserError where a pattern of `heldout` names no object, and nothing inside of tars and files of records.
+
+    matched: the globs of `inner_patterns` that named something inside of a source's objects, by source.
+    """
+    for name, source in recipe.sources.items():
+        of_source = [found for found in objects if found.source == name]
+        inner = inner_patterns(recipe, name) if any(found.inner_heldout for found in of_source) else {}
+        whole = heldout_by(source, recipe.storage, [Names((one.url,), (one.key,)) for one in of_source])
+        idle = set(inner.values()) - {inner[glob] for glob in matched.get(name, ()) if glob in inner}
+        if idle := idle.difference(*whole):
+            shown = printable(public_url(sorted(idle)[0]))
+            raise UserError(
+                f"sources.{name}.heldout: {shown} names no object of the source and nothing inside of its tars and "
+                f"files of records, so all would be trained on; mend it or take it out, and run again"
+            )
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
-    options = recipe.storage.options
-    files = [info.url for glob in source.side for info in list_objects(join_url(recipe.storage.data, glob), options)]
+    key, storage = f"sources.{name}", recipe.storage
+    listed = find_objects(f"{key}.urls", source.urls, storage, lambda url: _is_known(url, source))
+    side = _side_data(f"{key}.side", source, recipe)
+    names = _names(name, listed, recipe)
+    kinds = [_kind(one.urls[0], name, source) for one in names]
+    heldout = heldout_by(source, storage, names)
+    inner = inner_patterns(recipe, name)
+    unseen = set(inner.values()) if set(kinds) & _WITH_INSIDES else set()
+    if idle := next((one for one in source.heldout if one not in unseen.union(*heldout)), None):
+        raise UserError(_holds_nothing_out(key, idle, names))
+    for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
+        info, url = found.info, called.urls[0]
+        whole = SourceObject(
+            called.keys[0],
+            name,
+            url,
+            info.size,
+            info.etag,
+            kind,
+            bool(patterns),
+            next((row for one in called.urls if (row := side.get(one))), {}) if side else {},
+            media=source.media,
+            media_from=_media_from(source, recipe) if kind == "records" else (),
+            opens=None if info.url == url else info.url,
+            heldout_by=patterns,
+        )
+        if kind in _WITH_INSIDES and not patterns:
+            yield from _split_inside(whole, source, tuple(inner))
+        elif kind == "video" and source.heldout_tail and not patterns:
+            yield from _split(whole, 1 - source.heldout_tail)
+        else:
+            yield whole
+
+
+def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
+    """What each object is called. Its key has the query of a web address only where the rest names several objects."""
+    data = data_url(recipe.storage)
+    keys = [tuple(f"{name}/{below(data, without_query(url))}" for url in found.urls) for found in listed]
+    counts = Counter(of_object[0] for of_object in keys)
+    names = []
+    for found, of_object in zip(listed, keys, strict=True):
+        if counts[of_object[0]] > 1:
+            of_object = tuple(f"{name}/{below(data, url)}" for url in found.urls)
+        names.append(Names(found.urls, of_object))
+    return names
+
+
+def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
+    end = pattern.rstrip("/").rpartition("/")[2].lower()
+    near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
+    shown = printable(public_url(pattern))
+    return (
+        f"{key}.heldout: {shown} names none of the {count_of(len(names), 'objects')}, so all would be trained on; "
+        f"write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
+        f"{printable(near.keys[0])}, in the same letters"
+    )
+
+
+def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
+    """The rows of the side files; of bad ones one line is logged."""
+    if not source.side:
+        return None
+    files = [found.info.url for found in find_objects(key, source.side, recipe.storage)]
     wanted = (*KEYS, *field_names(source.fields))
-    side = SideData.load((file, parsed_records(Content(file, options), file, wanted)) for file in files)
-    for pattern in source.urls:
-        url = join_url(recipe.storage.data, pattern)
-        for info in list_objects(url, options):
-            key = f"{name}/{_below(info.url, url)}"
-            heldout = any(fnmatch.fnmatch(info.url, glob) or fnmatch.fnmatch(key, glob) for glob in source.heldout)
-            kind, about = _kind(info.url, name, source), side.get(info.url)
-            whole = SourceObject(key, name, info.url, info.size, info.etag, kind, heldout, about, media=source.media)
-            if kind == "records":
-                whole = dataclasses.replace(whole, media_from=_media_from(source, recipe))
-            if whole.kind in ("webdataset", "records") and not heldout:
-                yield from _split_inside(whole, source)
-            elif whole.kind == "video" and source.heldout_tail and not heldout:
-                yield from _split(whole, 1 - source.heldout_tail)
-            else:
-                yield whole
+    side = SideData.load(
+        (object_url(file), parsed_records(Content(file, recipe.storage.options), file, wanted)) for file in files
+    )
+    if side.bad:
+        (url, first), count = side.bad[0], count_of(len(side.bad), "bad rows")
+        log.warning(
+            "%s: left out %s: first %s, %s; mend them, or their objects go without", key, count, url, first.reason
+        )
+    return side
+
+
+def _is_known(url: str, source: Source) -> bool:
+    """Whether the extension tells that a file of a folder is meant by the source."""
+    suffix = extension_of(without_query(url))
+    if source.media is not None:
+        return suffix in _OF_RECORDS
+    return any(suffix in suffixes for kind, suffixes in _KINDS.items() if source.kind in (None, kind))
 
 
 def _media_from(source: Source, recipe: Recipe) -> tuple[str, ...]:
@@ -137,28 +265,20 @@ def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
         yield dataclasses.replace(video, key=key, part=(start, end), heldout=start > 0)
 
 
-def _split_inside(container: SourceObject, source: Source) -> Iterator[SourceObject]:
+def _split_inside(container: SourceObject, source: Source, inner: tuple[str, ...]) -> Iterator[SourceObject]:
     """A tar or a file of records once for training and, where globs hold out some of what is inside, once held out."""
     if source.heldout_tail:
         raise UserError(
             f"sources.{container.source}.heldout_tail: the tails of videos in {container.url} cannot be held out; name "
             f"what to hold out by globs in sources.{container.source}.heldout"
         )
-    inner = tuple(glob for glob in source.heldout if not glob.lower().endswith(_CONTAINERS))
     yield dataclasses.replace(container, inner_heldout=inner)
     if inner:
         yield dataclasses.replace(container, inner_heldout=inner, heldout=True)
 
 
-def _below(url: str, pattern: str) -> str:
-    """The path of a URL below the last folder of a pattern before its first glob; its name where it is not there."""
-    head = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    base = head[: head.rfind("/") + 1]
-    return url[len(base) :] if url.startswith(base) else PurePosixPath(url).name
-
-
 def _kind(url: str, name: str, source: Source) -> Kind:
-    suffix = extension_of(url)
+    suffix = extension_of(without_query(url))
     if source.media is not None:
         if suffix in _OF_RECORDS:
             return "records"

@@ -17,10 +17,11 @@ from typing import Any
 from pipelines.decoder.client import decoded_frames, parsed_records, tar_samples
 from pipelines.decoder.content import Content
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import SourceObject, content_of
 from storage.errors import BadData, UserError
+from storage.public_url import public_url
 from storage.reach import Reach
-from storage.urls import object_info, public_url
+from storage.urls import object_info
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import MediaKind, kind_by_name
 from tokenization.media.video import FrameChunk
@@ -76,7 +77,7 @@ def media_of(
         return _named(found, options, columns, limits)
     origin = Origin(found.key, None, found.side)
     kind: MediaKind = "image" if found.kind == "image" else "video"
-    return iter([Medium(origin, kind, Content(found.url, options), found.part)])
+    return iter([Medium(origin, kind, content_of(found, options), found.part)])
 
 
 def medium_frames(medium: Medium, request: FrameRequest, limits: Limits = DEFAULT_LIMITS) -> Iterator[FrameChunk]:
@@ -118,7 +119,7 @@ def object_frames(
 def _samples(
     found: SourceObject, options: dict[str, Any], columns: Sequence[str], limits: Limits
 ) -> Iterator[Medium | BadMedium]:
-    with Content(found.url, options).opened() as file:
+    with content_of(found, options).opened() as file:
         try:
             for sample in tar_samples(Content(file=file), columns, limits):
                 key = found.key if sample.key is None else f"{found.key}/{sample.key}"
@@ -142,7 +143,7 @@ def _named(
 ) -> Iterator[Medium | BadMedium]:
     wanted = list(dict.fromkeys([found.media or "", *columns]))
     try:
-        for record in parsed_records(Content(found.url, options), found.url, wanted, limits):
+        for record in parsed_records(content_of(found, options), found.url, wanted, limits):
             if isinstance(record, BadRecord):
                 if _is_of_split(found):
                     yield BadMedium(Origin(f"{found.key}/{record.index}", record.index), record.reason)
@@ -167,12 +168,12 @@ def _of_record(
         if not isinstance(named, str) or not named:
             held = named.type_name if isinstance(named, NotText) else type(named).__name__
             raise BadData(f'the record names no medium: its column "{found.media}" holds {held}')
-        url = resolve(found.url, named)
+        url = resolve(found.opening_url, named)
     except BadData as error:
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
-    if not _is_of_split(found, key, f"{found.url}/{number}", url):
+    shown, reach = public_url(url), Reach(found.opening_url, found.media_from)
+    if not _is_of_split(found, key, f"{found.url}/{number}", shown):
         return None
-    shown, reach = public_url(url), Reach(found.url, found.media_from)
     try:
         etag = object_info(url, options, reach).etag
     except (FileNotFoundError, NotADirectoryError):

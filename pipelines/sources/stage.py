@@ -33,7 +33,7 @@ class SourcesRecord:
 
 @dataclass(frozen=True)
 class SourcesStage(Stage[SourcesRecord]):
-    """objects: the listing, made when the DAG is built."""
+    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each."""
 
     kind = "sources"
     record = SourcesRecord
@@ -41,10 +41,15 @@ class SourcesStage(Stage[SourcesRecord]):
     inputs = ()
 
     objects: Sequence[SourceObject]
+    heldout: tuple[str, ...] = ()
 
     def settings(self) -> Mapping[str, Any]:
         """Counts and a hash by source."""
         return listing_digest(self.objects)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is held out."""
+        return self.heldout
 
     def run(self, context: StageContext) -> Made[SourcesRecord]:
         """Commit the listing."""

@@ -6,6 +6,7 @@ cannot be used goes to the tally's quarantine.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.decoder.client import parsed_records
-from pipelines.decoder.content import Content
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject
-from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
+from pipelines.sources.listing import SourceObject, content_of
+from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from tokenization.document import Document
@@ -57,6 +57,8 @@ class Tally:
     tokens: int = 0
     vision_tokens: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    inner_heldout: dict[str, int] = field(default_factory=dict)
+    """How many of its tars' samples and of its records each glob holds out."""
 
     def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
         """Put an object, or one record of it (with a key of its own, if it has one), in quarantine."""
@@ -85,7 +87,7 @@ class Record:
 def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterator[Record]:
     """Records of a text object; a bad one is left out."""
     try:
-        content = Content(found.url, job.recipe.storage.options)
+        content = content_of(found, job.recipe.storage.options)
         for record in parsed_records(content, found.url, job.columns(found), job.recipe.tokenize.decoder_limits):
             tally.units += 1
             if isinstance(record, BadRecord):
@@ -125,7 +127,11 @@ def media_records(
 ) -> Iterator[Record]:
     """Records of encoded media, one each `frames_per_document` frames; none of a medium that is not wholly readable."""
     for found, outcome in media:
+        for glob in _globs_that_hold_out(found, outcome.origin):
+            tally.inner_heldout[glob] = tally.inner_heldout.get(glob, 0) + 1
         if isinstance(outcome, Encoded) and not len(outcome.codes):
+            if found.part != (0.0, 1.0):  # of a video with so few frames, all are in its other part
+                continue
             outcome = BadMedium(outcome.origin, "no frame in it")
         if isinstance(outcome, BadMedium):
             tally.units += 1
@@ -141,6 +147,14 @@ def media_records(
             times = [round(float(time), 6) for time in outcome.times[start : start + size]]
             fields = {**origin.side, "vision": codes[start : start + size]}
             yield Record(found, origin.key, start, number, fields, {**origin.provenance, **part, "frame_times": times})
+
+
+def _globs_that_hold_out(found: SourceObject, origin: Origin) -> list[str]:
+    if not found.heldout:
+        return []
+    names = [origin.key, f"{found.url}{origin.key.removeprefix(found.key)}"]
+    names += [medium["url"]] if (medium := origin.provenance.get("media")) else []
+    return [glob for glob in found.inner_heldout if any(fnmatch.fnmatch(name, glob) for name in names)]
 
 
 def to_documents(

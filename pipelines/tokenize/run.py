@@ -19,6 +19,7 @@ from pipelines.cluster.progress import Bar
 from pipelines.dag.partitions import run_partitions
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
+from pipelines.sources.listing import check_heldout
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
 from pipelines.tokenize.record import (
@@ -32,8 +33,9 @@ from pipelines.tokenize.records import TokenizeJob
 from pipelines.tokenize.video_pieces import PIECES, Piece
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.errors import UserError
+from storage.public_url import public_url
 from storage.store import Store
-from storage.urls import fetch_file, public_url
+from storage.urls import fetch_file
 from tokenization.text.tokenizer import load_text_tokenizer
 
 log = logging.getLogger("ringworld")
@@ -86,6 +88,10 @@ def tokenize_by(
             f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: first "
             f"{quarantine[0]['url']} ({quarantine[0]['reason']}); mend or remove them, or raise max_bad_fraction"
         )
+    matched: dict[str, set[str]] = {}
+    for record in records:
+        matched.setdefault(record["source"], set()).update(record["inner_heldout"])
+    check_heldout(recipe, [found for part in parts for found in part.objects], matched)
     totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")

@@ -60,7 +60,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
         sources = context.input("sources", SourcesRecord)
         codec = context.input(self.codec, CodecRecord) if self.codec else None
-        partitions = cut_partitions(read_objects(sources.store), self.recipe.tokenize.partition_bytes)
+        partitions = cut_partitions(read_objects(sources.store, self.recipe), self.recipe.tokenize.partition_bytes)
         made_of = {"sources": sources.record.figures, "vqgan": codec.record.outputs.fingerprint if codec else None}
         with bar(self.name, len(partitions), "part") as line:
             return tokenize_all(self.recipe, partitions, made_of, codec.store if codec else None, context.store, line)

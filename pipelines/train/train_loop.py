@@ -168,8 +168,7 @@ class _Rank:
     def _save(self) -> None:
         """Begin to commit engine, loader, bad-step watch, and the steps since the last checkpoint."""
         self.heartbeat.at(self.engine.step, "save")
-        # Storage options may have credentials, which belong in no file of the run.
-        recipe = self.job.recipe.model_dump(mode="json", exclude={"storage": {"options"}})
+        recipe = self.job.recipe.public_json()
         client_state = {"loader": self.state, "bad_steps": self.bad_steps.state, "recipe": recipe}
         publish = self.monitor.take()
 

@@ -119,10 +119,11 @@ class BucketFileSystem(AbstractFileSystem):
         """When the object was last written."""
         return self.info(path)["LastModified"]
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", etag: str | None = None, **kwargs: Any) -> Any:
+        """etag: the only version that may be read."""
         if mode != "rb":
             raise io.UnsupportedOperation("objects are put whole: put_file or pipe_file")
-        return io.BufferedReader(ReadAheadFile(ObjectRanges(*self.client(path))), _BUFFER)
+        return io.BufferedReader(ReadAheadFile(ObjectRanges(*self.client(path), version=etag)), _BUFFER)
 
     def _ask(self, path: str, doing: str, request: Callable[[Any, str], Any]) -> Any:
         client, key = self.client(path)

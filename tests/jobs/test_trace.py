@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.cli import main
-from jobs.trace import _safe
-from pipelines.inspect.trace import _pieces, describe, find
+from pipelines.inspect.trace import _pieces, describe, find, object_now
+from storage.printable import printable
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
@@ -70,6 +70,32 @@ def test_a_run_of_text_is_traced_to_the_characters_of_its_files(undisturbed: Pat
         # A context may end inside a character; a piece alone shows a replacement character there.
         for piece in pieces:
             assert piece.strip("\ufffd") in whole
+
+
+@pytest.mark.slow
+def test_it_is_said_whether_an_object_has_changed_since(undisturbed: Path, sources: Path, trace: Trace) -> None:
+    shard, key = sequences(stage(undisturbed, "pack-text"), "acts-train")[0]
+
+    def now() -> str:
+        found = trace(shard, key)["documents"][0]["object"]
+        assert found["url"] == str(act)
+        return found["now"]
+
+    act = Path(trace(shard, key)["documents"][0]["object"]["url"])
+    content = act.read_bytes()
+    assert now() == "unchanged"
+    try:
+        act.write_bytes(content[::-1])
+        assert now() == "changed since it was read"
+        act.unlink()
+        assert now() == "gone"
+    finally:
+        act.write_bytes(content)
+
+
+def test_an_object_that_cannot_be_reached_is_not_called_changed() -> None:
+    assert object_now("http://127.0.0.1:9/x.txt", "e").startswith("not known (")
+    assert object_now("none://x.txt", "e").startswith("not known (none://x.txt: the scheme 'none' cannot be used")
 
 
 @pytest.mark.slow
@@ -196,4 +222,4 @@ def _start(piece: Document, one: Any) -> int:
 
 
 def test_what_a_text_holds_is_printed_and_not_obeyed() -> None:
-    assert _safe("é\x1b[31m\n\x9b\ud800") == "é\\x1b[31m\\n\\x9b\\ud800"
+    assert printable("é\x1b[31m\n\x9b\ud800") == "é\\x1b[31m\\n\\x9b\\ud800"

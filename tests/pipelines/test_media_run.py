@@ -103,10 +103,10 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
     train, held = documents(store, manifest, False), documents(store, manifest, True)
     film = [f"tars/a.tar/../../film#{start}" for start in range(0, 20, 4)]
     lions = [f"tars/a.tar/{number}#0" for number in range(9)]
-    bears = [key for key in train if key.startswith("tars/b.tar/0#")]
+    bears = [key for key in train if key.startswith("tars/tars/b.tar/0#")]
     assert sorted(train) == sorted([*film, *lions, *bears, *(f"pairs/qa.jsonl/{number}#0" for number in range(3))])
     assert bears
-    assert list(held) == ["tars/a.tar/held-0#0"]
+    assert list(held) == ["tars/tars/a.tar/held-0#0"]
     tokenizer = load_text_tokenizer(str(sources / "tokenizer.json"))
 
     def text(document: Document) -> str:
@@ -114,7 +114,7 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
 
     assert [text(train[key]) for key in lions] == [f"lion {number}<vision></vision>" for number in range(9)]
     assert {text(train[key]) for key in film} == {"a man in a car<vision></vision>"}
-    assert text(held["tars/a.tar/held-0#0"]) == "a cheetah<vision></vision>"
+    assert text(held["tars/tars/a.tar/held-0#0"]) == "a cheetah<vision></vision>"
     assert text(train["pairs/qa.jsonl/1#0"]) == "<vision></vision>what is it?lion"
 
 
@@ -123,7 +123,7 @@ def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished:
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     (lion,) = VOCABULARY["vision"].codes_to_ids(vqgan.encode(load_image(IMAGES[1], 32)[None]))
     train = documents(store, manifest, False)
-    for key in ("tars/a.tar/0#0", "tars/a.tar/8#0", "pairs/qa.jsonl/1#0"):
+    for key in ("tars/tars/a.tar/0#0", "tars/tars/a.tar/8#0", "pairs/qa.jsonl/1#0"):
         tokens = train[key].tokens
         found = tokens[VOCABULARY["vision"].contains(tokens)]
         assert np.array_equal(found, [*lion, VOCABULARY.eov_id])
@@ -134,10 +134,10 @@ def test_what_cannot_be_used_is_in_quarantine_under_its_key_and_costs_no_other(f
     told = {entry["key"]: (entry["url"], entry["record"], entry["reason"]) for entry in manifest["quarantine"]}
     assert len(told) == len(manifest["quarantine"]) == manifest["figures"]["quarantined"]
     a, b = str(data / "tars/a.tar"), str(data / "tars/b.tar")
-    assert told.pop("tars/a.tar/bad")[:2] == (a, 10)
-    assert told.pop("tars/a.tar/mute") == (a, 11, 'the record lacks the field "caption"')
-    assert told.pop("tars/a.tar/none") == (a, 12, "no video or image in it, only .txt")
-    url, number, reason = told.pop("tars/b.tar")
+    assert told.pop("tars/tars/a.tar/bad")[:2] == (a, 10)
+    assert told.pop("tars/tars/a.tar/mute") == (a, 11, 'the record lacks the field "caption"')
+    assert told.pop("tars/tars/a.tar/none") == (a, 12, "no video or image in it, only .txt")
+    url, number, reason = told.pop("tars/tars/b.tar")
     assert (url, number) == (b, 1)
     assert reason.startswith("the tar is damaged from sample 1 (1) on: it ends at byte ")
     assert told == {"pairs/qa.jsonl/3": (str(data / "qa.jsonl"), 3, f"{data}/none.jpg: no such object")}
@@ -157,7 +157,7 @@ def test_a_vqgan_is_trained_on_what_is_in_them_but_for_what_is_held_out(
     whole = Recipe.model_validate(made)
     assert whole.vqgan is not None
     training = [found for found in list_sources(whole) if not found.heldout]
-    assert [found.key for found in training] == ["pairs/qa.jsonl", "tars/a.tar", "tars/b.tar"]
+    assert [found.key for found in training] == ["pairs/qa.jsonl", "tars/tars/a.tar", "tars/tars/b.tar"]
     with tempfile.TemporaryFile() as scratch:
         frames, weights = _gather(whole.vqgan, training, {}, scratch)
         held = load_image(IMAGES[0], 32)

@@ -147,6 +147,13 @@ def _key(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _unreadable_named(url: str, records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord]:
+    try:
+        yield from records
+    except BadData as error:
+        raise UserError(f"{url}: no side data can be read from it ({error}); mend the file, or take it out") from None
+
+
 @dataclass(frozen=True)
 class SideData:
     """Fields of media objects that come from separate files, by key.
@@ -162,12 +169,12 @@ class SideData:
     def load(cls, files: Iterable[tuple[str, Iterable[Record | BadRecord]]]) -> SideData:
         """Join the records of files, each with the URL of its file.
 
-        Raises UserError on a row without a key and on a repeated key, BadData on an unreadable file.
+        Raises UserError on a row without a key, on a repeated key, and on an unreadable file.
         """
         rows: dict[str, dict[str, Any]] = {}
         bad: list[tuple[str, BadRecord]] = []
         for url, records in files:
-            for record in records:
+            for record in _unreadable_named(url, records):
                 if isinstance(record, BadRecord):
                     bad.append((url, record))
                     continue

@@ -18,10 +18,10 @@ from transformers import LlamaForCausalLM
 from model.inference.kv_decoder import Decoder, choose
 from model.llama.llama import inference
 from pipelines.decoder.client import parsed_records
-from pipelines.decoder.content import Content
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
+from pipelines.sources.listing import content_of
 from storage.errors import BadData
 from tokenization.fields import FieldSpec
 from tokenization.readers.record import BadRecord
@@ -139,7 +139,7 @@ def _texts(job: EvaluateJob) -> Iterator[str]:
     for found_object in job.objects(("text",), heldout=True):
         spec = FieldSpec.parse(job.recipe.sources[found_object.source].fields[0])
         try:
-            content, limits = Content(found_object.url, options), job.recipe.tokenize.decoder_limits
+            content, limits = content_of(found_object, options), job.recipe.tokenize.decoder_limits
             for record in parsed_records(content, found_object.url, spec.names, limits):
                 if not isinstance(record, BadRecord):
                     values = [record[1].get(name) for name in spec.names]

@@ -31,9 +31,12 @@ def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, An
     for found in (objects[number] for number in uniform_sample(len(objects), OBJECTS)):
         try:
             chunks = object_frames(found, recipe.storage.options, request, recipe.tokenize.decoder_limits)
-            frames = np.concatenate([chunk.frames for chunk in chunks])
+            parts = [chunk.frames for chunk in chunks]
         except BadData:  # the tokenize stage has it in quarantine
             continue
+        if not parts:  # its part of a short video has none
+            continue
+        frames = np.concatenate(parts)
         back = vqgan.decode(vqgan.encode(frames))
         clips.append({"key": found.key, "frames": len(frames), "psnr": psnr(frames, back)})
         every.append((frames, back))

@@ -51,7 +51,7 @@ class WeightsAndBiases:
             name=f"{job.recipe.name} {name}",
             group=job.recipe.name,
             job_type=name,
-            config=job.recipe.model_dump(mode="json", exclude={"storage": {"options"}}),
+            config=job.recipe.public_json(),
             settings=wandb.Settings(console="off"),
         )
 

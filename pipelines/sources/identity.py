@@ -1,0 +1,108 @@
+"""What names an object of a source, what opens it, and which objects a `heldout` pattern names.
+
+An object has one URL for all that a run writes, without credentials, and a key below its source: the URL below
+`storage.data` where it lies there, else the whole URL. What opens it may hold credentials, and is in memory only.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.recipe.data import Source, Storage
+from storage.globs import any_case_extension, compiled, expand_braces, has_magic, is_malformed, literal_brackets
+from storage.public_url import object_url, with_user
+from storage.urls import canonical_url, join_url
+
+
+@dataclass(frozen=True)
+class Names:
+    """All that one object is called: URLs, of which links give a file several, and the key of each."""
+
+    urls: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def data_url(storage: Storage) -> str:
+    """`storage.data` as listings have it, without credentials; empty where there is none."""
+    data = join_url("", storage.data)
+    return object_url(canonical_url(data, storage.options)).rstrip("/") if data else ""
+
+
+def below(data: str, url: str) -> str:
+    """An object's URL below `data` where it lies there, else the whole URL."""
+    return url.removeprefix(f"{data}/") if data else url
+
+
+def opening_urls(storage: Storage, source: Source) -> Callable[[str], str]:
+    """From an object's URL in a manifest to the URL that opens it: the source's own, or with the user that it names."""
+    given = [url for pattern in source.urls for url in expand_braces(join_url(storage.data, pattern))]
+    signed = {object_url(url): url for url in reversed(given) if object_url(url) != url}
+
+    def opening(url: str) -> str:
+        if url in signed:
+            return signed[url]
+        return next((opened for one in signed.values() if (opened := with_user(url, one)) != url), url)
+
+    return opening
+
+
+def heldout_by(source: Source, storage: Storage, objects: Sequence[Names]) -> list[tuple[str, ...]]:
+    """For each object the patterns of `heldout` that name it.
+
+    A pattern is written as those of `urls` are, or as globs over whole URLs and keys, in which `*` stands for `/` too.
+    It names all that is in a folder. What exists by exactly its name is meant before what its brackets stand for.
+    """
+    patterns: list[list[str]] = [[] for _ in objects]
+    for pattern in source.heldout:
+        for number in _named(pattern, storage, objects):
+            patterns[number].append(pattern)
+    return [tuple(found) for found in patterns]
+
+
+def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -> Mapping[str, str]:
+    """Globs over what tars and files of records hold, each with the pattern of `heldout` that it is from.
+
+    containers: extensions of patterns that name whole tars and files.
+    """
+    globs: dict[str, str] = {}
+    for pattern in source.heldout:
+        for one in expand_braces(pattern):
+            if not one.lower().endswith(containers):
+                globs[object_url(one)] = pattern
+                if not one.startswith("*"):
+                    globs[object_url(join_url(storage.data, one))] = pattern
+    return globs
+
+
+def _named(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[int]:
+    given = expand_braces(pattern)
+    literal = {name for one in (pattern, *given) for name in (one, _whole(one, storage))}
+    folders = tuple(f"{name.rstrip('/')}/" for name in literal)
+    found = _where(objects, lambda name: name in literal or name.startswith(folders))
+    if not found:
+        found = _where(objects, _matcher(given, storage))
+    if not found and "[" in pattern:
+        found = _where(objects, _matcher([literal_brackets(one) for one in given], storage))
+    return found
+
+
+def _where(objects: Sequence[Names], match: Callable[[str], Any]) -> list[int]:
+    return [number for number, one in enumerate(objects) if any(map(match, (*one.urls, *one.keys)))]
+
+
+def _matcher(patterns: Sequence[str], storage: Storage) -> Callable[[str], bool]:
+    whole = [_whole(one, storage) for one in patterns]
+    matches = [re.compile(fnmatch.translate(any_case_extension(one))).match for one in patterns]
+    matches += [compiled(one).match for one in whole if has_magic(one) and not is_malformed(one)]
+    return lambda name: any(match(name) for match in matches)
+
+
+def _whole(pattern: str, storage: Storage) -> str:
+    """The pattern as one over URLs of a listing."""
+    url = join_url(storage.data, pattern)
+    return object_url(url) if "://" in url else os.path.normpath(url)
