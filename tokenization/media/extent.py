@@ -38,31 +38,40 @@ def frame_period(stream: VideoStream) -> Fraction:
 
 
 class Extent:
-    """From when to when the packets that have passed are shown.
-
-    first, last, until: when the first and the last frame appear, and when that goes, in seconds of the stream's clock.
-    """
+    """From when to when the packets that have passed are shown."""
 
     def __init__(self, stream: VideoStream) -> None:
-        self._stream, self._period = stream, frame_period(stream)
-        self.first: Fraction | None = None
-        self.last = self.until = Fraction(0)
-        self._sound_until: Fraction | None = None
+        self._stream, self._tick = stream, Fraction(stream.time_base or 0)
+        self._period = frame_period(stream) / self._tick if self._tick else Fraction(0)
+        # In ticks of the stream's clock: this runs for every packet, and Fractions are slow.
+        self._first: int | Fraction | None = None
+        self._last: int | Fraction = 0
+        self._until: int | Fraction = 0
+        self._sound_until: dict[Stream, int] = {}
+
+    @property
+    def last(self) -> Fraction:
+        """When the last frame appears, in seconds of the stream's clock."""
+        return self._last * self._tick
+
+    @property
+    def frames_until(self) -> Fraction:
+        """When the last frame has been shown for its duration, in seconds from the first."""
+        return (self._until - (self._first or 0)) * self._tick
 
     def passed(self, container: InputContainer) -> Iterator[Packet]:
         """The packets of the stream, in order."""
         for packet in _demuxed(container, self._stream, *container.streams.audio):
-            tick = Fraction(packet.time_base or 0)
-            if packet.stream is not self._stream:
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * tick
-                    self._sound_until = max(self._sound_until or end, end)
+            pts, duration, stream = packet.pts, packet.duration, packet.stream
+            if stream is not self._stream:
+                if pts is not None:
+                    self._sound_until[stream] = max(self._sound_until.get(stream, pts), pts + (duration or 0))
                 continue
             if packet.size and not packet.is_discard:
-                begin = self.until if packet.pts is None else packet.pts * tick
-                self.first = begin if self.first is None else min(self.first, begin)
-                self.last = max(self.last, begin)
-                self.until = max(self.until, begin + ((packet.duration or 0) * tick or self._period))
+                begin = self._until if pts is None else pts
+                self._first = begin if self._first is None else min(self._first, begin)
+                self._last = max(self._last, begin)
+                self._until = max(self._until, begin + (duration or self._period))
             yield packet
 
     def shown_until(self, file: BinaryIO) -> Fraction:
@@ -71,12 +80,12 @@ class Extent:
         That is after its duration; or at the end that the header declares, if nothing says that the file is cut off.
         Raises BadData if it is. Moves the file's position.
         """
-        first = self.first or Fraction(0)
-        until = self.until - first
+        first, until = (self._first or 0) * self._tick, self.frames_until
         length, is_own = _declared_length(self._stream, first)
         missing = is_end_missing(file, self._stream)
         if missing is None and length - until > MISSING_TAIL:
-            missing = self._sound_until is None or length + first - self._sound_until > MISSING_TAIL
+            ends = (end * Fraction(stream.time_base or 0) for stream, end in self._sound_until.items())
+            missing = length + first - max(ends, default=Fraction(0)) > MISSING_TAIL
         if missing:
             rest = f" of {float(length):.2f} s" if length > until else ", and bytes are missing behind"
             raise BadData(f"video cut off: it ends at {float(until):.2f} s{rest}")

@@ -259,8 +259,8 @@ def count_samples(file: BinaryIO, fps: float) -> int:
                 pass
         except FFmpegError as error:
             raise BadData(f"video damaged: its packets cannot be listed: {error.strerror}") from error
-        if extent.until - (extent.first or 0) > _LONGEST:
-            raise BadData(f"video clock of {float(extent.until - (extent.first or 0)):.0f} s")
+        if extent.frames_until > _LONGEST:
+            raise BadData(f"video clock of {float(extent.frames_until):.0f} s")
         return _Clock(Fraction(fps)).samples_before(extent.shown_until(file))
 
 
