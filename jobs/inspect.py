@@ -6,6 +6,7 @@ import argparse
 import json
 
 from storage.errors import UserError
+from storage.printable import printable
 
 HELP = "print what a stage's folder, a shard set or a checkpoint holds"
 
@@ -34,7 +35,7 @@ def call(arguments: argparse.Namespace) -> int:
     else:
         _print_tree(contents)
         for problem in problems or []:
-            print(f"PROBLEM {problem}")
+            print(f"PROBLEM {printable(problem)}")
         if problems == []:
             print("verified: every file is as it was committed")
     return 1 if problems else 0
@@ -45,4 +46,4 @@ def _print_tree(tree: dict[str, object], prefix: str = "") -> None:
         if isinstance(value, dict):
             _print_tree(value, f"{prefix}{key}.")
         else:
-            print(f"{prefix + key:<40} {value}")
+            print(printable(f"{prefix + key:<40} {value}"))

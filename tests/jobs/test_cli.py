@@ -38,3 +38,19 @@ def test_an_unknown_log_level_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith("ringworld: RINGWORLD_LOG=loud: no such log level; set one of CRITICAL, FATAL, ERROR,")
     assert said.count("\n") == 1
+
+
+def test_names_and_reasons_cannot_write_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    set_up_logging()
+    try:
+        raise ValueError("in\ntwo lines")
+    except ValueError:
+        logging.getLogger("ringworld").exception("quarantined %s: %s", "a\x1b[2J\nb.mp4", "é is, \u202e is not")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith(r"quarantined a\x1b[2J\nb.mp4: é is, \u202e is not")
+    assert said[-2:] == ["ValueError: in", "two lines"]
+    assert main(["run", "none\x1b[2J.yaml"]) == USER_MISTAKE
+    assert capsys.readouterr().err.startswith(r"ringworld: none\x1b[2J.yaml: no such recipe file")

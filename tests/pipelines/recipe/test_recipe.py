@@ -16,6 +16,7 @@ from pipelines.dag.plan import plan
 from pipelines.recipe.load import load_recipe
 from storage.errors import UserError
 from storage.store import Store
+from testing.miniature import recipe, write_recipe
 
 QUICKSTART = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 
@@ -181,3 +182,12 @@ def test_another_mesh_carries_on_and_another_learning_rate_begins_anew() -> None
     after = names("train.stages.1.lr=1e-3")
     assert after["train-text-256"] == before["train-text-256"]
     assert after["train-text-512"] != before["train-text-512"]
+
+
+def test_places_of_the_home_and_of_the_environment_are_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_recipe(tmp_path / "recipe.yaml", recipe("$HOME/data", "~/run"))
+    storage = load_recipe(path).storage
+    assert (storage.root, storage.data) == (f"{tmp_path}/run", f"{tmp_path}/data")
