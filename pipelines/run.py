@@ -17,6 +17,7 @@ from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import StageContext
 from pipelines.recipe import Recipe
 from pipelines.train.profiled_steps import ProfiledSteps
+from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
 from storage.store import Store
 
@@ -42,6 +43,8 @@ def run_recipe(
     trace of each train stage that runs. rebuild: names of stages to make again. Raises UserError for what the user can
     mend; a stage that fails for another reason raises what it raised.
     """
+    if recipe.storage.root.startswith("memory://"):
+        raise UserError(f"{recipe.storage.root}: no other process sees this; set storage.root to a folder or a bucket")
     with lease(root_store(recipe)) as root:
         # What dead runs left, also of stages that the recipe no longer has. A driver that is asking for the lease just
         # now has a young file in the root.

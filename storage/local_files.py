@@ -73,6 +73,11 @@ def locked(path: Path) -> Iterator[bytes | None]:
                 return
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a name below a folder is that of a half-written file, or of a file in a half-written folder."""
+    return any(part.startswith(TEMPORARY_PREFIX) for part in name.split("/"))
+
+
 def remove_temporaries(folder: str | Path, deep: bool = True, age: float = 0.0) -> int:
     """Remove what killed writers left in a folder (deep: and below it) at least `age` seconds ago. Returns how many."""
     glob = Path(folder).rglob if deep else Path(folder).glob

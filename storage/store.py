@@ -1,8 +1,9 @@
 """The output of a run: a `Store` folder on any fsspec file system, where every write is atomic.
 
 A write is visible whole or not at all: on a local disk through a temporary file in the same folder, `fsync` and rename;
-on an object store through one put. A store with the fence of a lease, which tasks and workers receive with it, writes
-nothing once another driver has the lease.
+on an object store through one put. Other file systems, where a file is seen while it is written, are only read. A store
+with the fence of a lease, which tasks and workers receive with it, writes nothing once another driver has the lease,
+nor completes what it was writing then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,18 +25,25 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.cache import cache_folder
 from storage.errors import UserError
-from storage.local_files import TEMPORARY_PREFIX, link_file, locked, remove_temporaries, whole_file
-from storage.object_store.filesystem import BucketFileSystem, S3FileSystem
+from storage.local_files import is_temporary, link_file, locked, remove_temporaries, whole_file
+from storage.object_store.filesystem import AzureFileSystem, BucketFileSystem, GCSFileSystem, S3FileSystem
 from storage.object_store.multipart_uploads import abort_uploads
-from storage.urls import CACHE, fetch_file, filesystem, open_ranged, open_url
+from storage.urls import fetch_file, filesystem, open_ranged, open_url, public_url
 
 log = logging.getLogger("ringworld")
+
+_OUTPUT_SCHEMES = (*S3FileSystem.protocol, *GCSFileSystem.protocol, *AzureFileSystem.protocol, "memory")
+_LOCAL_SCHEMES = re.compile("(file|local)://")
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of any fsspec file system. Names are relative, with `/`. Methods raise UserError on an unusable URL."""
+    """A folder of any fsspec file system. Names are relative, with `/`. Methods raise UserError on an unusable URL.
+
+    Those that write raise it also where a file system shows half-written files, or the disk is full or read-only.
+    """
 
     url: str
     options: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold credentials
@@ -43,7 +52,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether names are plain files of this machine."""
-        return "://" not in self.url or self.url.startswith("file://")
+        return "://" not in self.url or bool(_LOCAL_SCHEMES.match(self.url))
 
     def at(self, *parts: str) -> Store:
         """The store of a folder below this one."""
@@ -52,8 +61,18 @@ class Store:
     def path(self, name: str = "") -> str:
         """The URL of a name; an absolute path on a local disk."""
         if self.is_local:
-            return str(Path(self.url.removeprefix("file://")).absolute() / name)
+            return str(Path(_LOCAL_SCHEMES.sub("", self.url, 1)).absolute() / name)
         return f"{self.url.rstrip('/')}/{name}" if name else self.url.rstrip("/")
+
+    def check_output(self) -> None:
+        """Raise UserError where this cannot be written to without showing half-written files. Makes no request."""
+        scheme, _, place = self.url.partition("://")
+        if not self.is_local and not (scheme in _OUTPUT_SCHEMES and place.strip("/")):
+            raise UserError(
+                f"{public_url(self.url)}: this can be read at most, not be an output, where no file may be seen "
+                f"half-written; set storage.root to a folder of this machine or to an s3://, gs:// or az:// URL with a "
+                f"bucket"
+            )
 
     def open(self, name: str) -> BinaryIO:
         """Open for reading; FileNotFoundError when absent."""
@@ -113,10 +132,10 @@ class Store:
         old: a JSON value that a store wrote, or bytes. Of several writers at once one gets True on a local disk and on
         a store with `If-Match`, where only removing is not conditional.
         """
-        self._check_fence()
         expected = old if isinstance(old, bytes) else _json_bytes(old)
         if self.is_local:
-            with locked(Path(self.path(name))) as data:
+            self._check_fence()
+            with self._explaining_disk_errors(self.path(name)), locked(Path(self.path(name))) as data:
                 if data != expected:
                     return False
                 if new is None:
@@ -124,39 +143,51 @@ class Store:
                 else:
                     self.write_json(name, new)
             return True
-        fs, path = self._filesystem(name)
+        fs, path = self._output(name)
+        self._check_fence()
         try:
-            etag = fs.info(path).get("ETag")  # read before the content, which then cannot be an older version
+            version = fs.info(path)  # read before the content, which then cannot be an older version
         except FileNotFoundError:
             return False
         if self.read_bytes(name) != expected:
             return False
         if new is None:
             fs.rm_file(path)
-        elif etag and isinstance(fs, BucketFileSystem):
-            return fs.replace(path, _json_bytes(new), etag)
+        elif isinstance(fs, BucketFileSystem):
+            return fs.replace(path, _json_bytes(new), version)
         else:
             fs.pipe_file(path, _json_bytes(new))
         return True
+
+    def honours_conditions(self, name: str, value: Any) -> bool:
+        """Whether the store refuses to put a name, which holds `value`, under a condition that it does not meet.
+
+        Where it does not refuse, the same value is put again.
+        """
+        fs, path = self._filesystem(name)
+        return not isinstance(fs, BucketFileSystem) or fs.honours_conditions(path, _json_bytes(value))
 
     @contextlib.contextmanager
     def writing(self, name: str, exclusive: bool = False) -> Iterator[BufferedRandom]:
         """A file to write that becomes visible under its name, whole, when the block ends without an exception.
 
-        Raises UserError where the disk is full, or where the fence forbids writing; if exclusive, FileExistsError where
-        the name is taken.
+        Raises UserError where the fence forbids writing; if exclusive, FileExistsError where the name is taken.
         """
-        with self._naming_a_full_disk():
+        with self._explaining_disk_errors():
             if self.is_local:
                 with whole_file(self.path(name), self._check_fence, exclusive) as file:
                     yield file
                 return
-            with tempfile.TemporaryFile() as unnamed:  # so that a killed writer leaves nothing
+            fs, path = self._output(name)
+            with _unnamed_file() as unnamed:
                 yield unnamed
                 unnamed.flush()
-                self._check_fence()
-                fs, path = self._filesystem(name)
-                fs.put_file(f"/dev/fd/{unnamed.fileno()}", path, **({"mode": "create"} if exclusive else {}))
+                file_path, mode = f"/dev/fd/{unnamed.fileno()}", "create" if exclusive else "overwrite"
+                if isinstance(fs, BucketFileSystem):
+                    fs.put_file(file_path, path, mode=mode, before_commit=self._check_fence)
+                else:
+                    self._check_fence()
+                    fs.pipe_file(path, Path(file_path).read_bytes(), mode=mode)  # put_file would show half of it
 
     def names(self, folder: str = "") -> list[str]:
         """Names of all committed objects below a folder, sorted."""
@@ -173,16 +204,16 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove a name if it is there."""
+        fs, path = self._output(name)
         self._check_fence()
-        fs, path = self._filesystem(name)
-        with contextlib.suppress(FileNotFoundError):
+        with self._explaining_disk_errors(path), contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
 
     def delete_folder(self, folder: str) -> None:
         """Remove a folder with all that it holds, if it is there."""
+        fs, path = self._output(folder)
         self._check_fence()
-        fs, path = self._filesystem(folder)
-        with contextlib.suppress(FileNotFoundError):
+        with self._explaining_disk_errors(path), contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
     def sweep_temporaries(self, deep: bool = True, age: float = 0.0) -> int:
@@ -190,6 +221,7 @@ class Store:
 
         Only while no other writer works here. deep: also in all folders below. age: seconds since a file was written.
         """
+        self.check_output()
         self._check_fence()
         if self.is_local:
             return remove_temporaries(self.path(), deep, age)
@@ -198,7 +230,7 @@ class Store:
             return 0
         client, prefix = fs.client(path)
         try:
-            return abort_uploads(client.settings, path.partition("/")[0], f"{prefix}/")
+            return abort_uploads(client.settings, path.partition("/")[0], f"{prefix}/" if prefix else "")
         except (OSError, SyntaxError) as error:  # refused, or an answer that is not XML
             log.info("%s: unfinished uploads cannot be listed and aborted (%s)", self.path(), error)
             return 0
@@ -221,9 +253,9 @@ class Store:
         if self.is_local:
             yield Path(self.path(name))
             return
-        with tempfile.TemporaryFile() as unnamed:
+        with _unnamed_file() as unnamed:
             copy = f"/dev/fd/{unnamed.fileno()}"
-            with self._naming_a_full_disk():
+            with self._explaining_disk_errors():
                 fs, path = self._filesystem(name)
                 fs.get_file(path, copy)
             yield Path(copy)
@@ -237,11 +269,22 @@ class Store:
         if isinstance(fs, LocalFileSystem):
             return Path(path)
         store = self.at(folder) if folder else self
-        local = CACHE / hashlib.sha256(store.path().encode()).hexdigest()
-        for name in store.names():
-            if not files or name in files:
-                link_file(local / name, fetch_file(store.path(name), self.options))
+        names = [name for name in store.names() if not files or name in files]
+        fetched = {name: fetch_file(store.path(name), self.options) for name in names}
+        # Another version of the folder has a place of its own, so that none is a mixture.
+        version = hashlib.sha256(repr((store.path(), sorted(fetched.items()))).encode()).hexdigest()
+        local = cache_folder() / version
+        local.mkdir(exist_ok=True)
+        for name, copy in fetched.items():
+            if ".." in name.split("/"):
+                raise UserError(f"{store.path(name)}: no copy of a file of this name can be made; rename it")
+            link_file(local / name, copy)
         return local
+
+    def _output(self, name: str) -> tuple[Any, str]:
+        """The file system and the path of a name that is to be written or removed."""
+        self.check_output()
+        return self._filesystem(name)
 
     def _filesystem(self, name: str = "") -> tuple[Any, str]:
         return filesystem(self.path(name), self.options)
@@ -256,25 +299,52 @@ class Store:
             return {}
         start = len(path.rstrip("/")) + 1
         entries = {name.rstrip("/")[start:]: info for name, info in infos.items()}
-        return {name: info for name, info in entries.items() if TEMPORARY_PREFIX not in name}
+        return {name: info for name, info in entries.items() if not is_temporary(name)}
 
     def _check_fence(self) -> None:
         if self.fence:
             self.fence()
 
     @contextlib.contextmanager
-    def _naming_a_full_disk(self) -> Iterator[None]:
+    def _explaining_disk_errors(self, changed: str = "") -> Iterator[None]:
+        """Turns errors of the disk that is written to into a UserError of one sentence.
+
+        changed: the path that alone is changed in the block; "": the block may meet errors of other places.
+        """
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, UserError) or not (reason := self._disk_error(error, changed)):
                 raise
             if self.is_local:
-                raise UserError(f"{self.path()}: the disk is full; free space or set storage.root elsewhere") from None
+                raise UserError(f"{self.path()}: {reason} or set storage.root elsewhere") from None
             raise UserError(
-                f"{tempfile.gettempdir()}: the disk is full, where files are made before they are put in "
-                f"{self.path()}; free space or set TMPDIR elsewhere"
+                f"{tempfile.gettempdir()}: {reason} or set TMPDIR elsewhere; files are made there before they are put "
+                f"in {self.path()}"
             ) from None
+
+    def _disk_error(self, error: OSError, changed: str) -> str:
+        """What an error of the disk means, and the remedy; "" where it is another error."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; free space"
+        if error.errno == errno.EFBIG:
+            return "a file is larger than the system allows; raise the limit (ulimit -f)"
+        path = changed or str(error.filename or "")
+        if not self.is_local or not f"{path}/".startswith(f"{self.path().rstrip('/')}/"):
+            return ""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{os.path.dirname(path)} cannot be written to ({error.strerror}); change its permissions"
+        return "a name there is longer than the system allows; shorten it" if error.errno == errno.ENAMETOOLONG else ""
+
+
+def _unnamed_file() -> Any:
+    """A temporary file without a name, so that a killed writer leaves nothing."""
+    try:
+        return tempfile.TemporaryFile()
+    except FileNotFoundError as error:  # in the words of tempfile, which name all folders that it tried
+        raise UserError(
+            f"no temporary file can be made ({error.strerror}); set TMPDIR to a folder with space"
+        ) from None
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.cache import cached_file
 from storage.errors import UserError
 from storage.globs import expand_braces, find_files, has_magic, is_malformed, is_web, literal_brackets
-from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
 from storage.packages import package_folder
@@ -30,10 +29,8 @@ from storage.reach import Reach
 from storage.remote_file import FileRanges, ObjectRanges, RangedFile
 from storage.retry import Backoff
 
-CACHE = Path(tempfile.gettempdir()) / "ringworld-cache"  # copies of remote files, for libraries that read local ones
 RANGED = Backoff(attempts=5, pause=0.5)  # of reads by ranges: a loader waits for no more than some seconds
 
-_ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
 _CONTACT_KINDS = ("transient", "denied", "refused")  # of StoreErrors
 
@@ -250,16 +247,11 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        raise UserError(f"{url}: no such file or object; check it in the recipe") from None
+        raise UserError(f"{public_url(url)}: no such file or object; check it in the recipe") from None
     if isinstance(fs, LocalFileSystem):
         return Path(path)
     version = hashlib.sha256(f"{url} {_etag(fs, path, info)}".encode()).hexdigest()
-    local = CACHE / version / Path(path).name
-    if not local.exists():
-        remove_temporaries(local.parent, age=_ABANDONED_SECONDS)
-        with whole_file(local) as file:
-            fs.get_file(path, f"/dev/fd/{file.fileno()}")
-    return local
+    return cached_file(version, path, lambda file: fs.get_file(path, f"/dev/fd/{file.fileno()}"))
 
 
 @contextlib.contextmanager

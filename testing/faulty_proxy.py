@@ -8,6 +8,14 @@ import threading
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from testing.s3_server import KEY, SECRET
+
+_HELD_SECONDS = 60.0
+
 Fault = int | str | None
 """A status to answer with, or "STATUS:CODE" with S3's name for the error; "cut:N" cuts the connection after N bytes of
 the answer's body, "cut-request:N" after N bytes of the request's; None passes."""
@@ -35,6 +43,8 @@ class Faults:
     """Faults of requests to come, and the requests so far. Without a fault a request passes.
 
     faults: of the next GETs of ranges, in turn. always: of the GETs of ranges after those. rules: of all requests.
+    unconditional: take the conditions from puts, as before a store that ignores them. held: where a thread waits until
+    the event is set before it passes on a request whose line matches.
     """
 
     upstream: tuple[str, int]
@@ -44,6 +54,8 @@ class Faults:
     ranges: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     endpoint: str = ""
+    unconditional: bool = False
+    held: tuple[str, threading.Event] | None = None
 
     @classmethod
     def before(cls, endpoint: str) -> Faults:
@@ -94,6 +106,10 @@ class Faults:
             answer = f"HTTP/1.1 {status} By Rule\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n{said}"
             client.sendall(answer.encode())
             return
+        if self.held and re.search(self.held[0], head.partition(b" HTTP/")[0].decode()):
+            self.held[1].wait(_HELD_SECONDS)
+        if self.unconditional and head.startswith(b"PUT"):
+            head = _without_conditions(head)
         kind, _, count = str(fault or "").partition(":")
         with socket.create_connection(self.upstream) as server:
             length = _length(head) - len(body)
@@ -116,6 +132,20 @@ class Faults:
                 client.sendall(piece)
                 left = None if left is None else left - len(piece)
                 rest = server.recv(2**16)
+
+
+def _without_conditions(head: bytes) -> bytes:
+    """The head of a put without its conditions, signed again: the signature was over them too."""
+    first, *lines = head.decode().split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+    headers = {name: value for name, value in headers.items() if name not in ("if-match", "if-none-match")}
+    region = headers.pop("authorization").split("/")[2]
+    kept = {name: value for name, value in headers.items() if name in ("host", "x-amz-content-sha256")}
+    request = AWSRequest(method, f"http://{headers['host']}{target}", headers=kept)
+    S3SigV4Auth(Credentials(KEY, SECRET), "s3", region).add_auth(request)
+    signed = {name.lower(): value for name, value in request.headers.items()}
+    return "\r\n".join([first, *(f"{name}: {value}" for name, value in (headers | signed).items()), "", ""]).encode()
 
 
 def _length(head: bytes) -> int:

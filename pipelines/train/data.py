@@ -10,8 +10,8 @@ from model.training.mesh import Mesh
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
 from pipelines.train.job import TrainJob
 from pipelines.train.shard_cache import ShardCache
+from storage.cache import cache_folder
 from storage.errors import UserError
-from storage.urls import CACHE
 from tokenization.loader.batch import Batch
 from tokenization.loader.loader import Loader, State, accumulation
 from tokenization.loader.order import SequenceOrder
@@ -73,7 +73,7 @@ def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
     remote, limit = job.shards.open_ranged, int(job.recipe.train.shard_cache_gib * 2**30)
     if job.shards.is_local or not limit:
         return remote
-    cache = ShardCache(CACHE / "shards", limit)
+    cache = ShardCache(cache_folder(on_local_disk=True) / "shards", limit)
     stats = {name: stats for one in sets.values() for name, stats in zip(one.names, one.stats)}
     return lambda name: cache.open(remote, name, stats[name])
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import fsspec
@@ -24,6 +25,7 @@ from storage.remote_file import ObjectRanges, ReadAheadFile
 _PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9000  # S3 takes 10,000
+_NO_VERSION = {"e_tag": f'"{"0" * 32}"', "version": "1"}  # no object is of it
 _BUFFER = 2**16  # for short reads and lines
 
 
@@ -83,23 +85,54 @@ class BucketFileSystem(AbstractFileSystem):
         found = dict(sorted(found.items()))
         return found if detail else list(found)
 
-    def put_file(self, lpath: Any, rpath: str, callback: Any = None, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Put a local file as one object, whole or not at all; a large one in parts, a few of them in memory."""
+    def put_file(
+        self,
+        lpath: Any,
+        rpath: str,
+        callback: Any = None,
+        mode: str = "overwrite",
+        before_commit: Callable[[], object] = lambda: None,
+        **kwargs: Any,
+    ) -> None:
+        """Put a local file as one object, whole or not at all; a large one in parts, a few of them in memory.
+
+        before_commit: called before what makes the object visible is sent; an error that it raises prevents it.
+        """
         with open(lpath, "rb") as file:
-            self._put(rpath, file, os.fstat(file.fileno()).st_size, mode)
+            self._put(rpath, file, os.fstat(file.fileno()).st_size, mode, before_commit)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         """Put bytes as one object. mode "create": raises FileExistsError where the object exists."""
-        self._put(path, value, len(value), mode)
+        self._put(path, io.BytesIO(value), len(value), mode)
 
-    def replace(self, path: str, value: bytes, etag: str) -> bool:
-        """Put bytes in place of the version with this ETag. False where the object has changed or is gone."""
+    def replace(self, path: str, value: bytes, version: Mapping[str, Any]) -> bool:
+        """Put bytes in place of this version, as `info` gives it. False where the object has changed or is gone.
+
+        On a store without conditional puts the bytes replace any version.
+        """
+        condition = _condition(version)
         try:
-            self._put(path, value, len(value), {"e_tag": etag})
+            self._put(path, io.BytesIO(value), len(value), condition or "overwrite")
         except (FileNotFoundError, StoreError) as error:
             if isinstance(error, StoreError) and error.kind != "changed":
                 raise
             return False
+        return True
+
+    def honours_conditions(self, path: str, value: bytes) -> bool:
+        """Whether puts whose conditions do not hold are refused; else `value` is put, which the object holds."""
+        for condition in ("create", _NO_VERSION):
+            try:
+                self._put_once(path, io.BytesIO(value), len(value), condition)
+            except (FileExistsError, FileNotFoundError):
+                continue
+            except StoreError as error:
+                if error.kind not in ("changed", "refused"):
+                    if error.kind == "unsupported":
+                        return False
+                    raise
+            else:
+                return False
         return True
 
     def rm_file(self, path: str) -> None:
@@ -158,28 +191,57 @@ class BucketFileSystem(AbstractFileSystem):
             infos += inside
         return infos
 
-    def _put(self, path: str, body: BinaryIO | bytes, size: int, mode: Any) -> None:
+    def _put(
+        self, path: str, body: BinaryIO, size: int, mode: Any, before_commit: Callable[[], object] = lambda: None
+    ) -> None:
         """Put an object; on a store without conditional puts without the condition, after a look whether it exists."""
-        parts: dict[str, Any] = {"use_multipart": False}
-        if size > _PART_BYTES:
-            part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
-            parts = {"use_multipart": True, "chunk_size": part_bytes, "max_concurrency": _PARTS_AT_ONCE}
-
-        def put(store: Any, key: str) -> None:
-            if not isinstance(body, bytes):
-                body.seek(0)
-            obstore.put(store, key, body, mode=mode, **parts)
-
         try:
-            self._ask(path, "written", put)
-        except obstore.exceptions.AlreadyExistsError:
-            raise FileExistsError(self.unstrip_protocol(path)) from None
+            self._put_once(path, body, size, mode, before_commit)
         except StoreError as error:
             if error.kind != "unsupported" or mode == "overwrite":
                 raise
             if mode == "create" and self.exists(path):
                 raise FileExistsError(self.unstrip_protocol(path)) from None
-            self._put(path, body, size, "overwrite")
+            self._put_once(path, body, size, "overwrite", before_commit)
+
+    def _put_once(
+        self, path: str, body: BinaryIO, size: int, mode: Any, before_commit: Callable[[], object] = lambda: None
+    ) -> None:
+        """Put an object under the condition `mode`. Raises FileExistsError, or StoreError where it is not met."""
+
+        def put(store: Any, key: str) -> None:
+            body.seek(0)
+            if size <= _PART_BYTES:
+                before_commit()
+                obstore.put(store, key, body, mode=mode, use_multipart=False)
+                return
+            part_bytes = size // min(size // _PART_BYTES, _MOST_PARTS)  # so that next to nothing is left for the last
+            pieces = _pieces(body, part_bytes, before_commit)
+            obstore.put(store, key, pieces, mode=mode, use_multipart=True, chunk_size=part_bytes, max_concurrency=1)
+
+        try:
+            self._ask(path, "written", put)
+        except obstore.exceptions.AlreadyExistsError:
+            raise FileExistsError(self.unstrip_protocol(path)) from None
+
+
+def _pieces(body: BinaryIO, part_bytes: int, before_commit: Callable[[], object]) -> Iterator[bytes]:
+    """The body by some parts at a time, then a call of `before_commit`, whose error aborts the upload.
+
+    The client sends the parts of a piece at once, and takes the next piece while it does; it waits for those parts
+    before it asks for the piece after that. So when `before_commit` is called all is sent but what fills no part.
+    """
+    while piece := body.read(_PARTS_AT_ONCE * part_bytes):
+        yield piece
+    yield b""  # the client waits for the parts of the last piece before it takes this
+    with ThreadPoolExecutor(1) as pool:  # requests of its own cannot be made in a thread that waits for a request
+        pool.submit(before_commit).result()
+
+
+def _condition(info: Mapping[str, Any]) -> dict[str, str]:
+    """The condition that an object is still of this version: by S3's or Azure's ETag, or by Google's generation."""
+    found = {"e_tag": info.get("ETag"), "version": info.get("version")}
+    return {name: value for name, value in found.items() if value}
 
 
 def _file(bucket: str, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +250,7 @@ def _file(bucket: str, meta: Mapping[str, Any]) -> dict[str, Any]:
         "size": meta["size"],
         "type": "file",
         "ETag": meta["e_tag"],
+        "version": meta["version"],  # on Google's store the generation; elsewhere only of buckets that keep versions
         "LastModified": meta["last_modified"],
     }
 

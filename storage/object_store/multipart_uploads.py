@@ -10,10 +10,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from storage.object_store.credentials import Keys
 from storage.object_store.options import Settings
@@ -29,25 +30,30 @@ def abort_uploads(settings: Settings, bucket: str, prefix: str) -> int:
     if settings.current_keys is None:
         return 0
     keys = settings.current_keys()
-    uploads = list(_unfinished(settings, keys, bucket, prefix))
-    for key, upload in uploads:
-        _request(settings, keys, "DELETE", f"/{bucket}/{key}", {"uploadId": upload})
-    return len(uploads)
+    aborted = 0
+    for key, upload in list(_unfinished(settings, keys, bucket, prefix)):
+        try:
+            _request(settings, keys, "DELETE", f"/{bucket}/{key}", {"uploadId": upload})
+            aborted += 1
+        except urllib.error.HTTPError as error:
+            if error.code != 404:  # it has ended since it was listed
+                raise
+    return aborted
 
 
 def _unfinished(settings: Settings, keys: Keys, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     """(key, upload id), by pages."""
-    query = {"uploads": "", "prefix": prefix, "encoding-type": "url"}
+    # Without `encoding-type=url`, which some stores repeat in their answer and do not heed.
+    query = {"uploads": "", "prefix": prefix}
     while True:
         page = ElementTree.fromstring(_request(settings, keys, "GET", f"/{bucket}", query))
         fields = _fields(page)
-        decoded = unquote if fields.get("EncodingType") == "url" else str
         for upload in (_fields(element) for element in page if element.tag.endswith("Upload")):
-            if (key := decoded(upload["Key"])).startswith(prefix):
+            if (key := upload["Key"]).startswith(prefix):
                 yield key, upload["UploadId"]
         if fields.get("IsTruncated") != "true" or not fields.get("NextKeyMarker"):
             return
-        query |= {"key-marker": decoded(fields["NextKeyMarker"]), "upload-id-marker": fields["NextUploadIdMarker"]}
+        query |= {"key-marker": fields["NextKeyMarker"], "upload-id-marker": fields["NextUploadIdMarker"]}
 
 
 def _fields(element: ElementTree.Element) -> dict[str, str]:

@@ -105,7 +105,7 @@ def s3_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
 def gcs_settings(bucket: str, options: Mapping[str, Any]) -> Settings:
     """Of a bucket of Google Cloud Storage; without a token, the client's own search for credentials."""
     _check("gs", options)
-    token, endpoint = options.get("token"), str(options.get("endpoint_url") or "")
+    token, endpoint = options.get("token"), _checked_endpoint(options.get("endpoint_url"))
     anon = bool(options.get("anon")) or token == "anon"
     account = str(Path(token).expanduser()) if isinstance(token, str) and not anon else ""
     account = account if os.path.isfile(account) else ""
@@ -122,7 +122,8 @@ def azure_settings(container: str, options: Mapping[str, Any]) -> Settings:
     _check("az", options)
     if options.get("connection_string") or not isinstance(options.get("credential", ""), str):
         raise UserError("storage.options: for az:// give account_name and account_key or sas_token")
-    endpoint = f"https://{options['account_host']}" if options.get("account_host") else ""
+    host = str(options.get("account_host") or "")
+    endpoint = _checked_endpoint(host if not host or "://" in host else f"https://{host}")
     config = _given(
         account_name=options.get("account_name"),
         account_key=options.get("account_key") or options.get("credential"),
@@ -133,7 +134,7 @@ def azure_settings(container: str, options: Mapping[str, Any]) -> Settings:
         skip_signature=bool(options.get("anon")),
         endpoint=endpoint,
     )
-    return Settings(config, _client(), endpoint=endpoint)
+    return Settings(config, _client(endpoint), endpoint=endpoint)
 
 
 @cache

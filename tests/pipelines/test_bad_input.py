@@ -62,6 +62,8 @@ def test_the_command_tells_a_mistake_in_one_line_with_exit_code_2(sources: Path,
         (["train.workers=3"], "train.stages.0.sp 2 does not divide train.workers 3; choose an sp that divides it"),
         (["storage.root=/proc/ringworld"], "/proc/ringworld: no such place"),
         (["storage.root=none://x"], "none://x"),
+        (["storage.root=sftp://host/x"], "sftp://host/x: this can be read at most, not be an output"),
+        (["storage.root=memory://x"], "memory://x: no other process sees this; set storage.root to a folder"),
     ],
 )
 def test_what_is_not_there_or_does_not_fit_is_named_before_anything_is_written(

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from pipelines.train.metrics.steps import read_metrics
-from storage.store import TEMPORARY_PREFIX, Store
+from storage.local_files import TEMPORARY_PREFIX
+from storage.store import Store
 from testing.miniature import environment, recipe, ringworld, write_recipe
 from testing.tensorboard_events import shown_by_tensorboard, shown_of
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from storage import lease as leases
 from storage.errors import UserError
 from storage.lease import LEASE, STALE_SECONDS, lease
+from storage.process_identity import ProcessIdentity
 from storage.store import Store
 from storage.urls import filesystem
 
@@ -50,6 +52,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "FENCE_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.3)
 
 
 def age(store: Store) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def test_what_a_driver_hands_out_writes_nothing_once_the_lease_is_anothers(store
 
 def test_of_many_that_find_a_dead_drivers_lease_one_takes_it(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    dead = {"owner": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "beat": 0.0}
+    dead = {"owner": "x", "host": "elsewhere", "pid": 1, "beat": 0.0}
     inside, most, done = [], [], threading.Event()
 
     def drive() -> str | None:
@@ -267,3 +270,91 @@ def test_a_name_below_a_file_is_not_called_taken(tmp_path: Path) -> None:
 def test_a_root_that_can_not_be_made_is_named_as_such() -> None:
     with pytest.raises(UserError, match="no such place"), lease(Store("/proc/ringworld")):
         pass
+
+
+def leave(store: Store, **changes: Any) -> dict[str, Any]:
+    """A lease that a driver on another machine, whose clock differs, has left."""
+    left = {"owner": "x", "host": "elsewhere", "pid": 7, "beat": time.time(), **changes}
+    store.write_json(LEASE, left)
+    return left
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0, 1e9])  # seconds by which its clock differs
+def test_a_driver_is_dead_when_its_lease_does_not_change_and_lives_when_it_does_whatever_its_clock_says(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    monkeypatch.setattr(leases, "STALE_SECONDS", 0.4)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 2.0)
+    left, ended = leave(store, beat=time.time() + ahead), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            store.write_json(LEASE, {**left, "beat": time.time() + ahead})
+
+    living = threading.Thread(target=beat)
+    living.start()
+    try:
+        with pytest.raises(UserError, match=r"another driver \(pid 7 on elsewhere\) writes here"), lease(store):
+            pass
+    finally:
+        ended.set()
+        living.join()
+    with lease(store) as held:
+        held.write_json("made", 1)
+    assert store.names() == ["made"]
+
+
+def test_of_this_machine_the_clock_alone_tells_and_an_old_lease_is_taken_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 1e6)
+    here = asdict(ProcessIdentity.current())  # a process that lives, stopped for long
+    leave(store, **here, beat=time.time() - STALE_SECONDS - 1)
+    with lease(store):
+        pass
+
+
+def test_a_young_lease_of_a_process_of_another_pid_namespace_is_refused_though_its_pid_is_none_here(
+    store: Store,
+) -> None:
+    here = asdict(ProcessIdentity.current())
+    for other in ({"pid_namespace": 1}, {"boot": "another"}):
+        leave(store, **{**here, "pid": 2**22 + 1, **other})
+        with pytest.raises(UserError, match="another driver"), lease(store):
+            pass
+    leave(store, **{**here, "pid": 2**22 + 1})
+    with lease(store):
+        pass
+
+
+@pytest.mark.parametrize("beat", ["1", None, [], "NaN", "Infinity", 10**400])
+def test_a_lease_whose_beat_is_no_time_does_not_say_who_writes(store: Store, beat: Any) -> None:
+    text = json.dumps({"owner": "x", "host": "h", "pid": 1, "beat": beat})
+    with store.writing(LEASE) as file:
+        file.write(text.replace('"NaN"', "NaN").replace('"Infinity"', "Infinity").encode())
+    with pytest.raises(UserError, match="does not say which driver writes here"), lease(store):
+        pass
+
+
+def test_beats_that_fail_are_said_once_a_while_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
+    failed: list[int] = []
+
+    def failing(*_: Any) -> bool:
+        failed.append(1)
+        raise OSError("the network is\naway")
+
+    with lease(Store(str(tmp_path))), monkeypatch.context() as patched:
+        patched.setattr(Store, "replace_json", failing)
+        deadline = time.monotonic() + 20
+        while len(failed) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    said = [record.message for record in caplog.records if "could not be renewed" in record.message]
+    assert len(failed) >= 5
+    assert said == [
+        f"{tmp_path}/{LEASE}: the lease could not be renewed for 0 s (the network is away); trying on, but after 60 s "
+        f"another driver may take it over"
+    ]

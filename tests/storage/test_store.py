@@ -11,7 +11,8 @@ import pytest
 
 from storage.errors import UserError
 from storage.lease import LEASE, lease
-from storage.store import TEMPORARY_PREFIX, Store
+from storage.local_files import TEMPORARY_PREFIX
+from storage.store import Store
 from storage.urls import list_objects, open_url
 
 
@@ -146,3 +147,102 @@ def test_whoever_opens_a_url_first_in_a_process_gets_our_own_client(scheme: str)
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "storage.object_store.filesystem"
+
+
+NO_OUTPUTS = ["http://h/x", "ftp://h/x", "sftp://h/x", "hdfs://h/x", "github://x", "package://numpy/x", "none://x"]
+
+
+@pytest.mark.parametrize("url", [*NO_OUTPUTS, "simplecache::s3://b/x", "zip://a::b.zip", "s3://"])
+def test_where_files_are_seen_half_written_nothing_is_written_and_that_is_said_at_once(url: str) -> None:
+    store = Store(url)
+    for change in (
+        lambda: lease(store).__enter__(),
+        lambda: store.write_json("a", 1),
+        lambda: store.create_json("a", 1),
+        lambda: store.replace_json("a", 1, 2),
+        lambda: store.delete("a"),
+        lambda: store.delete_folder("a"),
+        store.sweep_temporaries,
+    ):
+        with pytest.raises(UserError, match=r"not be an output.* set storage\.root to a folder .* s3://") as caught:
+            change()
+        assert url in str(caught.value)
+
+
+def test_a_root_of_file_or_local_is_a_folder_of_this_machine(tmp_path: Path) -> None:
+    for scheme in ("file", "local"):
+        Store(f"{scheme}://{tmp_path}/{scheme}").write_json("a", 1)
+        assert (tmp_path / scheme / "a").read_text() == "1\n"
+
+
+def test_half_written_files_are_known_by_how_a_part_of_their_name_below_the_folder_begins(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / ".tmp-run" / "of.tmp-1"))
+    for name in ("a.tmp-b", "x/c.tmp-", ".tmp", "y.tmp-z/d"):
+        store.write_json(name, 1)
+    with store.writing(".tmp-half/e") as file:
+        file.write(b"half")
+    assert store.names() == [".tmp", "a.tmp-b", "x/c.tmp-", "y.tmp-z/d"]
+    assert store.folders() == ["x", "y.tmp-z"]
+    assert set(store.sizes()) == {".tmp", "a.tmp-b"}
+    assert store.sweep_temporaries() == 1
+    assert len(store.names()) == 4
+
+
+def test_a_file_in_memory_is_not_seen_half_written() -> None:
+    store, seen = Store("memory://whole"), []
+    with store.writing("a") as file:
+        file.write(b"half")
+        file.flush()
+        seen.append(store.read_bytes("a"))
+        file.write(b" and half")
+    assert [*seen, store.read_bytes("a")] == [None, b"half and half"]
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "/".join(["d" * 200] * 25)])
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="longer than the system allows; shorten it or set") as caught:
+        Store(str(tmp_path)).write_json(name, 1)
+    assert "\n" not in str(caught.value)
+    assert Store(str(tmp_path)).names() == []
+
+
+@pytest.mark.parametrize("root", ["local", "memory"])
+def test_a_file_larger_than_the_system_allows_is_one_sentence_and_nothing_half_written(
+    tmp_path: Path, root: str
+) -> None:
+    url = str(tmp_path) if root == "local" else "memory://limited"
+    script = (
+        "import resource\nfrom storage.errors import UserError\nfrom storage.store import Store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"store = Store({url!r})\n"
+        "try:\n    with store.writing('a') as file:\n        file.write(bytes(10**6))\n"
+        "except UserError as error:\n    print(error)\nprint(store.names())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said, names = done.stdout.splitlines()
+    assert said.startswith(f"{tmp_path}: a file is larger than" if root == "local" else "/")
+    assert "raise the limit (ulimit -f) or set" in said
+    assert names == "[]"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_folder_that_turned_read_only_is_one_sentence_whatever_is_done(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        store = Store(str(tmp_path))
+        store.write_json("a/b", 1)
+        with pytest.raises(PermissionError), store.writing("f"):  # an error of the block is not the store's
+            raise PermissionError(1, "elsewhere", "/elsewhere/x")
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        for change in (
+            lambda: store.write_json("a/c", 1),
+            lambda: store.create_json("d/e", 1),
+            lambda: store.replace_json("a/b", 1, None),
+            lambda: store.delete("a/b"),
+            lambda: store.delete_folder("a"),
+            lambda: lease(store).__enter__(),
+        ):
+            with pytest.raises(UserError, match=rf"^{tmp_path}: .*cannot be written to \(Read-only file system\)"):
+                change()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

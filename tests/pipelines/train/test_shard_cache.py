@@ -119,7 +119,7 @@ def test_training_caches_shards_of_object_stores_where_the_recipe_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_local: bool, gib: float, cached: bool
 ) -> None:
     remote = Remote(1)
-    monkeypatch.setattr("pipelines.train.data.CACHE", tmp_path)
+    monkeypatch.setattr("pipelines.train.data.cache_folder", lambda on_local_disk: tmp_path)
     job = SimpleNamespace(
         shards=SimpleNamespace(is_local=is_local, open_ranged=remote),
         recipe=SimpleNamespace(train=SimpleNamespace(shard_cache_gib=gib)),
