@@ -33,8 +33,9 @@ from pipelines.tokenize.video_pieces import PIECES, Piece
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.errors import UserError
 from storage.store import Store
-from storage.urls import fetch_file, public_url
+from storage.urls import public_url
 from tokenization.text.tokenizer import load_text_tokenizer
+from tokenization.text.tokenizer_files import SPECIAL_TOKENS, fetch_tokenizer
 
 log = logging.getLogger("ringworld")
 
@@ -102,9 +103,9 @@ def tokenize_by(
 
 def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
     """Commit a copy of the text tokenizer, so that the documents can be read without its source."""
-    local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
-    beside = local.with_name("tokenizer_config.json")
-    for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
+    local = fetch_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)
+    beside = [local.with_name(name) for name in SPECIAL_TOKENS if local.suffix == ".json"]
+    for path in (local, *[path for path in beside if path.is_file()][:1]):
         with store.writing(f"{TOKENIZER}/{path.name}") as file:
             file.write(path.read_bytes())
     fingerprint = load_text_tokenizer(str(local)).fingerprint

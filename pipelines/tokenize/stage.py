@@ -16,7 +16,7 @@ from pipelines.report.numbers import count_of
 from pipelines.sources.listing import read_objects
 from pipelines.sources.stage import SourcesRecord
 from pipelines.tokenize.record import TokenizeRecord
-from storage.urls import list_objects
+from tokenization.text.tokenizer_files import find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,16 @@ class TokenizeStage(Stage[TokenizeRecord]):
         return ("sources", self.codec) if self.codec else ("sources",)
 
     def settings(self) -> Mapping[str, Any]:
-        """Field specs, sampling, the tokenizer's hash, and the encoder's precision."""
+        """Field specs, sampling, the hashes of the tokenizer's files, and the encoder's precision."""
         recipe = self.recipe
+        tokenizer = find_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)
+        special = {"special_tokens": tokenizer.special.etag} if tokenizer.special else {}
         return {
             "fields": {name: source.fields for name, source in recipe.sources.items()},
             "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
             "tokenize": output_settings(recipe.tokenize),
-            "text_tokenizer": list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0].etag,
+            "text_tokenizer": tokenizer.model.etag,
+            **special,
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
             "seed": recipe.seed,
         }
