@@ -88,6 +88,10 @@ class Stage(ABC, Generic[R]):
     def run(self, context: StageContext) -> Made[R]:
         """Make the output in `context.store`. Called again after a failure, it carries on."""
 
+    def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """What `plan` tells beside the reasons. figures: of the manifest as its JSON; None where there is none yet."""
+        return ()
+
     def summary(self, manifest: Manifest[R]) -> tuple[str, ...]:
         """What was made, in a few words each: for the report's DAG."""
         return ()

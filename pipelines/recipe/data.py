@@ -46,7 +46,13 @@ class Source(Config):
     heldout_tail: float = Field(default=0.0, ge=0, lt=1)
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None
-    """Frames a video of this source has at most; None: tokenize.max_frames."""
+    """Frames a video of this source has at most; None: tokenize.max_frames. With tokenize.frames_per_document, whole
+    documents of a longer one are left out, evenly."""
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether a field spec has frames."""
+        return any("vision" in spec for spec in self.fields)
 
     @model_validator(mode="after")
     def _names_its_media(self) -> Source:
@@ -100,9 +106,10 @@ class Tokenize(Config):
     fps: float = 4.0
     """Frames a second sampled from video."""
     max_frames: Positive = 900
-    """Longer videos are sampled uniformly down to this many frames (LWM's rule)."""
+    """Longer videos are sampled uniformly down to this many frames (LWM's rule); none are where frames_per_document is
+    set."""
     frames_per_document: Positive | None = None
-    """A video is cut in documents of so many frames; None: one document a video."""
+    """A video is cut in documents of so many consecutive frames, and none is left out; None: one document a video."""
     chunk_frames: Positive = 32
     """Frames decoded at a time."""
     decoder_memory_gib: float = Field(default=DEFAULT_LIMITS.memory / 2**30, ge=0.5)

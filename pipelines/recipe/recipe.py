@@ -56,9 +56,14 @@ class Recipe(Config):
     train: Train
     evaluate: Evaluate = Evaluate()
 
+    def max_frames(self, source: str) -> int | None:
+        """The most frames of a video of this source, None for all: documents that are windows of it leave none out."""
+        windows = self.tokenize.frames_per_document is not None
+        return self.sources[source].max_frames or (None if windows else self.tokenize.max_frames)
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        vision = [name for name, source in self.sources.items() if any("vision" in spec for spec in source.fields)]
+        vision = [name for name, source in self.sources.items() if source.has_vision]
         if vision and self.vqgan is None:
             raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
         stages = self.train.stages

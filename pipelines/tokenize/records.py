@@ -36,21 +36,30 @@ class TokenizeJob:
     vocabulary: JointVocabulary
     resolution: int
 
-    def max_frames(self, found: SourceObject) -> int:
-        """The most frames of one medium of this object."""
-        return self.recipe.sources[found.source].max_frames or self.recipe.tokenize.max_frames
+    def max_frames(self, found: SourceObject) -> int | None:
+        """The most frames of one medium of this object, None for all."""
+        return self.recipe.max_frames(found.source)
 
 
 @dataclass
 class Tally:
-    """Counts of one partition, filled in as it runs."""
+    """Counts of one partition, filled in as it runs. thinned_videos: of which `frames_left_out` were left out."""
 
     units: int = 0
     frames: int = 0
+    thinned_videos: int = 0
+    frames_left_out: int = 0
     documents: int = 0
     tokens: int = 0
     vision_tokens: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+
+    def thinned(self, encoded: Encoded, fps: float) -> None:
+        """Count what the largest number of frames has left out between a medium's first sample and its last."""
+        numbers = np.rint(encoded.times * fps).astype(np.int64)
+        left_out = int(numbers[-1] - numbers[0]) + 1 - len(numbers)
+        self.thinned_videos += left_out > 0
+        self.frames_left_out += left_out
 
     def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
         """Put an object, or one record of it (with a key of its own, if it has one), in quarantine."""
@@ -101,7 +110,13 @@ def encode_objects(
     samples: of an object that is one video, those to take, if they have been chosen already.
     """
     settings = job.recipe.tokenize
-    request = FrameRequest(fps=settings.fps, size=job.resolution, chunk=settings.chunk_frames, samples=samples)
+    request = FrameRequest(
+        fps=settings.fps,
+        size=job.resolution,
+        chunk=settings.chunk_frames,
+        window=settings.frames_per_document,
+        samples=samples,
+    )
 
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
         return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
@@ -123,6 +138,7 @@ def media_records(
             continue
         origin, codes = outcome.origin, outcome.codes
         tally.frames += len(codes)
+        tally.thinned(outcome, job.recipe.tokenize.fps)
         part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
         size = job.recipe.tokenize.frames_per_document or len(codes)
         for start in range(0, len(codes), size):

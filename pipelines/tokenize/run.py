@@ -87,7 +87,8 @@ def tokenize_by(
             f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: first "
             f"{quarantine[0]['url']} ({quarantine[0]['reason']}); mend or remove them, or raise max_bad_fraction"
         )
-    totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
+    counted = ("documents", "tokens", "vision_tokens", "frames", "thinned_videos", "frames_left_out")
+    totals = {key: sum(record.get(key, 0) for record in records) for key in counted}
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
     names = [entry.name for entry in fields(TokenizedPartition)]
