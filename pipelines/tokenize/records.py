@@ -20,7 +20,8 @@ from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from storage.urls import open_url
 from tokenization.document import Document
-from tokenization.fields import FieldSpec, build_each, spec_for_record
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_each, spec_for_record
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.video import FrameChunk
 from tokenization.readers.records import BadRecord, read_records
@@ -93,8 +94,6 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
                 tally.units += 1
                 if isinstance(record, BadRecord):
                     tally.bad(found, record.reason, record.index)
-                elif record[1] == {"text": ""}:
-                    tally.bad(found, "the text is empty", record[0])
                 else:
                     yield Record(found, found.key, record[0], *record)
     except BadData as error:
@@ -153,8 +152,17 @@ def to_documents(
     records: Iterable[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
 ) -> Iterator[Document]:
     """Each record as a document; provenance names its object, its number in there, its field spec and its frames."""
-    chosen = (((record, spec := _spec(record, job)), record.fields, spec) for record in records)
-    for (record, spec), built in build_each(chosen, tokenizer, job.vocabulary):
+
+    def chosen() -> Iterator[tuple[tuple[Record, FieldSpec], dict[str, Any], FieldSpec]]:
+        for record in records:
+            try:
+                spec = _draw_spec(record, job)
+            except BadData as error:
+                tally.bad(record.found, str(error), record.number, record.unit)
+            else:
+                yield (record, spec), record.fields, spec
+
+    for (record, spec), built in build_each(chosen(), tokenizer, job.vocabulary):
         found = record.found
         if isinstance(built, BadData):
             tally.bad(found, str(built), record.number, record.unit)
@@ -171,12 +179,23 @@ def to_documents(
         yield Document(record.key, found.source, tokens, spans, provenance)
 
 
-def _spec(record: Record, job: TokenizeJob) -> FieldSpec:
+def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
+    """One of the source's specs that the record's fields fit, by its key. Raises BadData where none fits."""
     specs = job.recipe.sources[record.found.source].fields
+    fitting, problems = [], {}
+    for text in specs:
+        try:
+            spec_for_record(text, 0).check(record.fields)
+            fitting.append(text)
+        except BadData as error:
+            problems[text] = str(error)
+    if not fitting:
+        each = "; ".join(f"{text}: {problem}" for text, problem in problems.items())
+        raise BadData(each.partition(": ")[2] if len(problems) == 1 else f"none of its field specs fits: {each}")
     if len(specs) == 1:
         return spec_for_record(specs[0], 0)
     draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
-    return spec_for_record(specs, int.from_bytes(draw, "big"))
+    return spec_for_record(fitting, int.from_bytes(draw, "big"))
 
 
 def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
 from storage.errors import BadData
 from storage.urls import open_url
-from tokenization.fields import FieldSpec
+from tokenization.field_spec import FieldSpec
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
