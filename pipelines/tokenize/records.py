@@ -182,6 +182,10 @@ def to_documents(
 def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
     """One of the source's specs that the record's fields fit, by its key. Raises BadData where none fits."""
     specs = job.recipe.sources[record.found.source].fields
+    if len(specs) == 1:
+        only = spec_for_record(specs[0], 0)
+        only.check(record.fields)
+        return only
     fitting, problems = [], {}
     for text in specs:
         try:
@@ -191,9 +195,7 @@ def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
             problems[text] = str(error)
     if not fitting:
         each = "; ".join(f"{text}: {problem}" for text, problem in problems.items())
-        raise BadData(each.partition(": ")[2] if len(problems) == 1 else f"none of its field specs fits: {each}")
-    if len(specs) == 1:
-        return spec_for_record(specs[0], 0)
+        raise BadData(f"none of its field specs fits: {each}")
     draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
     return spec_for_record(fitting, int.from_bytes(draw, "big"))
 
