@@ -19,13 +19,17 @@ from pipelines.recipe import Recipe
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.lease import STALE_SECONDS, lease
 from storage.store import Store
+from storage.urls import first_contact
 
 log = logging.getLogger("ringworld")
 
 
 def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedStage]:
     """The recipe's stages with what is done, what will run, and why. rebuild: as of `plan`."""
-    return plan(build_stages(recipe), root_store(recipe), rebuild)
+    root = root_store(recipe)
+    with first_contact(root.url):
+        root.read_json(REBUILDS)
+    return plan(build_stages(recipe), root, rebuild)
 
 
 def root_store(recipe: Recipe) -> Store:

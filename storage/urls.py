@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import UserError
+from storage.errors import UserError, is_transient
 from storage.local_files import remove_temporaries, whole_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
@@ -76,6 +76,13 @@ def filesystem(url: str, options: dict[str, Any] | None) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory", "http", "https") else {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
+    except (OSError, TypeError) as error:  # a library is missing that the package loads (Java's), or an option
+        if is_transient(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{public_url(url)}: the scheme {scheme!r} cannot be used ({reason}); install what it needs, or use another"
+        ) from None
 
 
 def open_url(url: str, options: dict[str, Any] | None = None) -> BinaryIO:

@@ -63,6 +63,9 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
+        scheme = self.storage.root.partition("://")[0]
+        if scheme in ("http", "https", "package"):
+            raise ValueError(f"storage.root is read-only ({scheme}://); name a folder or a bucket to write to")
         vision = [name for name, source in self.sources.items() if source.has_vision]
         if vision and self.vqgan is None:
             raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
