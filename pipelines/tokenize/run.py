@@ -7,7 +7,6 @@ of documents, and its record with counts and quarantine, of which the recipe bou
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -21,6 +20,7 @@ from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
+from pipelines.tokenize.quarantine import Quarantine
 from pipelines.tokenize.record import (
     KeptTokenizer,
     TokenizedPartition,
@@ -36,8 +36,6 @@ from storage.store import Store
 from storage.urls import public_url
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.text.tokenizer_files import SPECIAL_TOKENS, fetch_tokenizer
-
-log = logging.getLogger("ringworld")
 
 TOKENIZER = "tokenizer"
 
@@ -62,6 +60,8 @@ def tokenize_by(
     partitions = {part.name: part for part in parts}
     job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
     decode = recipe.tokenize.decode
+    windows = recipe.tokenize.frames_per_document is not None
+    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, partitions, windows)
 
     def submit(work: str | Piece) -> ray.ObjectRef:
         options = {"max_retries": 0, **decode.ray_options}
@@ -71,22 +71,19 @@ def tokenize_by(
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
-        for entry in record["quarantine"]:
-            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+        quarantine.add(record)
 
     def on_piece(left: int) -> None:
         line.advance(0, pieces_left=left)
 
-    records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
+    try:
+        records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
+    finally:
+        quarantine.report()
     for name in store.names(PIECES):
         store.delete(name)
-    quarantine = [entry for record in records for entry in record["quarantine"]]
-    units = sum(record["units"] for record in records)
-    if len(quarantine) > (budget := recipe.tokenize.max_bad_fraction) * units:
-        raise UserError(
-            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: first "
-            f"{quarantine[0]['url']} ({quarantine[0]['reason']}); mend or remove them, or raise max_bad_fraction"
-        )
+    quarantine.check()
+    entries = tuple(entry for record in records for entry in record["quarantine"])
     counted = ("documents", "tokens", "vision_tokens", "frames", "thinned_videos", "frames_left_out")
     totals = {key: sum(record.get(key, 0) for record in records) for key in counted}
     if not totals["documents"]:
@@ -98,8 +95,8 @@ def tokenize_by(
         files=store.hashes(TOKENIZER),
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
     )
-    figures = TokenizeFigures(**totals, units=units, quarantined=len(quarantine))
-    return Made(TokenizeRecord(outputs, figures), tuple(quarantine))
+    figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))
+    return Made(TokenizeRecord(outputs, figures), entries)
 
 
 def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
