@@ -57,7 +57,7 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
     paths += [(tree.get("model"), "init")]
     paths += [(stage, "export") for stage in stages] if isinstance(stages, list) else []
     for branch, key in paths:
-        if isinstance(branch, dict) and isinstance(branch.get(key), str) and "://" not in branch[key]:
+        if isinstance(branch, dict) and isinstance(branch.get(key), str) and branch[key] and "://" not in branch[key]:
             branch[key] = os.path.abspath(branch[key])
 
 

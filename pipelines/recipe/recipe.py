@@ -7,13 +7,13 @@ from pydantic import Field, model_validator
 from pipelines.recipe.base import Config, Name, Resources
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.train import Model, Train, TrainStage
-from storage.setting_types import OutputNeutral, Positive
+from storage.setting_types import AtLeast0, Count, OutputNeutral, Positive
 
 
 class Needle(Config):
     """Needle in a haystack: context x depth."""
 
-    contexts: list[int] = Field(min_length=1)
+    contexts: list[Positive] = Field(min_length=1)
     depths: Positive = 5
     rounds: Positive = 1
 
@@ -24,9 +24,9 @@ class Generation(Config):
     prompt_frames: Positive = 4
     frames: Positive = 4
     prompts: list[str] = Field(default_factory=list)
-    guidance: float = 1.0
+    guidance: AtLeast0 = 1.0
     top_k: Positive = 1000
-    temperature: float = 1.0
+    temperature: AtLeast0 = 1.0
 
 
 class Evaluate(Config):
@@ -36,7 +36,7 @@ class Evaluate(Config):
     """Held-out sequences scored at most, per stage and source."""
     needle: Needle | None = None
     generation: Generation | None = None
-    reconstructions: int = 8
+    reconstructions: Count = 8
     """Held-out frames shown beside their reconstruction."""
     resources: OutputNeutral[Resources] = Resources()
 
@@ -45,7 +45,7 @@ class Recipe(Config):
     """The whole of what to run."""
 
     name: Name
-    seed: int = 0
+    seed: Count = 0
     storage: Storage
     sources: dict[Name, Source] = Field(min_length=1)
     text_tokenizer: TextTokenizer = TextTokenizer()
@@ -122,6 +122,11 @@ def _check_evaluation(evaluate: Evaluate, vqgan: VisualTokenizer | None, context
 
 
 def _check_stage(train: Train, key: str, stage: TrainStage) -> None:
+    if stage.max_document_tokens is not None and stage.min_document_tokens > stage.max_document_tokens:
+        raise ValueError(
+            f"{key}.min_document_tokens {stage.min_document_tokens} is more than its max_document_tokens "
+            f"{stage.max_document_tokens}, so no document fits; lower it"
+        )
     if not any(stage.mixture.values()):
         raise ValueError(f"{key}.mixture has no share above 0; raise one")
     if stage.batch_tokens % stage.context:
