@@ -45,7 +45,8 @@ from storage.errors import BadData, UserError
 from storage.urls import fetch_file, open_url
 from testing.s3_server import ObjectStore, object_store
 from tokenization.document import Document
-from tokenization.fields import FieldSpec, build_each
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_each
 from tokenization.readers.record import BadRecord, Record
 from tokenization.shards.document_parquet import write_documents
 from tokenization.text.tokenizer import load_text_tokenizer

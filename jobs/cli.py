@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs import bench, init, inspect, plan, run, trace
-from jobs.guard import guarded
+from jobs.guard import run_command
 
 _DESCRIPTION = "Raw video and text in object storage in, a million-token video-language model out, on a Ray cluster."
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(call=module.call)
-    return guarded(parser.parse_args(argv))
+    return run_command(parser, argv)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import select
 import signal
 import sys
+from collections.abc import Sequence
+from typing import TextIO
 
 from pipelines.cluster.stop_signals import stop_signals
 from storage.errors import UserError
 from storage.printable import printable
 
 USER_MISTAKE = 2
+READER_GONE = 128 + signal.SIGPIPE
+"""As of a program that SIGPIPE ends: what it was piped to, such as `head`, has read enough."""
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse a command line, run its command as `guarded` does, and return the exit code, also where nobody reads on."""
+    _print_all_characters()
+    try:
+        try:
+            return guarded(parser.parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_broken(sys.stdout):
+            raise
+        # Else Python would write what is left in its buffer when it ends, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
 
 
 def guarded(arguments: argparse.Namespace) -> int:
@@ -35,7 +57,7 @@ def guarded(arguments: argparse.Namespace) -> int:
 
 def set_up_logging() -> None:
     """One event a line on stderr, at the level that RINGWORLD_LOG names (default INFO). UserError on an unknown one."""
-    level, levels = os.environ.get("RINGWORLD_LOG", "INFO"), logging.getLevelNamesMapping()
+    level, levels = os.environ.get("RINGWORLD_LOG") or "INFO", logging.getLevelNamesMapping()
     if level.upper() not in levels:
         raise UserError(f"RINGWORLD_LOG={level}: no such log level; set one of {', '.join(levels)}, or unset it")
     handler = logging.StreamHandler(sys.stderr)
@@ -50,3 +72,17 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
         return super().formatMessage(record)
+
+
+def _print_all_characters() -> None:
+    """Have what the terminal cannot show, and bytes of a path that are no text, printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_broken(stream: TextIO) -> bool:
+    """Whether nobody reads at the other end of a stream's pipe."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

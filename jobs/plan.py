@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def call(arguments: argparse.Namespace) -> int:
     from pipelines.run import plan_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.gpu_memory is not None and not (arguments.memory and arguments.gpu_memory > 0):
+    if arguments.gpu_memory is not None and not (arguments.memory and 0 < arguments.gpu_memory < math.inf):
         raise UserError("--gpu-memory is a positive number of GiB and goes with --memory")
     if arguments.memory:
         _print_memory(recipe, arguments.gpu_memory, arguments.json)

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from jobs.guard import guarded
+from jobs.guard import run_command
 
 HELP = "run a recipe to the end; what is done is passed over, what was interrupted carries on"
 
@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.run", description=HELP)
     add_arguments(parser)
     parser.set_defaults(call=call)
-    return guarded(parser.parse_args())
+    return run_command(parser)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,31 @@ from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.dag.code_versions import made_by
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
-from pipelines.dag.stage import StageContext
+from pipelines.dag.stage import Stage, StageContext
+from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
+from pipelines.sources.listing import list_sources
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
 from storage.store import Store
+from storage.urls import first_contact
 
 log = logging.getLogger("ringworld")
 
 
 def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedStage]:
     """The recipe's stages with what is done, what will run, and why. rebuild: as of `plan`."""
-    return plan(build_stages(recipe), root_store(recipe), rebuild)
+    root = root_store(recipe)
+    with first_contact(root.url):
+        root.read_json(REBUILDS)
+    return plan(_checked_stages(recipe), root, rebuild)
+
+
+def _checked_stages(recipe: Recipe) -> list[Stage[Any]]:
+    objects = list_sources(recipe)
+    check_recipe(recipe, objects)
+    return build_stages(recipe, objects)
 
 
 def root_store(recipe: Recipe) -> Store:
@@ -51,7 +63,7 @@ def run_recipe(
         swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
         if swept:
             log.info("removed %d half-written files of dead runs", swept)
-        return run_stages(plan(build_stages(recipe), root, rebuild), root, address, profile)
+        return run_stages(plan(_checked_stages(recipe), root, rebuild), root, address, profile)
 
 
 def run_stages(

@@ -6,17 +6,27 @@ Bounds are pydantic's, which checks recipes. A setting affects the output unless
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 T = TypeVar("T")
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
-AtLeast0 = Annotated[float, Field(ge=0)]
+
+def _no_bool(value: Any) -> Any:
+    """pydantic takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+Positive = Annotated[int, Field(gt=0, lt=2**63), _Number]
+Count = Annotated[int, Field(ge=0, lt=2**63), _Number]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 Finite = Annotated[T, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
 
 OUTPUT_NEUTRAL = "does not affect the output"
 """The mark in the metadata of an annotated type."""

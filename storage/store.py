@@ -30,7 +30,8 @@ from storage.errors import UserError
 from storage.local_files import is_temporary, link_file, locked, remove_temporaries, whole_file
 from storage.object_store.filesystem import AzureFileSystem, BucketFileSystem, GCSFileSystem, S3FileSystem
 from storage.object_store.multipart_uploads import abort_uploads
-from storage.urls import fetch_file, filesystem, open_ranged, open_url, public_url
+from storage.public_url import public_url
+from storage.urls import fetch_file, filesystem, open_ranged, open_url
 
 log = logging.getLogger("ringworld")
 

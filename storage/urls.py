@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.cache import cached_file
-from storage.errors import UserError
+from storage.errors import UserError, is_transient
 from storage.globs import expand_braces, find_files, has_magic, is_malformed, is_web, literal_brackets
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
@@ -83,6 +83,13 @@ def filesystem(url: str, options: dict[str, Any] | None, reach: Reach | None = N
         return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory") else {}))
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
+    except (OSError, TypeError) as error:  # a library is missing that the package loads (Java's), or an option
+        if is_transient(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{public_url(url)}: the scheme {scheme!r} cannot be used ({reason}); install what it needs, or use another"
+        ) from None
 
 
 def open_url(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> BinaryIO:

@@ -33,7 +33,8 @@ from storage.urls import open_url
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 from tokenization.document import Document
-from tokenization.fields import FieldSpec, build_tokens
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_tokens
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 from tokenization.packing.pack import pack

@@ -1,15 +1,8 @@
 """A record and a field spec to the tokens of one training example, in LWM's layout (arXiv 2402.08268).
 
-A spec lists fields of the record in order, separated by commas: `[caption],vision`.
-
-    caption       a text field
-    a+b           text fields joined with a separator before they are encoded
-    [caption]     the same without loss
-    vision        a field of VQGAN codes (any field with "vision" in its name): `<vision>` frames `</vision>`
-    <|bos|>       the BOS id, with loss unless in brackets; <|eos|> likewise
-
-`<vision>` and `</vision>` are ordinary text. Between them, each frame's codes are followed by `<eof>`, the last frame's
-by `<eov>`. The example begins with BOS, without loss, and ends with EOS, with loss.
+`tokenization.field_spec` says how a spec is written. `<vision>` and `</vision>` are ordinary text. Between them, each
+frame's codes are followed by `<eof>`, the last frame's by `<eov>`. The example begins with BOS, without loss, and ends
+with EOS, with loss.
 
 Two things differ from the released code. There, a tokenizer that adds BOS by itself puts one before every text and both
 vision markers; here it adds none. And the first token is never marked for loss, since no token precedes it.
@@ -18,95 +11,23 @@ vision markers; here it adds none. And the first token is never marked for loss,
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 from storage.errors import BadData, UserError
 from tokenization.compiled import compiled
+from tokenization.field_spec import BOS, EOS, FieldSpec, lacks, text_of
 from tokenization.media.frame_sampling import uniform_sample
-from tokenization.readers.record import NotText
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
-BOS, EOS = "<|bos|>", "<|eos|>"
 Spans = tuple[tuple[int, int], ...]
 Item = TypeVar("Item")
 
 BATCH_CHARS, BATCH_RECORDS = 1 << 20, 1 << 8  # of the texts that are encoded at once
-
-
-@dataclass(frozen=True)
-class Field:
-    """One entry of a spec: the record's fields that it joins, or BOS or EOS, and whether it has loss."""
-
-    names: tuple[str, ...]
-    loss: bool
-
-    @property
-    def is_vision(self) -> bool:
-        """Whether the entry is a stream of frames; as in LWM, its name decides."""
-        return "vision" in self.names[0]
-
-
-@dataclass(frozen=True)
-class FieldSpec:
-    """A parsed spec, and its source text for provenance."""
-
-    text: str
-    fields: tuple[Field, ...]
-
-    @classmethod
-    def parse(cls, text: str, known: Collection[str] | None = None) -> FieldSpec:
-        """Parse a spec such as `[question+caption],vision,answer`.
-
-        known: the fields of the records, where they are known. Raises UserError on a malformed spec or unknown field.
-        """
-        fields = []
-        for entry in (part.strip() for part in text.split(",")):
-            loss = not (entry.startswith("[") and entry.endswith("]"))
-            names = tuple(name.strip() for name in (entry if loss else entry[1:-1]).split("+"))
-            for name in names:
-                _check_name(name, text, joined=len(names) > 1, known=known)
-            fields.append(Field(names, loss))
-        return cls(text, tuple(fields))
-
-    def __str__(self) -> str:
-        return self.text
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The fields of the record that the spec uses, in order."""
-        return tuple(name for field in self.fields for name in field.names if name not in (BOS, EOS))
-
-    @cached_property
-    def has_vision(self) -> bool:
-        """Whether an entry is a stream of frames."""
-        return any(field.is_vision for field in self.fields)
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether the spec is a single text field."""
-        return len(self.fields) == 1 and not self.has_vision and len(self.names) == 1
-
-
-def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
-    where = f'field spec "{spec}"'
-    if not name:
-        raise UserError(f"{where}: an entry is empty; separate fields by single commas, as in [caption],vision")
-    if name in (BOS, EOS):
-        if joined:
-            raise UserError(f"{where}: {name} cannot be joined with +; give it an entry of its own")
-        return
-    if any(mark in name for mark in "[]<>|"):
-        raise UserError(f'{where}: "{name}" is no field; brackets go around a whole entry, markers are {BOS} and {EOS}')
-    if joined and "vision" in name:
-        raise UserError(f"{where}: only text can be joined with +; give {name} an entry of its own")
-    if known is not None and name not in known:
-        raise UserError(f'{where}: the records have no field "{name}"; they have {", ".join(sorted(known)) or "none"}')
 
 
 _parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
@@ -161,7 +82,7 @@ def build_tokens(
         elif field.is_vision:
             tokens = _vision_tokens(record, field.names[0], codes_per_frame, max_n_frames, tokenizer, vocabulary)
         else:
-            text = subfield_separator.join(_text(record, name) for name in field.names)
+            text = subfield_separator.join(text_of(record, name) for name in field.names)
             tokens = tokenizer.encode(text if position else prepend_text + text)
         parts.append((tokens, field.loss))
     if add_eos:
@@ -243,15 +164,6 @@ def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
         )
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        held = value.type_name if isinstance(value, NotText) else type(value).__name__
-        problem = "lacks" if name not in record else f"holds {held}, not text, in"
-        raise BadData(f'the record {problem} the field "{name}"')
-    return value
-
-
 def _vision_tokens(
     record: Mapping[str, Any],
     name: str,
@@ -261,7 +173,7 @@ def _vision_tokens(
     vocabulary: JointVocabulary,
 ) -> np.ndarray:
     if record.get(name) is None:
-        raise BadData(f'the record lacks the field "{name}"')
+        raise lacks(name)
     try:
         codes = np.asarray(record[name])
     except ValueError:

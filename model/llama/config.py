@@ -13,17 +13,10 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from model.llama.sizes import PRESETS, llama_sizes
 from storage.errors import UserError
 
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-PRESETS: dict[str, dict[str, int]] = {
-    "7B": dict(zip(_SIZES, (4096, 11008, 32, 32))),
-    "1B": dict(zip(_SIZES, (2048, 5504, 22, 16))),
-    "200M": dict(zip(_SIZES, (1024, 2048, 14, 8))),
-    "debug": dict(zip(_SIZES, (256, 256, 2, 2))),
-}
-REQUIRED = frozenset(_SIZES)
-OPTIONAL = frozenset({"num_key_value_heads", "head_dim", "initializer_range", "rms_norm_eps"})
+__all__ = ["PRESETS", "attention_sizes", "llama_config", "modality_ranges"]
 
 
 def llama_config(
@@ -41,14 +34,7 @@ def llama_config(
     modality by name, in the order of their ranges (`JointVocabulary.sizes`); a number is of text ids alone. context:
     tokens. Raises UserError on an unknown name or key, a missing size, or sizes that do not fit each other.
     """
-    sizes = _sizes(size)
-    heads, kv_heads = sizes["num_attention_heads"], sizes.get("num_key_value_heads") or sizes["num_attention_heads"]
-    if heads % kv_heads:
-        raise UserError(f"model.size: num_key_value_heads {kv_heads} must divide num_attention_heads {heads}")
-    if sizes.get("head_dim") is None and sizes["hidden_size"] % heads:
-        raise UserError(f"model.size: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads {heads}")
-    if (sizes.get("head_dim") or sizes["hidden_size"] // heads) % 2:
-        raise UserError("model.size: RoPE turns pairs of dimensions, so choose an even head_dim")
+    sizes = llama_sizes(size)
     ids = {"text": vocabulary} if isinstance(vocabulary, int) else dict(vocabulary)
     if wrong := [name for name, n_ids in ids.items() if n_ids < 1]:
         raise UserError(f"model: the vocabulary has {ids[wrong[0]]} {wrong[0]} ids; it needs 1 at least")
@@ -84,16 +70,3 @@ def attention_sizes(config: LlamaConfig) -> tuple[int, int, int]:
     """Query heads, kv heads and head size."""
     heads = config.num_attention_heads
     return heads, config.num_key_value_heads or heads, config.head_dim or config.hidden_size // heads
-
-
-def _sizes(size: str | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(size, str):
-        if size not in PRESETS:
-            raise UserError(f"model.size: {size!r} is none of {', '.join(PRESETS)}; name one or give the four sizes")
-        return dict(PRESETS[size])
-    unknown, missing = set(size) - REQUIRED - OPTIONAL, REQUIRED - set(size)
-    if unknown:
-        raise UserError(f"model.size: unknown key {sorted(unknown)[0]!r}; known are {sorted(REQUIRED | OPTIONAL)}")
-    if missing:
-        raise UserError(f"model.size: {sorted(missing)[0]!r} is missing; give it or name one of {', '.join(PRESETS)}")
-    return dict(size)

@@ -64,6 +64,10 @@ class StoredWeights(Weights):
         folder = self._folder()
         if (folder / INDEX).is_file():
             index = json.loads((folder / INDEX).read_text())
+            if outside := [file for file in index["weight_map"].values() if Path(file).name != file]:
+                raise UserError(
+                    f"{folder / INDEX}: {outside[0]!r} is no file beside it; name the folder of a whole checkpoint"
+                )
             return {name: folder / file for name, file in index["weight_map"].items()}
         with _opened(folder / ONE_FILE) as tensors:
             return dict.fromkeys(tensors.keys(), folder / ONE_FILE)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from storage.errors import BadData, UserError
 log = logging.getLogger("ringworld")
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # chunks of frames in flight are small; the default would take 30% of the memory
+_TMPDIR_BYTES = 75  # a socket has a path of 107 bytes at most, and Python names one of 32 for Ray's dashboard
 
 
 @contextlib.contextmanager
@@ -47,6 +49,8 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
     if not arguments["address"].startswith("ray://"):
         arguments["job_config"] = _OurCode()
     if not address:
+        if len(os.fsencode(tempfile.gettempdir())) > _TMPDIR_BYTES:
+            raise _no_sockets("its path is too long")
         cpus = max(os.cpu_count() or 1, math.ceil(need.cpus))
         arguments |= {"num_cpus": cpus, "resources": need.custom, "include_dashboard": True}
         arguments["object_store_memory"] = _OBJECT_STORE_BYTES
@@ -57,6 +61,10 @@ def ray_instance(address: str | None, need: Capacity) -> Iterator[None]:
         if address:
             raise _no_cluster(address) from error
         raise
+    except OSError as error:  # of its session's folder, whose path is too long for sockets, or which cannot be made
+        if address:
+            raise
+        raise _no_sockets(" ".join(str(error).split())) from error
     gpus = ray.cluster_resources().get("GPU", 0)
     if not address and gpus < need.gpus:
         ray.shutdown()
@@ -119,6 +127,13 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _no_sockets(reason: str) -> UserError:
+    return UserError(
+        f"TMPDIR={tempfile.gettempdir()}: Ray cannot have its files and sockets there ({reason}); set TMPDIR to a "
+        f"folder with a path of 40 characters at most that can be written to, such as /tmp"
+    )
 
 
 def _no_cluster(address: str) -> UserError:

@@ -77,24 +77,25 @@ def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store
     )
     history = store.at("stages", stage.name)
     home, made_as = history.at(declaration.fingerprint[:16]), declaration.fingerprint
-    notes = stage.notes()
+    notes: tuple[str, ...] = ()
     if not home.exists(STARTED):
         earlier = {folder: history.at(folder).read_json(STARTED) or {} for folder in history.folders()}
         inputs = {name: before[name].made_as for name in stage.inputs}
         same = [folder for folder, tree in earlier.items() if _is_adoptable(tree, declaration, inputs)]
         if not same:
             reasons = _reasons(declaration, list(earlier.values()), inputs)
-            return PlannedStage(stage, declaration, home, "run", reasons, notes, made_as)
+            return PlannedStage(stage, declaration, home, "run", reasons, stage.notes(None), made_as)
         folder = max(same, key=lambda name: (history.at(name).read_json(MANIFEST) or {}).get("finished", ""))
         home, made_as = history.at(folder), digest(earlier[folder])
         notes += ("adopted: made from the same inputs by the same settings, before outputs had versions",)
     manifest = home.read_json(MANIFEST)
     if manifest is None:
         reasons = ("started and not finished: carries on where it stopped",)
-        return PlannedStage(stage, declaration, home, "resume", reasons, notes, made_as)
+        return PlannedStage(stage, declaration, home, "resume", reasons, notes + stage.notes(None), made_as)
     refuse_newer(manifest, home.path(MANIFEST))
     if changed := changed_versions(manifest.get("made_by", {}), made_by(stage.libraries)):
         notes += (f"made with {', '.join(changed)}; `--rebuild {stage.name}` makes it again",)
+    notes += stage.notes(manifest.get("figures", {}))
     return PlannedStage(stage, declaration, home, "done", (), notes, made_as)
 
 

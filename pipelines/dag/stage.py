@@ -80,10 +80,6 @@ class Stage(ABC, Generic[R]):
         """What has to be free at the same time for the stage to run at all."""
         return Capacity()
 
-    def notes(self) -> tuple[str, ...]:
-        """What `plan` says of it whether it will run or not, a sentence each."""
-        return ()
-
     def check(self) -> None:
         """Raise UserError for whatever can be refused before anything runs."""
         return
@@ -91,6 +87,10 @@ class Stage(ABC, Generic[R]):
     @abstractmethod
     def run(self, context: StageContext) -> Made[R]:
         """Make the output in `context.store`. Called again after a failure, it carries on."""
+
+    def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """What `plan` tells beside the reasons. figures: of the manifest as its JSON; None where there is none yet."""
+        return ()
 
     def summary(self, manifest: Manifest[R]) -> tuple[str, ...]:
         """What was made, in a few words each: for the report's DAG."""

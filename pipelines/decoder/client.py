@@ -83,6 +83,12 @@ def parsed_records(
     return chain.from_iterable(_answers(lambda decoder: decoder.records(content, name, columns), TABLES, limits))
 
 
+def known_columns(content: Content, name: str, limits: Limits = DEFAULT_LIMITS) -> tuple[list[str], bool]:
+    """Names of fields as `tokenization.readers.records.column_names` finds them. Raises as `decoded_frames` does."""
+    ((names, is_whole),) = _answers(lambda decoder: iter([decoder.columns(content, name)]), TABLES, limits)
+    return names, is_whole
+
+
 def tar_samples(
     content: Content, columns: Sequence[str], limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[Sample | BadSample]:
@@ -226,6 +232,11 @@ class DecoderProcess:
         for batch in self._batches(content, {"do": "records", "name": name, "columns": columns}):
             yield self._unpacked(unpack_records, batch, columns)
 
+    def columns(self, content: Content, name: str) -> tuple[list[str], bool]:
+        """Names of fields as `column_names` finds them; raises as `frames` does."""
+        (reply,) = self._ask(content, {"do": "columns", "name": name})
+        return list(map(str, reply["names"])), bool(reply["is_whole"])
+
     def samples(self, content: Content, columns: Sequence[str]) -> Iterator[list[Sample | BadSample]]:
         """Samples as `read_samples` reads them, some at a time; raises as `frames` does."""
         for batch in self._batches(content, {"do": "samples", "columns": columns}):
@@ -311,6 +322,8 @@ def _error(reply: dict[str, Any]) -> Exception | None:
         case {"is": "failure", "traceback": str() as trace}:
             return RuntimeError(f"in the decoder process: {trace}")
         case {"is": "frames" | "count", "count": int()} | {"is": "rows", "bytes": int()}:
+            return None
+        case {"is": "columns", "names": list(), "is_whole": bool()}:
             return None
         case {"is": "ready", "is_confined": bool()} | {"is": "read" | "end"}:
             return None

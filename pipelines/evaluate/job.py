@@ -14,8 +14,8 @@ from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, read_objects
 from storage.store import Store
-from storage.urls import fetch_file
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
+from tokenization.text.tokenizer_files import fetch_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
 CONTINUATIONS = 4
@@ -73,4 +73,4 @@ class EvaluateJob:
 
     def tokenizer(self) -> TextTokenizer:
         """The recipe's text tokenizer."""
-        return load_text_tokenizer(str(fetch_file(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
+        return load_text_tokenizer(str(fetch_tokenizer(self.recipe.text_tokenizer.path, self.recipe.storage.options)))

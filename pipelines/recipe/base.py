@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from storage.setting_types import OUTPUT_NEUTRAL, Above0, AtLeast0, Positive
+from storage.errors import UserError
+from storage.setting_types import OUTPUT_NEUTRAL, Above0, AtLeast0, Positive, Text
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -16,6 +19,15 @@ class Config(BaseModel):
     """A branch of the tree: unknown keys are refused, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@contextlib.contextmanager
+def user_error_as_value_error() -> Iterator[None]:
+    """Let pydantic report a component's own UserError with the recipe's name."""
+    try:
+        yield
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def field_types(branch: type[Any]) -> dict[str, Any]:
@@ -46,7 +58,7 @@ class Resources(Config):
 
     cpus: AtLeast0 = 1.0
     gpus: AtLeast0 = 0.0
-    custom: dict[str, float] = Field(default_factory=dict)
+    custom: dict[Text, AtLeast0] = Field(default_factory=dict)
     """Custom Ray resources, by which cluster.yaml says which pool a stage lands on."""
     workers: Positive = 1
     """Tasks in flight, or actors in the pool."""

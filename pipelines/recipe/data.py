@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
-from pipelines.recipe.base import Config, EncoderResources, Resources
+from pipelines.recipe.base import Config, EncoderResources, Resources, user_error_as_value_error
 from storage.reach import PUBLIC_WEB
-from storage.setting_types import Above0, OutputNeutral, Positive
+from storage.setting_types import Above0, Finite, OutputNeutral, Positive, Text
 from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
+from tokenization.field_spec import FieldSpec
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
 
@@ -18,7 +19,7 @@ Kind = Literal["video", "image", "text", "webdataset", "records"]
 class Storage(Config):
     """Where things are."""
 
-    root: str
+    root: Text
     """Output folder of the run, any fsspec URL; a relative path is relative to the working directory."""
     data: str = ""
     """Prefix of the sources' relative URLs, so that one setting moves a recipe to another bucket."""
@@ -29,29 +30,43 @@ class Storage(Config):
 class Source(Config):
     """One named source of raw objects."""
 
-    urls: list[str] = Field(min_length=1)
+    urls: list[Text] = Field(min_length=1)
     """fsspec URLs with globs. `package://NAME/path` is a file of an installed Python package."""
     kind: Kind | None = None
     """None: by extension. `webdataset`: tars of media with their `.json` and `.txt` (caption), as img2dataset and
     video2dataset write them. `records`: JSONL or Parquet whose records each name a medium, in the column `media`."""
-    media: str | None = None
+    media: Text | None = None
     """Column of JSONL or Parquet records that names each record's video or image by URL, absolute or relative to the
     file; the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
-    media_from: list[str] = Field(default_factory=lambda: list(PUBLIC_WEB))
+    media_from: list[Text] = Field(default_factory=lambda: list(PUBLIC_WEB))
     """URL prefixes from which records may name media, besides their own file's folder, bucket, host or package:
     `s3://BUCKET/images/`, `https://HOST/`, a folder. `http://` and `https://` alone are all hosts with public
     addresses; a host that is named may have any address."""
-    side: list[str] = Field(default_factory=list)
+    side: list[Text] = Field(default_factory=list)
     """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
-    fields: list[str] = Field(default_factory=lambda: ["text"])
+    fields: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
     """LWM field specs; several: one is drawn for each record, deterministically from its index."""
     heldout: list[str] = Field(default_factory=list)
     """Globs over the URLs and keys, of tars also over the samples' keys (TAR/KEY), of records over the URLs of their
     media: what matches is never trained on."""
-    heldout_tail: float = Field(default=0.0, ge=0, lt=1)
+    heldout_tail: Finite[float] = Field(default=0.0, ge=0, lt=1)
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None
-    """Frames a video of this source has at most; None: tokenize.max_frames."""
+    """Frames a video of this source has at most; None: tokenize.max_frames. With tokenize.frames_per_document, whole
+    documents of a longer one are left out, evenly."""
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether a field spec has frames."""
+        return any(FieldSpec.parse(spec).has_vision for spec in self.fields)
+
+    @field_validator("fields")
+    @classmethod
+    def _are_field_specs(cls, fields: list[str]) -> list[str]:
+        for spec in fields:
+            with user_error_as_value_error():
+                FieldSpec.parse(spec)
+        return fields
 
     @field_validator("media_from")
     @classmethod
@@ -80,7 +95,7 @@ class Source(Config):
 class TextTokenizer(Config):
     """The byte-pair vocabulary."""
 
-    path: str = "package://mistral_common/data/tokenizer.model.v1"
+    path: Text = "package://mistral_common/data/tokenizer.model.v1"
     """A sentencepiece `.model` or a Hugging Face `tokenizer.json`."""
 
 
@@ -90,7 +105,7 @@ class VisualTokenizer(Config):
     config: Literal["lwm", "small"] | dict[str, int | list[int]] = "lwm"
     """`lwm`: 256 px, 8,192 codes of 64 dimensions, 146M parameters. `small`: 64 px, 2,048 codes, trained in minutes on
     two cores. Or the sizes of tokenization.codecs.vqgan.VQGANConfig one by one."""
-    weights: str | None = None
+    weights: Text | None = None
     """A folder in diffusers' format, or LWM's released pickle."""
     train: VQGANTraining | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -101,7 +116,8 @@ class VisualTokenizer(Config):
         if (self.weights is None) == (self.train is None):
             raise ValueError("give either vqgan.weights or vqgan.train, not both and not neither")
         try:
-            self.sizes  # noqa: B018 - builds and so checks them
+            with user_error_as_value_error():
+                self.sizes  # noqa: B018 - builds and so checks them
         except TypeError as error:
             raise ValueError(f"vqgan.config: {str(error).removeprefix('VQGANConfig.__init__() ')}") from None
         return self
@@ -117,15 +133,16 @@ class VisualTokenizer(Config):
 class Tokenize(Config):
     """Raw objects to documents."""
 
-    fps: float = 4.0
+    fps: Above0 = 4.0
     """Frames a second sampled from video."""
     max_frames: Positive = 900
-    """Longer videos are sampled uniformly down to this many frames (LWM's rule)."""
+    """Longer videos are sampled uniformly down to this many frames (LWM's rule); none are where frames_per_document is
+    set."""
     frames_per_document: Positive | None = None
-    """A video is cut in documents of so many frames; None: one document a video."""
+    """A video is cut in documents of so many consecutive frames, and none is left out; None: one document a video."""
     chunk_frames: Positive = 32
     """Frames decoded at a time."""
-    decoder_memory_gib: float = Field(default=DEFAULT_LIMITS.memory / 2**30, ge=0.5)
+    decoder_memory_gib: Finite[float] = Field(default=DEFAULT_LIMITS.memory / 2**30, ge=0.5)
     """Memory of a process that decodes; a video or image that takes more is bad. 8K video takes 1, the largest images
     2.5."""
     decoder_cpu_seconds: Positive = DEFAULT_LIMITS.cpu_seconds

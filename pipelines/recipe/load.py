@@ -12,11 +12,11 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.recipe import Recipe
 from pipelines.recipe.base import field_types
+from pipelines.recipe.yaml_tree import read_yaml
 from storage.errors import UserError
 from storage.urls import join_url
 
@@ -25,11 +25,18 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file and apply `key.path=value` overrides (values are YAML). Raises UserError on any mistake."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe file; give the path of a YAML recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({_one_line(error)}); mend the file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); give the path of a YAML recipe") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); give the path of a YAML recipe, which is a file") from None
+    try:
+        tree = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML ({error}); mend the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: this file holds no mapping of keys; start from the one that `ringworld init` writes")
     for override in overrides or []:
@@ -48,9 +55,10 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
         storage["data"] = storage.get("data") or "."
     stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
     paths = [(storage, "root"), (storage, "data"), (tree.get("text_tokenizer"), "path"), (tree.get("vqgan"), "weights")]
-    paths += [(tree.get("model"), "init"), *((stage, "export") for stage in stages or [])]
+    paths += [(tree.get("model"), "init")]
+    paths += [(stage, "export") for stage in stages] if isinstance(stages, list) else []
     for branch, key in paths:
-        if isinstance(branch, dict) and isinstance(branch.get(key), str) and "://" not in branch[key]:
+        if isinstance(branch, dict) and isinstance(branch.get(key), str) and branch[key] and "://" not in branch[key]:
             branch[key] = os.path.abspath(join_url("", branch[key]))
 
 
@@ -59,9 +67,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override}: not of the form key.path=value, e.g. --set train.stages.0.lr=3e-4")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML ({_one_line(error)})") from None
+        value = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML ({error}); mend it or quote it") from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads `3e-4` as a string; users mean the number
     node: Any = tree
@@ -80,13 +88,9 @@ def _place(node: Any, part: str, override: str) -> int | str:
         return part
     if not isinstance(node, list):
         raise UserError(f"--set {override}: {part!r} is below a value, which has no keys of its own")
-    if not part.isdigit() or int(part) >= len(node):
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
         raise UserError(f"--set {override}: {part!r} is no index of a list of {len(node)}; count from 0")
     return int(part)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _explain(error: ValidationError) -> str:

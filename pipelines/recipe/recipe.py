@@ -10,13 +10,13 @@ from pipelines.recipe.base import Config, Name, Resources
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.train import Model, Train, TrainStage
 from storage.public_url import public_url
-from storage.setting_types import OutputNeutral, Positive
+from storage.setting_types import AtLeast0, Count, OutputNeutral, Positive
 
 
 class Needle(Config):
     """Needle in a haystack: context x depth."""
 
-    contexts: list[int] = Field(min_length=1)
+    contexts: list[Positive] = Field(min_length=1)
     depths: Positive = 5
     rounds: Positive = 1
 
@@ -27,9 +27,9 @@ class Generation(Config):
     prompt_frames: Positive = 4
     frames: Positive = 4
     prompts: list[str] = Field(default_factory=list)
-    guidance: float = 1.0
+    guidance: AtLeast0 = 1.0
     top_k: Positive = 1000
-    temperature: float = 1.0
+    temperature: AtLeast0 = 1.0
 
 
 class Evaluate(Config):
@@ -39,7 +39,7 @@ class Evaluate(Config):
     """Held-out sequences scored at most, per stage and source."""
     needle: Needle | None = None
     generation: Generation | None = None
-    reconstructions: int = 8
+    reconstructions: Count = 8
     """Held-out frames shown beside their reconstruction."""
     resources: OutputNeutral[Resources] = Resources()
 
@@ -48,7 +48,7 @@ class Recipe(Config):
     """The whole of what to run."""
 
     name: Name
-    seed: int = 0
+    seed: Count = 0
     storage: Storage
     sources: dict[Name, Source] = Field(min_length=1)
     text_tokenizer: TextTokenizer = TextTokenizer()
@@ -63,9 +63,17 @@ class Recipe(Config):
         """Plain JSON for files and logs: without storage options, and with URLs without credentials."""
         return _public(self.model_dump(mode="json", exclude={"storage": {"options"}}))
 
+    def max_frames(self, source: str) -> int | None:
+        """The most frames of a video of this source, None for all: documents that are windows of it leave none out."""
+        windows = self.tokenize.frames_per_document is not None
+        return self.sources[source].max_frames or (None if windows else self.tokenize.max_frames)
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
-        vision = [name for name, source in self.sources.items() if any("vision" in spec for spec in source.fields)]
+        scheme = self.storage.root.partition("://")[0]
+        if scheme in ("http", "https", "package"):
+            raise ValueError(f"storage.root is read-only ({scheme}://); name a folder or a bucket to write to")
+        vision = [name for name, source in self.sources.items() if source.has_vision]
         if vision and self.vqgan is None:
             raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
         stages = self.train.stages
@@ -129,6 +137,11 @@ def _check_evaluation(evaluate: Evaluate, vqgan: VisualTokenizer | None, context
 
 
 def _check_stage(train: Train, key: str, stage: TrainStage) -> None:
+    if stage.max_document_tokens is not None and stage.min_document_tokens > stage.max_document_tokens:
+        raise ValueError(
+            f"{key}.min_document_tokens {stage.min_document_tokens} is more than its max_document_tokens "
+            f"{stage.max_document_tokens}, so no document fits; lower it"
+        )
     if not any(stage.mixture.values()):
         raise ValueError(f"{key}.mixture has no share above 0; raise one")
     if stage.batch_tokens % stage.context:

@@ -11,9 +11,10 @@ from pydantic.dataclasses import dataclass
 from model.attention.plan.hardware import CPU_CORES, Hardware
 from model.attention.plan.options import AttentionOptions
 from model.layers.memory_settings import MemorySettings
+from model.llama.sizes import llama_sizes
 from model.training.settings import TrainingSettings
-from pipelines.recipe.base import Config, Name, Resources
-from storage.setting_types import Above0, AtLeast0, Count, Finite, OutputNeutral, Positive
+from pipelines.recipe.base import Config, Name, Resources, user_error_as_value_error
+from storage.setting_types import Above0, AtLeast0, Count, Finite, OutputNeutral, Positive, Text
 
 Objective = Literal["text", "vision-text"]
 
@@ -21,10 +22,16 @@ Objective = Literal["text", "vision-text"]
 class Model(Config):
     """The language model."""
 
-    size: str | dict[str, int] = "debug"
+    size: str | dict[str, int | float] = "debug"
     """A preset (7B, 1B, 200M, debug) or hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, ..."""
-    init: str | None = None
+    init: Text | None = None
     """A Hugging Face Llama folder or a released LWM checkpoint to start from; None: random weights by the seed."""
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> Model:
+        with user_error_as_value_error():
+            llama_sizes(self.size)
+        return self
 
 
 class Wandb(Config):
@@ -69,7 +76,7 @@ class TrainStage(Config):
     min_document_tokens: Count = 0
     max_document_tokens: Positive | None = None
     """Only documents of these lengths (LWM: longer books in later stages)."""
-    export: OutputNeutral[str | None] = None
+    export: OutputNeutral[Text | None] = None
     """URL that the finished stage's Hugging Face checkpoint is copied to."""
 
     @model_validator(mode="before")

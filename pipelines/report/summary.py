@@ -41,6 +41,7 @@ def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> di
         "shards": [row for stage, output in done if isinstance(stage, PackStage) for row in _shards(stage, output)],
         "evaluation": evaluation,
         "verdicts": verdicts(evaluation),
+        "thinned": [note for stage, output in done for note in stage.notes(record_json(output.record)["figures"])],
         "quarantine": [{"stage": stage.name, **bad} for stage, output in done for bad in output.manifest.quarantine],
         "recipe": tree,
     }

@@ -47,7 +47,7 @@ class SourcesStage(Stage[SourcesRecord]):
         """Counts and a hash by source."""
         return listing_digest(self.objects)
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
         """What is held out."""
         return self.heldout
 

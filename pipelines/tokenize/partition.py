@@ -32,9 +32,9 @@ from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from storage.retry import Backoff, retry
 from storage.store import Store
-from storage.urls import fetch_file
 from tokenization.shards.document_parquet import write_documents
 from tokenization.text.tokenizer import load_text_tokenizer
+from tokenization.text.tokenizer_files import fetch_tokenizer
 
 Result = TypeVar("Result")
 
@@ -116,7 +116,7 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
         return Pieces(tuple(ahead))
     tally = Tally()
     name = f"documents/{part.name}.parquet"
-    tokenizer = load_text_tokenizer(str(fetch_file(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
+    tokenizer = load_text_tokenizer(str(fetch_tokenizer(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
     records = _records(part, pieces, job, pool, store, tally)
     with store.writing(name) as file:
         write_documents(file, to_documents(records, job, tokenizer, tally))

@@ -42,7 +42,9 @@ class TokenizeOutputs:
 
 @dataclass(frozen=True)
 class TokenizeFigures:
-    """units: objects and records looked at, of which some are quarantined."""
+    """units: objects and records looked at, of which some are quarantined. thinned_videos: those that have more frames
+    than max_frames, `frames_left_out` more in all.
+    """
 
     documents: int
     tokens: int
@@ -50,6 +52,8 @@ class TokenizeFigures:
     frames: int = 0
     units: int = 0
     quarantined: int = 0
+    thinned_videos: int = 0
+    frames_left_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from tokenization.document import Document
-from tokenization.fields import FieldSpec, build_each, field_names, spec_for_record
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_each, field_names, spec_for_record
 from tokenization.media.frame_sampling import FrameRequest, Samples
 from tokenization.media.video import FrameChunk
 from tokenization.readers.record import BadRecord
@@ -37,9 +38,9 @@ class TokenizeJob:
     vocabulary: JointVocabulary
     resolution: int
 
-    def max_frames(self, found: SourceObject) -> int:
-        """The most frames of one medium of this object."""
-        return self.recipe.sources[found.source].max_frames or self.recipe.tokenize.max_frames
+    def max_frames(self, found: SourceObject) -> int | None:
+        """The most frames of one medium of this object, None for all."""
+        return self.recipe.max_frames(found.source)
 
     def columns(self, found: SourceObject) -> list[str]:
         """The fields of this object's records that become tokens; of media, `vision` is the medium itself."""
@@ -49,16 +50,25 @@ class TokenizeJob:
 
 @dataclass
 class Tally:
-    """Counts of one partition, filled in as it runs."""
+    """Counts of one partition, filled in as it runs. thinned_videos: of which `frames_left_out` were left out."""
 
     units: int = 0
     frames: int = 0
+    thinned_videos: int = 0
+    frames_left_out: int = 0
     documents: int = 0
     tokens: int = 0
     vision_tokens: int = 0
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     inner_heldout: dict[str, int] = field(default_factory=dict)
     """How many of its tars' samples and of its records each glob holds out."""
+
+    def thinned(self, encoded: Encoded, fps: float) -> None:
+        """Count what the largest number of frames has left out between a medium's first sample and its last."""
+        numbers = np.rint(encoded.times * fps).astype(np.int64)
+        left_out = int(numbers[-1] - numbers[0]) + 1 - len(numbers)
+        self.thinned_videos += left_out > 0
+        self.frames_left_out += left_out
 
     def bad(self, found: SourceObject, reason: str, record: int | None = None, key: str | None = None) -> None:
         """Put an object, or one record of it (with a key of its own, if it has one), in quarantine."""
@@ -92,8 +102,6 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
             tally.units += 1
             if isinstance(record, BadRecord):
                 tally.bad(found, record.reason, record.index)
-            elif record[1] == {"text": ""}:
-                tally.bad(found, "the text is empty", record[0])
             else:
                 yield Record(found, found.key, record[0], *record)
     except BadData as error:
@@ -109,7 +117,13 @@ def encode_objects(
     samples: of an object that is one video, those to take, if they have been chosen already.
     """
     settings = job.recipe.tokenize
-    request = FrameRequest(fps=settings.fps, size=job.resolution, chunk=settings.chunk_frames, samples=samples)
+    request = FrameRequest(
+        fps=settings.fps,
+        size=job.resolution,
+        chunk=settings.chunk_frames,
+        window=settings.frames_per_document,
+        samples=samples,
+    )
 
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
         return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
@@ -139,6 +153,7 @@ def media_records(
             continue
         origin, codes = outcome.origin, outcome.codes
         tally.frames += len(codes)
+        tally.thinned(outcome, job.recipe.tokenize.fps)
         part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
         size = job.recipe.tokenize.frames_per_document or len(codes)
         for start in range(0, len(codes), size):
@@ -161,8 +176,17 @@ def to_documents(
     records: Iterable[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
 ) -> Iterator[Document]:
     """Each record as a document; provenance names its object, its number in there, its field spec and its frames."""
-    chosen = (((record, spec := _spec(record, job)), record.fields, spec) for record in records)
-    for (record, spec), built in build_each(chosen, tokenizer, job.vocabulary):
+
+    def chosen() -> Iterator[tuple[tuple[Record, FieldSpec], dict[str, Any], FieldSpec]]:
+        for record in records:
+            try:
+                spec = _draw_spec(record, job)
+            except BadData as error:
+                tally.bad(record.found, str(error), record.number, record.unit)
+            else:
+                yield (record, spec), record.fields, spec
+
+    for (record, spec), built in build_each(chosen(), tokenizer, job.vocabulary):
         found = record.found
         if isinstance(built, BadData):
             tally.bad(found, str(built), record.number, record.unit)
@@ -179,12 +203,25 @@ def to_documents(
         yield Document(record.key, found.source, tokens, spans, provenance)
 
 
-def _spec(record: Record, job: TokenizeJob) -> FieldSpec:
+def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
+    """One of the source's specs that the record's fields fit, by its key. Raises BadData where none fits."""
     specs = job.recipe.sources[record.found.source].fields
     if len(specs) == 1:
-        return spec_for_record(specs[0], 0)
+        only = spec_for_record(specs[0], 0)
+        only.check(record.fields)
+        return only
+    fitting, problems = [], {}
+    for text in specs:
+        try:
+            spec_for_record(text, 0).check(record.fields)
+            fitting.append(text)
+        except BadData as error:
+            problems[text] = str(error)
+    if not fitting:
+        each = "; ".join(f"{text}: {problem}" for text, problem in problems.items())
+        raise BadData(f"none of its field specs fits: {each}")
     draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
-    return spec_for_record(specs, int.from_bytes(draw, "big"))
+    return spec_for_record(fitting, int.from_bytes(draw, "big"))
 
 
 def _streams(tokens: np.ndarray, vocabulary: JointVocabulary) -> dict[str, Any]:

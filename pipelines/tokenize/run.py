@@ -7,7 +7,6 @@ of documents, and its record with counts and quarantine, of which the recipe bou
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -22,6 +21,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources.listing import check_heldout
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
+from pipelines.tokenize.quarantine import Quarantine
 from pipelines.tokenize.record import (
     KeptTokenizer,
     TokenizedPartition,
@@ -35,10 +35,8 @@ from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.errors import UserError
 from storage.public_url import public_url
 from storage.store import Store
-from storage.urls import fetch_file
 from tokenization.text.tokenizer import load_text_tokenizer
-
-log = logging.getLogger("ringworld")
+from tokenization.text.tokenizer_files import SPECIAL_TOKENS, fetch_tokenizer
 
 TOKENIZER = "tokenizer"
 
@@ -63,6 +61,8 @@ def tokenize_by(
     partitions = {part.name: part for part in parts}
     job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
     decode = recipe.tokenize.decode
+    windows = recipe.tokenize.frames_per_document is not None
+    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, partitions, windows)
 
     def submit(work: str | Piece) -> ray.ObjectRef:
         options = {"max_retries": 0, **decode.ray_options}
@@ -72,27 +72,25 @@ def tokenize_by(
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
-        for entry in record["quarantine"]:
-            log.warning("tokenize: quarantined %s: %s", entry["url"], entry["reason"])
+        quarantine.add(record)
 
     def on_piece(left: int) -> None:
         line.advance(0, pieces_left=left)
 
-    records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
+    try:
+        records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
+    finally:
+        quarantine.report()
     for name in store.names(PIECES):
         store.delete(name)
-    quarantine = [entry for record in records for entry in record["quarantine"]]
-    units = sum(record["units"] for record in records)
-    if len(quarantine) > (budget := recipe.tokenize.max_bad_fraction) * units:
-        raise UserError(
-            f"{len(quarantine)} of {units} objects and records are bad, over tokenize.max_bad_fraction {budget}: first "
-            f"{quarantine[0]['url']} ({quarantine[0]['reason']}); mend or remove them, or raise max_bad_fraction"
-        )
+    quarantine.check()
     matched: dict[str, set[str]] = {}
     for record in records:
         matched.setdefault(record["source"], set()).update(record["inner_heldout"])
     check_heldout(recipe, [found for part in parts for found in part.objects], matched)
-    totals = {key: sum(record[key] for record in records) for key in ("documents", "tokens", "vision_tokens", "frames")}
+    entries = tuple(entry for record in records for entry in record["quarantine"])
+    counted = ("documents", "tokens", "vision_tokens", "frames", "thinned_videos", "frames_left_out")
+    totals = {key: sum(record.get(key, 0) for record in records) for key in counted}
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
     names = [entry.name for entry in fields(TokenizedPartition)]
@@ -102,15 +100,15 @@ def tokenize_by(
         files=store.hashes(TOKENIZER),
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
     )
-    figures = TokenizeFigures(**totals, units=units, quarantined=len(quarantine))
-    return Made(TokenizeRecord(outputs, figures), tuple(quarantine))
+    figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))
+    return Made(TokenizeRecord(outputs, figures), entries)
 
 
 def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
     """Commit a copy of the text tokenizer, so that the documents can be read without its source."""
-    local = fetch_file(recipe.text_tokenizer.path, recipe.storage.options)
-    beside = local.with_name("tokenizer_config.json")
-    for path in (local, *([beside] if local.suffix == ".json" and beside.is_file() else [])):
+    local = fetch_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)
+    beside = [local.with_name(name) for name in SPECIAL_TOKENS if local.suffix == ".json"]
+    for path in (local, *[path for path in beside if path.is_file()][:1]):
         with store.writing(f"{TOKENIZER}/{path.name}") as file:
             file.write(path.read_bytes())
     fingerprint = load_text_tokenizer(str(local)).fingerprint

@@ -11,12 +11,12 @@ from pipelines.cluster.progress import bar
 from pipelines.codecs.record import CodecRecord
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
-from pipelines.recipe import Recipe, output_settings
+from pipelines.recipe import Recipe, Tokenize, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.sources.listing import read_objects
 from pipelines.sources.stage import SourcesRecord
 from pipelines.tokenize.record import TokenizeRecord
-from storage.urls import list_objects
+from tokenization.text.tokenizer_files import find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,16 @@ class TokenizeStage(Stage[TokenizeRecord]):
         return ("sources", self.codec) if self.codec else ("sources",)
 
     def settings(self) -> Mapping[str, Any]:
-        """Field specs, sampling, the tokenizer's hash, and the encoder's precision."""
+        """Field specs, sampling, the hashes of the tokenizer's files, and the encoder's precision."""
         recipe = self.recipe
+        tokenizer = find_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)
+        special = {"special_tokens": tokenizer.special.etag} if tokenizer.special else {}
         return {
             "fields": {name: source.fields for name, source in recipe.sources.items()},
             "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
             "tokenize": output_settings(recipe.tokenize),
-            "text_tokenizer": list_objects(recipe.text_tokenizer.path, recipe.storage.options)[0].etag,
+            "text_tokenizer": tokenizer.model.etag,
+            **special,
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
             "seed": recipe.seed,
         }
@@ -52,6 +55,15 @@ class TokenizeStage(Stage[TokenizeRecord]):
         """One decoding task beside the fewest encoders."""
         decode, encode = self.recipe.tokenize.decode, self.recipe.tokenize.encode
         return Capacity().plus(decode, 1).plus(encode, encode.min_workers if self.codec else 0)
+
+    def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """Which videos are thinned, or how many were."""
+        if figures is None:
+            vision = [name for name, source in self.recipe.sources.items() if source.has_vision]
+            most = {name: frames for name in vision if (frames := self.recipe.max_frames(name)) is not None}
+            return tuple(_will_thin(name, frames, self.recipe.tokenize) for name, frames in most.items())
+        videos, frames = figures.get("thinned_videos", 0), figures.get("frames_left_out", 0)
+        return (f"{count_of(videos, 'videos')} thinned to max_frames: {frames:,} frames left out",) if videos else ()
 
     def run(self, context: StageContext) -> Made[TokenizeRecord]:
         """Tokenize every partition on the cluster."""
@@ -68,4 +80,12 @@ class TokenizeStage(Stage[TokenizeRecord]):
     def summary(self, manifest: Manifest[TokenizeRecord]) -> tuple[str, ...]:
         """Documents and tokens."""
         figures = manifest.record.figures
-        return (count_of(figures.documents, "documents"), count_of(figures.tokens, "tokens"))
+        thinned = (f"{count_of(figures.thinned_videos, 'videos')} thinned",) if figures.thinned_videos else ()
+        return (count_of(figures.documents, "documents"), count_of(figures.tokens, "tokens"), *thinned)
+
+
+def _will_thin(source: str, frames: int, settings: Tokenize) -> str:
+    longer = f"videos of more than {frames / settings.fps:g} s"
+    if settings.frames_per_document is None:
+        return f"of source {source}, {longer} are thinned to {frames} frames (max_frames)"
+    return f"of source {source}, {longer} lose whole documents down to {frames} frames (max_frames)"

@@ -17,9 +17,11 @@ from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
 from pipelines.recipe import TrainStage as TrainSettings
 from pipelines.report.numbers import count_of
+from pipelines.train.job import MODEL
 from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
+from storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TrainStage(Stage[TrainRecord]):
         memory and by any kernels, and a checkpoint fits them all, so that a run goes on when they change.
         """
         recipe, model = self.recipe, self.recipe.model
-        init = url_digest(model.init, recipe.storage.options) if model.init else None
+        init = _weights_digest(model.init, recipe.storage.options) if model.init else None
         first = {} if self.previous else {"model": {"size": model.size, "init": init}}
         stage, train = output_settings(self.stage), output_settings(recipe.train)
         return {"stage": stage, "train": train, "seed": recipe.seed, **first}
@@ -107,3 +109,9 @@ class TrainStage(Stage[TrainRecord]):
         """Steps and tokens."""
         figures = manifest.record.figures
         return (count_of(figures.steps, "steps"), count_of(figures.tokens, "tokens"))
+
+
+def _weights_digest(url: str, options: dict[str, Any]) -> str:
+    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`."""
+    model = Store(url, options).at(MODEL)
+    return url_digest(model.url if model.exists("config.json") else url, options)

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from storage.errors import BadData, UserError
 from tokenization import fields
-from tokenization.fields import FieldSpec, build_each, build_tokens, spec_for_record
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_each, build_tokens, spec_for_record
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary

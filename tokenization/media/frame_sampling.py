@@ -44,8 +44,8 @@ class FrameRequest:
     """Which frames of a video or an image to take, and in what form.
 
     fps: samples per second of video. size: width and height of a frame in pixels. chunk: the most frames of a chunk.
-    max_frames, part: of a video, as in `choose_samples`. samples: those to take of a video, instead of max_frames and
-    part. threads: for decoding a video. Raises ValueError on an fps, size or chunk that is not positive.
+    max_frames, part, window: of a video, as in `choose_samples`. samples: those to take of a video, instead of
+    max_frames and part. threads: for decoding a video. Raises ValueError on an fps, size or chunk that is not positive.
     """
 
     fps: float
@@ -53,6 +53,7 @@ class FrameRequest:
     chunk: int = 64
     max_frames: int | None = None
     part: tuple[float, float] = (0.0, 1.0)
+    window: int | None = None
     samples: Samples | None = None
     threads: int = 1
 
@@ -63,12 +64,24 @@ class FrameRequest:
     def choose(self, count: Callable[[], int]) -> Samples | None:
         """The samples to take of a video, None for all; `count` gives their total, and is called only if needed."""
         if self.samples is None and (self.max_frames is not None or self.part != (0.0, 1.0)):
-            return choose_samples(count(), self.max_frames, self.part)
+            return choose_samples(count(), self.max_frames, self.part, self.window)
         return self.samples
 
 
-def choose_samples(total: int, max_frames: int | None = None, part: tuple[float, float] = (0.0, 1.0)) -> Samples:
-    """At most `max_frames` samples, by `uniform_sample`, in a part of a video of `total`; adjacent parts share none."""
+def choose_samples(
+    total: int, max_frames: int | None = None, part: tuple[float, float] = (0.0, 1.0), window: int | None = None
+) -> Samples:
+    """At most `max_frames` samples, by `uniform_sample`, in a part of a video of `total`; adjacent parts share none.
+
+    window: consecutive samples that stay together. Of more than `max_frames`, whole windows are then left out.
+    """
     start, end = int(total * part[0]), int(total * part[1])
-    kept = uniform_sample(end - start, end - start if max_frames is None else max_frames)
+    count = end - start
+    most = count if max_frames is None else max_frames
+    if window is None or count <= most:
+        kept = uniform_sample(count, most)
+    else:
+        windows = uniform_sample(-(-count // window), max(1, most // window))
+        kept = (windows[:, None] * window + np.arange(window)).ravel()
+        kept = kept[kept < count][:most]
     return Samples(start + kept, to_end=end == total)

@@ -26,11 +26,7 @@ EXPANSION = 200  # most decoded bytes per stored byte of a Parquet row group ove
 
 def read_parquet(file: BinaryIO, columns: Collection[str] | None, limit: int) -> Iterator[Record | BadRecord]:
     """Records with their row's number. Raises BadData where it is no Parquet file or has none of the columns."""
-    try:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
-        names = parquet.schema_arrow.names
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None
+    parquet, names = _opened(file)
     wanted = [name for name in names if columns is None or name in columns]
     if twice := [name for name in wanted if wanted.count(name) > 1]:
         raise BadData(f'the column "{twice[0]}" occurs twice')
@@ -52,6 +48,19 @@ def read_parquet(file: BinaryIO, columns: Collection[str] | None, limit: int) ->
                 index += batch.num_rows
         except (pa.ArrowException, OSError, ValueError, BadData) as error:
             yield BadRecord(index, f"rows {index} to {end - 1} are unreadable ({_first_line(error)})")
+
+
+def parquet_columns(file: BinaryIO) -> list[str]:
+    """The names of the columns. Raises BadData where it is no Parquet file."""
+    return _opened(file)[1]
+
+
+def _opened(file: BinaryIO) -> tuple[pq.ParquetFile, list[str]]:
+    try:
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
+        return parquet, parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:

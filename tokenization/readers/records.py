@@ -14,6 +14,7 @@ import json
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from storage.errors import BadData, UserError
 from tokenization.readers.csv_rows import read_csv
-from tokenization.readers.parquet import read_parquet
+from tokenization.readers.parquet import parquet_columns, read_parquet
 from tokenization.readers.record import (
     BOM,
     MAX_RECORD_BYTES,
@@ -37,6 +38,8 @@ from tokenization.readers.record import (
 _PLAIN = (".txt", ".md", ".jsonl", ".csv", ".tsv")
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 EXTENSIONS = (*_PLAIN, ".parquet", *(plain + packed for plain in _PLAIN for packed in _CODECS))
+
+_FIRST_RECORDS = 1000  # that are looked at for the names of their fields
 
 Read = Callable[[int], bytes]
 
@@ -69,6 +72,22 @@ def read_records(
     if plain in (".csv", ".tsv"):
         return unless_mostly_bad(read_csv(read, plain, columns, max_record_bytes))
     return _text(read, max_record_bytes)
+
+
+def column_names(file: BinaryIO, url: str) -> tuple[list[str], bool]:
+    """The fields of an object's first records, and whether no record of it can have another. Raises as `read_records`.
+
+    Of Parquet, CSV and TSV those are the columns.
+    """
+    if extension_of(url) == ".parquet":
+        return parquet_columns(file), True
+    records = read_records(file, url)
+    names: dict[str, None] = {}
+    for record in islice(records, _FIRST_RECORDS):
+        if not isinstance(record, BadRecord):
+            names |= dict.fromkeys(record[1])
+    is_whole = next(records, None) is None
+    return list(names), bool(names) and (is_whole or ".jsonl" not in extension_of(url))
 
 
 def _unpacked(file: BinaryIO, codec: str) -> Read:

@@ -23,6 +23,7 @@ from tokenizers.models import BPE
 
 from storage.errors import BadData, UserError
 from tokenization.text.bpe import SPACE, BytePairs, suits
+from tokenization.text.tokenizer_files import MODELS, SPECIAL_TOKENS
 
 MAX_PART_CHARS = 1 << 20  # a longer part is not text, and encoding it would take about 400 bytes per character
 
@@ -33,14 +34,17 @@ NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 """Texts to their ids, int32 [L], and the end of each text's, int64 [n]; raises UnicodeEncodeError on a surrogate."""
 Merges = list[tuple[str, str]]
+USUAL_TOKENS = ("<s>", "</s>")
+"""BOS and EOS of a tokenizer.json where no file beside it names others."""
 
 
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """Encodes and decodes text with one vocabulary.
 
-    path, fingerprint: of the model file, sha256 (hex). bos_id, eos_id: ids that `encode` never emits. It is pickled as
-    its path, from which an actor loads it again.
+    path: of the model file. fingerprint: sha256 (hex) of that file and, where they are not `USUAL_TOKENS`, the names of
+    BOS and EOS. bos_id, eos_id: ids that `encode` never emits. It is pickled as its path, from which an actor loads it
+    again.
     """
 
     path: str
@@ -85,16 +89,24 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
     """Load a tokenizer from a local file or directory, once per process and file content.
 
     path: a sentencepiece BPE model (LLaMA-2's `tokenizer.model`), a Hugging Face `tokenizer.json`, or a directory that
-    holds either (the sentencepiece model is preferred, as it is the original). The empty path is the 32,000-piece model
-    of the mistral-common package. Raises UserError on a missing file or one of another kind.
+    holds either (the sentencepiece model is preferred, as it is the original). A tokenizer.json's BOS and EOS are those
+    that the first of `SPECIAL_TOKENS` beside it names, or else `<s>` and `</s>`. The empty path is the 32,000-piece
+    model of the mistral-common package. Raises UserError on a missing file or one of another kind.
     """
     file = _model_file(path)
-    return _load(path, file, hashlib.sha256(file.read_bytes()).hexdigest())
+    beside = (file.with_name(name) for name in SPECIAL_TOKENS if file.suffix == ".json")
+    special = next((path for path in beside if path.is_file()), None)
+    named = _special_tokens(special) if special else USUAL_TOKENS
+    digest = hashlib.sha256(file.read_bytes())
+    if named != USUAL_TOKENS:
+        digest.update(json.dumps(named).encode())
+    return _load(path, file, named, digest.hexdigest())
 
 
 @lru_cache(maxsize=8)
-def _load(path: str, file: Path, fingerprint: str) -> TextTokenizer:
-    tokenizer, special, encode = _from_tokenizer_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
+def _load(path: str, file: Path, named: tuple[str, str], fingerprint: str) -> TextTokenizer:
+    is_json = file.suffix == ".json"
+    tokenizer, special, encode = _from_tokenizer_json(file, named) if is_json else _from_sentencepiece(file)
     return TextTokenizer(path, fingerprint, *special, tokenizer, encode)
 
 
@@ -106,7 +118,7 @@ def _model_file(path: str) -> Path:
         return Path(package.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
     given = Path(path)
     if given.is_dir():
-        for name in ("tokenizer.model", "tokenizer.json"):
+        for name in MODELS:
             if (given / name).is_file():
                 return given / name
         raise UserError(f"{path}: the directory holds neither tokenizer.model nor tokenizer.json; name the model file")
@@ -115,7 +127,7 @@ def _model_file(path: str) -> Path:
     return given
 
 
-def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
+def _from_tokenizer_json(file: Path, named: tuple[str, str]) -> tuple[Tokenizer, tuple[int, int], Encode]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
@@ -123,17 +135,30 @@ def _from_tokenizer_json(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode
     tokenizer.encode_special_tokens = True  # "<s>" in the text is text; plain added tokens are still found
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    beside = file.with_name("tokenizer_config.json")
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     ids = []
-    for key, usual in (("bos_token", "<s>"), ("eos_token", "</s>")):
-        token = config.get(key) or usual
-        token = token["content"] if isinstance(token, dict) else token
+    for key, token in zip(("bos_token", "eos_token"), named):
         found = tokenizer.token_to_id(token)
         if found is None:
-            raise UserError(f"{file}: its vocabulary has no {token}; set {key} in {beside.name} to a token that it has")
+            where = SPECIAL_TOKENS[0]
+            raise UserError(f"{file}: its vocabulary has no {token}; set {key} in {where} to a token that it has")
         ids.append(found)
     return tokenizer, (ids[0], ids[1]), partial(_encode_whole, tokenizer)
+
+
+def _special_tokens(file: Path) -> tuple[str, str]:
+    """The names of BOS and EOS in a tokenizer_config.json or special_tokens_map.json; the usual where it names none."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); fetch the tokenizer again") from None
+    tokens = []
+    for key, usual in zip(("bos_token", "eos_token"), USUAL_TOKENS):
+        token = config.get(key) if isinstance(config, dict) else config
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise UserError(f"{file}: {key} is {json.dumps(token)}; set it to a token of the vocabulary")
+        tokens.append(token or usual)
+    return tokens[0], tokens[1]
 
 
 def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:

@@ -22,7 +22,8 @@ from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
 from tokenization.codecs.vqgan.metrics import psnr
-from tokenization.fields import FieldSpec, build_tokens
+from tokenization.field_spec import FieldSpec
+from tokenization.fields import build_tokens
 from tokenization.media.frame_sampling import FrameRequest
 
 

@@ -23,7 +23,7 @@ from pipelines.evaluate.models import trained_model
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
 from pipelines.sources.listing import content_of
 from storage.errors import BadData
-from tokenization.fields import FieldSpec
+from tokenization.field_spec import FieldSpec
 from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary

@@ -14,6 +14,7 @@ from model.layers.memory_settings import MemorySettings
 from pipelines.build import build_stages
 from pipelines.dag.plan import plan
 from pipelines.recipe.load import load_recipe
+from pipelines.recipe.yaml_tree import read_yaml
 from storage.errors import UserError
 from storage.store import Store
 from testing.miniature import recipe, write_recipe
@@ -169,6 +170,36 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     broken.write_text("- just\n- a list\n")
     with pytest.raises(UserError, match="no mapping"):
         load_recipe(broken)
+
+
+def test_a_folder_and_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\); give the path of a YAML recipe"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(UserError, match=r"latin\.yaml: not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "name: a\nsources:\n  s: {urls: [a]}\n  t: {urls: [b]}\n  s: {urls: [c]}",
+            "'s' occurs twice, in lines 3 and 5",
+        ),
+        ("name: a\nname: a", "'name' occurs twice, in lines 1 and 2"),
+        ("- {a: 1, a: 2}", "'a' occurs twice, in line 1"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: {y: 1}", "'<<' occurs twice, in lines 3 and 4"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_by_its_lines(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe(tmp_path / "twice.yaml")
+
+
+def test_what_is_merged_from_an_anchor_may_be_replaced() -> None:
+    assert read_yaml("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}")["c"] == {"x": 3}
 
 
 def test_another_mesh_carries_on_and_another_learning_rate_begins_anew() -> None:

@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ]
     outputs = EvaluateOutputs(tuple(one.name for one in parts), tuple(store.names("pictures")))
     bad = {"url": HOSTILE, "key": "k", "record": None, "reason": "not a video that can be read"}
-    tokenize = TokenizeRecord(TokenizeOutputs(), TokenizeFigures(documents=5, tokens=12345))
+    tokenize = TokenizeRecord(TokenizeOutputs(), TokenizeFigures(5, 12345, thinned_videos=2, frames_left_out=1500))
     evaluated = EvaluateRecord(outputs, evaluation.collect(job, records))
     for stage in build_stages(recipe):
         if isinstance(stage, TokenizeStage):
@@ -109,6 +109,7 @@ def test_the_page_shows_every_part_of_the_run_and_escapes_what_it_quotes(run: Ru
     assert "“a red square”" in page.words
     text = " ".join(page.words)
     assert "On 559 held-out text tokens the final model's loss is" in text
+    assert "2 videos thinned to max_frames: 1,500 frames left out." in text
     assert "rope_theta: 10000.0" in text
 
 

@@ -69,6 +69,12 @@ CASES: dict[str, tuple[Callable[[], bytes], int, Reasons]] = {
     "marked-utf-16.txt": (lambda: "To be".encode("utf-16"), 0, [(None, "not UTF-8: byte 0xff at offset 0")]),
     "nul.txt": (lambda: b"To be\0or not", 0, [(None, "not text: a NUL byte at offset 5")]),
     "empty.txt": (lambda: b"", 0, [(0, "the text is empty")]),
+    "blank.txt": (lambda: b" \n\t\xc2\xa0", 0, [(0, "the text is empty")]),
+    "empty-beside-others.jsonl": (
+        lambda: GOOD + b'{"text": "", "id": 1}\n{"text": "  ", "id": 2}\n' + GOOD,
+        2,
+        [(1, "the text is empty"), (2, "the text is empty")],
+    ),
     "mark-alone.txt": (lambda: b"\xef\xbb\xbf", 0, [(0, "the text is empty")]),
     "noise.txt": (lambda: noise(MB), 0, [(None, "not UTF-8")]),
     "one-line.txt": (lambda: b"to be " * 17_000_000, 0, [(None, f"the file is larger than {LIMIT} bytes")]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.recipe import Kind
+from pipelines.recipe import Kind, Recipe
+from pipelines.recipe.data import TextTokenizer
 from pipelines.sources.listing import SourceObject
 from pipelines.tokenize.partition import cut_partitions
-from testing.miniature import VQGAN_SIZES
+from pipelines.tokenize.stage import TokenizeStage
+from testing.miniature import VQGAN_SIZES, text_recipe
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
@@ -70,6 +74,20 @@ def test_partitions_are_named_by_source_split_and_number() -> None:
         ("a-heldout-000000", 1),
         ("b-train-000000", 1),
     ]
+
+
+def test_every_file_of_the_tokenizer_is_in_the_fingerprint(sources: Path, tmp_path: Path) -> None:
+    shutil.copy(sources / "tokenizer.json", tmp_path)
+    stage = TokenizeStage(Recipe.model_validate(text_recipe(sources, tmp_path / "run")), None)
+    path = {"path": str(tmp_path)}
+    stage = replace(stage, recipe=stage.recipe.model_copy(update={"text_tokenizer": TextTokenizer(**path)}))
+    seen = [stage.settings()]
+    for content in ('{"bos_token": "a", "eos_token": "b"}', '{"bos_token": "b", "eos_token": "a"}'):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        seen.append(stage.settings())
+    assert seen[0] != seen[1] != seen[2]
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert stage.settings() == seen[0]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import AttentionOptions
 from model.llama.config import llama_config
+from model.llama.hf_weights import StoredWeights
 from model.llama.llama import build_llama, whole_llama
 from model.training.mesh import Mesh
 from pipelines.pack.record import PackOutputs, PackRecord
 from pipelines.train.data import describe, stage_dispatcher
 from pipelines.train.engine_setup import initial_weights
 from pipelines.train.job import TrainJob
+from pipelines.train.stage import TrainStage
 from storage.errors import UserError
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe
@@ -82,3 +85,23 @@ def test_a_run_starts_from_a_hugging_face_folder_or_from_a_stage_of_another_run(
         assert torch.equal(model.lm_head.weight[: VOCABULARY.text_size], text.lm_head.weight)
         assert model.config.max_position_embeddings == job.stage.context
     assert torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
+
+
+def test_the_weights_to_start_from_are_in_the_fingerprint_wherever_they_lie_in_the_folder(tmp_path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": str(tmp_path / "stage")})})
+    stage = TrainStage(recipe, recipe.train.stages[0], None)
+    seen = []
+    for folder, files in (("stage", 3), ("stage/model", 3), ("stage/model", 5)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"):
+            (tmp_path / folder / name).write_text(f"{folder} {files}")
+        seen.append(stage.settings()["model"]["init"])
+    assert len(set(seen)) == 3
+
+
+def test_an_index_names_files_beside_it_alone(tmp_path) -> None:
+    index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json: '\.\./other/model\.safetensors' is no file beside it"):
+        StoredWeights(CONFIG, lambda: tmp_path).read("model.norm.weight")

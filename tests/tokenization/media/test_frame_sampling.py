@@ -16,6 +16,14 @@ def test_uniform_sample_is_linspace_truncated() -> None:
     assert uniform_sample(2, 0).tolist() == []
 
 
+def test_windows_stay_whole_and_are_left_out_evenly() -> None:
+    assert choose_samples(23, 12, window=4).numbers.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 20, 21, 22]
+    assert choose_samples(23, 23, window=4).numbers.tolist() == list(range(23))
+    assert choose_samples(23, None, window=4).numbers.tolist() == list(range(23))
+    assert choose_samples(40, 8, (0.5, 1.0), window=4).numbers.tolist() == [20, 21, 22, 23, 36, 37, 38, 39]
+    assert choose_samples(23, 3, window=4).numbers.tolist() == [0, 1, 2], "never more than the largest number"
+
+
 def test_pieces_share_samples_out_by_time() -> None:
     cut = Samples(np.array([4, 8, 12, 16, 20]), True).pieces(8)
     assert [(piece.numbers.tolist(), piece.to_end) for piece in cut] == [

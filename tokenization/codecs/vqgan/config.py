@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage.errors import UserError
-from storage.setting_types import OutputNeutral, Positive
+from storage.setting_types import Above0, OutputNeutral, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,12 @@ class VQGANConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
+        widths = self.channels if isinstance(self.channels, list | tuple) else [self.channels]
+        object.__setattr__(self, "channels", tuple(widths))
+        for key, value in asdict(self).items():
+            sizes = value if key == "channels" else [value]
+            if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise UserError(f"vqgan: {key} is {value!r}; set vqgan.config.{key} to a number above 0")
         if self.resolution % self.down_factor:
             raise UserError(
                 f"vqgan: resolution {self.resolution} is no multiple of {self.down_factor}, the factor of "
@@ -130,9 +135,9 @@ class VQGANTraining:
     steps: Positive
     batch: Positive = 8
     """Frames a step."""
-    lr: float = 1.5e-3
+    lr: Above0 = 1.5e-3
     """Peak learning rate of AdamW, after a warm-up, falling to zero by a cosine."""
-    fps: float = 30.0
+    fps: Above0 = 30.0
     """Frames a second taken from video."""
     max_frames: Positive = 4096
     """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""

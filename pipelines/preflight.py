@@ -1,0 +1,80 @@
+"""What a recipe and the listing of its sources show to be impossible, told before any stage runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.recipe import Recipe
+from pipelines.sources.known_fields import known_fields
+from pipelines.sources.listing import SourceObject
+from storage.errors import UserError
+from tokenization.field_spec import FieldSpec
+from tokenization.text.tokenizer_files import fetch_tokenizer
+
+_LONG_ENOUGH = 512
+"""Tokens from which a context holds a needle and the question about it, whatever the tokenizer."""
+
+
+def check_recipe(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
+    """Raise UserError where a stage could only fail. objects: the listing of the recipe's sources."""
+    for name in recipe.sources:
+        own = [found for found in objects if found.source == name]
+        _check_media(recipe, name, own)
+        with contextlib.suppress(OSError):  # reading is repeated, and explained, where it matters
+            _check_fields(recipe, name, own)
+    _check_mixtures(recipe, objects)
+    if any(found.kind == "text" and found.heldout for found in objects):
+        _check_needle(recipe)
+
+
+def _check_media(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
+    media = next((found for found in objects if found.kind != "text"), None)
+    if media is not None and recipe.vqgan is None:
+        raise UserError(
+            f"sources.{name}: {media.url} is of kind {media.kind}, and the recipe has no vqgan to encode its frames; "
+            f"add one, or name texts"
+        )
+
+
+def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
+    known, all_known = known_fields(objects, recipe.storage.options)
+    if not known:
+        return
+    specs = [FieldSpec.parse(text) for text in recipe.sources[name].fields]
+    lacking = {spec.text: field for spec in specs for field in spec.names if field not in known}
+    is_sampled = any(found.kind == "webdataset" for found in objects)
+    if lacking and not is_sampled and (all_known or len(lacking) == len(set(recipe.sources[name].fields))):
+        spec, field = next(iter(lacking.items()))
+        raise UserError(
+            f'sources.{name}.fields: no record has the field "{field}" that "{spec}" names; they have '
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _check_mixtures(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
+    trained_on = {found.source for found in objects if not found.heldout}
+    for index, stage in enumerate(recipe.train.stages):
+        if missing := sorted(set(stage.mixture) - trained_on):
+            raise UserError(
+                f"train.stages.{index}.mixture: all of source {missing[0]!r} is held out, which leaves nothing to "
+                f"train on; narrow sources.{missing[0]}.heldout, or drop it from the mixture"
+            )
+
+
+def _check_needle(recipe: Recipe) -> None:
+    """The question and the needle fit the contexts that may be too short for them."""
+    needle = recipe.evaluate.needle
+    short = [context for context in needle.contexts if context < _LONG_ENOUGH] if needle else []
+    if not needle or not short:
+        return
+    from pipelines.evaluate.tasks.needle_prompts import build_prompt, draw_needles  # a tokenizer's imports take time
+    from tokenization.text.tokenizer import load_text_tokenizer
+
+    tokenizer = load_text_tokenizer(str(fetch_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)))
+    for context in short:
+        for number in range(needle.rounds):
+            (drawn,) = draw_needles(1, np.random.default_rng([recipe.seed, context, number]))
+            build_prompt(np.zeros(1, np.int32), [(drawn, 0.0)], [drawn], context, tokenizer)
