@@ -40,6 +40,7 @@ class Quarantine:
         self.fraction, self.entries, self.units = fraction, list[dict[str, Any]](), 0
         self._partitions, self._windows = partitions, windows
         self._sources = {part.source: _Source() for part in partitions.values()}
+        self._unread = len(partitions)
         self._left = 0  # objects that are one by their kind
         for part in partitions.values():
             ones, size = self._count(part)
@@ -53,13 +54,14 @@ class Quarantine:
         self.entries += record["quarantine"]
         self.units += record["units"]
         self._left -= ones
+        self._unread -= 1
         source.left -= size
         if size:
             unreadable = sum(entry["record"] is None for entry in record["quarantine"])
             source.units += max(0, record["units"] - ones - unreadable)
             source.read += size
         if len(self.entries) > self.fraction * self._most_units():
-            raise self.error(" so far")
+            raise self.error(" so far" if self._unread else "")
 
     def check(self) -> None:
         """Raise UserError where too much of all that there was is bad."""
