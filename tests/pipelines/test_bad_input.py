@@ -103,6 +103,14 @@ def spoilt(sources: Path, tmp_path: Path) -> Path:
     return data
 
 
+def of_spoilt(tree_of: Callable[..., dict[str, Any]], data: Path, root: Path) -> dict[str, Any]:
+    """A recipe over these sources, which holds nothing out."""
+    tree = tree_of(data, root)
+    for source in tree["sources"].values():
+        del source["heldout"]
+    return tree
+
+
 def spoil(data: Path) -> dict[str, str]:
     """Add objects that cannot be used; the start of the reason for each."""
     clip = (data / "clips/carphone.mp4").read_bytes()
@@ -128,9 +136,9 @@ def spoil(data: Path) -> dict[str, str]:
 def test_objects_that_cannot_be_used_are_quarantined_with_their_reason_and_cost_no_other(
     spoilt: Path, tmp_path: Path
 ) -> None:
-    fine = tokenized(recipe(spoilt, tmp_path / "fine"))
+    fine = tokenized(of_spoilt(recipe, spoilt, tmp_path / "fine"))
     reasons = spoil(spoilt)
-    tree = recipe(spoilt, tmp_path / "run")
+    tree = of_spoilt(recipe, spoilt, tmp_path / "run")
     tree["tokenize"] |= {"max_bad_fraction": 0.8}
     store, manifest = tokenized(tree)
     quarantine = {entry["key"].partition("/")[2]: entry for entry in manifest["quarantine"]}
@@ -164,7 +172,7 @@ def test_more_bad_objects_than_the_budget_fail_the_stage_and_name_the_first(
     spoilt: Path, tmp_path: Path, refused: Command
 ) -> None:
     spoil(spoilt)
-    said = refused(recipe(spoilt, tmp_path / "run"))
+    said = refused(of_spoilt(recipe, spoilt, tmp_path / "run"))
     assert f"over tokenize.max_bad_fraction 0.01: first {spoilt}/" in said
     assert "mend or remove them, or raise max_bad_fraction" in said
     assert not list((tmp_path / "run").glob("stages/tokenize/*/manifest.json"))
@@ -175,7 +183,7 @@ def test_more_bad_objects_than_the_budget_fail_the_stage_and_name_the_first(
 def test_a_source_of_empty_objects_is_refused(spoilt: Path, tmp_path: Path, refused: Command) -> None:
     for path in (spoilt / "acts").iterdir():
         path.write_text("")
-    said = refused(text_recipe(spoilt, tmp_path / "run"))
+    said = refused(of_spoilt(text_recipe, spoilt, tmp_path / "run"))
     assert f"2 of 2 objects and records are bad, over tokenize.max_bad_fraction 0.01: first {spoilt}/acts/" in said
     assert "(the text is empty)" in said
 
@@ -185,7 +193,7 @@ def test_a_source_of_empty_objects_is_refused(spoilt: Path, tmp_path: Path, refu
 def test_a_codebook_that_does_not_match_the_recipe_is_named_with_both_sizes(
     spoilt: Path, tmp_path: Path, refused: Command
 ) -> None:
-    said = refused(recipe(spoilt, tmp_path / "run"), "vqgan.config.codebook_size=128")
+    said = refused(of_spoilt(recipe, spoilt, tmp_path / "run"), "vqgan.config.codebook_size=128")
     assert "vqgan" in said
     assert "64" in said
     assert "128" in said

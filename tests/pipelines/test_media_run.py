@@ -101,8 +101,8 @@ def documents(store: Store, manifest: dict[str, Any], heldout: bool) -> dict[str
 def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(finished: Path, sources: Path) -> None:
     store, manifest = tokenized(finished)
     train, held = documents(store, manifest, False), documents(store, manifest, True)
-    film = [f"tars/a.tar/../../film#{start}" for start in range(0, 20, 4)]
-    lions = [f"tars/a.tar/{number}#0" for number in range(9)]
+    film = [f"tars/tars/a.tar/../../film#{start}" for start in range(0, 20, 4)]
+    lions = [f"tars/tars/a.tar/{number}#0" for number in range(9)]
     bears = [key for key in train if key.startswith("tars/tars/b.tar/0#")]
     assert sorted(train) == sorted([*film, *lions, *bears, *(f"pairs/qa.jsonl/{number}#0" for number in range(3))])
     assert bears
