@@ -37,7 +37,7 @@ class SourcesStage(Stage[SourcesRecord]):
 
     kind = "sources"
     record = SourcesRecord
-    output_version = 1
+    output_version = 2
     inputs = ()
 
     objects: Sequence[SourceObject]

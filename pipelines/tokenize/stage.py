@@ -25,7 +25,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
     kind = "tokenize"
     record = TokenizeRecord
-    output_version = 1
+    output_version = 2
     libraries = ("av", "pillow", "tokenizers", "sentencepiece", "torch", "diffusers", "pyarrow")
 
     recipe: Recipe

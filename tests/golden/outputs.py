@@ -119,7 +119,8 @@ def _recipe(folder: Path) -> Recipe:
     for name, text in TEXTS.items():
         fs.pipe_file(f"/golden/{name}", text.encode())
     tree = tiny_recipe(folder).model_dump(mode="json")
-    books = {"urls": [f"memory://golden/{glob}" for glob in ("*.md", "*.txt", "*.jsonl")], "heldout": ["*held*"]}
+    tree["storage"]["data"] = "memory://golden"
+    books = {"urls": ["*.md", "*.txt", "*.jsonl"], "heldout": ["*held*"]}
     clips = {"urls": [CLIP], "fields": ["vision"], "heldout_tail": 0.25}
     tree["sources"] = {"books": books, "clips": clips}
     return Recipe.model_validate(tree)

@@ -89,12 +89,7 @@ def _info(url: str, options: dict[str, Any] | None) -> ObjectInfo | None:
     """The object, or None where there is none. Raises OSError where that cannot be known."""
     try:
         return object_info(url, options)
-    except NotADirectoryError:
-        return None
-    except FileNotFoundError as error:
-        status = getattr(error.__cause__, "status", None)  # fsspec raises it on every answer of a web server
-        if status in (401, 403):
-            raise PermissionError(f"{public_url(url)}: the server answers {status}") from None
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

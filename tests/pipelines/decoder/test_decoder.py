@@ -42,6 +42,7 @@ WANTED: dict[str, Any] = {"fps": 30.0, "size": 128, "chunk": 20}  # a chunk is m
 
 @pytest.fixture(autouse=True, scope="module")
 def _none_left() -> Iterator[None]:
+    close_idle()
     yield
     close_idle()
     assert not decoders()

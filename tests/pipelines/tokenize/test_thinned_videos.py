@@ -34,6 +34,8 @@ class Numbering:
 
 def recipe_of(folder: Path, source: dict[str, Any], tokenize: dict[str, Any]) -> Recipe:
     tree = tiny_recipe(folder).model_dump(mode="json")
+    for one in tree["sources"].values():
+        one["heldout"] = []
     tree["sources"]["clips"] |= source
     tree["tokenize"] |= {"fps": FPS, **tokenize}
     return Recipe.model_validate(tree)

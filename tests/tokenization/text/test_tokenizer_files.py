@@ -129,5 +129,5 @@ class Denies(SimpleHTTPRequestHandler):
 def test_a_config_that_may_not_be_read_is_not_taken_for_absent(folder: Path) -> None:
     with http_server(partial(Denies, directory=str(folder))) as address:
         for url in (f"{address}/tokenizer.json", address):
-            with pytest.raises(UserError, match=r"tokenizer_config\.json: the server answers 403"):
+            with pytest.raises(UserError, match=r"tokenizer_config\.json: .*the server answers 403"):
                 find_tokenizer(url)
