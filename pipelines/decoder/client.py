@@ -32,9 +32,8 @@ from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.decoder.messages import BrokenMessageError, fields_of, receive, receive_block, send
 from pipelines.decoder.sandbox import clean_environment
 from storage.errors import BadData
-from tokenization.media.frame_sampling import FrameRequest
-from tokenization.media.frames import MediaKind
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest
+from tokenization.media.kinds import MediaKind
 from tokenization.readers.record import BadRecord, Record
 from tokenization.readers.rows import unpack_records, unpack_samples
 from tokenization.readers.webdataset_tar import BadSample, Sample

@@ -24,7 +24,7 @@ from storage.public_url import object_url, public_url, without_query
 from storage.store import Store
 from storage.urls import join_url
 from tokenization.fields import field_names
-from tokenization.media.frames import IMAGES, VIDEOS
+from tokenization.media.kinds import IMAGES, VIDEOS
 from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of
 
 log = logging.getLogger("ringworld")
@@ -39,6 +39,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
 }
 _OF_RECORDS = tuple(one for one in EXTENSIONS if one not in (".txt", ".md"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _WITH_INSIDES = {"webdataset", "records"}
 
 
@@ -290,4 +291,9 @@ def _kind(url: str, name: str, source: Source) -> Kind:
     for kind, suffixes in _KINDS.items():
         if suffix in suffixes:
             return kind
+    if without_query(url).lower().endswith(_COMPRESSED_TARS):
+        raise UserError(
+            f"sources.{name}: {url} is a compressed tar, in which no sample can be read where it lies; decompress it "
+            f"(gunzip, zstd -d), and name the .tar"
+        )
     raise UserError(f"sources.{name}: cannot tell the kind of {url} by its extension; set sources.{name}.kind")

@@ -22,9 +22,8 @@ from storage.errors import BadData, UserError
 from storage.public_url import public_url
 from storage.reach import Reach
 from storage.urls import object_info
-from tokenization.media.frame_sampling import FrameRequest
-from tokenization.media.frames import MediaKind, kind_by_name
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest
+from tokenization.media.kinds import MediaKind, kind_by_name
 from tokenization.readers.record import BadRecord, NotText
 from tokenization.readers.webdataset_tar import BadSample
 

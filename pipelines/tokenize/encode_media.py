@@ -24,7 +24,7 @@ from pipelines.sources.media import BadMedium, Medium, Origin
 from pipelines.tokenize.encoder_pool import encoder_pool
 from storage.errors import BadData
 from storage.store import Store
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk
 
 if TYPE_CHECKING:
     from tokenization.codecs.vqgan.model import VQGAN

@@ -23,8 +23,7 @@ from storage.errors import BadData
 from tokenization.document import Document
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_each, field_names, spec_for_record
-from tokenization.media.frame_sampling import FrameRequest, Samples
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples
 from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary

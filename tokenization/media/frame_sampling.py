@@ -1,4 +1,4 @@
-"""Which frames of a medium to take: a `FrameRequest`, and the `Samples` of a video that it selects.
+"""Which frames of a medium to take: a `FrameRequest`, the `Samples` of a video that it selects, and frames in chunks.
 
 In: a rate, a size, a share of the video, a largest number of frames. Out: the numbers of the samples to take.
 """
@@ -85,3 +85,14 @@ def choose_samples(
         kept = (windows[:, None] * window + np.arange(window)).ravel()
         kept = kept[kept < count][:most]
     return Samples(start + kept, to_end=end == total)
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds."""
+
+    frames: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)

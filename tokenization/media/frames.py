@@ -1,31 +1,20 @@
-"""A video or an image to frames; its kind is found by the extension of its name, or else by its bytes.
+"""A video or an image to frames.
 
-In: a name; a binary file. Out: its kind; chunks of square frames with their times, an image as one frame at time 0.
+In: a binary file. Out: chunks of square frames with their times, an image as one frame at time 0.
 """
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 
 from storage.errors import BadData
-from tokenization.media.frame_sampling import FrameRequest
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest
 from tokenization.media.image import load_image
-from tokenization.media.video import FrameChunk, decode_frames
-
-MediaKind = Literal["video", "image"]
-
-VIDEOS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"})
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-def kind_by_name(name: str) -> MediaKind | None:
-    """The kind of a file by the extension of its name; None for any other extension."""
-    extension = posixpath.splitext(name)[1].lower()
-    return "video" if extension in VIDEOS else "image" if extension in IMAGES else None
+from tokenization.media.kinds import MediaKind
+from tokenization.media.video import decode_frames
 
 
 def media_frames(file: BinaryIO, kind: MediaKind | None, request: FrameRequest) -> Iterator[FrameChunk]:

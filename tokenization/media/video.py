@@ -37,7 +37,7 @@ from storage.errors import BadData
 from tokenization.media import skip_unused_frames
 from tokenization.media.cropping import Cropping, cropping_of
 from tokenization.media.extent import LONGEST_STILL, MISSING_TAIL, Extent, frame_period
-from tokenization.media.frame_sampling import FrameRequest
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest
 from tokenization.media.resize import SquareConverter
 
 # Containers of their own media. FFmpeg also reads playlists and scripts that name other files and addresses, whatever
@@ -47,17 +47,6 @@ _HALF = Fraction(1, 2)
 _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
 _WORTH_A_SEEK = 10  # seconds of decoding that a seek has to save
 _LONGEST = 366 * 24 * 3600  # seconds of a video; a longer one is a broken clock, and would be cut into endless pieces
-
-
-@dataclass(frozen=True)
-class FrameChunk:
-    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds."""
-
-    frames: np.ndarray
-    times: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterator[FrameChunk]:

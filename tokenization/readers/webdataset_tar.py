@@ -25,12 +25,13 @@ from operator import itemgetter
 from typing import Any, BinaryIO
 
 from storage.errors import BadData
-from tokenization.media.frames import MediaKind, kind_by_name
+from tokenization.media.kinds import MediaKind, kind_by_name
 from tokenization.readers.record import BOM, MAX_RECORD_BYTES, decode_text
 
 HEADER_BYTES = 1 << 16  # the largest long name or extended header
 HEADERS_BYTES = 1 << 20  # the most bytes of headers before one member's content
 BLOCK = tarfile.BLOCKSIZE
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 _BESIDE_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog)\.(md|txt|rst|html?|pdf|cff|bib)|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
@@ -147,6 +148,10 @@ def _name(member: tarfile.TarInfo) -> str:
 
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The members' headers, in order. Raises BadData if the tar is not whole, where tarfile would just end."""
+    file.seek(0)
+    beginning = file.read(max(map(len, _COMPRESSED)))
+    if packed := next((name for magic, name in _COMPRESSED.items() if beginning.startswith(magic)), None):
+        raise BadData(f"it is compressed by {packed}, and has to be decompressed before its samples can be read")
     file.seek(0)
     end = 0
     try:

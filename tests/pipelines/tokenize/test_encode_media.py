@@ -13,7 +13,7 @@ from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, Origin
 from pipelines.tokenize.encode_media import Encoded, _Batches, _Pending, encode_media
 from storage.errors import BadData
-from tokenization.media.video import FrameChunk
+from tokenization.media.frame_sampling import FrameChunk
 
 pytestmark = pytest.mark.slow
 

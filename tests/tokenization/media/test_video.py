@@ -22,9 +22,9 @@ from PIL import Image
 
 from storage.errors import BadData
 from testing.made_media import corners, encoded, quadrants, recoded, remuxed, sound
-from tokenization.media.frame_sampling import FrameRequest, Samples, choose_samples, uniform_sample
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples, choose_samples, uniform_sample
 from tokenization.media.resize import SquareConverter
-from tokenization.media.video import FrameChunk, count_samples, decode_frames
+from tokenization.media.video import count_samples, decode_frames
 
 
 def installed(package: str, path: str) -> Path:

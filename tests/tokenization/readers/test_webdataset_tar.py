@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -173,6 +176,12 @@ def test_what_is_no_tar_is_told_in_one_line(content: bytes) -> None:
     (found,) = samples(content)
     assert found[:2] == (0, None)
     assert found[2].startswith("the tar is damaged from its beginning: ")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_told_as_that(pack: Callable[[bytes], bytes]) -> None:
+    (found,) = samples(pack(tar([("a.jpg", b"1")])))
+    assert "it is compressed by " in found[2]
 
 
 def test_any_number_of_empty_members_is_read() -> None:
