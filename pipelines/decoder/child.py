@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import math
 import os
@@ -25,6 +26,7 @@ from storage.errors import BadData
 
 _MAX_REASON = 1000  # characters
 _MAX_REQUEST_BYTES = 1 << 30
+_GC_THRESHOLD = 50_000
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs in every run, and a reason must not
 # What readers raise on broken data.
 _BY_DATA = (ValueError, ArithmeticError, LookupError, RuntimeError, EOFError, OSError, TypeError)
@@ -46,6 +48,8 @@ def serve(answers: Callable[[dict[str, Any], BinaryIO], Iterator[Answer]]) -> No
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
+        gc.freeze()  # what is imported stays; and records, which hold no cycles, are let go without being looked at
+        gc.set_threshold(_GC_THRESHOLD)
         strain, stopwatch = Strain(limits), Stopwatch(limits.cpu_seconds)
         send(replies, {"is": "ready", "is_confined": is_confined})
         while True:

@@ -65,18 +65,22 @@ def lines_of(read: Callable[[int], bytes], limit: int) -> Iterator[bytes | None]
 
 def unless_mostly_bad(records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord]:
     """The same records. Raises BadData where over `BAD_LINES` and most are bad; the bad wait for the first good one."""
-    waiting: list[Record | BadRecord] = []
+    waiting: list[BadRecord] = []
     good = bad = 0
     for record in records:
-        waiting.append(record)
-        if isinstance(record, BadRecord):
-            bad += 1
-            if bad > max(BAD_LINES, good):
-                lines = record.index + 1
-                raise BadData(f"{bad} of its first {lines} lines are bad, the last because of {record.reason}")
-        else:
+        if not isinstance(record, BadRecord):
             good += 1
+            if waiting:
+                yield from waiting
+                waiting = []
+            yield record
+            continue
+        bad += 1
+        if bad > max(BAD_LINES, good):
+            lines = record.index + 1
+            raise BadData(f"{bad} of its first {lines} lines are bad, the last because of {record.reason}")
         if good:
-            yield from waiting
-            waiting.clear()
+            yield record
+        else:
+            waiting.append(record)
     yield from waiting

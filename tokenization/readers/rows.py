@@ -41,8 +41,10 @@ def pack_records(records: Iterable[Record | BadRecord], columns: Sequence[str]) 
     try:
         for record in records:
             held.append(record)
-            if not isinstance(record, BadRecord):
-                chars += sum(len(value) for value in record[1].values() if isinstance(value, str | bytes))
+            if type(record) is tuple:
+                for value in record[1].values():
+                    if type(value) is str or type(value) is bytes:
+                        chars += len(value)
             if chars >= _CHARS or len(held) == _ROWS:
                 yield _packed_records(held, columns)
                 held, chars = [], 0
@@ -57,10 +59,10 @@ def pack_records(records: Iterable[Record | BadRecord], columns: Sequence[str]) 
 def unpack_records(data: Any, columns: Sequence[str]) -> list[Record | BadRecord]:
     """What `pack_records` made a batch of. Raises built-in and Arrow's errors on anything else."""
     batch = _batch(data, {})
-    indices, reasons = batch["index"].to_pylist(), batch["reason"]
+    indices, reasons = batch["index"].to_numpy().tolist(), batch["reason"]
     fields = _fields(batch, columns)
     if reasons.null_count == len(reasons):
-        return list(zip(indices, fields))
+        return list(zip(indices, fields, strict=True))
     return [
         (index, own) if reason is None else BadRecord(index, reason)
         for index, own, reason in zip(indices, fields, reasons.to_pylist())
@@ -99,21 +101,33 @@ def unpack_samples(data: Any, columns: Sequence[str]) -> list[Sample | BadSample
 
 def _packed_records(records: Sequence[Record | BadRecord], columns: Sequence[str]) -> pa.Buffer:
     none: dict[str, Any] = {}
+    if BadRecord not in set(map(type, records)):
+        indices, fields = zip(*cast("Sequence[Record]", records))
+        return _packed(indices, pa.nulls(len(records), pa.utf8()), fields, columns, {})
     rows = [(one.index, one.reason, none) if isinstance(one, BadRecord) else (one[0], None, one[1]) for one in records]
-    return _packed(rows, columns, {})
+    indices, reasons, fields = zip(*rows)
+    return _packed(indices, _reasons(reasons), fields, columns, {})
 
 
 def _packed_samples(samples: Sequence[Sample | BadSample], columns: Sequence[str]) -> pa.Buffer:
     rows = [(one.number, getattr(one, "reason", None), getattr(one, "side", {})) for one in samples]
     places = {name: pa.array([getattr(one, name, None) for one in samples], _OF_SAMPLES[name]) for name in _OF_SAMPLES}
-    return _packed(rows, columns, places)
+    indices, reasons, fields = zip(*rows)
+    return _packed(indices, _reasons(reasons), fields, columns, places)
+
+
+def _reasons(reasons: Sequence[str | None]) -> pa.Array:
+    return pa.array([reason and reason.encode("utf-8", "replace").decode() for reason in reasons], pa.utf8())
 
 
 def _packed(
-    rows: Sequence[tuple[int, str | None, dict[str, Any]]], columns: Sequence[str], more: dict[str, pa.Array]
+    indices: Sequence[int],
+    reasons: pa.Array,
+    fields: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    more: dict[str, pa.Array],
 ) -> pa.Buffer:
-    indices, reasons, fields = zip(*rows)
-    arrays = {"index": pa.array(indices, pa.int64()), "reason": pa.array(map(_valid, reasons), pa.utf8()), **more}
+    arrays = {"index": pa.array(indices, pa.int64()), "reason": reasons, **more}
     for number, name in enumerate(columns):
         parts = _parts([own.get(name, _ABSENT) for own in fields], "vision" in name)
         arrays |= {f"{kind}{number}": array for kind, array in parts.items()}
@@ -122,10 +136,6 @@ def _packed(
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     return sink.getvalue()
-
-
-def _valid(text: str | None) -> str | None:
-    return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def _parts(values: list[Any], may_be_codes: bool) -> dict[str, pa.Array]:
@@ -187,8 +197,8 @@ def _batch(data: Any, more: dict[str, pa.DataType]) -> pa.RecordBatch:
 
 
 def _fields(batch: pa.RecordBatch, columns: Sequence[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{} for _ in range(len(batch))]
     names = set(batch.schema.names)
+    found: list[dict[str, Any]] = []
     for number, column in enumerate(columns):
         for kind, read in _READ.items():
             if f"{kind}{number}" not in names:
@@ -196,20 +206,25 @@ def _fields(batch: pa.RecordBatch, columns: Sequence[str]) -> list[dict[str, Any
             array = batch[f"{kind}{number}"]
             if array.null_count == len(array):
                 continue
-            values = array.to_numpy(zero_copy_only=False).tolist() if kind == "text" else read(array)
-            for own, value in zip(found, values):
+            values = read(array)
+            if not found and not array.null_count:  # of most files
+                found = [{column: value} for value in values]
+                continue
+            found = found or [{} for _ in values]
+            for own, value in zip(found, values, strict=True):
                 if value is not None:
                     own[column] = value
         if f"type{number}" in names:
+            found = found or [{} for _ in range(len(batch))]
             shown = batch[f"shown{number}"].to_pylist()
-            for own, type_name, text in zip(found, batch[f"type{number}"].to_pylist(), shown):
+            for own, type_name, text in zip(found, batch[f"type{number}"].to_pylist(), shown, strict=True):
                 if type_name is not None:
                     own[column] = NotText(type_name, text)
-    return found
+    return found or [{} for _ in range(len(batch))]
 
 
 _READ: dict[str, Callable[[pa.Array], list[Any]]] = {
-    "text": pa.Array.to_pylist,
+    "text": lambda array: array.to_numpy(zero_copy_only=False).tolist(),  # several times as fast as to_pylist
     "raw": lambda array: [value and value.decode("utf-8", "surrogatepass") for value in array.to_pylist()],
     "bytes": pa.Array.to_pylist,
     "codes": pa.Array.to_pylist,
