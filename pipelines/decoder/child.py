@@ -43,9 +43,9 @@ def serve(answers: Callable[[dict[str, Any], BinaryIO], Iterator[Answer]]) -> No
         begin = receive(requests)
         end_with_parent(begin["parent"])
         confine(limits := Limits(**begin["limits"]))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         is_confined = confine_calls()
         # What libraries print about hostile data may be hostile too.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         gc.freeze()  # what is imported stays; and records, which hold no cycles, are let go without being looked at

@@ -189,6 +189,7 @@ class DecoderProcess:
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 bufsize=0,
+                pipesize=1 << 20,
                 env=clean_environment([path or os.getcwd() for path in sys.path]),
             )
         assert self._process.stdout
