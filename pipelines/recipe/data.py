@@ -34,21 +34,22 @@ class Source(Config):
     """fsspec URLs with globs. `package://NAME/path` is a file of an installed Python package."""
     kind: Kind | None = None
     """None: by extension. `webdataset`: tars of media with their `.json` and `.txt` (caption), as img2dataset and
-    video2dataset write them. `records`: JSONL or Parquet whose records each name a medium, in the column `media`."""
+    video2dataset write them. `records`: tables (JSONL, CSV, TSV, Parquet) whose records each name a medium, in the
+    column `media`."""
     media: Text | None = None
-    """Column of JSONL or Parquet records that names each record's video or image by URL, absolute or relative to the
-    file; the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
+    """Column of a table that names each record's video or image by URL, absolute or relative to the file, or holds it;
+    the other columns (caption, question, answer, ...) are the record's fields beside `vision`."""
     media_from: list[Text] = Field(default_factory=lambda: list(PUBLIC_WEB))
     """URL prefixes from which records may name media, besides their own file's folder, bucket, host or package:
     `s3://BUCKET/images/`, `https://HOST/`, a folder. `http://` and `https://` alone are all hosts with public
     addresses; a host that is named may have any address."""
     side: list[Text] = Field(default_factory=list)
-    """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
+    """Tables with captions, questions, answers for the media, joined by key."""
     fields: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
-    """LWM field specs; several: one is drawn for each record, deterministically from its index."""
+    """LWM field specs; several: one of those that a record fits is drawn for it, by the seed and its key."""
     heldout: list[str] = Field(default_factory=list)
-    """Globs over the URLs and keys, of tars also over the samples' keys (TAR/KEY), of records over the URLs of their
-    media: what matches is never trained on."""
+    """Patterns as those of `urls`, or globs over URLs and keys, of tars also over the samples' keys (TAR/KEY), of
+    records over the URLs of their media: what matches is never trained on."""
     heldout_tail: Finite[float] = Field(default=0.0, ge=0, lt=1)
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
     max_frames: Positive | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.decoder.client import MEDIA, TABLES
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from storage.store import Store
@@ -28,7 +29,7 @@ def kill_decoders(killed: set[int], stop: threading.Event) -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 is_new = process.create_time() >= began and process.pid not in killed
-                if is_new and "pipelines.decoder.child" in process.cmdline():
+                if is_new and {MEDIA, TABLES} & set(process.cmdline()):
                     time.sleep(0.15 * (len(killed) % 4))
                     process.kill()
                     killed.add(process.pid)

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -82,3 +83,29 @@ def test_a_decoder_is_confined_and_has_no_secret_in_its_environment(kind: str, m
         assert not one.net_connections("inet")
     finally:
         decoder.close()
+
+
+ON_ANOTHER_MACHINE = f"""
+import platform, runpy
+platform.machine = lambda: "riscv64"
+runpy.run_module({TABLES!r}, run_name="__main__")
+"""
+
+
+def test_where_there_is_no_filter_that_is_said_and_the_limits_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "on_another_machine.py").write_text(ON_ANOTHER_MACHINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hush-hush")
+    decoder = DecoderProcess("on_another_machine", DEFAULT_LIMITS)
+    try:
+        one = psutil.Process(decoder._process.pid)
+        assert "hush-hush" not in one.environ().values()
+        assert one.rlimit(psutil.RLIMIT_FSIZE)[0] == 0
+        assert one.rlimit(psutil.RLIMIT_DATA)[0] < 2 * DEFAULT_LIMITS.memory
+        with open(f"/proc/{one.pid}/status", encoding="ascii") as file:
+            assert "NoNewPrivs:\t1\n" in file.read()
+    finally:
+        decoder.close()
+    assert "this kernel confines no decoder process: one that data takes over may reach the network" in caplog.text
