@@ -46,7 +46,7 @@ class Source(Config):
     """JSONL or Parquet files with captions, questions, answers for the media, joined by key."""
     fields: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
     """LWM field specs; several: one is drawn for each record, deterministically from its index."""
-    heldout: list[str] = Field(default_factory=list)
+    heldout: list[Text] = Field(default_factory=list)
     """Globs over the URLs and keys, of tars also over the samples' keys (TAR/KEY), of records over the URLs of their
     media: what matches is never trained on."""
     heldout_tail: Finite[float] = Field(default=0.0, ge=0, lt=1)

@@ -17,7 +17,7 @@ from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
 from pipelines.report.numbers import count_of
 from pipelines.sources.found import Found, find_objects
-from pipelines.sources.identity import Names, below, data_url, heldout_by, inner_globs, opening_urls
+from pipelines.sources.identity import Names, below, data_url, heldout_by, idle_names, inner_globs, opening_urls
 from storage.errors import UserError
 from storage.printable import printable
 from storage.public_url import object_url, public_url, without_query
@@ -177,8 +177,11 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
     heldout = heldout_by(source, storage, names)
     inner = inner_patterns(recipe, name)
     unseen = set(inner.values()) if set(kinds) & _WITH_INSIDES else set()
-    if idle := next((one for one in source.heldout if one not in unseen.union(*heldout)), None):
-        raise UserError(_holds_nothing_out(key, idle, names))
+    for pattern in source.heldout:
+        if pattern not in unseen:
+            idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
+            if idle:
+                raise UserError(_holds_nothing_out(key, idle[0], names))
     for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
         info, url = found.info, called.urls[0]
         whole = SourceObject(

@@ -111,9 +111,22 @@ def test_a_pattern_that_names_nothing_is_refused_in_urls_and_in_heldout(tmp_path
     fill(tmp_path, "t/00.txt", "t/01.txt", "t/02.txt")
     with pytest.raises(UserError, match=r"no such file or object|write it as a whole part"):
         listing(tmp_path, urls=[missing])
-    if "{" not in missing and "**" not in missing:
+    if "**" not in missing:
         with pytest.raises(UserError, match=r"sources\.a\.heldout: .* names none of the 3 objects"):
             listing(tmp_path, urls=["t/*.txt"], heldout=[missing])
+
+
+def test_a_whole_url_is_written_alike_in_urls_and_in_heldout(tmp_path: Path, object_store: ObjectStore) -> None:
+    fill(tmp_path, "t/x.txt", "t/y.txt")
+    for written in (f"file://{tmp_path}/t/x.txt", f"file://{tmp_path}/t/../t/x*", f"{tmp_path}/t//x.txt"):
+        assert keys(listing(tmp_path, urls=[written])) == ["t/x.txt"]
+        assert keys(listing(tmp_path, urls=["t/*.txt"], heldout=[written]), heldout=True) == ["t/x.txt"]
+    fs, root = fsspec.core.url_to_fs("s3://data/whole-urls", **object_store.options)
+    for name in "xy":
+        fs.pipe_file(f"{root}/{name}.txt", name.encode())
+    options = object_store.options
+    found = listing("s3://data", options=options, urls=["whole-urls/*"], heldout=["s3a://data/whole-urls/x.txt"])
+    assert keys(found, heldout=True) == ["whole-urls/x.txt"]
 
 
 def test_the_place_of_the_data_is_no_pattern(tmp_path: Path) -> None:
