@@ -182,6 +182,33 @@ def test_a_run_is_recognized_through_a_link(tmp_path: Path) -> None:
     assert keys(listing(tmp_path / "data", root=f"{tmp_path}/data/runs/run", urls=["**/*.jsonl"])) == ["x.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("a.log", {"kind": "text"}, r"sources\.a: text is read from \.txt, .* and .*a\.log is none of these"),
+        ("a.json", {}, "cannot tell the kind of .*a.json by its extension; set sources.a.kind to video, image or"),
+        ("a.tar.gz", {}, "a.tar.gz is a compressed tar, which is not read; unpack it to a .tar"),
+        ("a.tar.xz", {"kind": "webdataset"}, "a.tar.xz is a compressed tar, which is not read"),
+        ("a.TGZ", {"kind": "webdataset"}, "a.TGZ is a compressed tar, which is not read"),
+        ("a.txt.gz", {"media": "url"}, "a.txt.gz is no table"),
+        ("x.jpg", {"side": ["x.jpg"]}, r"sources\.a\.side: .*x\.jpg is no table; side data is read from \.jsonl, "),
+    ],
+)
+def test_a_file_that_its_source_cannot_read_is_named(
+    tmp_path: Path, name: str, source: dict[str, Any], said: str
+) -> None:
+    fill(tmp_path, name)
+    with pytest.raises(UserError, match=said):
+        listing(tmp_path, urls=[name], **source)
+
+
+def test_a_folder_of_side_data_is_its_tables(tmp_path: Path) -> None:
+    fill(tmp_path, "x.jpg", "notes.txt")
+    (tmp_path / "x.csv").write_text("file,caption\nx.jpg,c\n")
+    (found,) = listing(tmp_path, urls=["x.jpg"], side=["."], fields=["caption"])
+    assert found.side == {"caption": "c"}
+
+
 def test_a_folder_without_a_known_file_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "d/x.xyz", "d/.hidden/x.txt")
     with pytest.raises(
