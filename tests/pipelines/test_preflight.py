@@ -76,6 +76,7 @@ def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
             "sources.more={urls: ['*.mp4'], fields: [vision], heldout_tail: 0.5, heldout: [a.mp4]}",
             "sources.more: it trains on",
         ),
+        ("vqgan.weights=/nowhere/vqgan", "/nowhere/vqgan: no such file or folder; check vqgan.weights"),
         ("vqgan=null", "is of kind video, and the recipe has no vqgan to encode its frames"),
         ("evaluate.needle.contexts=[32]", "evaluate.needle.contexts: 32 tokens leave no room for text beside"),
         ("tokenize.fps=0", "tokenize.fps: Input should be greater than 0"),
