@@ -26,6 +26,7 @@ def check_recipe(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
         with contextlib.suppress(OSError):  # reading is repeated, and explained, where it matters
             _check_fields(recipe, name, own)
     _check_mixtures(recipe, objects)
+    _check_splits(objects)
     if any(found.kind == "text" and found.heldout for found in objects):
         _check_needle(recipe)
 
@@ -41,6 +42,13 @@ def _check_media(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> 
 
 def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
     known, all_known = known_fields(objects, recipe.storage.options)
+    media = recipe.sources[name].media
+    if media is not None and media not in known and known != {"vision"}:
+        raise UserError(
+            f'sources.{name}.media: no record has the column "{media}" that is to name its video or image; they have '
+            f"{', '.join(sorted(known - {'vision'}))}"
+        )
+    known.discard(media or "")  # what is the medium is no field
     if not known:
         return
     specs = [FieldSpec.parse(text) for text in recipe.sources[name].fields]
@@ -62,6 +70,28 @@ def _check_mixtures(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
                 f"train.stages.{index}.mixture: all of source {missing[0]!r} is held out, which leaves nothing to "
                 f"train on; narrow sources.{missing[0]}.heldout, or drop it from the mixture"
             )
+
+
+def _check_splits(objects: Sequence[SourceObject]) -> None:
+    """No source trains on what another holds out."""
+    trained_on: dict[str, list[SourceObject]] = {}
+    for found in objects:
+        if not found.heldout:
+            trained_on.setdefault(found.url, []).append(found)
+    for held in objects:
+        leak = next((one for one in trained_on.get(held.url, []) if held.heldout and _overlap(held, one)), None)
+        if leak:
+            raise UserError(
+                f"sources.{leak.source}: it trains on {held.url}, of which sources.{held.source} holds out "
+                f"{'a part' if held.inner_heldout or held.part != (0.0, 1.0) else 'all'}; hold the same out in both"
+            )
+
+
+def _overlap(held: SourceObject, trained_on: SourceObject) -> bool:
+    """Whether two listings of one object, for the two splits, have something in common."""
+    if held.inner_heldout and set(held.inner_heldout) <= set(trained_on.inner_heldout):
+        return False
+    return max(held.part[0], trained_on.part[0]) < min(held.part[1], trained_on.part[1])
 
 
 def _check_needle(recipe: Recipe) -> None:

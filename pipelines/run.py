@@ -32,6 +32,7 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedSt
     root = root_store(recipe)
     with first_contact(root.url):
         root.read_json(REBUILDS)
+    root.check_output()
     return plan(_checked_stages(recipe), root, rebuild)
 
 

@@ -7,7 +7,7 @@ import re
 _SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.-]*::?//|[a-z][a-z0-9+.-]*::)")  # between the file systems of one URL
 _WEB = ("http", "https")  # whose URLs have a query; elsewhere `?` is a character of a name
-_WITHOUT_USERS = ("file", "local", "memory", "package", "s3", "s3a", "gs", "gcs", "az", "abfs")
+_WITHOUT_USERS = ("file", "local", "memory", "package", "az", "abfs", "abfss")  # of these, `@` is part of a name
 # What signs a request, by the parameter that tells that one is signed in this way: it differs each time.
 _SIGNING = {
     "x-amz-signature": re.compile("x-amz-.*"),

@@ -60,7 +60,8 @@ def join_url(base: str, relative: str) -> str:
 
 def canonical_url(url: str, options: dict[str, Any] | None = None) -> str:
     """The URL as a listing has it: a path of this machine without its scheme, a bucket by its store's first scheme."""
-    fs, path = filesystem(url, options)
+    with first_contact(url):
+        fs, path = filesystem(url, options)
     return _url_of(fs, url, path)(path)
 
 
@@ -79,17 +80,24 @@ def filesystem(url: str, options: dict[str, Any] | None, reach: Reach | None = N
         return WebFileSystem(reach), url
     # Other processes write here too, so a listing must not be reused.
     remote = {"use_listings_cache": False, **(options or {})}
+    said: Exception
     try:
         return fsspec.core.url_to_fs(url, **(remote if scheme not in ("file", "memory") else {}))
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: the scheme {scheme!r} cannot be used ({error}); install its fsspec package") from None
+        remedy, said = "install its fsspec package", error
     except (OSError, TypeError) as error:  # a library is missing that the package loads (Java's), or an option
         if is_transient(error):
             raise
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{public_url(url)}: the scheme {scheme!r} cannot be used ({reason}); install what it needs, or use another"
-        ) from None
+        remedy, said = "install what it needs, or use another", error
+    reason = _without_credentials(str(said).partition("\n")[0], url)
+    raise UserError(f"{public_url(url)}: the scheme {scheme!r} cannot be used ({reason}); {remedy}")
+
+
+def _without_credentials(text: str, url: str) -> str:
+    """What an error says of a URL, in one line."""
+    for one in (url, *url.split("::")):
+        text = text.replace(one, public_url(one))
+    return " ".join(text.split())
 
 
 def open_url(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> BinaryIO:
@@ -158,11 +166,9 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[Ob
 
 def is_folder(url: str, options: dict[str, Any] | None = None) -> bool:
     """Whether a URL, taken literally, is that of a folder; of a web server those whose URL ends with `/` are."""
-    fs, path = filesystem(url, options)
-    if is_web(fs):
-        return url.endswith("/")
     with first_contact(url):
-        return bool(fs.isdir(path))
+        fs, path = filesystem(url, options)
+        return url.endswith("/") if is_web(fs) else bool(fs.isdir(path))
 
 
 def _changed(url: str) -> UserError:
@@ -180,7 +186,8 @@ def _absent(pattern: str) -> NothingFoundError:
 
 def _listed(pattern: str, options: dict[str, Any] | None, literally: bool = False) -> dict[str, ObjectInfo]:
     """The objects by URL; of one name, if it is to be taken literally."""
-    fs, path = filesystem(pattern, options)
+    with first_contact(pattern):
+        fs, path = filesystem(pattern, options)
     is_local = isinstance(fs, LocalFileSystem)
     if is_local:
         path = os.path.normpath(path)
@@ -273,9 +280,9 @@ def first_contact(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # client libraries raise errors of their own: aiohttp's are no OSErrors
         is_explained = isinstance(error, UserError) and getattr(error, "kind", "") not in _CONTACT_KINDS
-        if is_explained or not ("://" in url or isinstance(error, OSError)):
+        if is_explained or not ("://" in url or isinstance(error, OSError | ValueError)):  # ValueError: a NUL
             raise
-        reason = " ".join(str(getattr(error, "reason", "") or error).split()).replace(url, public_url(url))
+        reason = _without_credentials(str(getattr(error, "reason", "") or error), url)
         raise UserError(
             f"{public_url(url)}: cannot be used ({reason}); check the path or bucket, the endpoint and the credentials"
         ) from None

@@ -69,6 +69,9 @@ def lay_out_bucket(data: Path, path: Path) -> list[str]:
         **{f"videos/{folder}a.mp4": clip for folder in ("", "heldout/")},
         "chat/images/a.jpg": image,
         "chat/videos/a.mp4": clip,
+        "books/heldout/b.txt": play,
+        "images/heldout/b.jpg": image,
+        "videos/heldout/b.mp4": clip,
         "llama/config.json": play,
     }
     for name, url in files.items():

@@ -52,10 +52,10 @@ class CodecStage(Stage[CodecRecord]):
 
     def settings(self) -> Mapping[str, Any]:
         """Its sizes, and the weights' listing or how it is trained."""
-        vqgan = self.vqgan
+        vqgan, options = self.vqgan, self.recipe.storage.options
         return {
             "config": vqgan.sizes.to_dict(),
-            "weights": url_digest(vqgan.weights, self.recipe.storage.options) if vqgan.weights else None,
+            "weights": url_digest("vqgan.weights", vqgan.weights, options) if vqgan.weights else None,
             "train": output_settings(vqgan.train),
             "seed": self.recipe.seed,
         }

@@ -7,6 +7,7 @@ whose type each stage declares, the quarantine, and, for information only, which
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,9 +17,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import UserError
-from storage.public_url import object_url
+from storage.public_url import object_url, public_url
 from storage.store import Store
-from storage.urls import list_objects
+from storage.urls import NothingFoundError, ObjectInfo, list_objects
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
@@ -33,12 +34,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def url_digest(url: str, options: dict[str, Any]) -> str:
-    """What identifies a file or the files of a folder: a hash of their listing. UserError when nothing is there."""
-    try:
-        listed = list_objects(url, options)
-    except UserError:
-        listed = list_objects(f"{url.rstrip('/')}/*", options)
+def url_digest(key: str, url: str, options: dict[str, Any]) -> str:
+    """What identifies a file or the files of a folder: a hash of their listing.
+
+    key: of the recipe, which names it. Raises UserError when nothing is there.
+    """
+    listed: list[ObjectInfo] = []
+    for place in (url, f"{url.rstrip('/')}/*"):
+        with contextlib.suppress(NothingFoundError):
+            listed = listed or list_objects(place, options)
+    if not listed:
+        raise UserError(f"{public_url(url)}: no such file or folder; check {key}")
     return digest([asdict(info) | {"url": object_url(info.url)} for info in listed])
 
 

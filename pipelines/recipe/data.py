@@ -47,7 +47,7 @@ class Source(Config):
     """Tables with captions, questions, answers for the media, joined by key."""
     fields: list[str] = Field(default_factory=lambda: ["text"], min_length=1)
     """LWM field specs; several: one of those that a record fits is drawn for it, by the seed and its key."""
-    heldout: list[str] = Field(default_factory=list)
+    heldout: list[Text] = Field(default_factory=list)
     """Patterns as those of `urls`, or globs over URLs and keys, of tars also over the samples' keys (TAR/KEY), of
     records over the URLs of their media: what matches is never trained on."""
     heldout_tail: Finite[float] = Field(default=0.0, ge=0, lt=1)

@@ -6,6 +6,7 @@ An object has one URL for all that a run writes, without credentials, and a key 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.recipe.data import Source, Storage
+from storage.errors import UserError
 from storage.globs import any_case_extension, compiled, expand_braces, has_magic, is_malformed, literal_brackets
 from storage.public_url import object_url, with_user
 from storage.urls import canonical_url, join_url
@@ -64,6 +66,14 @@ def heldout_by(source: Source, storage: Storage, objects: Sequence[Names]) -> li
     return [tuple(found) for found in patterns]
 
 
+def idle_names(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[str]:
+    """The plain names for which the braces of a `heldout` pattern stand, and which name no object."""
+    names = expand_braces(pattern)
+    if len(names) == 1 or _literally(pattern, storage, objects):
+        return []
+    return [name for name in names if not has_magic(name) and not _named(name, storage, objects)]
+
+
 def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -> Mapping[str, str]:
     """Globs over what tars and files of records hold, each with the pattern of `heldout` that it is from.
 
@@ -75,20 +85,25 @@ def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -
             if not one.lower().endswith(containers):
                 globs[object_url(one)] = pattern
                 if not one.startswith("*"):
-                    globs[object_url(join_url(storage.data, one))] = pattern
+                    globs[_whole(one, storage)] = pattern
     return globs
 
 
 def _named(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[int]:
     given = expand_braces(pattern)
-    literal = {name for one in (pattern, *given) for name in (one, _whole(one, storage))}
-    folders = tuple(f"{name.rstrip('/')}/" for name in literal)
-    found = _where(objects, lambda name: name in literal or name.startswith(folders))
+    found = sorted({number for one in (pattern, *given) for number in _literally(one, storage, objects)})
     if not found:
         found = _where(objects, _matcher(given, storage))
     if not found and "[" in pattern:
         found = _where(objects, _matcher([literal_brackets(one) for one in given], storage))
     return found
+
+
+def _literally(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[int]:
+    """The objects that have exactly this name, and those in a folder of it."""
+    names = {pattern, _whole(pattern, storage)}
+    folders = tuple(f"{name.rstrip('/')}/" for name in names)
+    return _where(objects, lambda name: name in names or name.startswith(folders))
 
 
 def _where(objects: Sequence[Names], match: Callable[[str], Any]) -> list[int]:
@@ -105,4 +120,8 @@ def _matcher(patterns: Sequence[str], storage: Storage) -> Callable[[str], bool]
 def _whole(pattern: str, storage: Storage) -> str:
     """The pattern as one over URLs of a listing."""
     url = join_url(storage.data, pattern)
-    return object_url(url) if "://" in url else os.path.normpath(url)
+    if "://" not in url:
+        return os.path.normpath(url)
+    with contextlib.suppress(UserError):  # a scheme that nothing reads, which names no object
+        url = canonical_url(url, storage.options)
+    return object_url(url)

@@ -17,7 +17,7 @@ from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
 from pipelines.report.numbers import count_of
 from pipelines.sources.found import Found, find_objects
-from pipelines.sources.identity import Names, below, data_url, heldout_by, inner_globs, opening_urls
+from pipelines.sources.identity import Names, below, data_url, heldout_by, idle_names, inner_globs, opening_urls
 from storage.errors import UserError
 from storage.printable import printable
 from storage.public_url import object_url, public_url, without_query
@@ -37,9 +37,9 @@ _KINDS: dict[Kind, frozenset[str]] = {
     "text": frozenset(EXTENSIONS),
     "webdataset": frozenset({".tar"}),
 }
-_OF_RECORDS = tuple(one for one in EXTENSIONS if one not in (".txt", ".md"))
+_OF_RECORDS = tuple(one for one in EXTENSIONS if not one.startswith((".txt", ".md")))
 _CONTAINERS = (".tar", *_OF_RECORDS)
-_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
 _WITH_INSIDES = {"webdataset", "records"}
 
 
@@ -178,8 +178,11 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
     heldout = heldout_by(source, storage, names)
     inner = inner_patterns(recipe, name)
     unseen = set(inner.values()) if set(kinds) & _WITH_INSIDES else set()
-    if idle := next((one for one in source.heldout if one not in unseen.union(*heldout)), None):
-        raise UserError(_holds_nothing_out(key, idle, names))
+    for pattern in source.heldout:
+        if pattern not in unseen:
+            idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
+            if idle:
+                raise UserError(_holds_nothing_out(key, idle[0], names))
     for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
         info, url = found.info, called.urls[0]
         whole = SourceObject(
@@ -232,7 +235,9 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
     """The rows of the side files; of bad ones one line is logged."""
     if not source.side:
         return None
-    files = [found.info.url for found in find_objects(key, source.side, recipe.storage)]
+    files = [found.info.url for found in find_objects(key, source.side, recipe.storage, _is_table)]
+    if other := next((url for url in files if not _is_table(url)), None):
+        raise UserError(f"{key}: {object_url(other)} is no table; side data is read from {', '.join(_OF_RECORDS)}")
     wanted = (*KEYS, *field_names(source.fields))
     side = SideData.load(
         (object_url(file), parsed_records(Content(file, recipe.storage.options), file, wanted)) for file in files
@@ -245,11 +250,15 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
     return side
 
 
+def _is_table(url: str) -> bool:
+    return extension_of(without_query(url)) in _OF_RECORDS
+
+
 def _is_known(url: str, source: Source) -> bool:
     """Whether the extension tells that a file of a folder is meant by the source."""
     suffix = extension_of(without_query(url))
     if source.media is not None:
-        return suffix in _OF_RECORDS
+        return _is_table(url)
     return any(suffix in suffixes for kind, suffixes in _KINDS.items() if source.kind in (None, kind))
 
 
@@ -286,14 +295,20 @@ def _kind(url: str, name: str, source: Source) -> Kind:
         raise UserError(
             f"sources.{name}.media: {url} is no table; the records of JSONL, CSV, TSV and Parquet can name media"
         )
+    if suffix in _COMPRESSED_TARS:
+        raise UserError(f"sources.{name}: {url} is a compressed tar, which is not read; unpack it to a .tar")
+    if source.kind == "text" and suffix not in EXTENSIONS:
+        raise UserError(
+            f"sources.{name}: text is read from {', '.join(EXTENSIONS)}, and {url} is none of these; rename it, or "
+            f"leave it out"
+        )
     if source.kind:
         return source.kind
     for kind, suffixes in _KINDS.items():
         if suffix in suffixes:
             return kind
-    if without_query(url).lower().endswith(_COMPRESSED_TARS):
-        raise UserError(
-            f"sources.{name}: {url} is a compressed tar, in which no sample can be read where it lies; decompress it "
-            f"(gunzip, zstd -d), and name the .tar"
-        )
-    raise UserError(f"sources.{name}: cannot tell the kind of {url} by its extension; set sources.{name}.kind")
+    if url.startswith(("http://", "https://")) and not suffix:
+        remedy = f"set sources.{name}.kind, or end the URL with / where it is that of a folder"
+    else:
+        remedy = f"set sources.{name}.kind to video, image or webdataset if it is that, or leave it out"
+    raise UserError(f"sources.{name}: cannot tell the kind of {url} by its extension; {remedy}")

@@ -22,6 +22,7 @@ from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
 from storage.store import Store
+from storage.urls import first_contact
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,6 @@ class TrainStage(Stage[TrainRecord]):
 def _weights_digest(url: str, options: dict[str, Any]) -> str:
     """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`."""
     model = Store(url, options).at(MODEL)
-    return url_digest(model.url if model.exists("config.json") else url, options)
+    with first_contact(url):
+        is_of_a_stage = model.exists("config.json")
+    return url_digest("model.init", model.url if is_of_a_stage else url, options)

@@ -20,6 +20,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from storage.errors import UserError, is_transient
 from storage.object_store.errors import Request, StoreError
 from storage.object_store.options import azure_settings, gcs_settings, s3_settings
+from storage.public_url import public_url
 from storage.retry import REQUEST, Backoff, retry
 
 _FIRST_ATTEMPTS = 3  # at a store that has not answered yet, and may not exist
@@ -35,7 +36,8 @@ class Client:
     def __init__(self, scheme: str, bucket: str, options: Mapping[str, Any]) -> None:
         self._url = f"{scheme}://{bucket}"
         if not re.fullmatch(r"[A-Za-z0-9._$-]+", bucket):  # obstore's client panics on what makes no URL
-            raise UserError(f"{self._url}: no bucket has this name, nor is one found by globs; mend the URL")
+            shown = public_url(self._url)
+            raise UserError(f"{shown}: no bucket has this name, nor is one found by globs; mend the URL")
         self._scheme, self._bucket, self._options = scheme, bucket, options
         self._answered = False
         self.renew()

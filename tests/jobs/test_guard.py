@@ -73,6 +73,8 @@ def test_an_empty_log_level_is_as_an_unset_one(monkeypatch: pytest.MonkeyPatch) 
         ("storage.root=http://127.0.0.1:9/run", "storage.root is read-only (http://); name a folder or a bucket"),
         ("storage.root=/proc/version/run", "/proc/version/run: cannot be used ("),
         ("storage.root=ftp://127.0.0.1:9/run", "ftp://127.0.0.1:9/run: cannot be used ("),
+        ("storage.root=s3://", "s3://: this can be read at most, not be an output"),
+        ('storage.root="a\\0b"', "a\\x00b: cannot be used ("),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +82,26 @@ def test_a_wrong_override_is_one_sentence(override: str, said: str, capsys: pyte
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("ringworld: ")
     assert said in told
+
+
+@pytest.mark.parametrize("key", ["sources.plays.urls", "sources.clips.side", "text_tokenizer.path", "model.init"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nosuch://user:hush@127.0.0.1:9/x.csv",
+        "ftp://user:hush@127.0.0.1:9/x.csv",
+        "zip://x.csv::http://user:hush@127.0.0.1:9/x.zip",
+        "s3://user:hush@bucket/x.csv",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_one_sentence_without_its_password(
+    key: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = f"[{url!r}]" if key.startswith("sources") else url
+    assert main(["plan", QUICKSTART, "--set", "evaluate.needle=null", "--set", f"{key}={value}"]) == 2
+    told = capsys.readouterr().err
+    assert "127.0.0.1" in told or "s3://bucket" in told
+    assert "hush" not in told
 
 
 def test_device_memory_is_a_finite_number(capsys: pytest.CaptureFixture[str]) -> None:

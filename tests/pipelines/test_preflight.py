@@ -63,6 +63,20 @@ def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
         ("sources.clips.fields=['[captoin],vision', vision]", 'no record has the field "captoin"'),
         ("sources.books.fields=[vision]", 'no record has the field "vision" that "vision" names; they have text'),
         ("sources.books.heldout=['*']", "mixture: all of source 'books' is held out, which leaves nothing to train on"),
+        (
+            "sources.chat={urls: [chat.parquet], media: clip, fields: [vision]}",
+            'sources.chat.media: no record has the column "clip" that is to name its video or image; they have prompt',
+        ),
+        (
+            "sources.chat={urls: [chat.parquet], media: prompt, fields: ['[prompt],vision']}",
+            'no record has the field "prompt"',
+        ),
+        ("sources.more={urls: [a.txt, held.txt]}", "held.txt, of which sources.books holds out all; hold the same out"),
+        (
+            "sources.more={urls: ['*.mp4'], fields: [vision], heldout_tail: 0.5, heldout: [a.mp4]}",
+            "sources.more: it trains on",
+        ),
+        ("vqgan.weights=/nowhere/vqgan", "/nowhere/vqgan: no such file or folder; check vqgan.weights"),
         ("vqgan=null", "is of kind video, and the recipe has no vqgan to encode its frames"),
         ("evaluate.needle.contexts=[32]", "evaluate.needle.contexts: 32 tokens leave no room for text beside"),
         ("tokenize.fps=0", "tokenize.fps: Input should be greater than 0"),
@@ -97,6 +111,16 @@ def test_what_can_only_fail_is_refused_by_plan_and_run(
     if override == "vqgan=null":
         tree["sources"]["clips"]["fields"] = ["caption"]
     assert said in refused(tree, tmp_path, capsys, override)
+
+
+def test_what_two_sources_hold_out_alike_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        tree["sources"][name] = {"urls": ["a.mp4"], "fields": ["vision"], "heldout_tail": 0.5}
+        tree["sources"][f"{name}-chat"] = {"urls": ["chat.parquet"], "media": "prompt", "heldout": ["*/x.mp4"]}
+        tree["sources"][f"{name}-chat"]["fields"] = ["[reply],vision"]
+    path = write_recipe(tmp_path / "recipe.yaml", tree)
+    del tree["sources"]["clips"], tree["train"]["stages"][1], tree["sources"]["chat"], tree["evaluate"]["needle"]
+    assert main(["plan", str(write_recipe(path, tree))]) == 0
 
 
 def test_a_footer_that_arrow_cannot_read_says_nothing(tree: dict[str, Any], tmp_path: Path) -> None:

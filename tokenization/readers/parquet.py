@@ -21,6 +21,7 @@ _ROWS = 64  # decoded at a time, at least
 _MOST_ROWS = 1024
 _ROW_BYTES = 1 << 20  # about so many of rows that are decoded at a time
 BATCH_BYTES = 128 << 20  # most bytes of those rows, where a dictionary makes rows larger than they are stored
+_UNREADABLE = (ValueError, OverflowError, LookupError, pa.ArrowException)  # LookupError: no such time zone
 EXPANSION = 200  # most decoded bytes per stored byte of a Parquet row group over `BATCH_BYTES`; text has 3 to 10
 
 
@@ -109,7 +110,7 @@ def _records(batch: pa.RecordBatch, first: int, limit: int) -> Iterator[Record |
     if batch.nbytes <= limit:
         try:
             columns = [_values(column) for column in batch.columns]
-        except (ValueError, OverflowError):
+        except _UNREADABLE:
             pass
         else:
             yield from enumerate((dict(zip(names, row)) for row in zip(*columns)), first)
@@ -131,7 +132,7 @@ def _value(name: str, column: pa.Array) -> Any:
     except UnicodeDecodeError as error:
         with_offset = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
         raise BadData(f'the column "{name}" is not UTF-8: {with_offset}') from None
-    except (ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise BadData(f'the column "{name}" cannot be read ({_first_line(error)})') from None
 
 
@@ -144,7 +145,8 @@ def _values(column: pa.Array) -> list[Any]:
             values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()  # three times as fast
             return values
     if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
-        parts = [column.field(place).to_pylist() for place, one in enumerate(kind) if one.name in ("bytes", "path")]
+        places = {one.name: place for place, one in enumerate(kind)}
+        parts = [column.field(places[name]).to_pylist() for name in ("bytes", "path") if name in places]
         return [next((value for value in row if value is not None), None) for row in zip(*parts)]
     return column.to_pylist()
 

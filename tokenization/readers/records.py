@@ -37,6 +37,7 @@ from tokenization.readers.record import (
 
 _PLAIN = (".txt", ".md", ".jsonl", ".csv", ".tsv")
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED = {*_CODECS, ".bz2", ".xz"}
 EXTENSIONS = (*_PLAIN, ".parquet", *(plain + packed for plain in _PLAIN for packed in _CODECS))
 
 _FIRST_RECORDS = 1000  # that are looked at for the names of their fields
@@ -47,7 +48,7 @@ Read = Callable[[int], bytes]
 def extension_of(url: str) -> str:
     """The extension of a URL or path, lower case; of a compressed file with that of what is compressed, `.jsonl.gz`."""
     stem, extension = posixpath.splitext(_path(url).lower())
-    return posixpath.splitext(stem)[1] + extension if extension in _CODECS else extension
+    return posixpath.splitext(stem)[1] + extension if extension in _COMPRESSED else extension
 
 
 def read_records(

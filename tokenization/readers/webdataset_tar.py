@@ -6,7 +6,8 @@ members of a sample are ignored. A `BadSample` replaces a sample that cannot be 
 that follow damage of the tar itself.
 
 Members that belong to no sample are passed over: as by webdataset those without a dot, or with nothing before it, in
-their names (LICENSE, .DS_Store, macOS's ._x.jpg), and what people and file managers put beside data (README.md).
+their names (LICENSE, .DS_Store, macOS's ._x.jpg), and what people and file managers put beside data (README.md, tables,
+checksums).
 
 A medium is not read: its sample says where it lies. Names of members serve as keys only; links, devices and folders are
 not followed.
@@ -31,9 +32,10 @@ from tokenization.readers.record import BOM, MAX_RECORD_BYTES, decode_text
 HEADER_BYTES = 1 << 16  # the largest long name or extended header
 HEADERS_BYTES = 1 << 20  # the most bytes of headers before one member's content
 BLOCK = tarfile.BLOCKSIZE
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _BESIDE_DATA = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation|changelog)\.(md|txt|rst|html?|pdf|cff|bib)|thumbs\.db|desktop\.ini",
+    r"(readme|licen[cs]e|copying|notice|citation|changelog)\.(txt|cff|bib)|"
+    r".*\.(md|rst|html?|pdf|csv|tsv|jsonl|parquet|py|ya?ml|log|idx|md5|sha\d+)|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
 
@@ -149,11 +151,9 @@ def _name(member: tarfile.TarInfo) -> str:
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The members' headers, in order. Raises BadData if the tar is not whole, where tarfile would just end."""
     file.seek(0)
-    beginning = file.read(max(map(len, _COMPRESSED)))
-    if packed := next((name for magic, name in _COMPRESSED.items() if beginning.startswith(magic)), None):
-        raise BadData(f"it is compressed by {packed}, and has to be decompressed before its samples can be read")
-    file.seek(0)
-    end = 0
+    start, end = file.read(6), 0
+    if codec := next((name for mark, name in _COMPRESSIONS.items() if start.startswith(mark)), None):
+        raise BadData(f"it is compressed by {codec}; unpack it")
     try:
         headers = _Headers(file)
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]

@@ -140,10 +140,3 @@ def test_the_parts_of_a_video_share_out_its_frames_and_only_the_tail_is_held_out
     assert len(whole) == 49
     assert times(parts[0]) + times(parts[1]) == whole
     assert len(times(parts[0])) == int(49 * 0.7)
-
-
-@pytest.mark.parametrize("name", ["a.tar.gz", "A.TGZ", "a.tar.zst"])
-def test_a_compressed_tar_is_refused_with_the_remedy(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"is a compressed tar, .* decompress it"):
-        listing(folder, urls=[name])

@@ -184,12 +184,14 @@ def test_records_name_their_media(pairs: Path, file: str) -> None:
     assert sorted(map(int, bad)) == [number + shift for number in (4, 5, 6)]
 
 
-@pytest.mark.parametrize("kind", ["struct", "bytes"])
+@pytest.mark.parametrize("kind", ["struct", "path first", "bytes"])
 def test_a_picture_in_the_table_itself_is_read(tmp_path: Path, kind: str) -> None:
     """`datasets` writes `{bytes, path}`: one of the two, or both."""
     picture = IMAGES[0].read_bytes()
     (tmp_path / "beside.jpg").write_bytes(IMAGES[1].read_bytes())
     rows: list[Any] = [{"bytes": picture, "path": "gone.jpg"}, {"bytes": None, "path": "beside.jpg"}, None]
+    if kind == "path first":
+        rows = [row and {"path": row["path"], "bytes": row["bytes"]} for row in rows]
     if kind == "bytes":
         rows = [picture, picture, None]
     table = pa.table({"image": rows, "caption": ["one", "two", "three"]})

@@ -111,9 +111,22 @@ def test_a_pattern_that_names_nothing_is_refused_in_urls_and_in_heldout(tmp_path
     fill(tmp_path, "t/00.txt", "t/01.txt", "t/02.txt")
     with pytest.raises(UserError, match=r"no such file or object|write it as a whole part"):
         listing(tmp_path, urls=[missing])
-    if "{" not in missing and "**" not in missing:
+    if "**" not in missing:
         with pytest.raises(UserError, match=r"sources\.a\.heldout: .* names none of the 3 objects"):
             listing(tmp_path, urls=["t/*.txt"], heldout=[missing])
+
+
+def test_a_whole_url_is_written_alike_in_urls_and_in_heldout(tmp_path: Path, object_store: ObjectStore) -> None:
+    fill(tmp_path, "t/x.txt", "t/y.txt")
+    for written in (f"file://{tmp_path}/t/x.txt", f"file://{tmp_path}/t/../t/x*", f"{tmp_path}/t//x.txt"):
+        assert keys(listing(tmp_path, urls=[written])) == ["t/x.txt"]
+        assert keys(listing(tmp_path, urls=["t/*.txt"], heldout=[written]), heldout=True) == ["t/x.txt"]
+    fs, root = fsspec.core.url_to_fs("s3://data/whole-urls", **object_store.options)
+    for name in "xy":
+        fs.pipe_file(f"{root}/{name}.txt", name.encode())
+    options = object_store.options
+    found = listing("s3://data", options=options, urls=["whole-urls/*"], heldout=["s3a://data/whole-urls/x.txt"])
+    assert keys(found, heldout=True) == ["whole-urls/x.txt"]
 
 
 def test_the_place_of_the_data_is_no_pattern(tmp_path: Path) -> None:
@@ -167,6 +180,33 @@ def test_a_run_is_recognized_through_a_link(tmp_path: Path) -> None:
     fill(tmp_path, "data/x.jsonl", "disk/run/stages/a.jsonl")
     (tmp_path / "data/runs").symlink_to(tmp_path / "disk")
     assert keys(listing(tmp_path / "data", root=f"{tmp_path}/data/runs/run", urls=["**/*.jsonl"])) == ["x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("a.log", {"kind": "text"}, r"sources\.a: text is read from \.txt, .* and .*a\.log is none of these"),
+        ("a.json", {}, "cannot tell the kind of .*a.json by its extension; set sources.a.kind to video, image or"),
+        ("a.tar.gz", {}, "a.tar.gz is a compressed tar, which is not read; unpack it to a .tar"),
+        ("a.tar.xz", {"kind": "webdataset"}, "a.tar.xz is a compressed tar, which is not read"),
+        ("a.TGZ", {"kind": "webdataset"}, "a.TGZ is a compressed tar, which is not read"),
+        ("a.txt.gz", {"media": "url"}, "a.txt.gz is no table"),
+        ("x.jpg", {"side": ["x.jpg"]}, r"sources\.a\.side: .*x\.jpg is no table; side data is read from \.jsonl, "),
+    ],
+)
+def test_a_file_that_its_source_cannot_read_is_named(
+    tmp_path: Path, name: str, source: dict[str, Any], said: str
+) -> None:
+    fill(tmp_path, name)
+    with pytest.raises(UserError, match=said):
+        listing(tmp_path, urls=[name], **source)
+
+
+def test_a_folder_of_side_data_is_its_tables(tmp_path: Path) -> None:
+    fill(tmp_path, "x.jpg", "notes.txt")
+    (tmp_path / "x.csv").write_text("file,caption\nx.jpg,c\n")
+    (found,) = listing(tmp_path, urls=["x.jpg"], side=["."], fields=["caption"])
+    assert found.side == {"caption": "c"}
 
 
 def test_a_folder_without_a_known_file_is_named(tmp_path: Path) -> None:

@@ -145,6 +145,14 @@ def test_a_named_column_costs_the_rows_that_cannot_be_read_and_no_other() -> Non
     assert third[0] == 2
 
 
+def test_a_named_column_whose_time_zone_is_unknown_costs_its_rows() -> None:
+    times = pa.array([0, None], pa.timestamp("us", tz="Mars/Olympus"))
+    first, second = read(parquet(pa.table({"text": ["a", "b"], "when": times})), "a.parquet", ["text", "when"])
+    assert isinstance(first, BadRecord)
+    assert 'row 0: the column "when" cannot be read' in first.reason
+    assert second == (1, {"text": "b", "when": None})
+
+
 def test_a_file_without_any_of_the_columns_is_told_once() -> None:
     table = pa.table({"content": ["a"] * 1000})
     with pytest.raises(BadData, match=r"it has no column 'text' or 'caption', but 'content'"):

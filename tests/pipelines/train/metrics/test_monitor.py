@@ -178,7 +178,7 @@ def test_steps_to_profile(text: str, steps: tuple[int, int] | None) -> None:
 
 def test_watching_is_no_part_of_what_a_stage_makes(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    for name in ("a.txt", "b.mp4"):
+    for name in ("a.txt", "b.mp4", "held.txt", "held.mp4"):
         (tmp_path / "data" / name).write_text("x")
     recipe = tiny_recipe(tmp_path)
     recipe = recipe.model_copy(update={"vqgan": recipe.vqgan.model_copy(update={"weights": f"{tmp_path}/data/a.txt"})})
