@@ -45,7 +45,7 @@ class Reach:
 
         Of a web server only the scheme and the host are checked: each request checks its address with `place_on_web`.
         """
-        scheme, _, place = url.rpartition("://")
+        scheme, _, place = scheme_and_place(url)
         if scheme in PUBLIC_SCHEMES:
             return url
         if scheme in ("", "file"):
@@ -76,7 +76,7 @@ class Reach:
 
     def _has_prefix_of(self, url: str) -> bool:
         """Whether a URL is in the bucket or package of the file of records, or below what is allowed."""
-        scheme, _, place = self.home.rpartition("://")
+        scheme, _, place = scheme_and_place(self.home)
         own = f"{scheme}://{place.partition('/')[0]}/"
         return any(_is_below(url, _named(prefix)) for prefix in (own, *self.allowed) if "://" in prefix)
 
@@ -94,6 +94,13 @@ class Reach:
 
 
 PUBLIC_SCHEMES = frozenset(_PORTS)
+
+
+def scheme_and_place(url: str) -> tuple[str, str, str]:
+    """The parts of a URL before and after its `://`: the last one, of a chain's last file system. A web address, which
+    is of no chain, may have others in its path and query.
+    """
+    return url.partition("://") if url.lower().startswith(PUBLIC_WEB) else url.rpartition("://")
 
 
 def is_public(address: str) -> bool:

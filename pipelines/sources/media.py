@@ -19,8 +19,8 @@ from pipelines.decoder.content import Content
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.sources.listing import SourceObject, content_of
 from storage.errors import BadData, UserError
-from storage.public_url import public_url
-from storage.reach import Reach
+from storage.public_url import public_url, with_user
+from storage.reach import PUBLIC_SCHEMES, Reach, scheme_and_place
 from storage.urls import object_info
 from tokenization.media.frame_sampling import FrameChunk, FrameRequest
 from tokenization.media.kinds import MediaKind, kind_by_name
@@ -167,7 +167,7 @@ def _of_record(
         if not isinstance(named, str) or not named:
             held = named.type_name if isinstance(named, NotText) else type(named).__name__
             raise BadData(f'the record names no medium: its column "{found.media}" holds {held}')
-        url = resolve(found.opening_url, named)
+        url = with_user(resolve(found.opening_url, named), found.opening_url)
     except BadData as error:
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
     shown, reach = public_url(url), Reach(found.opening_url, found.media_from)
@@ -204,21 +204,22 @@ def resolve(file_url: str, named: str) -> str:
     Whether it is within the file's reach is another question. Raises BadData on what no file must name: a path on this
     machine, where the file is elsewhere; a scheme that reads more than an object; a chain of file systems.
     """
-    home, _, own_place = file_url.rpartition("://")
+    home, _, own_place = scheme_and_place(file_url)
     local = home in ("", "file")
-    scheme, separator, place = named.rpartition("://")
+    scheme, separator, place = scheme_and_place(named)
     scheme = scheme.lower()
-    if "::" in named or "://" in scheme:
+    if scheme not in PUBLIC_SCHEMES and ("::" in named or "://" in scheme):
         raise BadData(f"{public_url(named)}: a chain of file systems is not read")
     if separator and scheme in _ELSEWHERE | ({"file"} if local else {home}):
-        return f"{scheme}://{place}" if scheme in ("file", "http", "https") else _inside(scheme, place)
+        return f"{scheme}://{place}" if scheme in PUBLIC_SCHEMES | {"file"} else _inside(scheme, place)
     if separator:
         raise BadData(f"{public_url(named)}: the scheme {scheme!r} is not read from a record")
     if local:
         return posixpath.normpath(posixpath.join(posixpath.dirname(file_url.removeprefix("file://")), named))
     if named.startswith("/"):
         raise BadData(f"{public_url(named)}: a path of this machine, which a file from elsewhere does not choose")
-    return _inside(home, posixpath.join(posixpath.dirname(own_place.partition("?")[0]), named))
+    own_path = own_place.partition("?")[0] if home in PUBLIC_SCHEMES else own_place
+    return _inside(home, posixpath.join(posixpath.dirname(own_path), named))
 
 
 def _inside(scheme: str, place: str) -> str:

@@ -246,6 +246,11 @@ def test_a_held_out_medium_is_held_out_in_every_record(pairs: Path) -> None:
         ("s3://b/d/qa.jsonl", "../../../a.jpg", "s3://b/a.jpg"),
         ("https://h/d/qa.jsonl?v=1", "p/a.jpg?w=2", "https://h/d/p/a.jpg?w=2"),
         ("https://h/d/qa.jsonl", "http://g/a.jpg", "http://g/a.jpg"),
+        ("https://h/d/qa.jsonl?from=http://g/x/", "a.jpg", "https://h/d/a.jpg"),
+        ("s3://b/d/what?/qa.jsonl", "a.jpg", "s3://b/d/what?/a.jpg"),
+        ("/d/qa.jsonl", "https://g/old/http://h/a.jpg", "https://g/old/http://h/a.jpg"),
+        ("/d/qa.jsonl", "HTTPS://g/a?u=https::zip://h/a.jpg", "https://g/a?u=https::zip://h/a.jpg"),
+        ("/d/qa.jsonl", "http://[2001:db8::1]/a.jpg", "http://[2001:db8::1]/a.jpg"),
         ("memory://b/qa.jsonl", "memory://c/a.jpg", "memory://c/a.jpg"),
         ("package://p/qa.jsonl", "../../a.jpg", "package://p/a.jpg"),
         ("/d/qa.jsonl", "package://p/../../etc/a.jpg", "package://p/etc/a.jpg"),
@@ -269,6 +274,34 @@ def test_a_record_names_a_url_absolute_or_relative_to_its_file(file: str, named:
 def test_a_record_chooses_no_path_of_this_machine_and_no_other_reader(file: str, named: str, said: str) -> None:
     with pytest.raises(BadData, match=said):
         resolve(file, named)
+
+
+def test_a_web_address_may_hold_another_and_has_the_user_of_its_list() -> None:
+    contents: dict[str, bytes] = {}
+    users: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            users.append(self.headers.get("Authorization"))
+            content = contents.get(self.path.partition("?")[0], b"")
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    with http_server(Handler) as web:
+        address = f"{web}/resized?of=https://h/a.jpg&by=a::b"
+        contents |= {"/l.csv": f"image,caption\n{address},c\n".encode(), "/resized": IMAGES[0].read_bytes()}
+        (found,) = listing(web.replace("://", "://me:word@"), urls=["l.csv"], media="image")
+        (medium,) = media_of(found, {}, COLUMNS)
+        assert isinstance(medium, Medium)
+        assert medium.origin.provenance["media"]["url"] == address
+        (chunk,) = medium_frames(medium, FrameRequest(fps=4, size=16, chunk=4))
+        assert (chunk.frames[0] == load_image(IMAGES[0], 16)).all()
+    assert set(users) == {"Basic bWU6d29yZA=="}
 
 
 @pytest.mark.parametrize(
