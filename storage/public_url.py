@@ -22,6 +22,12 @@ def public_url(url: str) -> str:
     return "::".join(map(_public, _CHAIN.split(url)))
 
 
+def public_below(base: str, url: str) -> str:
+    """The same of a URL that may be relative to `base`, which tells whether `?` begins a query in it."""
+    is_web = base.startswith(tuple(f"{scheme}://" for scheme in _WEB)) and "://" not in url
+    return public_url(f"http://-/{url}").removeprefix("http://-/") if is_web else public_url(url)
+
+
 def object_url(url: str) -> str:
     """What names an object, whoever opens it and however: its public URL without what signs a request for it."""
     return public_url(unsigned_url(url))
