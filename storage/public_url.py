@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote_to_bytes
 
 _SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.-]*::?//|[a-z][a-z0-9+.-]*::)")  # between the file systems of one URL
+_CODES = re.compile("(%[0-9a-fA-F]{2})+")
 _WEB = ("http", "https")  # whose URLs have a query; elsewhere `?` is a character of a name
 _WITHOUT_USERS = ("file", "local", "memory", "package", "az", "abfs", "abfss")  # of these, `@` is part of a name
 # What signs a request, by the parameter that tells that one is signed in this way: it differs each time.
@@ -34,8 +36,13 @@ def object_url(url: str) -> str:
 
 
 def unsigned_url(url: str) -> str:
-    """The URL without a user's name and without what signs a request, but with all else that opens it."""
+    """The URL without a user's name and without what signs a request, but with all else that opens it.
+
+    The path of a web address is written out: its percent codes stand for no more than what would end it.
+    """
     scheme, host, path, query = _split(url)
+    if scheme.removesuffix("://") in _WEB:
+        path = _CODES.sub(_written_out, path)
     pairs = query.split("&") if query else []
     names = {pair.partition("=")[0].lower() for pair in pairs}
     signing = [pattern for mark, pattern in _SIGNING.items() if mark in names]
@@ -65,6 +72,14 @@ def _split(url: str) -> tuple[str, str, str, str]:
         place, _, query = place.partition("?")
     host, slash, path = place.partition("/")
     return scheme + separator, host, slash + path, query
+
+
+def _written_out(codes: re.Match[str]) -> str:
+    try:
+        text = unquote_to_bytes(codes[0]).decode()
+    except UnicodeDecodeError:
+        return codes[0]
+    return "".join(quote(one, safe="") if one in "%/?#" or not one.isprintable() else one for one in text)
 
 
 def _without_user(scheme: str, host: str) -> str:
