@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote_to_bytes
 
 _SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.-]*::?//|[a-z][a-z0-9+.-]*::)")  # between the file systems of one URL
+_CODES = re.compile("(%[0-9a-fA-F]{2})+")
 _WEB = ("http", "https")  # whose URLs have a query; elsewhere `?` is a character of a name
 _WITHOUT_USERS = ("file", "local", "memory", "package", "az", "abfs", "abfss")  # of these, `@` is part of a name
 # What signs a request, by the parameter that tells that one is signed in this way: it differs each time.
@@ -22,14 +24,25 @@ def public_url(url: str) -> str:
     return "::".join(map(_public, _CHAIN.split(url)))
 
 
+def public_below(base: str, url: str) -> str:
+    """The same of a URL that may be relative to `base`, which tells whether `?` begins a query in it."""
+    is_web = base.startswith(tuple(f"{scheme}://" for scheme in _WEB)) and "://" not in url
+    return public_url(f"http://-/{url}").removeprefix("http://-/") if is_web else public_url(url)
+
+
 def object_url(url: str) -> str:
     """What names an object, whoever opens it and however: its public URL without what signs a request for it."""
     return public_url(unsigned_url(url))
 
 
 def unsigned_url(url: str) -> str:
-    """The URL without a user's name and without what signs a request, but with all else that opens it."""
+    """The URL without a user's name and without what signs a request, but with all else that opens it.
+
+    The path of a web address is written out: its percent codes stand for no more than what would end it.
+    """
     scheme, host, path, query = _split(url)
+    if scheme.removesuffix("://") in _WEB:
+        path = _CODES.sub(_written_out, path)
     pairs = query.split("&") if query else []
     names = {pair.partition("=")[0].lower() for pair in pairs}
     signing = [pattern for mark, pattern in _SIGNING.items() if mark in names]
@@ -59,6 +72,14 @@ def _split(url: str) -> tuple[str, str, str, str]:
         place, _, query = place.partition("?")
     host, slash, path = place.partition("/")
     return scheme + separator, host, slash + path, query
+
+
+def _written_out(codes: re.Match[str]) -> str:
+    try:
+        text = unquote_to_bytes(codes[0]).decode()
+    except UnicodeDecodeError:
+        return codes[0]
+    return "".join(quote(one, safe="") if one in "%/?#" or not one.isprintable() else one for one in text)
 
 
 def _without_user(scheme: str, host: str) -> str:

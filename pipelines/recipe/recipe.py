@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Config, Name, Resources
 from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.train import Model, Train, TrainStage
-from storage.public_url import public_url
+from storage.public_url import public_below, public_url
 from storage.setting_types import AtLeast0, Count, OutputNeutral, Positive
 
 
@@ -61,7 +61,11 @@ class Recipe(Config):
 
     def public_json(self) -> dict[str, Any]:
         """Plain JSON for files and logs: without storage options, and with URLs without credentials."""
-        return _public(self.model_dump(mode="json", exclude={"storage": {"options"}}))
+        tree = _public(self.model_dump(mode="json", exclude={"storage": {"options"}}))
+        for source in tree["sources"].values():
+            for key in ("urls", "side", "heldout", "media_from"):
+                source[key] = [public_below(self.storage.data, url) for url in source[key]]
+        return cast("dict[str, Any]", tree)
 
     def max_frames(self, source: str) -> int | None:
         """The most frames of a video of this source, None for all: documents that are windows of it leave none out."""

@@ -20,7 +20,7 @@ from pipelines.sources.found import Found, find_objects
 from pipelines.sources.identity import Names, below, data_url, heldout_by, idle_names, inner_globs, opening_urls
 from storage.errors import UserError
 from storage.printable import printable
-from storage.public_url import object_url, public_url, without_query
+from storage.public_url import object_url, public_below, without_query
 from storage.store import Store
 from storage.urls import join_url
 from tokenization.fields import field_names
@@ -139,7 +139,7 @@ def heldout_notes(recipe: Recipe, objects: Sequence[SourceObject]) -> tuple[str,
         inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
         for pattern in dict.fromkeys(source.heldout):
             count = len({found.url for found in of_source if pattern in found.heldout_by})
-            note = f"sources.{name}.heldout {printable(public_url(pattern))}: {count_of(count, 'objects')}"
+            note = f"sources.{name}.heldout {printable(public_below(recipe.storage.data, pattern))}: {count_of(count, 'objects')}"
             if pattern in inside:
                 note += ", and what it names inside the others, which is seen when they are read"
             notes.append(note)
@@ -162,7 +162,7 @@ def check_heldout(recipe: Recipe, objects: Sequence[SourceObject], matched: Mapp
         whole = heldout_by(source, recipe.storage, [Names((one.url,), (one.key,)) for one in of_source])
         idle = set(inner.values()) - {inner[glob] for glob in matched.get(name, ()) if glob in inner}
         if idle := idle.difference(*whole):
-            shown = printable(public_url(sorted(idle)[0]))
+            shown = printable(public_below(recipe.storage.data, sorted(idle)[0]))
             raise UserError(
                 f"sources.{name}.heldout: {shown} names no object of the source and nothing inside of its tars and "
                 f"files of records, so all would be trained on; mend it or take it out, and run again"
@@ -182,7 +182,7 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
         if pattern not in unseen:
             idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
             if idle:
-                raise UserError(_holds_nothing_out(key, idle[0], names))
+                raise UserError(_holds_nothing_out(key, public_below(storage.data, idle[0]), names))
     for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
         info, url = found.info, called.urls[0]
         whole = SourceObject(
@@ -223,9 +223,8 @@ def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
 def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
     end = pattern.rstrip("/").rpartition("/")[2].lower()
     near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
-    shown = printable(public_url(pattern))
     return (
-        f"{key}.heldout: {shown} names none of the {count_of(len(names), 'objects')}, so all would be trained on; "
+        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be trained on; "
         f"write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
         f"{printable(near.keys[0])}, in the same letters"
     )

@@ -19,7 +19,7 @@ from pipelines.decoder.content import Content
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.sources.listing import SourceObject, content_of
 from storage.errors import BadData, UserError
-from storage.public_url import public_url, with_user
+from storage.public_url import object_url, public_url, with_user
 from storage.reach import PUBLIC_SCHEMES, Reach, scheme_and_place
 from storage.urls import object_info
 from tokenization.media.frame_sampling import FrameChunk, FrameRequest
@@ -171,7 +171,7 @@ def _of_record(
     except BadData as error:
         return BadMedium(Origin(key, number), str(error)) if _is_of_split(found, key) else None
     shown, reach = public_url(url), Reach(found.opening_url, found.media_from)
-    if not _is_of_split(found, key, f"{found.url}/{number}", shown):
+    if not _is_of_split(found, key, f"{found.url}/{number}", shown, object_url(url)):
         return None
     try:
         etag = object_info(url, options, reach).etag

@@ -20,6 +20,7 @@ from pipelines.sources.listing import SourceObject, content_of
 from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_frames
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
+from storage.public_url import object_url
 from tokenization.document import Document
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_each, field_names, spec_for_record
@@ -167,7 +168,7 @@ def _globs_that_hold_out(found: SourceObject, origin: Origin) -> list[str]:
     if not found.heldout:
         return []
     names = [origin.key, f"{found.url}{origin.key.removeprefix(found.key)}"]
-    names += [medium["url"]] if (medium := origin.provenance.get("media")) else []
+    names += [medium["url"], object_url(medium["url"])] if (medium := origin.provenance.get("media")) else []
     return [glob for glob in found.inner_heldout if any(fnmatch.fnmatch(name, glob) for name in names)]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
+from pipelines.sources.listing import heldout_notes
 from testing.http_server import files_server
 from testing.miniature import text_recipe
 
@@ -43,3 +44,13 @@ def test_what_is_shown_of_a_recipe_has_none(tmp_path: Path) -> None:
     shown = str(made_recipe(tmp_path, tmp_path, "http://127.0.0.1", SECRET).public_json())
     assert "http://127.0.0.1/acts/act-01.md?X-Amz-Signature=...&X-Amz-Date=" in shown
     assert f"user:{SECRET}" not in shown
+
+
+def test_a_signature_of_a_url_relative_to_a_web_server_is_not_shown(tmp_path: Path) -> None:
+    name = f"acts/act-01.md?v=1&X-Amz-Signature={SECRET}"
+    recipe = made_recipe(tmp_path, tmp_path, "http://127.0.0.1:9", SECRET, urls=[name], side=[name], heldout=[name])
+    shown = recipe.public_json()
+    assert SECRET not in str(shown)
+    for key in ("urls", "side", "heldout"):
+        assert shown["sources"]["acts"][key] == ["acts/act-01.md?v=1&X-Amz-Signature=..."]
+    assert heldout_notes(recipe, []) == ("sources.acts.heldout acts/act-01.md?v=1&X-Amz-Signature=...: 0 objects",)

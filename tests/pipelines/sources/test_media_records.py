@@ -276,6 +276,14 @@ def test_a_record_chooses_no_path_of_this_machine_and_no_other_reader(file: str,
         resolve(file, named)
 
 
+@pytest.mark.parametrize("heldout", ["https://h/sp%20ace.jpg", "https://h/sp ace.jpg", "*/sp%20ace.jpg", "*/sp ace.*"])
+def test_an_address_is_held_out_with_and_without_percent_codes(tmp_path: Path, heldout: str) -> None:
+    (tmp_path / "l.csv").write_text("image,caption\nhttps://h/sp%20ace.jpg,c\n")
+    found = listing(tmp_path, urls=["l.csv"], media="image", media_from=["https://g/"], heldout=[heldout])
+    assert [key for split, key, _ in media(found) if split] == ["a/l.csv/0"]
+    assert len(media(found)) == 1
+
+
 def test_a_web_address_may_hold_another_and_has_the_user_of_its_list() -> None:
     contents: dict[str, bytes] = {}
     users: list[str | None] = []

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pytest
@@ -265,6 +266,20 @@ def test_what_opens_an_object_is_in_memory_only(tmp_path: Path) -> None:
         assert [one.opening_url for one in again] == [f"{place}/x.txt", f"{place}/y.txt", signed]
         with content_of(again[1], {}).opened() as file:
             assert file.read() == b"text of y.txt"
+
+
+def test_a_web_address_is_the_same_with_and_without_percent_codes(tmp_path: Path) -> None:
+    fill(tmp_path, "sp ace.txt", "ü[1].txt", "p%41.txt")
+    with files_server(tmp_path) as web:
+        written = ["*.txt", "sp ace.txt", "sp%20ace.txt", "%C3%BC[1].txt", "p%2541.txt"]
+        found = listing(web, urls=written, heldout=["sp ace.txt", "%c3%bc%5B1%5D.txt"])
+        assert keys(found, heldout=False) == ["p%2541.txt"]
+        assert keys(found, heldout=True) == ["sp ace.txt", "ü[1].txt"]
+        store = Store(str(tmp_path / "stage"))
+        write_objects(store, found)
+        for one in read_objects(store, recipe(web, urls=written)):
+            with content_of(one, {}).opened() as file:
+                assert file.read().decode() == f"text of {unquote(one.key.removeprefix('a/'))}"
 
 
 def test_addresses_that_differ_in_their_query_are_told_apart(tmp_path: Path) -> None:
