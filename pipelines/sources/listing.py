@@ -139,7 +139,8 @@ def heldout_notes(recipe: Recipe, objects: Sequence[SourceObject]) -> tuple[str,
         inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
         for pattern in dict.fromkeys(source.heldout):
             count = len({found.url for found in of_source if pattern in found.heldout_by})
-            note = f"sources.{name}.heldout {printable(public_below(recipe.storage.data, pattern))}: {count_of(count, 'objects')}"
+            shown = printable(public_below(recipe.storage.data, pattern))
+            note = f"sources.{name}.heldout {shown}: {count_of(count, 'objects')}"
             if pattern in inside:
                 note += ", and what it names inside the others, which is seen when they are read"
             notes.append(note)
@@ -224,8 +225,8 @@ def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
     end = pattern.rstrip("/").rpartition("/")[2].lower()
     near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
     return (
-        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be trained on; "
-        f"write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
+        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be "
+        f"trained on; write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
         f"{printable(near.keys[0])}, in the same letters"
     )
 

@@ -46,6 +46,9 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg
 _HALF = Fraction(1, 2)
 _MAX_PIXELS = 2**26  # of one frame; 8K video has 2^25
 _WORTH_A_SEEK = 10  # seconds of decoding that a seek has to save
+# Decoders that show damage unless told otherwise: that of Motion JPEG leaves the rest of a picture as an older one left
+# its memory, that of PNG does not look at the checksums.
+_STRICT = frozenset({"mjpeg", "png", "apng"})
 _LONGEST = 366 * 24 * 3600  # seconds of a video; a longer one is a broken clock, and would be cut into endless pieces
 
 
@@ -293,5 +296,6 @@ def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
         pixels = stream.codec_context.width * stream.codec_context.height
         if pixels > _MAX_PIXELS:
             raise BadData(f"video of {stream.codec_context.width}x{stream.codec_context.height} pixels, over the limit")
-        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}
+        options = {"err_detect": "crccheck+explode"} if stream.codec_context.name in _STRICT else {}
+        stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS), **options}
         yield container, stream

