@@ -26,7 +26,7 @@ from pipelines.codecs.record import WEIGHTS
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import Medium, media_of, medium_frames
 from storage.errors import UserError
-from storage.urls import open_url
+from storage.urls import object_info, open_url
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 from tokenization.media.frame_sampling import FrameRequest
@@ -63,7 +63,7 @@ def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _decoded(url: str, options: dict[str, Any]) -> tuple[int, float, float]:
-    (medium,) = media_of(_listed(url), options)
+    (medium,) = media_of(_listed(url, options), options)
     assert isinstance(medium, Medium)
     frames = partial(medium_frames, medium, FrameRequest(fps=FPS, size=SIZE, chunk=32))
     next(frames(), None)  # the decoder's process is started, and all is imported
@@ -102,8 +102,9 @@ def _cpu() -> float:
     return sum(times.user + times.system for times in (process.cpu_times() for process in (me, *me.children(True))))
 
 
-def _listed(url: str) -> Any:
-    return SourceObject("bench/minute.mp4", "bench", url, 0, "", "video", False, {})
+def _listed(url: str, options: dict[str, Any]) -> SourceObject:
+    info = object_info(url, options)
+    return SourceObject("bench/minute.mp4", "bench", url, info.size, info.etag, "video", False, {})
 
 
 def encode_figures(weights: Path, frames: int, rounds: int) -> dict[str, float]:
