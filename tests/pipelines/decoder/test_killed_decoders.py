@@ -46,12 +46,13 @@ def tokenized(root: Path) -> Store:
 def test_a_stage_whose_decoders_are_killed_makes_the_same_bytes(
     undisturbed: Path, sources: Path, tmp_path: Path
 ) -> None:
+    stages = plan_recipe(Recipe.model_validate(recipe(sources, tmp_path / "run")))[:3]  # which reads side data, too
     killed: set[int] = set()
     stop = threading.Event()
     killer = threading.Thread(target=kill_decoders, args=(killed, stop))
     killer.start()
     try:
-        _run_all(plan_recipe(Recipe.model_validate(recipe(sources, tmp_path / "run")))[:3])
+        _run_all(stages)
     finally:
         stop.set()
         killer.join()
