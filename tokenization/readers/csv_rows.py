@@ -61,6 +61,8 @@ def _header(rows: Iterator[list[str]], lines: _Lines) -> list[str] | None:
 def _why_bad(row: list[str], header: list[str], lines: _Lines) -> str:
     if lines.is_too_long:
         return f"longer than {lines.limit} bytes, the most for one record"
+    if lines.has_ended:  # which `csv` asks for only where it is in the middle of a row
+        return "the file ends in a value whose quotes are not closed"
     for value in row:
         if not value.isascii() and (bad := next((c for c in value if "\udc80" <= c <= "\udcff"), "")):
             return f"not UTF-8: byte 0x{ord(bad) - 0xDC00:02x}"
@@ -72,10 +74,11 @@ def _why_bad(row: list[str], header: list[str], lines: _Lines) -> str:
 
 
 class _Lines:
-    """Lines for `csv`. is_too_long: whether one of them since it was last set had to be left out."""
+    """Lines for `csv`. is_too_long: whether one of them since it was last set had to be left out. has_ended: whether
+    one more has been asked for than there are."""
 
     def __init__(self, read: Callable[[int], bytes], limit: int) -> None:
-        self.limit, self.is_too_long = limit, False
+        self.limit, self.is_too_long, self.has_ended = limit, False, False
         self._lines = lines_of(read, limit)
         self._is_first = True
 
@@ -83,7 +86,11 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            self.has_ended = True
+            raise
         if self._is_first and line is not None:
             line = line.removeprefix(BOM)
         self._is_first = False

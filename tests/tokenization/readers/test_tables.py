@@ -71,6 +71,16 @@ def test_a_bad_row_costs_itself_and_columns_that_nobody_asked_for_cost_nothing()
     assert read(b"text\n", "a.csv") == []
 
 
+@pytest.mark.parametrize("end", [2, 8, 14])
+def test_a_table_that_is_cut_off_inside_a_quoted_value_does_not_end_in_half_of_it(end: int) -> None:
+    whole = b'text\nfine\n"a value\nof two lines"\n'
+    assert read(whole, "a.csv") == [(0, {"text": "fine"}), (1, {"text": "a value\nof two lines"})]
+    reason = "row 1: the file ends in a value whose quotes are not closed"
+    assert read(whole[:-end], "a.csv") == [(0, {"text": "fine"}), BadRecord(1, reason)]
+    with pytest.raises(BadData, match=r"its first row.*the file ends in a value whose quotes are not closed"):
+        read(b'id,"te', "a.csv")
+
+
 def test_a_quote_that_is_never_closed_and_a_line_without_end_cost_their_rows_in_bounded_memory() -> None:
     long = b"text\n" + b"x" * 5000 + b"\nfine\n"
     assert read(long, "a.csv", max_record_bytes=1000) == [
