@@ -58,7 +58,7 @@ def parquet_columns(file: BinaryIO) -> list[str]:
 
 def _opened(file: BinaryIO) -> tuple[pq.ParquetFile, list[str]]:
     try:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES, page_checksum_verification=True)
         return parquet, parquet.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadData(f"not a whole Parquet file ({_first_line(error)})") from None

@@ -156,6 +156,18 @@ def test_a_parquet_file_of_no_rows_has_no_records() -> None:
     assert read(parquet(pa.table({"text": pa.array([], pa.string())})), "a.parquet") == []
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_page_of_parquet_whose_checksum_is_wrong_costs_its_row_group(version: str) -> None:
+    options = {"write_page_checksum": True, "data_page_version": version, "use_dictionary": False}
+    table = pa.table({"text": [f"row {number}" for number in range(20)]})
+    whole = parquet(table, row_group_size=10, compression="none", **options)
+    assert len(read(whole, "a.parquet")) == 20
+    bad, *good = read(whole.replace(b"row 3", b"rew 3"), "a.parquet")
+    assert isinstance(bad, BadRecord)
+    assert (bad.index, bad.reason.partition(" (")[0]) == (0, "rows 0 to 9 are unreadable")
+    assert good == [(number, {"text": f"row {number}"}) for number in range(10, 20)]
+
+
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.999])
 def test_a_truncated_parquet_is_bad_data(keep: float) -> None:
     whole = parquet(pa.table({"text": [f"row {n}" for n in range(1000)]}))
