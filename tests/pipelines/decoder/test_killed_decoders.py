@@ -22,17 +22,19 @@ _KILLS = 12
 def kill_decoders(killed: set[int], stop: threading.Event) -> None:
     """Kill decoders of this process's Ray as they come, whatever they are at: starting, decoding, waiting.
 
-    Not those that earlier tests have left waiting.
+    killed: those that were started meanwhile. Those that earlier tests have left waiting end too, and are not counted.
     """
-    began = time.time()
+    began, ended = time.time(), set[int]()
     while not stop.is_set() and len(killed) < _KILLS:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                is_new = process.create_time() >= began and process.pid not in killed
-                if is_new and {MEDIA, TABLES} & set(process.cmdline()):
+                if process.pid not in ended and {MEDIA, TABLES} & set(process.cmdline()):
+                    is_new = process.create_time() >= began
                     time.sleep(0.15 * (len(killed) % 4))
                     process.kill()
-                    killed.add(process.pid)
+                    ended.add(process.pid)
+                    if is_new:
+                        killed.add(process.pid)
         time.sleep(0.01)
 
 
