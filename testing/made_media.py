@@ -24,14 +24,19 @@ def encoded(
     pixels: str = "gray",
     aspect: Fraction | None = None,
     matrix: list[int] | None = None,
+    options: dict[str, str] | None = None,
+    muxing: dict[str, str] | None = None,
 ) -> bytes:
-    """A video file of these pictures, each shown from its stamp (in time_base) on; matrix: its display matrix."""
+    """A video file of these pictures, each shown from its stamp (in time_base) on; matrix: its display matrix.
+
+    options: of the encoder. muxing: of the container.
+    """
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
+    with av.open(out, "w", format=container, options=muxing or {}) as file:
         stream: Any = None
         for number, picture in enumerate(pictures):
             if stream is None:
-                stream = file.add_stream(codec, rate=rate)
+                stream = file.add_stream(codec, rate=rate, options=options)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = pixels
                 stream.codec_context.time_base = time_base
