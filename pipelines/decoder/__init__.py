@@ -1,5 +1,6 @@
-"""Decoding of raw media in a separate process, since media may be broken or hostile and may crash FFmpeg and Pillow.
+"""Parsing of raw media, tables and tars in separate processes, since they may be broken or hostile and crash libraries.
 
-client.py is the door: where a medium's bytes are, in; frames, out. It starts the process in which child.py runs, under
-the limits of limits.py; messages.py is what goes over the pipes between them.
+client.py is the door: where bytes are, in; frames, records or samples, out. It starts the processes in which child.py
+runs, for media or for tables, under the limits of limits.py and the confinement of sandbox.py. messages.py is what goes
+between them, content.py the bytes that they read.
 """

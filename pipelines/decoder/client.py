@@ -1,11 +1,10 @@
 """The door to decoder processes. In: where bytes are. Out: the frames, records or samples in them, even if a process
 dies.
 
-A process answers one request at a time and is kept for the thread's next one of its kind. One that dies in a way that
-the data may have caused (a crash, too much processor time) is replaced once, and then the data is `BadData`; so is a
-lack of memory, found in a process that has had no other request. A process that was killed from outside says nothing
-about the data: it is replaced a few times, and then an OSError is raised, which the caller may retry. No answer is
-yielded twice.
+A process answers one request at a time and is kept for the thread's next one of its kind. One that crashes is replaced
+once, and then the data is `BadData`; so is too much processor time, at once, and a lack of memory, found in a process
+that has had no other request. A process that was killed from outside says nothing about the data: it is replaced a few
+times, and then an OSError is raised, which the caller may retry. No answer is yielded twice.
 """
 
 from __future__ import annotations
@@ -120,9 +119,9 @@ def _answers(ask: Callable[[DecoderProcess], Iterator[Answer]], kind: str, limit
                 if kills == _KILLS:
                     raise OSError(f"the decoder process was killed {kills} times ({death})") from None
                 continue
-            if has_crashed and death.signal == signal.SIGXCPU:
+            if death.signal == signal.SIGXCPU:  # which a second process would take again
                 allowed = f"tokenize.decoder_cpu_seconds allows ({limits.cpu_seconds})"
-                raise BadData(f"decoding it stands still for more processor time than {allowed}") from None
+                raise BadData(f"decoding it takes more processor time than {allowed} for what it has given") from None
             if has_crashed:
                 raise BadData(f"decoding it makes the decoder crash ({death})") from None
             fresh = has_crashed = True

@@ -181,6 +181,14 @@ def test_a_crash_that_a_second_process_confirms_is_bad_data() -> None:
     assert not decoders()
 
 
+def test_too_much_processor_time_is_not_taken_twice() -> None:
+    chunks = killed_at({1}, signal.SIGXCPU)
+    assert_same(list(itertools.islice(chunks, 1)), here(CLIP)[:1])
+    with pytest.raises(BadData, match=r"takes more processor time than tokenize\.decoder_cpu_seconds allows \(120\)"):
+        list(chunks)
+    assert not decoders()
+
+
 @pytest.mark.faults
 def test_a_process_that_is_killed_each_time_says_nothing_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(client.DecoderProcess):
@@ -265,10 +273,10 @@ def test_more_memory_than_is_allowed_is_bad_data_that_names_the_setting() -> Non
 @pytest.mark.slow
 def test_processor_time_without_progress_is_bad_data_that_names_the_setting() -> None:
     slow = held(whole_png(9000))
-    with pytest.raises(BadData, match=r"stands still for more processor time than tokenize\.decoder_cpu_seconds"):
+    with pytest.raises(BadData, match=r"takes more processor time than tokenize\.decoder_cpu_seconds"):
         decoded(slow, "image", size=12_000, limits=Limits(cpu_seconds=0))
     # A few bytes a frame, each of which takes as long as one of film, and is read.
-    with pytest.raises(BadData, match=r"stands still for more processor time than tokenize\.decoder_cpu_seconds"):
+    with pytest.raises(BadData, match=r"takes more processor time than tokenize\.decoder_cpu_seconds"):
         decoded(held(gif_bomb(8000, 150)), fps=4, size=16, limits=Limits(cpu_seconds=1))
     # A video that takes longer goes on reading and giving frames all the while.
     long = Content(str(CLIP))

@@ -57,7 +57,7 @@ IMPORTED = 400 << 20  # bytes of what a decoder process has imported
 GROWTH = 100 << 20  # bytes by which one input may make this process grow
 COLOURS = 12  # of 255, by which FFmpeg's ways to convert the colours of a damaged picture may differ in the mean
 LUMA = np.array([0.299, 0.587, 0.114])
-SECONDS = 60  # a decoder that stands still is stopped after 5 of its processor time, twice
+SECONDS = 60  # a decoder that takes too long is stopped after 5 of its processor time
 
 KEPT: list[tuple[str, tuple[Edit, ...], str]] = [
     ("mjpeg.mov", (Edit("move", 17971, 3, source=65473),), "quarantined"),  # a picture without its second half
