@@ -41,8 +41,10 @@ def _check_media(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> 
 
 
 def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
-    known, all_known = known_fields(objects, recipe.storage.options)
+    known, are_whole, are_all = known_fields(objects, recipe.storage.options, recipe.tokenize.decoder_limits)
     media = recipe.sources[name].media
+    if not are_whole:  # what was not looked at may have any other
+        return
     if media is not None and media not in known and known != {"vision"}:
         raise UserError(
             f'sources.{name}.media: no record has the column "{media}" that is to name its video or image; they have '
@@ -53,8 +55,7 @@ def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) ->
         return
     specs = [FieldSpec.parse(text) for text in recipe.sources[name].fields]
     lacking = {spec.text: field for spec in specs for field in spec.names if field not in known}
-    is_sampled = any(found.kind == "webdataset" for found in objects)
-    if lacking and not is_sampled and (all_known or len(lacking) == len(set(recipe.sources[name].fields))):
+    if lacking and (are_all or len(lacking) == len(set(recipe.sources[name].fields))):
         spec, field = next(iter(lacking.items()))
         raise UserError(
             f'sources.{name}.fields: no record has the field "{field}" that "{spec}" names; they have '

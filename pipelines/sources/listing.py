@@ -25,7 +25,7 @@ from storage.store import Store
 from storage.urls import join_url
 from tokenization.fields import field_names
 from tokenization.media.kinds import IMAGES, VIDEOS
-from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of
+from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of, is_one_record
 
 log = logging.getLogger("ringworld")
 
@@ -37,7 +37,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
     "text": frozenset(EXTENSIONS),
     "webdataset": frozenset({".tar"}),
 }
-_OF_RECORDS = tuple(one for one in EXTENSIONS if not one.startswith((".txt", ".md")))
+_OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(one))
 _CONTAINERS = (".tar", *_OF_RECORDS)
 _COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
 _WITH_INSIDES = {"webdataset", "records"}
@@ -238,9 +238,10 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
     files = [found.info.url for found in find_objects(key, source.side, recipe.storage, _is_table)]
     if other := next((url for url in files if not _is_table(url)), None):
         raise UserError(f"{key}: {object_url(other)} is no table; side data is read from {', '.join(_OF_RECORDS)}")
-    wanted = (*KEYS, *field_names(source.fields))
+    wanted, limits = (*KEYS, *field_names(source.fields)), recipe.tokenize.decoder_limits
     side = SideData.load(
-        (object_url(file), parsed_records(Content(file, recipe.storage.options), file, wanted)) for file in files
+        (object_url(file), parsed_records(Content(file, recipe.storage.options), file, wanted, limits))
+        for file in files
     )
     if side.bad:
         (url, first), count = side.bad[0], count_of(len(side.bad), "bad rows")

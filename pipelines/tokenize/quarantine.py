@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.sources.listing import SourceObject
 from pipelines.tokenize.partition import Partition
 from storage.errors import UserError
+from tokenization.readers.records import is_one_record
 
 log = logging.getLogger("ringworld")
 
@@ -106,7 +107,7 @@ class Quarantine:
     def _is_one(self, found: SourceObject) -> bool:
         if found.kind == "video":
             return not self._windows
-        return found.kind == "image" or (found.kind == "text" and found.url.lower().endswith((".txt", ".md")))
+        return found.kind == "image" or (found.kind == "text" and is_one_record(found.url))
 
 
 @dataclass

@@ -123,6 +123,12 @@ def test_what_two_sources_hold_out_alike_is_planned(tree: dict[str, Any], tmp_pa
     assert main(["plan", str(write_recipe(path, tree))]) == 0
 
 
+def test_a_field_that_begins_late_in_a_long_file_is_no_mistake(tree: dict[str, Any], tmp_path: Path) -> None:
+    lines = ['{"question": "why?"}'] * 1500 + ['{"question": "so?", "answer": "so"}']
+    (tmp_path / "data" / "qa.jsonl").write_text("\n".join(lines))
+    assert main(["plan", str(write_recipe(tmp_path / "recipe.yaml", tree))]) == 0
+
+
 def test_a_footer_that_arrow_cannot_read_says_nothing(tree: dict[str, Any], tmp_path: Path) -> None:
     chat = tmp_path / "data" / "chat.parquet"
     content = bytearray(chat.read_bytes())

@@ -51,6 +51,11 @@ def extension_of(url: str) -> str:
     return posixpath.splitext(stem)[1] + extension if extension in _COMPRESSED else extension
 
 
+def is_one_record(url: str) -> bool:
+    """Whether a file is one record by its extension, compressed or not."""
+    return extension_of(url).startswith((".txt", ".md"))
+
+
 def read_records(
     file: BinaryIO, url: str, columns: Collection[str] | None = None, max_record_bytes: int = MAX_RECORD_BYTES
 ) -> Iterator[Record | BadRecord]:

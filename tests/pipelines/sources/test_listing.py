@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from pipelines.decoder.client import parsed_records
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, list_sources, listing_digest, read_objects, write_objects
 from pipelines.sources.media import object_frames
@@ -140,3 +141,22 @@ def test_the_parts_of_a_video_share_out_its_frames_and_only_the_tail_is_held_out
     assert len(whole) == 49
     assert times(parts[0]) + times(parts[1]) == whole
     assert len(times(parts[0])) == int(49 * 0.7)
+
+
+def test_side_data_is_parsed_within_the_limits_of_the_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def parse(*arguments: Any) -> Any:
+        limits.append(arguments[-1])
+        return parsed_records(*arguments)
+
+    monkeypatch.setattr("pipelines.sources.listing.parsed_records", parse)
+    (folder / "side.jsonl").write_text('{"file": "b.txt", "title": "B"}')
+    tree = text_recipe(folder, "unused")
+    tree["sources"] = {"a": {"urls": ["*.txt"], "side": ["side.jsonl"]}}
+    tree["train"]["stages"][0]["mixture"] = {"a": 1}
+    tree["tokenize"] = {"decoder_memory_gib": 1.5}
+    made = Recipe.model_validate(tree)
+    list_sources(made)
+    assert limits == [made.tokenize.decoder_limits]
+    assert limits[0].memory == 3 << 29
