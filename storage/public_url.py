@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 _SECRETS = re.compile("sig|token|key|cred|secret|passw|auth|access", re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.-]*::?//|[a-z][a-z0-9+.-]*::)")  # between the file systems of one URL
@@ -53,6 +53,12 @@ def unsigned_url(url: str) -> str:
 def without_query(url: str) -> str:
     """The URL without the query of a web address."""
     return "".join(_split(url)[:3])
+
+
+def path_of(url: str) -> str:
+    """The path of a web address, which its extension ends; of any other URL all."""
+    parts = urlsplit(url)
+    return parts.path if parts.scheme in _WEB else url
 
 
 def with_user(url: str, signed: str) -> str:

@@ -25,7 +25,8 @@ from storage.store import Store
 from storage.urls import join_url
 from tokenization.fields import field_names
 from tokenization.media.kinds import IMAGES, VIDEOS
-from tokenization.readers.records import EXTENSIONS, KEYS, SideData, extension_of, is_one_record
+from tokenization.readers.records import EXTENSIONS, extension_of, is_one_record
+from tokenization.readers.side_data import KEYS, SideData
 
 log = logging.getLogger("ringworld")
 
@@ -37,7 +38,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
     "text": frozenset(EXTENSIONS),
     "webdataset": frozenset({".tar"}),
 }
-_OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(one))
+_OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(f"x{one}"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
 _COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
 _WITH_INSIDES = {"webdataset", "records"}
@@ -252,12 +253,12 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
 
 
 def _is_table(url: str) -> bool:
-    return extension_of(without_query(url)) in _OF_RECORDS
+    return extension_of(url) in _OF_RECORDS
 
 
 def _is_known(url: str, source: Source) -> bool:
     """Whether the extension tells that a file of a folder is meant by the source."""
-    suffix = extension_of(without_query(url))
+    suffix = extension_of(url)
     if source.media is not None:
         return _is_table(url)
     return any(suffix in suffixes for kind, suffixes in _KINDS.items() if source.kind in (None, kind))
@@ -289,7 +290,7 @@ def _split_inside(container: SourceObject, source: Source, inner: tuple[str, ...
 
 
 def _kind(url: str, name: str, source: Source) -> Kind:
-    suffix = extension_of(without_query(url))
+    suffix = extension_of(url)
     if source.media is not None:
         if suffix in _OF_RECORDS:
             return "records"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from storage.cache import cache_folder
 from storage.errors import UserError
 from storage.local_files import link_file
-from storage.public_url import public_url
+from storage.public_url import path_of, public_url
 from storage.urls import ObjectInfo, fetch_file, first_contact, object_info
 
 MODELS = ("tokenizer.model", "tokenizer.json")
@@ -48,7 +48,7 @@ def fetch_tokenizer(url: str, options: dict[str, Any] | None = None) -> Path:
     files = _find(url, options)
     listed = [files.model, *([files.special] if files.special else [])]
     local = [fetch_file(info.url, options) for info in listed]
-    names = [posixpath.basename(_path(info.url)) for info in listed]
+    names = [posixpath.basename(path_of(info.url)) for info in listed]
     if len({path.parent for path in local}) == 1 and [path.name for path in local] == names:
         return local[0]
     versions = "\n".join(f"{info.url} {info.etag}" for info in listed)
@@ -61,7 +61,7 @@ def fetch_tokenizer(url: str, options: dict[str, Any] | None = None) -> Path:
 def _find(url: str, options: dict[str, Any] | None) -> TokenizerFiles:
     inside = [f"{url.rstrip('/')}/{name}" for name in MODELS]
     # A web server answers for a folder too, with a page; so a name without an extension is tried as a folder first.
-    is_folder = url.endswith("/") or "." not in posixpath.basename(_path(url))
+    is_folder = url.endswith("/") or "." not in posixpath.basename(path_of(url))
     failure: OSError | None = None
     for candidate in [*inside, url] if is_folder else [url, *inside]:
         try:
@@ -70,7 +70,7 @@ def _find(url: str, options: dict[str, Any] | None) -> TokenizerFiles:
             failure = failure or error
             continue
         if model is not None:
-            is_json = _path(candidate).endswith(".json")
+            is_json = path_of(candidate).endswith(".json")
             return TokenizerFiles(model, _special_tokens(candidate, options) if is_json else None)
     if failure:
         raise failure
@@ -93,12 +93,7 @@ def _info(url: str, options: dict[str, Any] | None) -> ObjectInfo | None:
         return None
 
 
-def _path(url: str) -> str:
-    """The path of a URL, without the query of a web address."""
-    return urlsplit(url).path if url.startswith(("http://", "https://")) else url
-
-
 def _beside(url: str, name: str) -> str:
     """The URL of a name in the folder of a file; a web address keeps its query."""
-    beside = posixpath.join(posixpath.dirname(_path(url)), name)
+    beside = posixpath.join(posixpath.dirname(path_of(url)), name)
     return urlsplit(url)._replace(path=beside).geturl() if url.startswith(("http://", "https://")) else beside
