@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from testing.made_media import encoded
+from testing.made_tars import tar
 
 SIDE = 32  # pixels of every picture, so that none has to be resized
 RATE = 25
@@ -100,16 +101,13 @@ def _written(table: pa.Table, **options: Any) -> bytes:
 
 
 def _tar(kind: int) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
-        for number in range(4):
-            folder = ("a/" * 60 if number == 2 else "") + ("\u00e9t\u00e9" if number == 3 else "")
-            members = {"jpg": _picture("JPEG", shift=9 * number), "txt": TITLES[number].encode()}
-            for extension, content in (members | {"json": json.dumps({"question": TEXTS[number]}).encode()}).items():
-                info = tarfile.TarInfo(f"{folder}{number:03}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()
+    members = []
+    for number in range(4):
+        folder = ("a/" * 60 if number == 2 else "") + ("\u00e9t\u00e9" if number == 3 else "")
+        contents = {"jpg": _picture("JPEG", shift=9 * number), "txt": TITLES[number].encode()}
+        contents["json"] = json.dumps({"question": TEXTS[number]}).encode()
+        members += [(f"{folder}{number:03}.{extension}", content) for extension, content in contents.items()]
+    return tar(members, kind)
 
 
 def _pixels(shift: int = 0) -> np.ndarray:

@@ -25,8 +25,8 @@ from pipelines.decoder.content import Content
 from pipelines.decoder.limits import Limits
 from storage.errors import BadData
 from testing.http_server import files_server
+from testing.made_tars import tar
 from testing.miniature import sample
-from tests.tokenization.readers.test_webdataset_tar import tar
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.readers.records import read_records
 from tokenization.readers.webdataset_tar import read_samples

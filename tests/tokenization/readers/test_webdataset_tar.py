@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -15,23 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
+from testing.made_tars import tar
 from tokenization.readers import webdataset_tar as tar_samples
 from tokenization.readers.webdataset_tar import BLOCK, BadSample, Sample, _split, read_samples
-
-Member = tuple[str, bytes]
-
-
-def tar(members: Iterable[Member | tarfile.TarInfo], form: int = tarfile.PAX_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=form) as made:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                made.addfile(member)
-                continue
-            info = tarfile.TarInfo(member[0])
-            info.size = len(member[1])
-            made.addfile(info, io.BytesIO(member[1]))
-    return file.getvalue()
 
 
 def bytes_of(sample: Sample, file: io.BytesIO) -> bytes:
