@@ -11,7 +11,8 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.report.stage import ReportStage
-from pipelines.sources.listing import SourceObject, heldout_notes, list_sources
+from pipelines.sources.heldout import heldout_notes
+from pipelines.sources.listing import SourceObject, list_sources
 from pipelines.sources.stage import SourcesStage
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage

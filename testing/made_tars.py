@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 
 Member = tuple[str, bytes]
 
@@ -21,3 +22,10 @@ def tar(members: Iterable[Member | tarfile.TarInfo], form: int = tarfile.PAX_FOR
             info.size = len(member[1])
             made.addfile(info, io.BytesIO(member[1]))
     return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar in a file, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar(members.items()))
+    return path

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
 from pipelines.report.numbers import count_of
 from pipelines.sources.found import Found, find_objects
-from pipelines.sources.identity import Names, below, data_url, heldout_by, idle_names, inner_globs, opening_urls
+from pipelines.sources.heldout_patterns import heldout_by, idle_names, inner_globs
+from pipelines.sources.identity import Names, below, data_url, opening_urls
 from storage.errors import UserError
 from storage.printable import printable
 from storage.public_url import object_url, public_below, without_query
@@ -41,7 +42,8 @@ _KINDS: dict[Kind, frozenset[str]] = {
 _OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(f"x{one}"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
 _COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
-_WITH_INSIDES = {"webdataset", "records"}
+WITH_INSIDES = {"webdataset", "records"}
+"""Kinds of objects that hold media."""
 
 
 @dataclass(frozen=True)
@@ -131,44 +133,9 @@ def read_objects(store: Store, recipe: Recipe | None = None) -> list[SourceObjec
     return objects
 
 
-def heldout_notes(recipe: Recipe, objects: Sequence[SourceObject]) -> tuple[str, ...]:
-    """How many objects each pattern of `heldout` holds out, a sentence each. objects: as `list_sources` made them."""
-    notes = []
-    for name, source in sorted(recipe.sources.items()):
-        of_source = [found for found in objects if found.source == name]
-        has_insides = any(found.kind in _WITH_INSIDES for found in of_source)
-        inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
-        for pattern in dict.fromkeys(source.heldout):
-            count = len({found.url for found in of_source if pattern in found.heldout_by})
-            shown = printable(public_below(recipe.storage.data, pattern))
-            note = f"sources.{name}.heldout {shown}: {count_of(count, 'objects')}"
-            if pattern in inside:
-                note += ", and what it names inside the others, which is seen when they are read"
-            notes.append(note)
-    return tuple(notes)
-
-
 def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
     """The globs over what tars and files of records of a source hold, each with the pattern that it is from."""
     return inner_globs(recipe.sources[name], recipe.storage, _CONTAINERS)
-
-
-def check_heldout(recipe: Recipe, objects: Sequence[SourceObject], matched: Mapping[str, Collection[str]]) -> None:
-    """Raise UserError where a pattern of `heldout` names no object, and nothing inside of tars and files of records.
-
-    matched: the globs of `inner_patterns` that named something inside of a source's objects, by source.
-    """
-    for name, source in recipe.sources.items():
-        of_source = [found for found in objects if found.source == name]
-        inner = inner_patterns(recipe, name) if any(found.inner_heldout for found in of_source) else {}
-        whole = heldout_by(source, recipe.storage, [Names((one.url,), (one.key,)) for one in of_source])
-        idle = set(inner.values()) - {inner[glob] for glob in matched.get(name, ()) if glob in inner}
-        if idle := idle.difference(*whole):
-            shown = printable(public_below(recipe.storage.data, sorted(idle)[0]))
-            raise UserError(
-                f"sources.{name}.heldout: {shown} names no object of the source and nothing inside of its tars and "
-                f"files of records, so all would be trained on; mend it or take it out, and run again"
-            )
 
 
 def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
@@ -179,7 +146,7 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
     kinds = [_kind(one.urls[0], name, source) for one in names]
     heldout = heldout_by(source, storage, names)
     inner = inner_patterns(recipe, name)
-    unseen = set(inner.values()) if set(kinds) & _WITH_INSIDES else set()
+    unseen = set(inner.values()) if set(kinds) & WITH_INSIDES else set()
     for pattern in source.heldout:
         if pattern not in unseen:
             idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
@@ -201,7 +168,7 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceOb
             opens=None if info.url == url else info.url,
             heldout_by=patterns,
         )
-        if kind in _WITH_INSIDES and not patterns:
+        if kind in WITH_INSIDES and not patterns:
             yield from _split_inside(whole, source, tuple(inner))
         elif kind == "video" and source.heldout_tail and not patterns:
             yield from _split(whole, 1 - source.heldout_tail)

@@ -18,7 +18,7 @@ from pipelines.cluster.progress import Bar
 from pipelines.dag.partitions import run_partitions
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import check_heldout
+from pipelines.sources.heldout import check_heldout
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
 from pipelines.tokenize.quarantine import Quarantine

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.listing import heldout_notes
+from pipelines.sources.heldout import heldout_notes
 from testing.http_server import files_server
 from testing.miniature import text_recipe
 

@@ -17,8 +17,9 @@ from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources.listing import list_sources
 from storage.store import Store
+from testing.made_tars import write_tar
 from testing.miniature import VQGAN_SIZES, recipe, sample
-from tests.pipelines.sources.test_media_records import IMAGES, VIDEO, write_tar
+from tests.pipelines.sources.media_listings import IMAGES, VIDEO
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document

@@ -14,10 +14,10 @@ import fsspec
 import pytest
 
 from pipelines.recipe import Recipe
+from pipelines.sources.heldout import heldout_notes
 from pipelines.sources.listing import (
     SourceObject,
     content_of,
-    heldout_notes,
     list_sources,
     read_objects,
     write_objects,

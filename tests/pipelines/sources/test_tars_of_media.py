@@ -10,15 +10,9 @@ from pipelines.sources.listing import read_objects, write_objects
 from pipelines.sources.media import object_frames
 from storage.errors import BadData, UserError
 from storage.store import Store
-from testing.made_tars import tar
+from testing.made_tars import write_tar
 from tests.pipelines.sources.media_listings import IMAGES, VIDEO, listing, media
 from tokenization.media.frame_sampling import FrameRequest
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tar(members.items()))
-    return path
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, check_heldout, list_sources
+from pipelines.sources.heldout import check_heldout
+from pipelines.sources.listing import SourceObject, list_sources
 from pipelines.sources.media import BadMedium, media_of
 from pipelines.tokenize.encode_media import join_encoded
 from pipelines.tokenize.records import Tally, TokenizeJob, media_records
 from storage.errors import UserError
+from testing.made_tars import write_tar
 from testing.miniature import recipe
-from tests.pipelines.sources.test_media_records import write_tar
 from tokenization.vocabulary import JointVocabulary
 
 
