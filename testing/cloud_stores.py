@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -102,13 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 
+    @abstractmethod
     def change(self, key: str, query: dict[str, str], body: bytes) -> None:
         """Answer a request that is not for reading."""
-        raise NotImplementedError
 
+    @abstractmethod
     def list_objects(self, query: dict[str, str]) -> None:
         """Answer a request for a listing."""
-        raise NotImplementedError
 
     def versions(self, kept: Kept) -> dict[str, str]:
         """The headers that name an object's version."""
