@@ -28,10 +28,11 @@ from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.codecs.record import WEIGHTS
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
+from pipelines.tokenize.codes_store import codes_place
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.encoder_pool import wait_until_ready
-from pipelines.tokenize.partition import cut_partitions
-from pipelines.tokenize.run import tokenize_by
+from pipelines.tokenize.partition import Partitions
+from pipelines.tokenize.run import TokenizePlace, encoding_of, tokenize_by
 from storage.errors import UserError
 from storage.store import Store
 from testing.s3_server import ObjectStore
@@ -116,10 +117,14 @@ def _encoders(recipe: Recipe, weights: Path) -> Iterator[Any]:
 
 def _stage(pool: Any, recipe: Recipe, output: Store, limit: int | None = None) -> tuple[int, float]:
     """Frames and seconds of the tokenize stage by encoders that are ready, to its last commit; limit: of objects."""
-    partitions = cut_partitions(list_sources(recipe)[:limit], recipe.tokenize.partition_bytes)
+    settings: dict[str, dict[str, Any]] = {name: {} for name in recipe.sources}
+    partitions = Partitions(list_sources(recipe)[:limit], recipe.tokenize.partition_bytes, settings)
+    place = TokenizePlace(output.at("stage", "0" * 16), output.at("stage"), output.at("codes"))
+    assert recipe.vqgan is not None
+    encoding = encoding_of(recipe.vqgan, "of the benchmark", recipe.tokenize.fps)
     started = time.perf_counter()
-    with bar("tokenize", None, "part") as line:
-        made = tokenize_by(pool, recipe, partitions, {}, output, line)
+    with codes_place(place.codes, encoding) as codes, bar("tokenize", None, "part") as line:
+        made = tokenize_by(pool, codes, recipe, partitions, {}, place, line)
     return made.record.figures.frames, time.perf_counter() - started
 
 

@@ -16,7 +16,7 @@ _SHOWN = 300  # characters of a text; --json has all of it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("shard", help="a shard of a run, ROOT/stages/pack-*/*/shards/*.tar; any fsspec URL")
+    parser.add_argument("shard", help="a shard of a run, ROOT/stages/pack-*/shards/*.tar; any fsspec URL")
     parser.add_argument("key", help="the sequence's key, as the loader and the shard's members name it")
     parser.add_argument("--json", action="store_true", help="print JSON for machines, with the texts whole")
     parser.add_argument("--out", metavar="FOLDER", help="decode the frames to PNG files in this folder")

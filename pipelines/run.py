@@ -88,7 +88,8 @@ def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = Non
     outputs: dict[str, StageOutput[Any]] = {}
     for stage in stages:
         if stage.status != "done":
-            _run_one(stage, StageContext(stage.store, {name: outputs[name] for name in stage.stage.inputs}, profile))
+            inputs = {name: outputs[name] for name in stage.stage.inputs}
+            _run_one(stage, StageContext(stage.store, inputs, profile, stage.declaration.rebuild))
         manifest = read_manifest(stage.store, stage.stage.record)
         assert manifest is not None, stage.name
         outputs[stage.name] = StageOutput(stage.store, manifest)

@@ -211,4 +211,5 @@ def output(stage: Stage[Any], store: Store, record: Any, seconds: float = 0.0) -
     """A stage as done, with this record, at a fixed time."""
     declaration = Declaration(stage.name, stage.kind, {}, stage.output_version, {name: name for name in stage.inputs})
     facts = {"fingerprint": declaration.fingerprint, "seconds": seconds, "finished": "2025-01-01T00:00:00+00:00"}
+    facts["format"] = 2  # whose folders have all of a stage
     return StageOutput(store, Manifest(declaration, record, **facts))  # type: ignore[arg-type]

@@ -80,6 +80,13 @@ def first_ready(references: Sequence[ray.ObjectRef], wait: PlacementWait) -> ray
         wait.check()
 
 
+def all_ready(references: Sequence[ray.ObjectRef], wait: PlacementWait) -> list[ray.ObjectRef]:
+    """All of these tasks that have ended, at least one. Raises as `first_ready` does."""
+    first = first_ready(references, wait)
+    others = [reference for reference in references if reference != first]
+    return [first, *ray.wait(others, num_returns=len(others), timeout=0)[0]] if others else [first]
+
+
 def _nodes_are_launching() -> bool:
     """Whether an autoscaler of either of Ray's versions, if there is one, is bringing nodes."""
     if is_autoscaler_v2(fetch_from_server=True):

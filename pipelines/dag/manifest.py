@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,8 +24,9 @@ from storage.urls import NothingFoundError, ObjectInfo, list_objects
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
-FORMAT = 2
-"""Of both files. Format 1 had hashes of code in place of an output version; it is read."""
+FORMAT = 3
+"""Of both files. Format 1 had hashes of code in place of an output version; up to format 2, the files of partitions
+were in the folder of the fingerprint that made them. Both are read."""
 
 R = TypeVar("R")
 
@@ -86,7 +88,7 @@ class Manifest(Generic[R]):
 
     record: of the stage's own type: `outputs`, which later stages read, and `figures`, for people. fingerprint: of the
     declaration. input_folders: where the inputs were read, below the run's root. made_by: versions of the code and of
-    libraries. seconds: of work in the driver that committed it. finished: UTC, ISO 8601.
+    libraries. seconds: of work in the driver that committed it. finished: UTC, ISO 8601. format: of its file.
     """
 
     declaration: Declaration
@@ -97,15 +99,16 @@ class Manifest(Generic[R]):
     made_by: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     finished: str = ""
+    format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, of `FORMAT`."""
+        """Plain JSON."""
         facts = {name: value for name, value in vars(self).items() if name not in ("declaration", "record")}
-        return {"format": FORMAT, **self.declaration.to_json(), **facts, **record_json(self.record)}
+        return {**self.declaration.to_json(), **facts, **record_json(self.record)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], record: type[R]) -> Manifest[R]:
-        """A manifest of format 1 or 2 whose record has this type. pydantic's ValidationError where it has another."""
+        """A manifest whose record has this type. pydantic's ValidationError where it has another."""
         return cls(
             declaration=Declaration.from_json(tree),
             record=TypeAdapter(record).validate_python({key: tree.get(key) or {} for key in ("outputs", "figures")}),
@@ -115,6 +118,7 @@ class Manifest(Generic[R]):
             made_by=tree.get("made_by", {}),
             seconds=tree["seconds"],
             finished=tree["finished"],
+            format=tree.get("format", 1),
         )
 
 
@@ -137,6 +141,21 @@ class StageOutput(Generic[R]):
     def record(self) -> R:
         """What the stage made."""
         return self.manifest.record
+
+    @property
+    def shared(self) -> Store:
+        """Where the files of partitions are that its record names: with those of all that the stage made in the run."""
+        return shared_folder(self.store) if self.manifest.format >= 3 else self.store
+
+
+def shared_folder(store: Store) -> Store:
+    """The folder of a stage in its run, in which are those of fingerprints, as `store` is, and partitions' files."""
+    return replace(store, url=store.url.rstrip("/").rpartition("/")[0])
+
+
+def is_fingerprint(folder: str) -> bool:
+    """Whether a folder of a stage is that of a fingerprint, not one of partitions' files."""
+    return re.fullmatch("[0-9a-f]{16}", folder) is not None
 
 
 def read_manifest(store: Store, record: type[R]) -> Manifest[R] | None:

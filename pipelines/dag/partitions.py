@@ -1,16 +1,17 @@
-"""Runs the fixed partitions of a stage as Ray tasks, each committed once.
+"""Runs the partitions of a stage as Ray tasks, each committed once.
 
 A partition is one unit of retry and of resume. Its task is a pure function of its inputs: it writes its outputs
-atomically and its record `partitions/<id>.json` last, so a killed worker, node or driver leaves either nothing or the
-same bytes, and a re-run skips what has a record. A partition that turns out large answers with the pieces to be made
-first, each a task of its own, and is then started again. One whose worker or node is lost is started again after the
-others, within `CRASHES` and `LOSSES`, which count for each partition: a long run does not fail because it is long.
+atomically and its record last (`pipelines.dag.records`), so a killed worker, node or driver leaves either nothing or
+the same bytes, and a re-run skips what has a record. A partition that turns out large answers with the pieces to be
+made first, each a task of its own, and is then started again. One whose worker or node is lost is started again after
+the others, within `CRASHES` and `LOSSES`, which count for each partition: a long run does not fail because it is long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +19,11 @@ from typing import Any
 import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
-from pipelines.cluster.placement import PlacementWait, first_ready
+from pipelines.cluster.placement import PlacementWait, all_ready
 from pipelines.cluster.ray_cluster import own_errors
+from pipelines.dag.records import Record, Records
 from pipelines.recipe import Resources
 from storage.errors import UserError
-from storage.store import Store
 
 log = logging.getLogger("ringworld")
 
@@ -33,17 +34,6 @@ LOSSES = 20
 
 LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
 """What Ray raises where the worker or the node of a task is gone; the same task may succeed elsewhere."""
-
-
-def record_name(partition: str) -> str:
-    """Where the record of a partition is committed, below its stage's folder."""
-    return f"partitions/{partition}.json"
-
-
-def committed(store: Store, partitions: Sequence[str]) -> dict[str, Any]:
-    """The records of those partitions that are already done."""
-    present = set(store.names("partitions"))
-    return {part: store.read_json(record_name(part)) for part in partitions if record_name(part) in present}
 
 
 @dataclass(frozen=True)
@@ -57,23 +47,45 @@ def run_partitions(
     stage: str,
     submit: Callable[[Any], ray.ObjectRef],
     partitions: Sequence[str],
-    store: Store,
+    records: Records,
     pool: Resources,
-    on_done: Callable[[dict[str, Any]], None],
+    on_done: Callable[[Record], None],
     on_piece: Callable[[int], None] = lambda left: None,
-) -> list[dict[str, Any]]:
-    """Run what is not committed, at most `pool.workers` tasks at a time; the records of all partitions, in their order.
+) -> None:
+    """Run what is not committed, at most `pool.workers` tasks at a time.
 
     submit: starts the task of a partition, or of a piece, without Ray's own retries. That of a partition commits the
-    record and returns it, or returns `Pieces`; that of a piece writes what the partition then reads. pool: what each
-    task asks for. on_done: called with every record as it arrives, those already committed first. on_piece: called with
-    how many pieces are left, after each. Raises UserError where the worker or node of one partition is lost too often,
-    or no node of the cluster could ever run one.
+    record and returns it, or returns `Pieces`; that of a piece writes what the partition then reads. records: those of
+    the stage, each with the name of its `partition`. pool: what each task asks for. on_done: called once with the
+    record of every partition as it arrives, those already committed first; what it takes out of it is not kept.
+    on_piece: called with how many pieces are left, after each. Raises UserError where the worker or node of one
+    partition is lost too often, or no node of the cluster could ever run one.
     """
-    records = committed(store, partitions)
-    for record in records.values():
+    done = set()
+    for record in records.load(partitions):
+        done.add(record["partition"])
         on_done(record)
-    waiting: list[tuple[str, Any]] = [(part, None) for part in partitions if part not in records][::-1]
+    waiting: deque[tuple[str, Any]] = deque((part, None) for part in reversed(partitions) if part not in done)
+    del done
+    try:
+        _run(stage, submit, waiting, records, pool, on_done, on_piece)
+    except BaseException:
+        with contextlib.suppress(OSError):  # of a store that is the reason perhaps; the records are with the partitions
+            records.flush()
+        raise
+    records.flush()
+
+
+def _run(
+    stage: str,
+    submit: Callable[[Any], ray.ObjectRef],
+    waiting: deque[tuple[str, Any]],
+    records: Records,
+    pool: Resources,
+    on_done: Callable[[Record], None],
+    on_piece: Callable[[int], None],
+) -> None:
+    """Run partitions, of which the last is the first to start."""
     running: dict[ray.ObjectRef, tuple[str, Any]] = {}
     missing: dict[str, int] = {}  # pieces still to be made, by partition
     failures, wait = Failures(stage), PlacementWait(stage, pool)
@@ -81,27 +93,26 @@ def run_partitions(
         while waiting and len(running) < pool.workers:
             part, piece = waiting.pop()
             running[submit(part if piece is None else piece)] = (part, piece)
-        reference = first_ready(list(running), wait)
-        part, piece = running.pop(reference)
-        try:
-            with own_errors():
-                answer = ray.get(reference)
-        except LOST as error:
-            failures.add(f"partition {part}" if piece is None else f"{piece} of partition {part}", error)
-            waiting.insert(0, (part, piece))
-            continue
-        if piece is not None:
-            missing[part] -= 1
-            if not missing[part]:
-                waiting.append((part, None))
-            on_piece(sum(missing.values()))
-        elif isinstance(answer, Pieces):
-            missing[part] = len(answer.pieces)
-            waiting += [(part, ahead) for ahead in reversed(answer.pieces)]
-        else:
-            records[part] = answer
-            on_done(answer)
-    return [records[part] for part in partitions]
+        for reference in all_ready(list(running), wait):
+            part, piece = running.pop(reference)
+            try:
+                with own_errors():
+                    answer = ray.get(reference)
+            except LOST as error:
+                failures.add(f"partition {part}" if piece is None else f"{piece} of partition {part}", error)
+                waiting.appendleft((part, piece))
+                continue
+            if piece is not None:
+                missing[part] -= 1
+                if not missing[part]:
+                    waiting.append((part, None))
+                on_piece(sum(missing.values()))
+            elif isinstance(answer, Pieces):
+                missing[part] = len(answer.pieces)
+                waiting += [(part, ahead) for ahead in reversed(answer.pieces)]
+            else:
+                on_done(answer)
+                records.add(answer)
 
 
 @dataclass

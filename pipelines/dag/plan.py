@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.dag.code_versions import changed_versions, made_by
-from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, digest, refuse_newer
+from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, digest, is_fingerprint, refuse_newer
 from pipelines.dag.stage import Stage
 from storage.errors import UserError
 from storage.store import Store
@@ -79,7 +79,9 @@ def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store
     home, made_as = history.at(declaration.fingerprint[:16]), declaration.fingerprint
     notes: tuple[str, ...] = ()
     if not home.exists(STARTED):
-        earlier = {folder: history.at(folder).read_json(STARTED) or {} for folder in history.folders()}
+        earlier = {
+            folder: history.at(folder).read_json(STARTED) or {} for folder in filter(is_fingerprint, history.folders())
+        }
         inputs = {name: before[name].made_as for name in stage.inputs}
         same = [folder for folder, tree in earlier.items() if _is_adoptable(tree, declaration, inputs)]
         if not same:

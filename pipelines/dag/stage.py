@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pipelines.cluster.capacity import Capacity
-from pipelines.dag.manifest import Manifest, StageOutput
+from pipelines.dag.manifest import Manifest, StageOutput, shared_folder
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.store import Store
 
@@ -22,11 +22,20 @@ Q = TypeVar("Q")
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a running stage is given: its own folder, what its inputs made, and which training steps to trace."""
+    """What a running stage is given: its own folder, what its inputs made, and which training steps to trace.
+
+    rebuild: how often `--rebuild` asked for it.
+    """
 
     store: Store
     inputs: Mapping[str, StageOutput[Any]]
     profile: ProfiledSteps | None = None
+    rebuild: int = 0
+
+    @property
+    def shared(self) -> Store:
+        """Where partitions put their files: with those of all that the stage made in the run, so named by content."""
+        return shared_folder(self.store)
 
     def input(self, name: str, record: type[Q]) -> StageOutput[Q]:
         """The output of one input, whose record has this type."""

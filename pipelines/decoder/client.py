@@ -219,7 +219,7 @@ class DecoderProcess:
             with self._death_raised():
                 receive_block(self._from, times)
                 receive_block(self._from, frames)
-            yield FrameChunk(frames, times)
+            yield FrameChunk(frames, times, reply["total"])
 
     def count(self, content: Content, fps: float) -> int:
         """Samples of a video as `count_samples` counts them; raises as `frames` does."""
@@ -320,7 +320,9 @@ def _error(reply: dict[str, Any]) -> Exception | None:
             return BadData(reason)
         case {"is": "failure", "traceback": str() as trace}:
             return RuntimeError(f"in the decoder process: {trace}")
-        case {"is": "frames" | "count", "count": int()} | {"is": "rows", "bytes": int()}:
+        case {"is": "frames", "count": int(), "total": None | int()} | {"is": "count", "count": int()}:
+            return None
+        case {"is": "rows", "bytes": int()}:
             return None
         case {"is": "columns", "names": list(), "is_whole": bool()}:
             return None

@@ -16,7 +16,7 @@ def _answers(request: dict[str, Any], file: BinaryIO) -> Iterator[Answer]:
         yield ({"is": "count", "count": count_samples(file, request["fps"])},)
         return
     for chunk in media_frames(file, request["kind"], frame_request(request["frames"])):
-        yield {"is": "frames", "count": len(chunk)}, chunk.times, chunk.frames
+        yield {"is": "frames", "count": len(chunk), "total": chunk.total}, chunk.times, chunk.frames
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import ray
 
 from pipelines.cluster.progress import Bar
 from pipelines.cluster.same_code import as_driver
-from pipelines.dag.partitions import record_name, run_partitions
+from pipelines.dag.partitions import run_partitions
+from pipelines.dag.records import JsonRecords
 from pipelines.evaluate.job import CONTINUATIONS, EvaluateJob, Kind, Part
 from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord, Row
 from pipelines.evaluate.table import tabulate
@@ -33,14 +34,20 @@ def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
         options = {"name": f"evaluate:{name}", "max_retries": 0, **pool.ray_options}
         return _measure.options(**options).remote(parts[name], shared, pool.cpus)
 
-    records = run_partitions("evaluate", submit, list(parts), job.store, pool, lambda record: line.advance(1))
-    figures = collect(job, records)
+    records: dict[str, dict[str, Any]] = {}
+
+    def on_done(record: dict[str, Any]) -> None:
+        records[record["partition"]] = record
+        line.advance(1)
+
+    run_partitions("evaluate", submit, list(parts), JsonRecords(job.store), pool, on_done)
+    figures = collect(job, [records[name] for name in parts])
     keys = ("stage", "source", "modality", "nats_per_token", "unigram_heldout", "unigram_train")
     message = "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards"
     for row in figures.heldout:
         log.info(message, *(row[key] for key in keys))
     pictures = tuple(name for name in job.store.names("pictures") if name.endswith(".png"))
-    return EvaluateRecord(EvaluateOutputs(tuple(record_name(name) for name in parts), pictures), figures)
+    return EvaluateRecord(EvaluateOutputs(tuple(JsonRecords.name(name) for name in parts), pictures), figures)
 
 
 def cut_parts(job: EvaluateJob) -> list[Part]:
@@ -81,7 +88,7 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
         heldout += [{**row, "stage": stage} for row in rows]
 
     def of(kind: Kind) -> tuple[Row, ...]:
-        return tuple({"part": record["part"], **record["result"]} for record in records if record["kind"] == kind)
+        return tuple({"part": record["partition"], **record["result"]} for record in records if record["kind"] == kind)
 
     return EvaluateFigures(tuple(heldout), of("needle"), of("reconstruction"), of("continuation") + of("prompt"))
 
@@ -123,6 +130,6 @@ def _measure(part: Part, job: EvaluateJob, cpus: float) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(cpus)))
     transformers.utils.logging.disable_progress_bar()  # the terminal has one bar already
     result = measure_of(part.kind)(job, part.name, **part.arguments)
-    record = {"part": part.name, "kind": part.kind, "result": result}
-    job.store.write_json(record_name(part.name), record)
+    record = {"partition": part.name, "kind": part.kind, "result": result}
+    job.store.write_json(JsonRecords.name(part.name), record)
     return record

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from model import checkpoint
-from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, read_manifest
+from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, is_fingerprint, read_manifest
 from storage.errors import UserError
 from storage.store import Store
 
@@ -37,7 +37,7 @@ def recognise(url: str) -> tuple[Store, str]:
 def stage_folders(store: Store) -> Iterator[tuple[str, Store]]:
     """The folders of a run's stages, by `name/fingerprint`."""
     for name in store.folders("stages"):
-        for fingerprint in store.folders(f"stages/{name}"):
+        for fingerprint in filter(is_fingerprint, store.folders(f"stages/{name}")):
             yield f"{name}/{fingerprint}", store.at("stages", name, fingerprint)
 
 
@@ -45,8 +45,7 @@ def _describe_stage(store: Store) -> dict[str, Any]:
     manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         started = store.read_json(STARTED) or {}
-        partitions = len(store.names("partitions"))
-        return {"stage": started.get("stage"), "status": "started, not finished", "partitions": partitions}
+        return {"stage": started.get("stage"), "status": "started, not finished"}
     outputs = manifest.record.outputs
     return {
         "stage": manifest.declaration.stage,

@@ -12,14 +12,22 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pipelines.codecs.stage import CodecStage
-from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord, StageOutput, read_manifest
+from pipelines.dag.manifest import (
+    MANIFEST,
+    Declaration,
+    Manifest,
+    PlainRecord,
+    StageOutput,
+    is_fingerprint,
+    read_manifest,
+)
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.sources.stage import SourcesStage
@@ -58,17 +66,17 @@ def find(url: str, key: str) -> Traced:
     """The sequence with this key of a shard. Raises UserError if it is no shard of a run or has no such key."""
     folder, _, name = url.rstrip("/").rpartition("/")
     home, _, shards = folder.rpartition("/")
-    store = Store(home)
-    manifest = None
+    outputs: list[StageOutput[PackRecord]] = []
     if shards == "shards" and name.endswith(".tar"):
         with first_contact(url):
-            manifest = read_manifest(store, PackRecord) if _kind(store) == PackStage.kind else None
-    if manifest is None:
-        place = "stages/pack-NAME/FINGERPRINT/shards/SHARD.tar"
+            outputs = _packed(Store(home))
+    if not outputs:
+        place = "stages/pack-NAME/shards/SHARD.tar"
         raise UserError(
             f"{url}: not a shard of a run's finished pack stage; give the path of one, which ends in {place}"
         )
-    shard_set, stats = _shard(store, manifest, f"{shards}/{name}", url)
+    output, shard_set, stats = _shard(outputs, f"{shards}/{name}", url)
+    store, manifest = output.shared, output.manifest
     if key not in stats.index.key:
         keys = f"its {len(stats.index)} keys run from {stats.index.key[0]} to {stats.index.key[-1]}"
         raise UserError(f"{url}: no sequence has the key {key}; {keys}")
@@ -79,7 +87,7 @@ def find(url: str, key: str) -> Traced:
         missing = isinstance(error, FileNotFoundError)
         raise UserError(f"{url}: {'there is no such file' if missing else error}; pack it again") from None
     name = manifest.declaration.stage
-    stages = {name: StageOutput(store, manifest), **_before(store, manifest)}
+    stages = {name: output, **_before(output.store, manifest)}
     return Traced(url, sequence, shard_set.vocabulary, shard_set.objective, name, stages)
 
 
@@ -240,14 +248,27 @@ def _tokenizer(tokenize: StageOutput[TokenizeRecord]) -> tuple[KeptTokenizer, Te
     return kept, load_text_tokenizer(str(tokenize.store.fetch_folder(folder) / name))
 
 
-def _shard(store: Store, manifest: Manifest[PackRecord], name: str, url: str) -> tuple[ShardSet, ShardStats]:
-    for source, splits in manifest.record.outputs.sets.items():
-        for split in splits:
-            with _damage_named(store):
-                shard_set = manifest.record.read_set(store, source, split)
-            if shard_set and name in shard_set.names:
-                return shard_set, shard_set.stats[shard_set.names.index(name)]
-    raise UserError(f"{url}: {store.path()} made no such shard; `ringworld inspect` lists what it made")
+def _packed(home: Store) -> list[StageOutput[PackRecord]]:
+    """What a folder with shards belongs to: all that a pack stage made in a run, the latest first, or a fingerprint."""
+    folders = [home, *(home.at(name) for name in home.folders() if is_fingerprint(name))]
+    manifests = [(store, read_manifest(store, PackRecord)) for store in folders if _kind(store) == PackStage.kind]
+    outputs = [StageOutput(store, manifest) for store, manifest in manifests if manifest]
+    return sorted(outputs, key=lambda output: output.manifest.finished, reverse=True)
+
+
+def _shard(
+    outputs: Sequence[StageOutput[PackRecord]], name: str, url: str
+) -> tuple[StageOutput[PackRecord], ShardSet, ShardStats]:
+    """The output that has a shard, the shard's set and its stats."""
+    for output in outputs:
+        for source, splits in output.record.outputs.sets.items():
+            for split in splits:
+                with _damage_named(output.store):
+                    shard_set = output.record.read_set(output.shared, source, split)
+                if shard_set and name in shard_set.names:
+                    return output, shard_set, shard_set.stats[shard_set.names.index(name)]
+    made = outputs[0].shared.path()
+    raise UserError(f"{url}: {made} made no such shard; `ringworld inspect` lists what it made")
 
 
 _RECORDS: dict[str, type[Any]] = {stage.kind: stage.record for stage in (SourcesStage, CodecStage, TokenizeStage)}

@@ -8,16 +8,17 @@ in memory; of a shard also its members, counts and every sequence are compared w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import call
 
 from model import checkpoint
 from pipelines.cluster.progress import bar
-from pipelines.dag.manifest import MANIFEST
-from pipelines.dag.partitions import record_name
+from pipelines.dag.manifest import PlainRecord, StageOutput, read_manifest
 from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
+from pipelines.tokenize.record import PARTITIONS, TokenizeRecord, read_partitions
+from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.job import CHECKPOINTS
 from storage.errors import UserError
 from storage.store import Store
@@ -55,27 +56,32 @@ def _of_run(store: Store) -> Iterator[Check]:
 
 
 def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
-    manifest = store.read_json(MANIFEST)
+    manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         return
-    outputs = manifest.get("outputs", {})
-    files = outputs.get("files", {})
+    outputs, shared = manifest.record.outputs, StageOutput(store, manifest).shared
+    files = outputs.get("files") or {}
     for name, sha256 in files.items():
         yield partial(_check, f"{prefix}{name}", _hash, store, name, sha256)
-    records = set(store.names("partitions")) if outputs.get("partitions") else set()
-    for part in outputs.get("partitions", []):
-        yield partial(_check, f"{prefix}{part['file']}", _hash, store, part["file"], part["sha256"])
-        if record_name(part["partition"]) not in records:
-            yield partial(list, [f"{prefix}{record_name(part['partition'])}: missing"])
+    is_apart = shared.url != store.url
+    beside = f"{prefix.rstrip('/').rpartition('/')[0]}/".lstrip("/") if is_apart else prefix
+    if manifest.declaration.kind == TokenizeStage.kind and not _damaged(store, files, PARTITIONS):
+        tokenized = read_manifest(store, TokenizeRecord)
+        for part in read_partitions(StageOutput(store, tokenized)) if tokenized else ():
+            yield partial(_check, f"{beside}{part.file}", _hash, shared, part.file, part.sha256)
     for name in sorted({entry["file"] for splits in outputs.get("sets", {}).values() for entry in splits.values()}):
-        # The shards of a damaged index cannot be checked; the files above name the index.
-        if name in files and _check(name, _hash, store, name, files[name]):
+        if _damaged(store, files, name.partition("/")[2] if is_apart else name):
             continue
-        shards = ShardSet.from_json(store.read_json(name) or {})
+        shards = ShardSet.from_json(shared.read_json(name) or {})
         for shard, stats in zip(shards.names, shards.stats, strict=True):
-            yield partial(_check, f"{prefix}{shard}", _shard, store, shard, stats, shards.vocabulary)
+            yield partial(_check, f"{beside}{shard}", _shard, shared, shard, stats, shards.vocabulary)
     for name in store.folders(CHECKPOINTS):
         yield from _of_checkpoint(store.at(CHECKPOINTS, name), f"{prefix}{CHECKPOINTS}/{name}/")
+
+
+def _damaged(store: Store, files: Mapping[str, str], name: str) -> bool:
+    """Whether a list of files is damaged, so that what it lists cannot be checked; `files` has it named already."""
+    return name in files and bool(_check(name, _hash, store, name, files[name]))
 
 
 def _of_checkpoint(store: Store, prefix: str = "") -> Iterator[Check]:

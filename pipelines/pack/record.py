@@ -10,12 +10,15 @@ from storage.store import Store
 from tokenization.shards.index import ShardSet
 
 PackedSet = Mapping[str, Any]
-"""`file`: the shard set. `fill`: share of tokens that are no padding. Counts summed over its shards, by their names."""
+"""`file`: the shard set, below the folder that the stage's fingerprints share, as its shards are. `fill`: share of
+tokens that are no padding. Counts summed over its shards, by their names."""
 
 
 @dataclass(frozen=True)
 class PackOutputs:
-    """sets: by source, then split. files: sha256 of the sets' files by name. made_of: as in the tokenize stage."""
+    """sets: by source, then split. files: sha256 of the sets' files by name, in the stage's own folder. made_of: as in
+    the tokenize stage.
+    """
 
     sets: Mapping[str, Mapping[str, PackedSet]]
     files: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +45,6 @@ class PackRecord:
     figures: PackFigures = field(default_factory=PackFigures)
 
     def read_set(self, store: Store, source: str, split: str) -> ShardSet | None:
-        """A shard set from the stage's folder, or None when that source has nothing in that split."""
+        """A shard set, or None when that source has nothing in that split. store: `StageOutput.shared`."""
         entry = self.outputs.sets.get(source, {}).get(split)
         return ShardSet.from_json(store.read_json(entry["file"]) or {}) if entry else None

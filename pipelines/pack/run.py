@@ -9,16 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 
 from pipelines.cluster.progress import Bar
 from pipelines.cluster.same_code import as_driver
-from pipelines.dag.manifest import StageOutput
-from pipelines.dag.partitions import record_name, run_partitions
+from pipelines.dag.cut import cut
+from pipelines.dag.manifest import StageOutput, digest
+from pipelines.dag.partitions import run_partitions
+from pipelines.dag.records import JsonRecords
 from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
 from pipelines.recipe import Pack, TrainStage
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
@@ -55,40 +58,51 @@ class PackJob:
 
 
 def cut_pack_partitions(
-    tokenized: Sequence[TokenizedPartition], sources: Sequence[str], partition_tokens: int
+    tokenized: Sequence[TokenizedPartition], sources: Sequence[str], settings: Mapping[str, Any], partition_tokens: int
 ) -> list[PackPartition]:
-    """Group the tokenized partitions of each source and split, in order, by tokens. Pure."""
+    """The tokenized partitions of each source and split, grouped by tokens. Pure.
+
+    settings: all that decides a partition's sequences beside its documents, as plain JSON. A partition is named by that
+    and by its documents, so that documents that are added or removed make their own partition another, and no other.
+    """
+    by_split: dict[tuple[str, str], list[TokenizedPartition]] = {}
+    for part in tokenized:
+        if part.source in sources and part.documents:
+            by_split.setdefault((part.source, "heldout" if part.heldout else "train"), []).append(part)
     partitions = []
-    for source, split in itertools.product(sorted(sources), SPLITS):
-        groups: list[list[str]] = []
-        tokens = 0
-        for part in tokenized:
-            if part.source != source or part.heldout != (split == "heldout") or not part.documents:
-                continue
-            if not groups or tokens + part.tokens > partition_tokens:
-                groups.append([])
-                tokens = 0
-            groups[-1].append(part.file)
-            tokens += part.tokens
-        for number, files in enumerate(groups):
-            partitions.append(PackPartition(f"{source}-{split}-{number:05d}", source, split, tuple(files)))
+    for (source, split), parts in sorted(by_split.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))):
+        tokens = np.array([part.tokens for part in parts], np.int64)
+        for one in cut((part.partition for part in parts), tokens, partition_tokens):
+            chosen = [parts[unit] for unit in one.units]
+            content = digest([settings, *([part.file, part.sha256] for part in chosen)])[:16]
+            files = tuple(part.file for part in chosen)
+            partitions.append(PackPartition(f"{source}-{split}-{one.name}-{content}", source, split, files))
     return partitions
 
 
 def pack_all(
-    job: PackJob, parts: Sequence[PackPartition], documents: StageOutput[TokenizeRecord], store: Store, line: Bar
+    job: PackJob,
+    parts: Sequence[PackPartition],
+    documents: StageOutput[TokenizeRecord],
+    store: Store,
+    shared: Store,
+    line: Bar,
 ) -> PackRecord:
-    """Pack every partition."""
+    """Pack every partition. store: the stage's folder. shared: that of all its fingerprints, for shards."""
     partitions = {part.name: part for part in parts}
+    done: dict[str, dict[str, Any]] = {}
 
     def submit(name: str) -> ray.ObjectRef:
         options = {"name": f"pack:{name}", "max_retries": 0, **job.settings.pool.ray_options}
-        return _pack_partition.options(**options).remote(partitions[name], job, documents.store, store)
+        return _pack_partition.options(**options).remote(partitions[name], job, documents.shared, shared)
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, sequences=record["sequences"], fill=record["fill"])
+        done[record["partition"]] = record
 
-    records = run_partitions(f"pack-{job.stage.name}", submit, list(partitions), store, job.settings.pool, on_done)
+    run_partitions(f"pack-{job.stage.name}", submit, list(partitions), JsonRecords(shared), job.settings.pool, on_done)
+    records = [done[name] for name in partitions]
+    own = store.url.rstrip("/").rpartition("/")[2]
     sets: dict[str, dict[str, Any]] = {source: {} for source in sorted(job.stage.mixture)}
     for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
         chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]
@@ -110,7 +124,7 @@ def pack_all(
         name = f"sets/{source}-{split}.json"
         store.write_json(name, shard_set.to_json())
         totals = shard_set.totals()
-        sets[source][split] = {"file": name, **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
+        sets[source][split] = {"file": f"{own}/{name}", **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
     skipped = sum((Counter(record["skipped"]) for record in records), Counter[str]())
     counts = {key: sum(record[key] for record in records) for key in ("sequences", "documents", "split_documents")}
     outputs = PackOutputs(
@@ -157,7 +171,7 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
         "skipped": dict(counts.skipped),
         "fill": filled / max(1, counts.sequences * job.stage.context),
     }
-    store.write_json(record_name(part.name), record)
+    store.write_json(JsonRecords.name(part.name), record)
     return record
 
 

@@ -13,7 +13,7 @@ from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
 from pipelines.recipe import Recipe, TrainStage, output_settings
 from pipelines.report.numbers import count_of
-from pipelines.tokenize.record import TokenizeRecord
+from pipelines.tokenize.record import TokenizeRecord, read_partitions
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PackStage(Stage[PackRecord]):
 
     kind = "pack"
     record = PackRecord
-    output_version = 1
+    output_version = 2
     libraries = ("safetensors", "numpy")
     inputs = ("tokenize",)
 
@@ -60,11 +60,14 @@ class PackStage(Stage[PackRecord]):
         from pipelines.tokenize.vocabulary import joint_vocabulary
 
         documents = context.input("tokenize", TokenizeRecord)
-        outputs, settings = documents.record.outputs, self.recipe.pack
-        job = PackJob(settings, self.stage, joint_vocabulary(self.recipe), self.recipe.seed)
-        partitions = cut_pack_partitions(outputs.partitions, list(self.stage.mixture), settings.partition_tokens)
+        job = PackJob(self.recipe.pack, self.stage, joint_vocabulary(self.recipe), self.recipe.seed)
+        decides = {**self.settings(), "vocabulary": job.vocabulary.to_json()}
+        decides |= {"output_version": self.output_version, "rebuild": context.rebuild}
+        del decides["sources"]  # a partition is of one
+        tokenized, limit = read_partitions(documents), self.recipe.pack.partition_tokens
+        partitions = cut_pack_partitions(tokenized, list(self.stage.mixture), decides, limit)
         with bar(self.name, len(partitions), "part") as line:
-            return Made(pack_all(job, partitions, documents, context.store, line))
+            return Made(pack_all(job, partitions, documents, context.store, context.shared, line))
 
     def summary(self, manifest: Manifest[PackRecord]) -> tuple[str, ...]:
         """Sequences, and how full they are."""

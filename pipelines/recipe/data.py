@@ -21,6 +21,9 @@ class Storage(Config):
 
     root: Text
     """Output folder of the run, any fsspec URL; a relative path is relative to the working directory."""
+    codes: Text | None = None
+    """Folder in which codes of videos and images are kept and found again, any fsspec URL; runs and users may share it.
+    None: `codes` in `root`."""
     data: str = ""
     """Prefix of the sources' relative URLs, so that one setting moves a recipe to another bucket."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -24,7 +24,7 @@ from storage.urls import NothingFoundError, ObjectInfo, canonical_url, is_folder
 
 log = logging.getLogger("ringworld")
 
-_OF_RUNS = ("stages", REBUILDS, LEASE, "report.html", "report.json")
+_OF_RUNS = ("stages", "codes", REBUILDS, LEASE, "report.html", "report.json")
 """What a run writes in its root."""
 
 

@@ -47,12 +47,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Medium:
-    """A video or image, of a video a part. kind: None where only its bytes tell."""
+    """A video or image, of a video a part. kind: None where only its bytes tell.
+
+    identity: URL and etag of the object that holds the bytes, and which of the media in there; None where the object's
+    store has no etag, so that nothing tells when they change.
+    """
 
     origin: Origin
     kind: MediaKind | None
     content: Content
     part: tuple[float, float] = (0.0, 1.0)
+    identity: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def media_of(
         return _named(found, options, columns, limits)
     origin = Origin(found.key, None, found.side)
     kind: MediaKind = "image" if found.kind == "image" else "video"
-    return iter([Medium(origin, kind, content_of(found, options), found.part)])
+    return iter([Medium(origin, kind, content_of(found, options), found.part, _identity(found.url, found.etag))])
 
 
 def medium_frames(medium: Medium, request: FrameRequest, limits: Limits = DEFAULT_LIMITS) -> Iterator[FrameChunk]:
@@ -131,7 +136,8 @@ def _samples(
                 side = {**found.side, **sample.side}
                 where = {"sample": sample.key, "member": sample.member}
                 content = Content(file=file, window=(sample.offset, sample.size))
-                yield Medium(Origin(key, sample.number, side, where), sample.kind, content)
+                identity = _identity(found.url, found.etag, f"{sample.member}@{sample.offset}")
+                yield Medium(Origin(key, sample.number, side, where), sample.kind, content, identity=identity)
         except BadData as error:
             if _is_of_split(found):
                 yield BadMedium(Origin(found.key), str(error))
@@ -162,7 +168,8 @@ def _of_record(
     if isinstance(named, bytes):
         if not _is_of_split(found, key, f"{found.url}/{number}"):
             return None
-        return Medium(Origin(key, number, {**found.side, **fields}), None, Content(file=io.BytesIO(named)))
+        origin, identity = Origin(key, number, {**found.side, **fields}), _identity(found.url, found.etag, f"#{number}")
+        return Medium(origin, None, Content(file=io.BytesIO(named)), identity=identity)
     try:
         if not isinstance(named, str) or not named:
             held = named.type_name if isinstance(named, NotText) else type(named).__name__
@@ -187,8 +194,13 @@ def _of_record(
         reason = f"{shown}: {error.strerror}"
     else:
         origin = Origin(key, number, {**found.side, **fields}, {"media": {"url": shown, "etag": etag}})
-        return Medium(origin, kind_by_name(url.partition("?")[0]), Content(url, options, reach=reach))
+        content, identity = Content(url, options, reach=reach), _identity(object_url(url), etag)
+        return Medium(origin, kind_by_name(url.partition("?")[0]), content, identity=identity)
     return BadMedium(Origin(key, number), reason)
+
+
+def _identity(url: str, etag: str, member: str = "") -> tuple[str, str, str] | None:
+    return (url, etag, member) if etag else None
 
 
 def _is_of_split(found: SourceObject, *names: str) -> bool:

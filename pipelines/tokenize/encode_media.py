@@ -6,6 +6,7 @@ batch that it fills, a decode task has no more than a given number of bytes of f
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -45,6 +46,7 @@ class _Encoder:
         self._vqgan: VQGAN | None = None
         self._meter = Meter("tokenize")
         self._frames = 0
+        self._about = ""
 
     @as_driver
     def load(self) -> None:
@@ -55,33 +57,51 @@ class _Encoder:
 
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._about = f"{_processor(device)}, {self._recipe.precision}, torch {torch.__version__}"
         self._vqgan = load_vqgan(self._weights, self._recipe, device=device, encoder_only=True)
 
-    def encode(self, frames: np.ndarray) -> np.ndarray:
+    def encode(self, frames: np.ndarray) -> tuple[np.ndarray, str]:
+        """Codes int32 [n, codes of a frame], and what made them: device, precision, versions."""
         assert self._vqgan is not None, "load() comes first"
         codes = self._vqgan.encode(frames)
         self._frames += len(frames)
         self._meter.set(frames_encoded=self._frames)
-        return codes
+        return codes, self._about
+
+
+def _processor(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
 
 
 @dataclass
 class Encoded:
-    """A medium's codes int32 [n, codes] and times float64 [n] of its sampled frames; n may be 0."""
+    """A medium's codes int32 [n, codes] and times float64 [n] of its sampled frames; n may be 0.
+
+    total: samples of the whole video, if they were counted. encoder: what made the codes; of several, all of them.
+    identity: as of `Medium`, where the codes are new and can be kept; None where they were found.
+    """
 
     origin: Origin
     codes: np.ndarray
     times: np.ndarray
+    total: int | None = None
+    encoder: str = ""
+    identity: tuple[str, str, str] | None = None
 
 
-def join_encoded(origin: Origin, codes: Sequence[np.ndarray], times: Sequence[np.ndarray]) -> Encoded:
+def join_encoded(
+    origin: Origin, codes: Sequence[np.ndarray], times: Sequence[np.ndarray], encoders: Iterable[str], **facts: Any
+) -> Encoded:
     """A medium of the codes and times of its consecutive parts, some or all of which may be empty."""
     parts = [part for part in codes if len(part)] or [np.zeros((0, 0), np.int32)]
-    return Encoded(origin, np.concatenate(parts), np.concatenate([np.zeros(0), *times]))
+    encoder = "; ".join(sorted(set(encoders)))
+    return Encoded(origin, np.concatenate(parts), np.concatenate([np.zeros(0), *times]), encoder=encoder, **facts)
 
 
 def encode_media(
-    media: Iterable[tuple[SourceObject, Medium | BadMedium]],
+    media: Iterable[tuple[SourceObject, Medium | Encoded | BadMedium]],
     frames_of: Callable[[SourceObject, Medium], Iterator[FrameChunk]],
     pool: Any,
     batch: int,
@@ -89,22 +109,25 @@ def encode_media(
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
     """Encode media, `batch` frames at a time, whichever media they are from; the outcomes in the media's order.
 
-    in_flight: bytes of frames at most, but at least one batch. A medium whose frames raise BadData becomes a BadMedium.
+    in_flight: bytes of frames at most, but at least one batch. A medium whose frames raise BadData becomes a BadMedium;
+    one that has been encoded already stays as it is.
     """
     batches = _Batches(pool, batch, in_flight)
     waiting: deque[tuple[SourceObject, _Pending]] = deque()
     for found, medium in media:
         waiting.append((found, pending := _Pending(medium.origin)))
-        if isinstance(medium, BadMedium):
-            pending.bad = medium
+        if isinstance(medium, BadMedium | Encoded):
+            pending.outcome = medium
         else:
+            pending.identity = medium.identity
             try:
                 for chunk in frames_of(found, medium):
                     pending.times.append(chunk.times)
+                    pending.total = chunk.total
                     batches.add(pending, chunk.frames)
             except BadData as error:
-                pending.bad = BadMedium(medium.origin, str(error))
-        while waiting and (waiting[0][1].bad or not waiting[0][1].missing):
+                pending.outcome = BadMedium(medium.origin, str(error))
+        while waiting and (waiting[0][1].outcome or not waiting[0][1].missing):
             yield _finished(*waiting.popleft())
     batches.finish()
     yield from (_finished(found, pending) for found, pending in waiting)
@@ -117,12 +140,18 @@ class _Pending:
     origin: Origin
     codes: list[np.ndarray] = field(default_factory=list)
     times: list[np.ndarray] = field(default_factory=list)
+    encoders: set[str] = field(default_factory=set)
     missing: int = 0
-    bad: BadMedium | None = None
+    total: int | None = None
+    identity: tuple[str, str, str] | None = None
+    outcome: Encoded | BadMedium | None = None
 
 
 def _finished(found: SourceObject, pending: _Pending) -> tuple[SourceObject, Encoded | BadMedium]:
-    return found, pending.bad or join_encoded(pending.origin, pending.codes, pending.times)
+    if pending.outcome:
+        return found, pending.outcome
+    facts = {"total": pending.total, "identity": pending.identity}
+    return found, join_encoded(pending.origin, pending.codes, pending.times, pending.encoders, **facts)
 
 
 class _Batches:
@@ -166,9 +195,10 @@ class _Batches:
 
     def _receive(self) -> None:
         batch = self._sent.popleft()
-        codes = ray.get(batch.codes)
+        codes, encoder = ray.get(batch.codes)
         self._bytes -= batch.nbytes
         for owner, count in batch.owners:
+            owner.encoders.add(encoder)
             owner.codes.append(codes[:count])
             owner.missing -= count
             codes = codes[count:]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-@dataclass(frozen=True)
+from pipelines.dag.manifest import StageOutput
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizedPartition:
-    """file: Parquet of the documents. heldout: whether they are kept from training."""
+    """file: Parquet of the documents, in the folder that the stage's fingerprints share; its sha256, as hex. heldout:
+    whether they are kept from training.
+    """
 
     partition: str
     source: str
@@ -32,9 +40,11 @@ class KeptTokenizer:
 
 @dataclass(frozen=True)
 class TokenizeOutputs:
-    """files: sha256 by name. made_of: digests of the sources and fingerprints of what encoded them."""
+    """partitions: the file that lists them; to format 2, themselves. files: sha256 by name. made_of: digests of the
+    sources and fingerprints of what encoded them.
+    """
 
-    partitions: tuple[TokenizedPartition, ...] = ()
+    partitions: str | tuple[TokenizedPartition, ...] = ()
     text_tokenizer: KeptTokenizer | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +53,8 @@ class TokenizeOutputs:
 @dataclass(frozen=True)
 class TokenizeFigures:
     """units: objects and records looked at, of which some are quarantined. thinned_videos: those that have more frames
-    than max_frames, `frames_left_out` more in all.
+    than max_frames, `frames_left_out` more in all. frames_encoded: of `frames`, those that the run that ended the stage
+    found no codes of. partitions_made: those that it did not find made.
     """
 
     documents: int
@@ -54,6 +65,8 @@ class TokenizeFigures:
     quarantined: int = 0
     thinned_videos: int = 0
     frames_left_out: int = 0
+    frames_encoded: int = 0
+    partitions_made: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,3 +75,24 @@ class TokenizeRecord:
 
     outputs: TokenizeOutputs
     figures: TokenizeFigures
+
+
+PARTITIONS = "partitions.parquet"
+
+
+def write_partitions(store: Store, partitions: Sequence[TokenizedPartition]) -> None:
+    """Commit the list of a stage's partitions, in order, as `PARTITIONS`."""
+    columns = {entry.name: [getattr(part, entry.name) for part in partitions] for entry in fields(TokenizedPartition)}
+    with store.writing(PARTITIONS) as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def read_partitions(output: StageOutput[TokenizeRecord]) -> list[TokenizedPartition]:
+    """The partitions of a finished stage, in order, with documents that `output.shared` has."""
+    named = output.record.outputs.partitions
+    if not isinstance(named, str):
+        return list(named)
+    with output.store.open(named) as file:
+        table = pq.read_table(file, use_threads=False)
+    columns = [table.column(entry.name).to_pylist() for entry in fields(TokenizedPartition)]
+    return [TokenizedPartition(*row) for row in zip(*columns, strict=True)]

@@ -18,13 +18,14 @@ from pipelines.decoder.client import parsed_records
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, content_of
 from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_frames
+from pipelines.tokenize.codes_store import Codes, CodesPlace
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from storage.public_url import object_url
 from tokenization.document import Document
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_each, field_names, spec_for_record
-from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples, choose_samples
 from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -32,11 +33,12 @@ from tokenization.vocabulary import JointVocabulary
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What all partitions share; nothing that depends on the cluster."""
+    """What all partitions share. codes: where the codes of media are found and kept, if anywhere."""
 
     recipe: Recipe
     vocabulary: JointVocabulary
     resolution: int
+    codes: CodesPlace | None = None
 
     def max_frames(self, found: SourceObject) -> int | None:
         """The most frames of one medium of this object, None for all."""
@@ -110,11 +112,17 @@ def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterato
 
 
 def encode_objects(
-    objects: Sequence[SourceObject], job: TokenizeJob, pool: Any, samples: Samples | None = None
+    objects: Sequence[SourceObject],
+    job: TokenizeJob,
+    pool: Any,
+    samples: Samples | None = None,
+    total: int | None = None,
+    codes: Codes | None = None,
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
     """The media of objects with their codes, in order; small media of any objects share a batch.
 
-    samples: of an object that is one video, those to take, if they have been chosen already.
+    samples: of an object that is one video, which has `total`, those to take, if they have been chosen already. codes:
+    where those of a medium may be found, and are kept that are made. Raises `OvertakenError` as that does.
     """
     settings = job.recipe.tokenize
     request = FrameRequest(
@@ -128,12 +136,34 @@ def encode_objects(
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
         return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
 
-    media = (
-        (found, medium)
-        for found in objects
-        for medium in media_of(found, job.recipe.storage.options, job.columns(found), settings.decoder_limits)
-    )
-    yield from encode_media(media, frames, pool, settings.chunk_frames, settings.in_flight_mib * 2**20)
+    def media() -> Iterator[tuple[SourceObject, Medium | Encoded | BadMedium]]:
+        for found in objects:
+            for medium in media_of(found, job.recipe.storage.options, job.columns(found), settings.decoder_limits):
+                yield found, (codes and find_codes(found, medium, job, codes)) or medium
+
+    in_flight = settings.in_flight_mib * 2**20
+    for found, outcome in encode_media(media(), frames, pool, settings.chunk_frames, in_flight):
+        if codes:
+            keep_codes(outcome, codes, settings.fps, total)
+        yield found, outcome
+
+
+def find_codes(found: SourceObject, medium: Medium | BadMedium, job: TokenizeJob, codes: Codes) -> Encoded | None:
+    """A medium as it was encoded before, or None."""
+    if isinstance(medium, BadMedium) or medium.identity is None:
+        return None
+    share = (job.max_frames(found), medium.part, job.recipe.tokenize.frames_per_document)
+    kept = codes.find(medium.identity, lambda total: choose_samples(total, *share).numbers)
+    return Encoded(medium.origin, kept.codes, kept.times) if kept else None
+
+
+def keep_codes(encoded: Encoded | BadMedium, codes: Codes, fps: float, total: int | None = None) -> None:
+    """Add what has just been encoded to the codes. total: of a video whose samples were chosen before."""
+    if isinstance(encoded, BadMedium) or encoded.identity is None or not len(encoded.codes):
+        return
+    numbers = np.rint(encoded.times * fps).astype(np.int64)
+    total = encoded.total or total or int(numbers[-1]) + 1  # of a medium of which every sample was taken
+    codes.add(encoded.identity, total, numbers, encoded.times, encoded.codes, encoded.encoder)
 
 
 def media_records(

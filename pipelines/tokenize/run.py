@@ -7,29 +7,36 @@ of documents, and its record with counts and quarantine, of which the recipe bou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
 
 from pipelines.cluster.progress import Bar
+from pipelines.codecs.record import CodecRecord
+from pipelines.dag.manifest import StageOutput
 from pipelines.dag.partitions import run_partitions
+from pipelines.dag.records import FooterRecords
 from pipelines.dag.stage import Made
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, VisualTokenizer
 from pipelines.sources.heldout import check_heldout
+from pipelines.tokenize.codes_store import CodesPlace, Encoding, codes_place
 from pipelines.tokenize.encode_media import vqgan_pool
-from pipelines.tokenize.partition import Partition, tokenize_partition, tokenize_piece
+from pipelines.tokenize.partition import Partition
 from pipelines.tokenize.quarantine import Quarantine
 from pipelines.tokenize.record import (
+    PARTITIONS,
     KeptTokenizer,
     TokenizedPartition,
     TokenizeFigures,
     TokenizeOutputs,
     TokenizeRecord,
+    write_partitions,
 )
 from pipelines.tokenize.records import TokenizeJob
+from pipelines.tokenize.tokenize_task import DOCUMENTS, MADE, tokenize_partition, tokenize_piece
 from pipelines.tokenize.video_pieces import PIECES, Piece
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.errors import UserError
@@ -39,67 +46,101 @@ from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.text.tokenizer_files import SPECIAL_TOKENS, fetch_tokenizer
 
 TOKENIZER = "tokenizer"
+_KEPT = tuple(entry.name for entry in fields(TokenizedPartition))
+_COUNTED = ("documents", "tokens", "vision_tokens", "frames", "thinned_videos", "frames_left_out")
+
+
+@dataclass(frozen=True)
+class TokenizePlace:
+    """Where a stage works. own: its folder. shared: that of all its fingerprints. codes: where codes are kept."""
+
+    own: Store
+    shared: Store
+    codes: Store
 
 
 def tokenize_all(
-    recipe: Recipe, parts: Sequence[Partition], made_of: Mapping[str, Any], codec: Store | None, store: Store, line: Bar
+    recipe: Recipe,
+    parts: Mapping[str, Partition],
+    made_of: Mapping[str, Any],
+    codec: StageOutput[CodecRecord] | None,
+    place: TokenizePlace,
+    line: Bar,
 ) -> Made[TokenizeRecord]:
     """Tokenize every partition.
 
-    made_of: identifies the sources and the codec, for the record. codec: its stage's folder; None where all is text.
+    parts: by name. made_of: identifies the sources and the codec, for the record. codec: None where all is text.
     """
-    encoders = vqgan_pool(recipe.vqgan, codec, recipe.tokenize.encode) if recipe.vqgan and codec else nullcontext()
-    with encoders as pool:
-        return tokenize_by(pool, recipe, parts, made_of, store, line)
+    if recipe.vqgan is None or codec is None:
+        return tokenize_by(None, None, recipe, parts, made_of, place, line)
+    encoding = encoding_of(recipe.vqgan, codec.record.outputs.fingerprint, recipe.tokenize.fps)
+    pool = vqgan_pool(recipe.vqgan, codec.store, recipe.tokenize.encode)
+    with codes_place(place.codes, encoding) as codes, pool as encoders:
+        return tokenize_by(encoders, codes, recipe, parts, made_of, place, line)
+
+
+def encoding_of(vqgan: VisualTokenizer, fingerprint: str, fps: float) -> Encoding:
+    """What decides the codes of a medium, by a codec of this fingerprint."""
+    return Encoding(fingerprint, vqgan.precision, vqgan.sizes.resolution, fps)
 
 
 def tokenize_by(
-    pool: Any, recipe: Recipe, parts: Sequence[Partition], made_of: Mapping[str, Any], store: Store, line: Bar
+    pool: Any,
+    codes: CodesPlace | None,
+    recipe: Recipe,
+    parts: Mapping[str, Partition],
+    made_of: Mapping[str, Any],
+    place: TokenizePlace,
+    line: Bar,
 ) -> Made[TokenizeRecord]:
     """The same with a pool of encoders that runs already; None where there is only text."""
-    tokenizer = _keep_tokenizer(recipe, store)
-    partitions = {part.name: part for part in parts}
-    job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0)
+    tokenizer = _keep_tokenizer(recipe, place.own)
+    job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0, codes)
+    shared = ray.put(job)  # once, not with every task
     decode = recipe.tokenize.decode
-    windows = recipe.tokenize.frames_per_document is not None
-    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, partitions, windows)
+    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, parts, recipe.tokenize.frames_per_document is not None)
+    tokenized: dict[str, TokenizedPartition] = {}
+    totals: Counter[str] = Counter()
+    matched: dict[str, set[str]] = {}
 
     def submit(work: str | Piece) -> ray.ObjectRef:
         options = {"max_retries": 0, **decode.ray_options}
         if isinstance(work, Piece):
-            return tokenize_piece.options(name=f"tokenize:{work.name}", **options).remote(work, job, pool, store)
-        return tokenize_partition.options(name=f"tokenize:{work}", **options).remote(partitions[work], job, pool, store)
+            piece = tokenize_piece.options(name=f"tokenize:{work.name}", **options)
+            return piece.remote(work, shared, pool, place.shared)
+        whole = tokenize_partition.options(name=f"tokenize:{work}", **options)
+        return whole.remote(parts[work], shared, pool, place.shared)
 
     def on_done(record: dict[str, Any]) -> None:
+        totals.update({"partitions_made": int(MADE in record), "frames_encoded": record.pop(MADE, 0)})
         line.advance(1, frames=record["frames"] or None, tokens=record["tokens"])
+        tokenized[record["partition"]] = TokenizedPartition(**{name: record[name] for name in _KEPT})
+        totals.update({name: record[name] for name in _COUNTED})
+        matched.setdefault(record["source"], set()).update(record["inner_heldout"])
         quarantine.add(record)
 
     def on_piece(left: int) -> None:
         line.advance(0, pieces_left=left)
 
     try:
-        records = run_partitions("tokenize", submit, list(partitions), store, decode, on_done, on_piece)
+        committed = FooterRecords(place.shared, DOCUMENTS)
+        run_partitions("tokenize", submit, list(parts), committed, decode, on_done, on_piece)
     finally:
         quarantine.report()
-    for name in store.names(PIECES):
-        store.delete(name)
+    for name in place.shared.names(PIECES):
+        place.shared.delete(name)
     quarantine.check()
-    matched: dict[str, set[str]] = {}
-    for record in records:
-        matched.setdefault(record["source"], set()).update(record["inner_heldout"])
-    check_heldout(recipe, [found for part in parts for found in part.objects], matched)
-    entries = tuple(entry for record in records for entry in record["quarantine"])
-    counted = ("documents", "tokens", "vision_tokens", "frames", "thinned_videos", "frames_left_out")
-    totals = {key: sum(record.get(key, 0) for record in records) for key in counted}
+    check_heldout(recipe, [found for part in parts.values() for found in part.objects], matched)
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
-    names = [entry.name for entry in fields(TokenizedPartition)]
+    write_partitions(place.own, [tokenized[name] for name in parts])
     outputs = TokenizeOutputs(
-        partitions=tuple(TokenizedPartition(**{name: record[name] for name in names}) for record in records),
+        partitions=PARTITIONS,
         text_tokenizer=tokenizer,
-        files=store.hashes(TOKENIZER),
+        files={**place.own.hashes(TOKENIZER), PARTITIONS: place.own.sha256(PARTITIONS)},
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
     )
+    entries = tuple(sorted(quarantine.entries, key=lambda entry: (entry["url"], entry["record"] or 0)))
     figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))
     return Made(TokenizeRecord(outputs, figures), entries)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.cluster.capacity import Capacity
@@ -16,6 +16,7 @@ from pipelines.report.numbers import count_of
 from pipelines.sources.listing import read_objects
 from pipelines.sources.stage import SourcesRecord
 from pipelines.tokenize.record import TokenizeRecord
+from storage.store import Store
 from tokenization.text.tokenizer_files import find_tokenizer
 
 
@@ -25,7 +26,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
     kind = "tokenize"
     record = TokenizeRecord
-    output_version = 2
+    output_version = 3
     libraries = ("av", "pillow", "tokenizers", "sentencepiece", "torch", "diffusers", "pyarrow")
 
     recipe: Recipe
@@ -67,21 +68,52 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
     def run(self, context: StageContext) -> Made[TokenizeRecord]:
         """Tokenize every partition on the cluster."""
-        from pipelines.tokenize.partition import cut_partitions
-        from pipelines.tokenize.run import tokenize_all
+        from pipelines.tokenize.partition import Partitions
+        from pipelines.tokenize.run import TokenizePlace, tokenize_all
 
         sources = context.input("sources", SourcesRecord)
         codec = context.input(self.codec, CodecRecord) if self.codec else None
-        partitions = cut_partitions(read_objects(sources.store, self.recipe), self.recipe.tokenize.partition_bytes)
-        made_of = {"sources": sources.record.figures, "vqgan": codec.record.outputs.fingerprint if codec else None}
+        fingerprint = codec.record.outputs.fingerprint if codec else None
+        settings = self.document_settings(fingerprint, context.rebuild)
+        objects = read_objects(sources.store, self.recipe)
+        partitions = Partitions(objects, self.recipe.tokenize.partition_bytes, settings)
+        made_of = {"sources": sources.record.figures, "vqgan": fingerprint}
+        place = TokenizePlace(context.store, context.shared, codes_store(self.recipe))
         with bar(self.name, len(partitions), "part") as line:
-            return tokenize_all(self.recipe, partitions, made_of, codec.store if codec else None, context.store, line)
+            return tokenize_all(self.recipe, partitions, made_of, codec, place, line)
+
+    def document_settings(self, codec: str | None, rebuild: int) -> dict[str, Mapping[str, Any]]:
+        """By source all that decides its documents beside the objects: less than `settings`, which are of all sources.
+
+        codec: the fingerprint of its weights.
+        """
+        from pipelines.tokenize.vocabulary import joint_vocabulary
+
+        every = self.settings()
+        shared = {key: value for key, value in every.items() if key in ("text_tokenizer", "special_tokens", "seed")}
+        shared |= {"vocabulary": joint_vocabulary(self.recipe).to_json()}
+        shared |= {"output_version": self.output_version, "rebuild": rebuild}
+        limits = asdict(self.recipe.tokenize.decoder_limits)
+        vision = {"tokenize": every["tokenize"], "encoder": every["encoder"], "codec": codec}
+        return {
+            name: {"fields": source.fields, "max_frames": source.max_frames, **shared}
+            | (vision if source.has_vision else {"limits": limits})
+            for name, source in self.recipe.sources.items()
+        }
 
     def summary(self, manifest: Manifest[TokenizeRecord]) -> tuple[str, ...]:
         """Documents and tokens."""
         figures = manifest.record.figures
         thinned = (f"{count_of(figures.thinned_videos, 'videos')} thinned",) if figures.thinned_videos else ()
         return (count_of(figures.documents, "documents"), count_of(figures.tokens, "tokens"), *thinned)
+
+
+def codes_store(recipe: Recipe) -> Store:
+    """Where the recipe keeps codes. No lease covers it: what is there is created and never changed."""
+    storage = recipe.storage
+    if storage.codes is None:
+        return Store(storage.root, storage.options).at("codes")
+    return Store(storage.codes, storage.options)
 
 
 def _will_thin(source: str, frames: int, settings: Tokenize) -> str:

@@ -27,11 +27,13 @@ _REASON = "bad"
 
 @dataclass(frozen=True)
 class Piece:
-    """What one task encodes: some samples of a video."""
+    """What one task encodes: some samples of a video, which has `total`. identity: as of its `Medium`."""
 
     partition: str
     video: SourceObject
     samples: Samples
+    total: int
+    identity: tuple[str, str, str] | None
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Pie
     total = counted_samples(medium.content, settings.fps, settings.decoder_limits)
     samples = choose_samples(total, job.max_frames(video), medium.part, settings.frames_per_document)
     pieces = samples.pieces(max(1, int(settings.piece_seconds * settings.fps)))
-    return [Piece(partition, video, piece) for piece in pieces]
+    return [Piece(partition, video, piece, total, medium.identity) for piece in pieces]
 
 
 def encode_piece(piece: Piece, job: TokenizeJob, pool: Any, store: Store) -> None:
@@ -60,7 +62,8 @@ def encode_piece(piece: Piece, job: TokenizeJob, pool: Any, store: Store) -> Non
     if isinstance(outcome, BadMedium):
         tensors = {_REASON: np.frombuffer(outcome.reason.encode(), np.uint8)}
     else:
-        tensors = {"codes": outcome.codes, "times": outcome.times}
+        encoder = np.frombuffer(outcome.encoder.encode(), np.uint8)
+        tensors = {"codes": outcome.codes, "times": outcome.times, "encoder": encoder}
     with store.writing(piece.name) as file:
         file.write(save(tensors))
 
@@ -75,7 +78,7 @@ def join_pieces(pieces: Sequence[Piece], store: Store) -> Encoded | BadMedium:
     """The whole video, once all its pieces are committed; bad with the reason of the first piece that is."""
     video = pieces[0].video
     origin = Origin(video.key, None, video.side)
-    codes, times = [], []
+    codes, times, encoders = [], [], []
     for piece in pieces:
         with store.open(piece.name) as file:
             tensors = load(file.read())
@@ -83,4 +86,5 @@ def join_pieces(pieces: Sequence[Piece], store: Store) -> Encoded | BadMedium:
             return BadMedium(origin, tensors[_REASON].tobytes().decode())
         codes.append(tensors["codes"])
         times.append(tensors["times"])
-    return join_encoded(origin, codes, times)
+        encoders.append(tensors["encoder"].tobytes().decode())
+    return join_encoded(origin, codes, times, encoders, total=pieces[0].total, identity=pieces[0].identity)

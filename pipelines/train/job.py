@@ -21,8 +21,8 @@ PROFILE = "profile"
 class TrainJob:
     """What every worker needs to know.
 
-    shards, packed: of the pack stage, its folder and its record. before: the folder of the train stage before. skip:
-    names of bad shards, which all workers skip. profile: steps to trace.
+    shards, packed: of the pack stage, the folder of its shards and its record. before: the folder of the train stage
+    before. skip: names of bad shards, which all workers skip. profile: steps to trace.
     """
 
     recipe: Recipe

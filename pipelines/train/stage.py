@@ -97,7 +97,7 @@ class TrainStage(Stage[TrainRecord]):
             recipe=self.recipe,
             stage=self.stage,
             vocabulary=joint_vocabulary(self.recipe),
-            shards=packed.store,
+            shards=packed.shared,
             packed=packed.record,
             before=context.input(self.previous, TrainRecord).store if self.previous else None,
             store=context.store,

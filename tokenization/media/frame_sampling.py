@@ -61,11 +61,12 @@ class FrameRequest:
         if self.fps <= 0 or self.size < 1 or self.chunk < 1:
             raise ValueError(f"fps {self.fps}, size {self.size} and chunk {self.chunk} have to be positive")
 
-    def choose(self, count: Callable[[], int]) -> Samples | None:
-        """The samples to take of a video, None for all; `count` gives their total, and is called only if needed."""
+    def choose(self, count: Callable[[], int]) -> tuple[Samples | None, int | None]:
+        """The samples to take of a video, None for all; and their total, which `count` gives only if it is needed."""
         if self.samples is None and (self.max_frames is not None or self.part != (0.0, 1.0)):
-            return choose_samples(count(), self.max_frames, self.part, self.window)
-        return self.samples
+            total = count()
+            return choose_samples(total, self.max_frames, self.part, self.window), total
+        return self.samples, None
 
 
 def choose_samples(
@@ -89,10 +90,14 @@ def choose_samples(
 
 @dataclass(frozen=True)
 class FrameChunk:
-    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds."""
+    """Consecutive samples of a video. frames: uint8 [n, size, size, 3] RGB. times: float64 [n], seconds.
+
+    total: samples of the whole video, where they were counted to choose these.
+    """
 
     frames: np.ndarray
     times: np.ndarray
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -65,7 +65,8 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
         return
     clock = _Clock(Fraction(request.fps))
     wanted: frozenset[int] | None = None
-    if (samples := request.choose(lambda: count_samples(file, request.fps))) is not None:
+    samples, total = request.choose(lambda: count_samples(file, request.fps))
+    if samples is not None:
         if not len(samples):
             return
         end = None if samples.to_end else int(samples.numbers[-1]) + 1
@@ -77,7 +78,7 @@ def decode_frames(file: BinaryIO | str | Path, request: FrameRequest) -> Iterato
     )
     while chunk := list(islice(converted, request.chunk)):
         frames, times = zip(*chunk)
-        yield FrameChunk(np.stack(frames), np.array(times))
+        yield FrameChunk(np.stack(frames), np.array(times), total)
         del chunk, frames, times  # before the next chunk is decoded
 
 

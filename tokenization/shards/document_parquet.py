@@ -8,7 +8,7 @@ provenance as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -35,10 +35,16 @@ SCHEMA = pa.schema(
 )
 
 
-def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_tokens: int = ROW_GROUP_TOKENS) -> int:
+def write_documents(
+    fileobj: BinaryIO,
+    documents: Iterable[Document],
+    metadata: Callable[[], Mapping[str, str]] = dict,
+    row_group_tokens: int = ROW_GROUP_TOKENS,
+) -> int:
     """Write documents as they come and return their number. The file need not be seekable and is left open.
 
-    row_group_tokens: the most tokens of a row group, unless a single document is longer. If the documents raise, the
+    metadata: what else the footer is to say, once all documents are written. row_group_tokens: the most tokens of a row
+    group, unless a single document is longer. If the documents raise, the
     file is made unreadable, so that half a file is never taken for a whole one.
     """
     writer = pq.ParquetWriter(fileobj, SCHEMA, version="2.6", compression="zstd", use_dictionary=False)
@@ -51,6 +57,7 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
         writer.close()  # otherwise it closes itself later and writes a valid footer at the end
         fileobj.write(b"unfinished")
         raise
+    writer.add_key_value_metadata(dict(metadata()))
     writer.close()
     return count
 

@@ -36,7 +36,7 @@ COUNTED_TOKENS = 2**24
 def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) -> dict[str, Any]:
     """Score the model of train stage `stage` on the held-out sequences of `source` that pack stage `pack` made."""
     packed = job.packed(pack)
-    shards = packed.store
+    shards = packed.shared
     heldout, train = (packed.record.read_set(shards, source, split) for split in ("heldout", "train"))
     assert heldout is not None
     assert train is not None
