@@ -26,12 +26,15 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
     objects = list_sources(recipe) if objects is None else objects
     media = recipe.vqgan is not None and any(listed.kind != "text" for listed in objects)
     codec = CodecStage(recipe) if media else None
-    stages: list[Stage[Any]] = [SourcesStage(objects, heldout_notes(recipe, objects)), *([codec] if codec else [])]
-    stages.append(TokenizeStage(recipe, codec.name if codec else None))
+    asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
+    sources = SourcesStage(objects, heldout_notes(recipe, objects), asked)
+    stages: list[Stage[Any]] = [sources, *([codec] if codec else [])]
+    packs = tuple(PackStage.named(settings.name) for settings in recipe.train.stages)
+    stages.append(TokenizeStage(recipe, codec.name if codec else None, packs))
     previous: str | None = None
     for settings in recipe.train.stages:
         train = TrainStage(recipe, settings, previous)
-        stages += [PackStage(recipe, settings), train]
+        stages += [PackStage(recipe, settings, train.name), train]
         previous = train.name
     stages.append(EvaluateStage(recipe, codec.name if codec else None))
     return [*stages, ReportStage(recipe, tuple(stages))]

@@ -12,6 +12,7 @@ from pipelines.build import build_stages
 from pipelines.cluster.capacity import needed_at_once
 from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.dag.code_versions import made_by
+from pipelines.dag.kept import BEGAN, REQUEST
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Stage, StageContext
@@ -99,7 +100,8 @@ def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = Non
 def _run_one(stage: PlannedStage, context: StageContext) -> None:
     started = time.monotonic()
     if not stage.store.exists(STARTED):
-        stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json()})
+        begun = {REQUEST: stage.request, BEGAN: _now()}
+        stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json(), **begun})
     made = stage.stage.run(context)
     stage.store.sweep_temporaries()  # of workers that were killed meanwhile
     seconds = time.monotonic() - started
@@ -111,7 +113,11 @@ def _run_one(stage: PlannedStage, context: StageContext) -> None:
         {name: "/".join(output.store.url.split("/")[-3:]) for name, output in context.inputs.items()},
         made_by(stage.stage.libraries),
         round(seconds, 3),
-        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        _now(),
     )
     stage.store.write_json(MANIFEST, manifest.to_json())
     log.info("%s: done in %.1f s", stage.name, seconds)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

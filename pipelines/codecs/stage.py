@@ -36,6 +36,7 @@ class CodecStage(Stage[CodecRecord]):
     record = CodecRecord
     output_version = 1
     libraries = ("torch", "diffusers", "av", "pillow")
+    keeps_its_data = "done"  # else one more video would make all codes anew
 
     recipe: Recipe
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipelines.dag.code_versions import changed_versions, made_by
+from pipelines.dag.kept import Kept, kept_stages, requests
 from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, digest, is_fingerprint, refuse_newer
 from pipelines.dag.stage import Stage
 from storage.errors import UserError
@@ -25,7 +26,8 @@ REBUILDS = "rebuilds.json"
 class PlannedStage:
     """A stage with its folder, whether it will run and why, and notes on what is there.
 
-    made_as: the fingerprint under which its folder was made, which is another where an older run was adopted.
+    made_as: the fingerprint under which its folder was made, which is another where an older run was adopted. request:
+    as of `requests`.
     """
 
     stage: Stage[Any]
@@ -35,6 +37,7 @@ class PlannedStage:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     made_as: str
+    request: str = ""
 
     @property
     def name(self) -> str:
@@ -56,32 +59,54 @@ def plan(stages: Sequence[Stage[Any]], store: Store, rebuild: Collection[str] = 
     names = [stage.name for stage in stages]
     if unknown := sorted(set(rebuild) - set(names)):
         raise UserError(f"--rebuild {unknown[0]}: the recipe has no such stage; its stages are {', '.join(names)}")
-    asked: Mapping[str, int] = store.read_json(REBUILDS) or {}
+    rebuilds: dict[str, int] = dict(store.read_json(REBUILDS) or {})
+    planned = _plan(stages, store, rebuilds)
+    again = [stage.name for stage in planned if stage.name in rebuild and stage.status == "done"]
+    if not again:
+        return planned
+    return _plan(stages, store, rebuilds | {name: rebuilds.get(name, 0) + 1 for name in again})
+
+
+def _plan(stages: Sequence[Stage[Any]], store: Store, rebuilds: Mapping[str, int]) -> list[PlannedStage]:
+    asked = requests(stages, rebuilds)
+    kept = kept_stages(stages, store, asked)
     planned: dict[str, PlannedStage] = {}
     for stage in stages:
-        rebuilt = asked.get(stage.name, 0)
-        planned[stage.name] = _planned(stage, planned, store, rebuilt)
-        if stage.name in rebuild and planned[stage.name].status == "done":
-            planned[stage.name] = _planned(stage, planned, store, rebuilt + 1)
+        declaration = Declaration(
+            stage=stage.name,
+            kind=stage.kind,
+            settings=json.loads(json.dumps(stage.settings(), sort_keys=True)),
+            output_version=stage.output_version,
+            inputs={name: planned[name].fingerprint for name in stage.inputs},
+            rebuild=rebuilds.get(stage.name, 0),
+        )
+        history = store.at("stages", stage.name)
+        one = None
+        if (own := kept.get(stage.name)) and own.declaration != declaration:
+            one = _kept(stage, own, history, declaration)
+        planned[stage.name] = replace(one or _planned(stage, declaration, history, planned), request=asked[stage.name])
     return list(planned.values())
 
 
-def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store, rebuild: int) -> PlannedStage:
-    declaration = Declaration(
-        stage=stage.name,
-        kind=stage.kind,
-        settings=json.loads(json.dumps(stage.settings(), sort_keys=True)),
-        output_version=stage.output_version,
-        inputs={name: before[name].fingerprint for name in stage.inputs},
-        rebuild=rebuild,
-    )
-    history = store.at("stages", stage.name)
+def _kept(stage: Stage[Any], own: Kept, history: Store, today: Declaration) -> PlannedStage | None:
+    """A stage with the data that it began with; None where it is not done and what it was made from is there no more.
+
+    today: as it would be declared with the data that are there now.
+    """
+    notes = (f"keeps the data that it began with{f', of {own.began}' if own.began else ''}",)
+    declared = own.declaration
+    planned = _there(stage, declared, history.at(own.folder), declared.fingerprint, notes)
+    return planned if planned.status == "done" or declared.inputs == today.inputs else None
+
+
+def _planned(
+    stage: Stage[Any], declaration: Declaration, history: Store, before: Mapping[str, PlannedStage]
+) -> PlannedStage:
     home, made_as = history.at(declaration.fingerprint[:16]), declaration.fingerprint
     notes: tuple[str, ...] = ()
     if not home.exists(STARTED):
-        earlier = {
-            folder: history.at(folder).read_json(STARTED) or {} for folder in filter(is_fingerprint, history.folders())
-        }
+        folders = filter(is_fingerprint, history.folders())
+        earlier = {folder: history.at(folder).read_json(STARTED) or {} for folder in folders}
         inputs = {name: before[name].made_as for name in stage.inputs}
         same = [folder for folder, tree in earlier.items() if _is_adoptable(tree, declaration, inputs)]
         if not same:
@@ -90,6 +115,13 @@ def _planned(stage: Stage[Any], before: Mapping[str, PlannedStage], store: Store
         folder = max(same, key=lambda name: (history.at(name).read_json(MANIFEST) or {}).get("finished", ""))
         home, made_as = history.at(folder), digest(earlier[folder])
         notes += ("adopted: made from the same inputs by the same settings, before outputs had versions",)
+    return _there(stage, declaration, home, made_as, notes)
+
+
+def _there(
+    stage: Stage[Any], declaration: Declaration, home: Store, made_as: str, notes: tuple[str, ...]
+) -> PlannedStage:
+    """A stage that has begun in a folder."""
     manifest = home.read_json(MANIFEST)
     if manifest is None:
         reasons = ("started and not finished: carries on where it stopped",)

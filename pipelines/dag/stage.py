@@ -65,6 +65,8 @@ class Stage(ABC, Generic[R]):
     """Distributions whose version may show in the output: kept in the manifest, shown by `plan`."""
     lane: ClassVar[Literal["data", "model"]] = "data"
     """The row of the drawn DAG."""
+    keeps_its_data: ClassVar[Literal["begun", "done", None]] = None
+    """From when on it keeps the data that it began with, where the sources change and the recipe does not."""
 
     @property
     def name(self) -> str:
@@ -84,6 +86,15 @@ class Stage(ABC, Generic[R]):
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """Plain JSON of all that shapes the output beside the inputs. Raises UserError where a named file is absent."""
+
+    def requested(self) -> Mapping[str, Any]:
+        """Those of the settings that the recipe decides, not what the sources hold."""
+        return self.settings()
+
+    @property
+    def kept_for(self) -> tuple[str, ...]:
+        """Names of stages: where all of them keep what this one has made for them, it is not made anew."""
+        return ()
 
     def resources(self) -> Capacity:
         """What has to be free at the same time for the stage to run at all."""

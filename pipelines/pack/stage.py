@@ -18,7 +18,7 @@ from pipelines.tokenize.record import TokenizeRecord, read_partitions
 
 @dataclass(frozen=True)
 class PackStage(Stage[PackRecord]):
-    """Packs for `stage`, one of the recipe's training stages."""
+    """Packs for `stage`, one of the recipe's training stages. train: the name of the stage that trains on it."""
 
     kind = "pack"
     record = PackRecord
@@ -28,6 +28,12 @@ class PackStage(Stage[PackRecord]):
 
     recipe: Recipe
     stage: TrainStage
+    train: str | None = None
+
+    @property
+    def kept_for(self) -> tuple[str, ...]:
+        """What is trained on it."""
+        return (self.train,) if self.train else ()
 
     @staticmethod
     def named(stage: str) -> str:

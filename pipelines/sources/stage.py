@@ -6,7 +6,7 @@ Every plan lists anew, so that a changed, added or removed object changes the fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.dag.manifest import Manifest
@@ -33,7 +33,9 @@ class SourcesRecord:
 
 @dataclass(frozen=True)
 class SourcesStage(Stage[SourcesRecord]):
-    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each."""
+    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each. asked:
+    the sources as the recipe has them.
+    """
 
     kind = "sources"
     record = SourcesRecord
@@ -42,10 +44,20 @@ class SourcesStage(Stage[SourcesRecord]):
 
     objects: Sequence[SourceObject]
     heldout: tuple[str, ...] = ()
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> Mapping[str, Any]:
         """Counts and a hash by source."""
         return listing_digest(self.objects)
+
+    def requested(self) -> Mapping[str, Any]:
+        """The sources as the recipe has them."""
+        return self.asked
+
+    @property
+    def kept_for(self) -> tuple[str, ...]:
+        """Documents: where they are kept, so is the listing that they are of."""
+        return ("tokenize",)
 
     def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
         """What is held out."""

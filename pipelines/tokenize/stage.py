@@ -22,7 +22,9 @@ from tokenization.text.tokenizer_files import find_tokenizer
 
 @dataclass(frozen=True)
 class TokenizeStage(Stage[TokenizeRecord]):
-    """codec: the name of the stage that makes the codec of the sources' media; None where all is text."""
+    """codec: the name of the stage that makes the codec of the sources' media; None where all is text. packs: the names
+    of the stages that pack the documents.
+    """
 
     kind = "tokenize"
     record = TokenizeRecord
@@ -31,6 +33,12 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
     recipe: Recipe
     codec: str | None
+    packs: tuple[str, ...] = ()
+
+    @property
+    def kept_for(self) -> tuple[str, ...]:
+        """All that is packed of the documents."""
+        return self.packs
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class TrainStage(Stage[TrainRecord]):
     output_version = 1
     libraries = ("torch", "transformers", "deepspeed")
     lane = "model"
+    keeps_its_data = "begun"
 
     recipe: Recipe
     stage: TrainSettings

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.dag import code_versions
+from pipelines.dag.kept import BEGAN, REQUEST
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, PlainRecord, digest, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Made, Stage, StageContext
@@ -224,3 +225,98 @@ def test_a_new_stage_is_one_class_and_one_place_in_the_list(tmp_path: Path) -> N
     assert done["nothing"].record.figures == {"inputs": ["train"]}
     assert nothing.ran == ["nothing"]
     assert plan([*stages(), nothing], store)[-1].status == "done"
+
+
+# --- Sources that grow ---
+
+
+@dataclass(frozen=True)
+class Between(Plain):
+    """A stage that is made for others."""
+
+    kept: tuple[str, ...] = ()
+
+    @property
+    def kept_for(self) -> tuple[str, ...]:
+        return self.kept
+
+
+@dataclass(frozen=True)
+class Growing(Between):
+    """Its setting is what there is now, which nobody asked for."""
+
+    def requested(self) -> Mapping[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Training(Plain):
+    """A stage that keeps its data as soon as it has begun."""
+
+    keeps_its_data = "begun"
+
+
+def curriculum(objects: int, lr: float = 1.0, trained: int = 2) -> list[Stage[Any]]:
+    """Documents of so many objects, packed for each of the trainings, of which each goes on with that before."""
+    numbers = range(trained)
+    made: list[Stage[Any]] = [
+        Growing("sources", {"objects": objects}, kept=("tokenize",)),
+        Between("tokenize", {}, ("sources",), kept=tuple(f"pack-{n}" for n in numbers)),
+    ]
+    for n in numbers:
+        before = (f"train-{n - 1}",) if n else ()
+        made += [
+            Between(f"pack-{n}", {}, ("tokenize",), kept=(f"train-{n}",)),
+            Training(f"train-{n}", {"lr": lr}, (f"pack-{n}", *before)),
+        ]
+    return made
+
+
+def begin(planned: PlannedStage) -> None:
+    begun = {REQUEST: planned.request, BEGAN: "2026-01-01T00:00:00+00:00"}
+    planned.store.write_json(STARTED, {"format": FORMAT, **planned.declaration.to_json(), **begun})
+
+
+def test_a_training_that_has_begun_keeps_its_data_and_the_next_takes_what_has_come_since(
+    no_ray: None, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    first = plan(curriculum(3), store)
+    run_stages(first[:3], store)  # sources, tokenize, pack-0
+    begin(first[3])
+    (sources, tokenize, pack_0, train_0, pack_1, train_1) = plan(curriculum(4), store)
+    assert (train_0.status, train_0.store, train_0.declaration) == ("resume", first[3].store, first[3].declaration)
+    assert pack_0.notes[0].startswith("keeps the data that it began with, of 2")
+    assert (pack_0.status, pack_0.store) == ("done", first[2].store)
+    assert [one.status for one in (sources, tokenize, pack_1, train_1)] == ["run"] * 4
+    assert pack_1.declaration.inputs == {"tokenize": tokenize.fingerprint}
+    assert train_1.declaration.inputs == {"pack-1": pack_1.fingerprint, "train-0": first[3].fingerprint}
+
+
+def test_nothing_is_made_that_only_kept_stages_read(no_ray: None, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    first = plan(curriculum(3), store)
+    run_stages(first, store)
+    assert {one.status for one in plan(curriculum(4), store)} == {"done"}
+    grown = statuses(plan(curriculum(4, trained=3), store))
+    kept = ("pack-0", "train-0", "pack-1", "train-1")
+    assert grown == {name: "done" if name in kept else "run" for name in grown}
+
+
+def test_what_the_recipe_or_a_rebuild_asks_for_is_made_of_what_is_there_now(no_ray: None, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    run_stages(plan(curriculum(3), store), store)
+    changed = statuses(plan(curriculum(4, lr=2.0), store))
+    assert set(changed.values()) == {"run"}
+    rebuilt = statuses(plan(curriculum(4), store, ["train-1"]))
+    assert rebuilt == {name: "done" if name in ("pack-0", "train-0") else "run" for name in rebuilt}
+
+
+def test_a_training_that_has_begun_on_data_that_are_gone_begins_anew(no_ray: None, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    first = plan(curriculum(3, trained=1), store)
+    run_stages(first[:3], store)
+    begin(first[3])
+    first[2].store.delete(MANIFEST)
+    again = plan(curriculum(4, trained=1), store)
+    assert (again[3].status, again[3].declaration == first[3].declaration) == ("run", False)
