@@ -103,12 +103,14 @@ def tokenize_by(
     totals: Counter[str] = Counter()
     matched: dict[str, set[str]] = {}
 
+    options = {"max_retries": 0, **decode.ray_options}
+    # Not named by partitions: the driver's Ray keeps 10 KiB for each name that it has ever seen.
+    whole = tokenize_partition.options(name="tokenize", **options)
+    of_video = tokenize_piece.options(name="tokenize:piece", **options)
+
     def submit(work: str | Piece) -> ray.ObjectRef:
-        options = {"max_retries": 0, **decode.ray_options}
         if isinstance(work, Piece):
-            piece = tokenize_piece.options(name=f"tokenize:{work.name}", **options)
-            return piece.remote(work, shared, pool, place.shared)
-        whole = tokenize_partition.options(name=f"tokenize:{work}", **options)
+            return of_video.remote(work, shared, pool, place.shared)
         return whole.remote(parts[work], shared, pool, place.shared)
 
     def on_done(record: dict[str, Any]) -> None:
