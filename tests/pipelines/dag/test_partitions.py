@@ -117,6 +117,8 @@ def test_records_are_noted_as_they_come_and_written_whether_the_stage_ends_well_
 
         def flush(self) -> None:
             self.flushed.append(len(self.noted))
+            if len(self.noted) == 3:
+                raise UserError("the disk is full")
 
     def on_done(record: dict[str, Any]) -> None:
         del record["taken out"]
