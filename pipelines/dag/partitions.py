@@ -70,7 +70,8 @@ def run_partitions(
     try:
         _run(stage, submit, waiting, records, pool, on_done, on_piece)
     except BaseException:
-        with contextlib.suppress(OSError):  # of a store that is the reason perhaps; the records are with the partitions
+        # Of a store that is the reason perhaps, or of a lease that is lost; the records are with the partitions.
+        with contextlib.suppress(OSError, UserError):
             records.flush()
         raise
     records.flush()

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.errors import UserError
 from storage.store import Store
+
+log = logging.getLogger("ringworld")
 
 Record = dict[str, Any]
 In = TypeVar("In")
@@ -90,9 +95,9 @@ class FooterRecords:
         wanted = {self.file(partition) for partition in partitions}
         missing = wanted.intersection(self._store.names(self._folder))
         self._files = self._store.names(_BULK)
-        for records in in_threads(self._read_bulk, self._files):
+        for records in in_threads(self._read_bulk, reversed(self._files)):  # of a file made again, the later counts
             self._written += len(records)
-            for record in records:
+            for record in reversed(records):
                 if record["file"] in missing:
                     missing.remove(record["file"])
                     yield record
@@ -117,8 +122,9 @@ class FooterRecords:
 
     def _join(self) -> None:
         """One bulk file in place of many. A driver that dies in between leaves records twice, which harms nothing."""
-        old = self._files
-        self._write([record for records in in_threads(self._read_bulk, old) for record in records])
+        old = list(self._files)
+        by_file = {record["file"]: record for records in in_threads(self._read_bulk, old) for record in records}
+        self._write(list(by_file.values()))
         for _ in in_threads(self._store.delete, old):
             pass
         self._files = [name for name in self._files if name not in old]
@@ -131,11 +137,21 @@ class FooterRecords:
                 file.write(json.dumps(record, sort_keys=True, separators=(",", ":")).encode() + b"\n")
 
     def _read_bulk(self, name: str) -> list[Record]:
-        return [json.loads(line) for line in (self._store.read_bytes(name) or b"").splitlines()]
+        try:
+            return [json.loads(line) for line in (self._store.read_bytes(name) or b"").splitlines()]
+        except ValueError:
+            log.warning("%s is damaged; its records are read from the footers", self._store.path(name))
+            return []
 
     def _read_footer(self, name: str) -> Record:
-        with self._store.local_copy(name) as path, open(path, "rb") as file:
-            return read_record(file) | {"file": name, "sha256": hash_of(file)}
+        try:
+            with self._store.local_copy(name) as path, open(path, "rb") as file:
+                return read_record(file) | {"file": name, "sha256": hash_of(file)}
+        except (pa.ArrowException, KeyError, ValueError):
+            raise UserError(
+                f"{self._store.path(name)}: this is not the Parquet file that was written (a power cut, a full disk?); "
+                f"delete it and run again"
+            ) from None
 
 
 def read_record(file: BinaryIO) -> Record:

@@ -51,11 +51,14 @@ def verify(url: str, threads: int = THREADS) -> list[str]:
 
 
 def _of_run(store: Store) -> Iterator[Check]:
+    checked: set[str] = set()
     for name, folder in stage_folders(store):
-        yield from _of_stage(folder, f"stages/{name}/")
+        yield from _of_stage(folder, f"stages/{name}/", checked)
 
 
-def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
+def _of_stage(store: Store, prefix: str = "", checked: set[str] | None = None) -> Iterator[Check]:
+    """checked: names of files that fingerprints share, which are checked for the first of them."""
+    checked = set() if checked is None else checked
     manifest = read_manifest(store, PlainRecord)
     if manifest is None:
         return
@@ -68,13 +71,17 @@ def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
     if manifest.declaration.kind == TokenizeStage.kind and not _damaged(store, files, PARTITIONS):
         tokenized = read_manifest(store, TokenizeRecord)
         for part in read_partitions(StageOutput(store, tokenized)) if tokenized else ():
-            yield partial(_check, f"{beside}{part.file}", _hash, shared, part.file, part.sha256)
+            if (shown := f"{beside}{part.file}") not in checked:
+                checked.add(shown)
+                yield partial(_check, shown, _hash, shared, part.file, part.sha256)
     for name in sorted({entry["file"] for splits in outputs.get("sets", {}).values() for entry in splits.values()}):
         if _damaged(store, files, name.partition("/")[2] if is_apart else name):
             continue
         shards = ShardSet.from_json(shared.read_json(name) or {})
         for shard, stats in zip(shards.names, shards.stats, strict=True):
-            yield partial(_check, f"{beside}{shard}", _shard, shared, shard, stats, shards.vocabulary)
+            if (shown := f"{beside}{shard}") not in checked:
+                checked.add(shown)
+                yield partial(_check, shown, _shard, shared, shard, stats, shards.vocabulary)
     for name in store.folders(CHECKPOINTS):
         yield from _of_checkpoint(store.at(CHECKPOINTS, name), f"{prefix}{CHECKPOINTS}/{name}/")
 

@@ -63,7 +63,8 @@ def cut_pack_partitions(
     """The tokenized partitions of each source and split, grouped by tokens. Pure.
 
     settings: all that decides a partition's sequences beside its documents, as plain JSON. A partition is named by that
-    and by its documents, so that documents that are added or removed make their own partition another, and no other.
+    and by its documents, so that documents that are added, removed or changed make their own partition another, and no
+    other.
     """
     by_split: dict[tuple[str, str], list[TokenizedPartition]] = {}
     for part in tokenized:
@@ -72,7 +73,8 @@ def cut_pack_partitions(
     partitions = []
     for (source, split), parts in sorted(by_split.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))):
         tokens = np.array([part.tokens for part in parts], np.int64)
-        for one in cut((part.partition for part in parts), tokens, partition_tokens):
+        places = (part.partition.rpartition("-")[0] for part in parts)  # without the hash of what is there now
+        for one in cut(places, tokens, partition_tokens):
             chosen = [parts[unit] for unit in one.units]
             content = digest([settings, *([part.file, part.sha256] for part in chosen)])[:16]
             files = tuple(part.file for part in chosen)

@@ -16,8 +16,9 @@ from pipelines.evaluate.run import cut_parts, measure_of
 from pipelines.pack.run import PackJob, PackPartition, _pack_partition
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import OBJECTS, list_sources, write_objects
-from pipelines.tokenize.partition import _tokenized, cut_partitions
+from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.records import TokenizeJob
+from pipelines.tokenize.tokenize_task import tokenize as tokenize_partition
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics
 from pipelines.train.run import train_stage
@@ -50,8 +51,9 @@ def tokenize(folder: Path) -> dict[str, Any]:
     recipe, store = _recipe(folder), Store(str(folder))
     job = TokenizeJob(recipe, VOCABULARY, 16)
     made: dict[str, Any] = {}
-    for part in cut_partitions(list_sources(recipe), recipe.tokenize.partition_bytes):
-        record = _tokenized(part, job, _Numbering(), store)
+    settings: dict[str, dict[str, Any]] = {name: {} for name in recipe.sources}
+    for part in Partitions(list_sources(recipe), recipe.tokenize.partition_bytes, settings).values():
+        record = tokenize_partition(part, job, _Numbering(), store)
         assert isinstance(record, dict)
         made[record["file"]] = record["sha256"] if part.source == "books" else _all_but_codes(store, record["file"])
     return made
@@ -110,7 +112,7 @@ class _Numbering:
         frames = ray.get(boxed[0])
         numbers = np.arange(self._next, self._next + len(frames)) % VQGAN_SIZES["codebook_size"]  # type: ignore[operator]
         self._next += len(frames)
-        return ray.put(np.repeat(numbers[:, None], 16, axis=1).astype(np.int32))
+        return ray.put((np.repeat(numbers[:, None], 16, axis=1).astype(np.int32), "numbered"))
 
 
 def _recipe(folder: Path) -> Recipe:

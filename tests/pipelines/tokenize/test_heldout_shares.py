@@ -32,7 +32,7 @@ def tallied(made: Recipe, objects: list[SourceObject]) -> Tally:
     tally = Tally()
     job = TokenizeJob(made, JointVocabulary.for_codebook(512, 64, bos_id=0, eos_id=1), 32)
     media = (
-        (found, medium if isinstance(medium, BadMedium) else join_encoded(medium.origin, [], []))
+        (found, medium if isinstance(medium, BadMedium) else join_encoded(medium.origin, [], [], []))
         for found in objects
         for medium in media_of(found, {})
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,16 @@ from hypothesis import strategies as st
 from pipelines.recipe import Kind, Recipe
 from pipelines.recipe.data import TextTokenizer
 from pipelines.sources.listing import SourceObject
-from pipelines.tokenize.partition import cut_partitions
+from pipelines.tokenize.partition import Partition, Partitions
+from pipelines.tokenize.record import TokenizeRecord, read_partitions
 from pipelines.tokenize.stage import TokenizeStage
+from testing.finished_stages import documents_of, only_output
 from testing.miniature import VQGAN_SIZES, text_recipe
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.document import Document
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
-from tokenization.shards.document_parquet import read_documents
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -49,31 +51,58 @@ OBJECTS = st.lists(
 )
 
 
+SETTINGS = {"a": {"fields": ["text"]}, "b": {"fields": ["vision"]}}
+
+
+def cut(objects: list[SourceObject], limit: int, **settings: Any) -> list[Partition]:
+    return list(Partitions(objects, limit, {**SETTINGS, **settings}).values())
+
+
 @given(OBJECTS, st.integers(1, 200), st.randoms())
 def test_every_object_is_in_one_partition_of_its_source_and_split_whatever_the_listings_order(
     objects: list[SourceObject], limit: int, random: Any
 ) -> None:
-    parts = cut_partitions(objects, limit)
-    cut = [one for part in parts for one in part.objects]
-    assert sorted(one.key for one in cut) == sorted(one.key for one in objects)
+    parts = cut(objects, limit)
+    assert sorted(one.key for part in parts for one in part.objects) == sorted(one.key for one in objects)
     assert len({part.name for part in parts}) == len(parts)
     for part in parts:
         assert {(one.source, one.heldout) for one in part.objects} == {(part.source, part.heldout)}
         assert len(part.objects) == 1 or sum(one.size for one in part.objects) <= limit
-        assert len(part.objects) == 1 or all(one.kind not in ("video", "records") for one in part.objects)
+        assert list(part.objects) == [one for one in objects if one in part.objects], "in the listing's order"
+    together = {frozenset(one.key for one in part.objects) for part in parts}
     random.shuffle(objects)
-    assert cut_partitions(objects, limit) == parts
+    assert {frozenset(one.key for one in part.objects) for part in cut(objects, limit)} == together
 
 
-def test_partitions_are_named_by_source_split_and_number() -> None:
-    objects = [found("a/1"), found("a/2"), found("a/3"), found("a/h", heldout=True), found("b/1", kind="video")]
-    parts = cut_partitions(objects, 20)
-    assert [(part.name, len(part.objects)) for part in parts] == [
-        ("a-train-000000", 2),
-        ("a-train-000001", 1),
-        ("a-heldout-000000", 1),
-        ("b-train-000000", 1),
-    ]
+@pytest.mark.parametrize("kind", ["video", "records"])
+def test_objects_whose_size_does_not_say_how_much_work_they_are_are_few_to_a_partition(kind: Kind) -> None:
+    heavy = [len(part.objects) for part in cut([found(f"a/{n}", 1, kind) for n in range(200)], 3200)]
+    assert max(heavy) <= 32
+    light = [len(part.objects) for part in cut([found(f"a/{n}", 1) for n in range(200)], 3200)]
+    assert light == [200]
+    assert len(cut([found("a/long", 1601, kind), found("a/short", 1, kind)], 3200)) == 2
+
+
+def test_partitions_are_named_by_source_and_split_and_by_all_that_decides_their_documents() -> None:
+    objects = [found("a/1"), found("a/2"), found("a/h", heldout=True), found("b/1", kind="video")]
+
+    def names(objects: list[SourceObject] = objects, **settings: Any) -> dict[str, str]:
+        return {part.name.rpartition("-")[0]: part.name for part in cut(objects, 1000, **settings)}
+
+    first = names()
+    assert list(first) == ["a-train-0b0", "a-heldout-0b0", "b-train-0b0"]
+    assert all(re.fullmatch(r"\w+-\w+-0b0-[0-9a-f]{16}", name) for name in first.values())
+    assert names() == first
+
+    def changed(then: dict[str, str]) -> set[str]:
+        assert list(then) == list(first)
+        return {name for name in first if then[name] != first[name]}
+
+    assert changed(names(a={"fields": ["other"]})) == {"a-heldout-0b0", "a-train-0b0"}
+    for change in ({"etag": "new"}, {"size": 11}, {"side": {"caption": "a bear"}}):
+        assert changed(names([replace(objects[0], **change), *objects[1:]])) == {"a-train-0b0"}
+    assert changed(names([*objects, found("b/2", kind="video")])) == {"b-train-0b0"}
+    assert changed(names(objects[1:])) == {"a-train-0b0"}
 
 
 def test_every_file_of_the_tokenizer_is_in_the_fingerprint(sources: Path, tmp_path: Path) -> None:
@@ -92,16 +121,17 @@ def test_every_file_of_the_tokenizer_is_in_the_fingerprint(sources: Path, tmp_pa
 
 @pytest.fixture(scope="module")
 def documents(undisturbed: Path) -> dict[str, Document]:
-    (folder,) = (undisturbed / "stages" / "tokenize").iterdir()
-    parts = json.loads((folder / "manifest.json").read_text())["outputs"]["partitions"]
-    made = {}
-    for part in parts:
-        with (folder / part["file"]).open("rb") as file:
-            own = list(read_documents(file))
-        assert len(own) == part["documents"]
-        assert sum(map(len, own)) == part["tokens"]
-        assert sum(int(VOCABULARY["vision"].contains(one.tokens).sum()) for one in own) == part["vision_tokens"]
-        made |= {one.key: one for one in own}
+    output = only_output(undisturbed, "tokenize", TokenizeRecord)
+    made: dict[str, Document] = {}
+    for part in read_partitions(output):
+        own = documents_of(output, [part])
+        assert len(own) == part.documents
+        assert sum(map(len, own.values())) == part.tokens
+        vision = sum(int(VOCABULARY["vision"].contains(one.tokens).sum()) for one in own.values())
+        assert vision == part.vision_tokens
+        assert output.shared.sha256(part.file) == part.sha256
+        assert not made.keys() & own.keys()
+        made |= own
     return made
 
 

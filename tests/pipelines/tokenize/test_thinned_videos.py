@@ -11,9 +11,10 @@ import ray
 
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
-from pipelines.tokenize.partition import _tokenized, cut_partitions
+from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.records import TokenizeJob
 from pipelines.tokenize.stage import TokenizeStage
+from pipelines.tokenize.tokenize_task import tokenize
 from pipelines.tokenize.video_pieces import encode_piece
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe, write_clip
@@ -29,7 +30,7 @@ class Numbering:
         self.encode = self
 
     def remote(self, boxed: list[Any], media: str) -> Any:
-        return ray.put(np.zeros((len(ray.get(boxed[0])), 16), np.int32))
+        return ray.put((np.zeros((len(ray.get(boxed[0])), 16), np.int32), "numbered"))
 
 
 def recipe_of(folder: Path, source: dict[str, Any], tokenize: dict[str, Any]) -> Recipe:
@@ -44,7 +45,7 @@ def recipe_of(folder: Path, source: dict[str, Any], tokenize: dict[str, Any]) ->
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("source", "tokenize", "numbers", "told"),
+    ("source", "settings", "numbers", "told"),
     [
         ({}, {"frames_per_document": 4, "max_frames": 9}, list(range(40)), (0, 0)),
         ({}, {"frames_per_document": 4, "max_frames": 9, "piece_seconds": 3}, list(range(40)), (0, 0)),
@@ -56,26 +57,27 @@ def recipe_of(folder: Path, source: dict[str, Any], tokenize: dict[str, Any]) ->
 def test_windows_lose_no_frame_and_what_is_left_out_is_counted(
     tmp_path: Path,
     source: dict[str, Any],
-    tokenize: dict[str, Any],
+    settings: dict[str, Any],
     numbers: list[int],
     told: tuple[int, int],
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.txt").write_text("a text")
     write_clip(tmp_path / "data" / "a.mp4", speed=1, frames=8 * SECONDS)
-    recipe, store = recipe_of(tmp_path, source, tokenize), Store(str(tmp_path / "run"))
-    part = next(part for part in cut_partitions(list_sources(recipe), 1) if part.source == "clips")
+    recipe, store = recipe_of(tmp_path, source, settings), Store(str(tmp_path / "run"))
+    parts = Partitions(list_sources(recipe), 1, {name: {} for name in recipe.sources})
+    (part,) = [part for part in parts.values() if part.source == "clips"]
     job, pool = TokenizeJob(recipe, VOCABULARY, 16), Numbering()
-    record = _tokenized(part, job, pool, store)
+    record = tokenize(part, job, pool, store)
     if not isinstance(record, dict):
         for piece in record.pieces:
             encode_piece(piece, job, pool, store)
-        record = _tokenized(part, job, pool, store)
+        record = tokenize(part, job, pool, store)
     assert isinstance(record, dict)
     with store.open(record["file"]) as file:
         times = [document.provenance["frame_times"] for document in read_documents(file)]
     assert [round(time * FPS) for window in times for time in window] == numbers
-    assert all(np.allclose(np.diff(window), 1 / FPS) for window in times) or "frames_per_document" not in tokenize
+    assert all(np.allclose(np.diff(window), 1 / FPS) for window in times) or "frames_per_document" not in settings
     assert (record["thinned_videos"], record["frames_left_out"]) == told
 
 

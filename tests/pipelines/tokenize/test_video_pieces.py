@@ -14,10 +14,12 @@ from pipelines.dag.partitions import Pieces
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import list_sources
-from pipelines.tokenize.partition import _tokenized, cut_partitions
+from pipelines.tokenize.encode_media import vqgan_pool
+from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.record import TokenizeRecord
 from pipelines.tokenize.records import TokenizeJob
-from pipelines.tokenize.run import tokenize_all
+from pipelines.tokenize.run import TokenizePlace, tokenize_by
+from pipelines.tokenize.tokenize_task import tokenize
 from pipelines.tokenize.video_pieces import cut_video, encode_piece, missing
 from pipelines.tokenize.vocabulary import joint_vocabulary
 from storage.store import Store
@@ -55,13 +57,18 @@ def made_of(folder: Path, root: str, **settings: Any) -> Recipe:
     return Recipe.model_validate(tree)
 
 
+def partitions_of(made: Recipe) -> Partitions:
+    return Partitions(list_sources(made), 1, {name: {} for name in made.sources})
+
+
 def tokenized(folder: Path, root: str, **settings: Any) -> tuple[Store, Made[TokenizeRecord]]:
     """The documents and what the stage says of them."""
     made, store = made_of(folder, root, **settings), Store(str(folder / root))
-    with bar("tokenize", None, "part") as line:
-        partitions = cut_partitions(list_sources(made), made.tokenize.partition_bytes)
-        manifest = tokenize_all(made, partitions, {}, Store(str(folder / "vqgan")), store, line)
-    return store, manifest
+    place = TokenizePlace(store.at("own"), store, store.at("unused"))
+    assert made.vqgan is not None
+    pool = vqgan_pool(made.vqgan, Store(str(folder / "vqgan")), made.tokenize.encode)
+    with pool as encoders, bar("tokenize", None, "part") as line:  # without codes kept, of which one would be another's
+        return store, tokenize_by(encoders, None, made, partitions_of(made), {}, place, line)
 
 
 def test_pieces_leave_no_trace_in_the_output(folder: Path) -> None:
@@ -69,7 +76,9 @@ def test_pieces_leave_no_trace_in_the_output(folder: Path) -> None:
     cut, manifest = tokenized(folder, "cut", piece_seconds=4)
     assert expected.record.figures.frames > 100
     assert len(expected.quarantine) == 2, "of the damaged one all but the part behind the damage"
-    assert cut.names() == whole.names()
+    assert cut.names("pieces") == whole.names("unused") == []
+    assert cut.names("own") == whole.names("own")
+    assert len(whole.names("documents")) == 6
     assert cut.hashes("documents") == whole.hashes("documents")
     assert manifest.record == expected.record
     told = [{(entry["url"], entry["key"]) for entry in found.quarantine} for found in (expected, manifest)]
@@ -82,7 +91,7 @@ def test_what_a_dead_run_left_of_a_video_is_not_made_again(folder: Path) -> None
     made = made.model_copy(update={"sources": {"clips": made.sources["clips"].model_copy(update={"heldout_tail": 0})}})
     job = TokenizeJob(made, joint_vocabulary(made), 32)
     store = Store(str(folder / "half"))
-    part = cut_partitions(list_sources(made), 1)[0]
+    part = next(iter(partitions_of(made).values()))
     pieces = cut_video(part.name, part.objects[0], job)
     assert [len(piece.samples) for piece in pieces] == [27, 26, 27, 20]
 
@@ -94,17 +103,17 @@ def test_what_a_dead_run_left_of_a_video_is_not_made_again(folder: Path) -> None
             self.encode = self
 
         def remote(self, boxed: list[Any], media: str) -> Any:
-            return ray.put(self.vqgan.encode(ray.get(boxed[0])))
+            return ray.put((self.vqgan.encode(ray.get(boxed[0])), "this process"))
 
     pool = Pool()
     for piece in (pieces[2], pieces[0]):
         encode_piece(piece, job, pool, store)
     assert missing(pieces, store) == [pieces[1], pieces[3]]
-    ahead = _tokenized(part, job, pool, store)
+    ahead = tokenize(part, job, pool, store)
     assert isinstance(ahead, Pieces)
     assert [piece.name for piece in ahead.pieces] == [pieces[1].name, pieces[3].name]
     for piece in ahead.pieces:
         encode_piece(piece, job, pool, store)
-    record = _tokenized(part, job, pool, store)
+    record = tokenize(part, job, pool, store)
     assert not isinstance(record, Pieces)
     assert record["frames"] == 100
