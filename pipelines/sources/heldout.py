@@ -8,7 +8,8 @@ from pipelines.recipe import Recipe
 from pipelines.report.numbers import count_of
 from pipelines.sources.heldout_patterns import heldout_by
 from pipelines.sources.identity import Names
-from pipelines.sources.listing import WITH_INSIDES, SourceObject, inner_patterns
+from pipelines.sources.list_sources import WITH_INSIDES, inner_patterns
+from pipelines.sources.listing import SourceObject
 from storage.errors import UserError
 from storage.printable import printable
 from storage.public_url import public_below

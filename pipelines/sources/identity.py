@@ -34,14 +34,20 @@ def below(data: str, url: str) -> str:
     return url.removeprefix(f"{data}/") if data else url
 
 
-def opening_urls(storage: Storage, source: Source) -> Callable[[str], str]:
-    """From an object's URL in a manifest to the URL that opens it: the source's own, or with the user that it names."""
+def opening_urls(storage: Storage, source: Source) -> Callable[[str], str] | None:
+    """From an object's URL in a manifest to the URL that opens it: the source's own, or with the user that it names.
+
+    None where each object is opened by its own URL.
+    """
     given = [url for pattern in source.urls for url in expand_braces(join_url(storage.data, pattern))]
     signed = {object_url(url): url for url in reversed(given) if object_url(url) != url}
+    if not signed:
+        return None
+    places = {url[: url.find("/", url.find("://") + 3) + 1] or url: url for url in reversed(signed.values())}
 
     def opening(url: str) -> str:
         if url in signed:
             return signed[url]
-        return next((opened for one in signed.values() if (opened := with_user(url, one)) != url), url)
+        return next((opened for one in places.values() if (opened := with_user(url, one)) != url), url)
 
     return opening

@@ -15,7 +15,7 @@ from pipelines.codecs.vqgan import _gather
 from pipelines.dag.manifest import MANIFEST
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from storage.store import Store
 from testing.made_tars import write_tar
 from testing.miniature import VQGAN_SIZES, recipe, sample

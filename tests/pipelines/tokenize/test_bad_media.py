@@ -26,7 +26,7 @@ from pipelines.dag.manifest import MANIFEST
 from pipelines.decoder.client import close_idle, counted_samples
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.sources.media import BadMedium, media_of, medium_frames
 from storage.errors import BadData, UserError
 from testing.bad_tars import CLIP, FINE, NO_IMAGE, PICTURE, TARS, written_tar

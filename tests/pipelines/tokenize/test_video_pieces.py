@@ -13,7 +13,7 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.partitions import Pieces
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.partition import _tokenized, cut_partitions
 from pipelines.tokenize.record import TokenizeRecord
 from pipelines.tokenize.records import TokenizeJob
