@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -39,7 +39,7 @@ def url_digest(key: str, url: str, options: dict[str, Any]) -> str:
 
     key: of the recipe, which names it. Raises UserError when nothing is there.
     """
-    listed: list[ObjectInfo] = []
+    listed: Sequence[ObjectInfo] = []
     for place in (url, f"{url.rstrip('/')}/*"):
         with contextlib.suppress(NothingFoundError):
             listed = listed or list_objects(place, options)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipelines.decoder.client import parsed_records
 from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe, Source
 from pipelines.report.numbers import count_of
 from pipelines.sources.found import Found, find_objects
-from pipelines.sources.heldout_patterns import heldout_by, idle_names, inner_globs
+from pipelines.sources.heldout_patterns import first_idle_name, heldout_by, inner_globs
 from pipelines.sources.identity import Names, below, data_url
-from pipelines.sources.listing import Listing, SourceObject
+from pipelines.sources.listing import Listing, json_list
+from pipelines.sources.splits import WITH_INSIDES, split
 from storage.errors import UserError
 from storage.printable import printable
 from storage.public_url import object_url, public_below, without_query
@@ -36,16 +36,11 @@ _KINDS: dict[Kind, frozenset[str]] = {
 _OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(f"x{one}"))
 _CONTAINERS = (".tar", *_OF_RECORDS)
 _COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
-WITH_INSIDES = {"webdataset", "records"}
-"""Kinds of objects that hold media."""
 
 
 def list_sources(recipe: Recipe) -> Listing:
     """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
-    objects: list[SourceObject] = []
-    for name, source in sorted(recipe.sources.items()):
-        objects += sorted(_list_source(name, source, recipe), key=lambda found: (found.key, found.heldout))
-    return Listing.of(objects)
+    return Listing.joined([_list_source(name, source, recipe) for name, source in sorted(recipe.sources.items())])
 
 
 def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
@@ -53,64 +48,73 @@ def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
     return inner_globs(recipe.sources[name], recipe.storage, _CONTAINERS)
 
 
-def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
-    key, storage = f"sources.{name}", recipe.storage
-    listed = find_objects(f"{key}.urls", source.urls, storage, lambda url: _is_known(url, source))
-    side = _side_data(f"{key}.side", source, recipe)
-    names = _names(name, listed, recipe)
-    kinds = [_kind(one.urls[0], name, source) for one in names]
-    heldout = heldout_by(source, storage, names)
+def _list_source(name: str, source: Source, recipe: Recipe) -> Listing:
+    found = find_objects(f"sources.{name}.urls", source.urls, recipe.storage, lambda url: _is_known(url, source))
+    side = _side_data(f"sources.{name}.side", source, recipe)
+    keys, kinds = _keys(name, found.urls, recipe), _kinds(name, found.urls, source)
     inner = inner_patterns(recipe, name)
-    unseen = set(inner.values()) if set(kinds) & WITH_INSIDES else set()
+    heldout = _heldout(name, recipe, _names(name, found, keys, recipe), set(inner.values()) if _hold(kinds) else set())
+    whole = Listing.of_columns(
+        key=keys,
+        source=name,
+        url=found.urls,
+        size=found.sizes,
+        etag=found.etags,
+        kind=kinds,
+        heldout=[number in heldout for number in range(len(found))],
+        side=_side_column(found, side) if side else None,
+        media=source.media,
+        media_from=json_list(_media_from(source, recipe)) if source.media is not None else None,
+        opens=[None if opens == url else opens for opens, url in zip(found.opens, found.urls, strict=True)],
+        heldout_by=[json_list(heldout.get(number, ())) for number in range(len(found))],
+    )
+    return split(whole, source, tuple(inner)).in_order()
+
+
+def _keys(name: str, urls: Sequence[str], recipe: Recipe) -> list[str]:
+    """The key of each object. It has the query of a web address only where the rest names several objects."""
+    data = data_url(recipe.storage)
+    keys = [f"{name}/{below(data, without_query(url))}" for url in urls]
+    if len(set(keys)) == len(keys):
+        return keys
+    counts = Counter(keys)
+    return [f"{name}/{below(data, url)}" if counts[key] > 1 else key for key, url in zip(keys, urls, strict=True)]
+
+
+def _names(name: str, found: Found, keys: Sequence[str], recipe: Recipe) -> Names:
+    """All that the objects are called."""
+    data = data_url(recipe.storage)
+    others = [(url, number) for number, urls in found.others.items() for url in urls]
+    names = [*found.urls, *keys]
+    names += [called for url, _ in others for called in (url, f"{name}/{below(data, without_query(url))}")]
+    numbers = [*range(len(keys)), *range(len(keys)), *(number for _, number in others for _ in range(2))]
+    return Names(names, numbers)
+
+
+def _heldout(name: str, recipe: Recipe, names: Names, unseen: Collection[str]) -> Mapping[int, tuple[str, ...]]:
+    """The patterns that hold out each object, by its number. unseen: patterns that may name what is inside of objects.
+
+    Raises UserError where another pattern, or a name for which its braces stand, names no object.
+    """
+    source, storage = recipe.sources[name], recipe.storage
+    heldout = heldout_by(source, storage, names)
+    named = {pattern for patterns in heldout.values() for pattern in patterns}
     for pattern in source.heldout:
         if pattern not in unseen:
-            idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
-            if idle:
-                raise UserError(_holds_nothing_out(key, public_below(storage.data, idle[0]), names))
-    for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
-        info, url = found.info, called.urls[0]
-        whole = SourceObject(
-            called.keys[0],
-            name,
-            url,
-            info.size,
-            info.etag,
-            kind,
-            bool(patterns),
-            next((row for one in called.urls if (row := side.get(one))), {}) if side else {},
-            media=source.media,
-            media_from=_media_from(source, recipe) if kind == "records" else (),
-            opens=None if info.url == url else info.url,
-            heldout_by=patterns,
-        )
-        if kind in WITH_INSIDES and not patterns:
-            yield from _split_inside(whole, source, tuple(inner))
-        elif kind == "video" and source.heldout_tail and not patterns:
-            yield from _split(whole, 1 - source.heldout_tail)
-        else:
-            yield whole
+            idle = first_idle_name(pattern, storage, names) if pattern in named else pattern
+            if idle is not None:
+                raise UserError(_holds_nothing_out(f"sources.{name}", public_below(storage.data, idle), name, names))
+    return heldout
 
 
-def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
-    """What each object is called. Its key has the query of a web address only where the rest names several objects."""
-    data = data_url(recipe.storage)
-    keys = [tuple(f"{name}/{below(data, without_query(url))}" for url in found.urls) for found in listed]
-    counts = Counter(of_object[0] for of_object in keys)
-    names = []
-    for found, of_object in zip(listed, keys, strict=True):
-        if counts[of_object[0]] > 1:
-            of_object = tuple(f"{name}/{below(data, url)}" for url in found.urls)
-        names.append(Names(found.urls, of_object))
-    return names
-
-
-def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
+def _holds_nothing_out(key: str, pattern: str, source: str, names: Names) -> str:
     end = pattern.rstrip("/").rpartition("/")[2].lower()
-    near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
+    keys = [name for name in names.names if name.startswith(f"{source}/")]
+    near = next((one for one in keys if end and end in one.lower()), keys[0])
     return (
-        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be "
+        f"{key}.heldout: {printable(pattern)} names none of the {count_of(names.objects, 'objects')}, so all would be "
         f"trained on; write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
-        f"{printable(near.keys[0])}, in the same letters"
+        f"{printable(near)}, in the same letters"
     )
 
 
@@ -118,7 +122,7 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
     """The rows of the side files; of bad ones one line is logged."""
     if not source.side:
         return None
-    files = [found.info.url for found in find_objects(key, source.side, recipe.storage, _is_table)]
+    files = find_objects(key, source.side, recipe.storage, _is_table).opens
     if other := next((url for url in files if not _is_table(url)), None):
         raise UserError(f"{key}: {object_url(other)} is no table; side data is read from {', '.join(_OF_RECORDS)}")
     wanted, limits = (*KEYS, *field_names(source.fields)), recipe.tokenize.decoder_limits
@@ -132,6 +136,21 @@ def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
             "%s: left out %s: first %s, %s; mend them, or their objects go without", key, count, url, first.reason
         )
     return side
+
+
+def _side_column(found: Found, side: SideData) -> list[str | None]:
+    """The row of each object as JSON, by the first of its names that has one."""
+    rows = map(side.row, found.urls)
+    if not found.others:
+        return list(rows)
+    return [
+        row or next(filter(None, map(side.row, found.others.get(number, ()))), None) for number, row in enumerate(rows)
+    ]
+
+
+def _hold(kinds: Sequence[Kind]) -> bool:
+    """Whether some hold media."""
+    return not WITH_INSIDES.isdisjoint(kinds)
 
 
 def _is_table(url: str) -> bool:
@@ -152,23 +171,16 @@ def _media_from(source: Source, recipe: Recipe) -> tuple[str, ...]:
     return tuple(url if "://" in url else os.path.abspath(url) for url in urls)
 
 
-def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
-    """The first `share` of a video, and the rest of it, held out."""
-    for start, end in ((0.0, share), (share, 1.0)):
-        key = f"{video.key}@{start:g}-{end:g}"
-        yield dataclasses.replace(video, key=key, part=(start, end), heldout=start > 0)
-
-
-def _split_inside(container: SourceObject, source: Source, inner: tuple[str, ...]) -> Iterator[SourceObject]:
-    """A tar or a file of records once for training and, where globs hold out some of what is inside, once held out."""
-    if source.heldout_tail:
-        raise UserError(
-            f"sources.{container.source}.heldout_tail: the tails of videos in {container.url} cannot be held out; name "
-            f"what to hold out by globs in sources.{container.source}.heldout"
-        )
-    yield dataclasses.replace(container, inner_heldout=inner)
-    if inner:
-        yield dataclasses.replace(container, inner_heldout=inner, heldout=True)
+def _kinds(name: str, urls: Sequence[str], source: Source) -> list[Kind]:
+    """The kind of each object, which its extension tells."""
+    by_extension: dict[str, Kind] = {}
+    kinds = []
+    for url in urls:
+        extension = extension_of(url)
+        if extension not in by_extension:
+            by_extension[extension] = _kind(url, name, source)
+        kinds.append(by_extension[extension])
+    return kinds
 
 
 def _kind(url: str, name: str, source: Source) -> Kind:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipelines.decoder.content import Content
 from pipelines.recipe import Kind, Recipe
 from pipelines.sources.identity import opening_urls
 from storage.store import Store
+from tokenization.readers.side_data import row_json
 
 OBJECTS = "objects.parquet"
 MEDIA: tuple[Kind, ...] = ("video", "image", "webdataset", "records")
@@ -52,7 +53,6 @@ _SCHEMA = pa.schema(
 _IDENTITY = pa.field("identity", pa.binary(_IDENTITY_BYTES))
 _IN_MEMORY = [pa.field("opens", _TEXT), pa.field("heldout_by", _FEW)]
 _SHARED = [one.name for one in _SCHEMA if one.type == _FEW]
-_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=asdict).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,6 @@ class Listing(Sequence[SourceObject]):
 
     def __init__(self, table: pa.Table) -> None:
         """table: of the columns `key` to `media_from`, `opens` and `heldout_by`, and `identity` where it is known."""
-        if _IDENTITY.name not in table.column_names:
-            table = table.append_column(_IDENTITY, _identities(table))
         self._table = table.unify_dictionaries().combine_chunks()
 
     @classmethod
@@ -115,9 +113,33 @@ class Listing(Sequence[SourceObject]):
         return cls(pa.Table.from_pylist(rows, schema=pa.schema([*_SCHEMA, *_IN_MEMORY])))
 
     @classmethod
+    def of_columns(cls, **columns: Any) -> Listing:
+        """Of columns, as `column` says them: a list each, or one value for all rows; `key` is a list."""
+        defaults = {"start": 0.0, "end": 1.0}
+        rows, schema = len(columns["key"]), pa.schema([*_SCHEMA, *_IN_MEMORY])
+        arrays = [_array(one, columns.get(one.name, defaults.get(one.name)), rows) for one in schema]
+        return cls(pa.table(arrays, schema=schema))
+
+    @classmethod
     def joined(cls, listings: Sequence[Listing]) -> Listing:
         """The objects of several listings, one after the other; at least one listing."""
-        return cls(pa.concat_tables([one._table for one in listings]))
+        columns = [*_SCHEMA.names, *(one.name for one in _IN_MEMORY)]
+        return cls(pa.concat_tables([one._table.select(columns) for one in listings]))
+
+    def with_values(self, **columns: Any) -> Listing:
+        """The same objects with other values in some columns, as in `of_columns`."""
+        table = self._table
+        if _IDENTITY.name in table.column_names:
+            table = table.drop_columns([_IDENTITY.name])
+        for name, values in columns.items():
+            number = table.schema.get_field_index(name)
+            table = table.set_column(number, name, _array(table.schema.field(number), values, len(table)))
+        return Listing(table)
+
+    def in_order(self) -> Listing:
+        """The same objects, sorted by key, and those of one key by whether they are held out."""
+        keys = pa.table({"key": self.column("key"), "heldout": self.column("heldout").cast(pa.int8())})
+        return self.take(pc.sort_indices(keys, sort_keys=[("key", "ascending"), ("heldout", "ascending")]))
 
     def column(self, name: str) -> pa.Array:
         """A column: the names of `SourceObject`'s fields, but `start` and `end` in place of `part`, and `identity`.
@@ -126,6 +148,8 @@ class Listing(Sequence[SourceObject]):
         heldout_by: JSON; each null where it is absent or empty. identity: 16 bytes, a hash of all that a manifest has
         of the object, and so of what decides its documents.
         """
+        if name == _IDENTITY.name and name not in self._table.column_names:
+            self._table = self._table.append_column(_IDENTITY, _identities(self._table))
         (chunk,) = self._table[name].chunks or [pa.array([], self._table[name].type)]
         return chunk
 
@@ -144,14 +168,18 @@ class Listing(Sequence[SourceObject]):
         """The objects with these numbers, an array of integers, in its order."""
         return Listing(self._table.take(pa.array(numbers, pa.int64())))
 
+    def where_in(self, name: str, values: Collection[str | None]) -> Listing:
+        """The objects whose column has one of these texts."""
+        return self.where(pc.is_in(self.column(name).cast(_TEXT), value_set=pa.array(values, _TEXT)))
+
     def of_source(self, name: str) -> Listing:
         """The objects of one source."""
-        return self.where(pc.equal(self.column("source").cast(_TEXT), name))
+        return self.where_in("source", [name])
 
     def of_split(self, heldout: bool, kinds: Collection[Kind]) -> Listing:
         """The objects of these kinds that are held out, or that are not."""
-        of_kinds = pc.is_in(self.column("kind").cast(_TEXT), value_set=pa.array(sorted(kinds), _TEXT))
-        return self.where(pc.and_(of_kinds, pc.equal(self.column("heldout"), heldout)))
+        of_kinds = self.where_in("kind", kinds)
+        return of_kinds.where(pc.equal(of_kinds.column("heldout"), heldout))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -207,7 +235,8 @@ def listing_digest(objects: Iterable[SourceObject]) -> dict[str, Any]:
 
 def write_objects(store: Store, objects: Iterable[SourceObject]) -> None:
     """Commit the listing as `OBJECTS`."""
-    table = Listing.of(objects)._table.select([*_SCHEMA.names, _IDENTITY.name])
+    listing = Listing.of(objects)
+    table = pa.table({name: listing.column(name) for name in (*_SCHEMA.names, _IDENTITY.name)})
     plain = pa.schema([one.with_type(_TEXT) if one.type == _FEW else one for one in table.schema])
     with store.writing(OBJECTS) as file:
         pq.write_table(
@@ -246,17 +275,18 @@ def _unpickled(data: bytes) -> Listing:
 def _row(found: SourceObject) -> dict[str, Any]:
     row: dict[str, Any] = {one.name: getattr(found, one.name, None) for one in (*_SCHEMA, *_IN_MEMORY)}
     lists = {name: json_list(row[name]) for name in ("inner_heldout", "media_from", "heldout_by")}
-    return row | lists | {"side": side_json(found.side), "start": found.part[0], "end": found.part[1]}
-
-
-def side_json(side: dict[str, Any]) -> str | None:
-    """Side data as a listing holds it."""
-    return _JSON(side) if side else None
+    return row | lists | {"side": row_json(found.side), "start": found.part[0], "end": found.part[1]}
 
 
 def json_list(names: Sequence[str]) -> str | None:
     """Names as a listing holds them."""
-    return _JSON(names) if names else None
+    return json.dumps(names) if names else None
+
+
+def _array(like: pa.Field, values: Any, rows: int) -> pa.Array:
+    """A column of a list, or of one value in all rows."""
+    values = values if isinstance(values, list) else [values] * rows
+    return pa.array(values, _TEXT).dictionary_encode() if like.type == _FEW else pa.array(values, like.type)
 
 
 def _objects(batch: pa.RecordBatch) -> Iterator[SourceObject]:
@@ -275,17 +305,18 @@ def _objects(batch: pa.RecordBatch) -> Iterator[SourceObject]:
         (json.loads(one) if one else {} for one in side),
         zip(start, end, strict=True),
         media,
-        map(_names, inner),
-        map(_names, media_from),
+        map(json_names, inner),
+        map(json_names, media_from),
         opens,
-        map(_names, heldout_by),
+        map(json_names, heldout_by),
         strict=True,
     ):
         yield SourceObject(*row)
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(text: str | None) -> tuple[str, ...]:
+def json_names(text: str | None) -> tuple[str, ...]:
+    """The names of a column of JSON lists."""
     return tuple(json.loads(text)) if text else ()
 
 
