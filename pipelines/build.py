@@ -25,7 +25,7 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
     objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
     """
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
-    media = recipe.vqgan is not None and any(listed.kind != "text" for listed in objects)
+    media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
     stages: list[Stage[Any]] = [SourcesStage(objects, heldout_notes(recipe, objects)), *([codec] if codec else [])]
     stages.append(TokenizeStage(recipe, codec.name if codec else None))

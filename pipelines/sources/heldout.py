@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipelines.recipe import Recipe
 from pipelines.report.numbers import count_of
 from pipelines.sources.heldout_patterns import heldout_by
@@ -26,12 +23,12 @@ def heldout_notes(recipe: Recipe, objects: Listing) -> tuple[str, ...]:
         if not source.heldout:
             continue
         of_source = objects.of_source(name)
-        has_insides = not WITH_INSIDES.isdisjoint(pc.unique(of_source.column("kind").cast(pa.string())).to_pylist())
+        has_insides = not WITH_INSIDES.isdisjoint(of_source.distinct("kind"))
         inside = set(inner_patterns(recipe, name).values()) if has_insides else set()
-        combinations = pc.unique(of_source.column("heldout_by").cast(pa.large_string())).to_pylist()
+        combinations = of_source.distinct("heldout_by")
         for pattern in dict.fromkeys(source.heldout):
             naming = [one for one in combinations if pattern in json_names(one)]
-            count = len(pc.unique(of_source.where_in("heldout_by", naming).column("url")))
+            count = len(of_source.where_in("heldout_by", naming).distinct("url"))
             shown = printable(public_below(recipe.storage.data, pattern))
             note = f"sources.{name}.heldout {shown}: {count_of(count, 'objects')}"
             if pattern in inside:

@@ -168,6 +168,10 @@ class Listing(Sequence[SourceObject]):
         """The objects with these numbers, an array of integers, in its order."""
         return Listing(self._table.take(pa.array(numbers, pa.int64())))
 
+    def distinct(self, name: str) -> list[str | None]:
+        """The texts that a column has, each once, in the order in which they come first."""
+        return pc.unique(self.column(name).cast(_TEXT)).to_pylist()
+
     def where_in(self, name: str, values: Collection[str | None]) -> Listing:
         """The objects whose column has one of these texts."""
         return self.where(pc.is_in(self.column(name).cast(_TEXT), value_set=pa.array(values, _TEXT)))
@@ -223,7 +227,7 @@ def listing_digest(objects: Iterable[SourceObject]) -> dict[str, Any]:
     """Counts and a hash of a listing, by source: what identifies it in the `sources` stage's fingerprint."""
     listing = Listing.of(objects)
     digests = {}
-    for name in sorted(pc.unique(listing.column("source").cast(_TEXT)).to_pylist()):
+    for name in sorted(filter(None, listing.distinct("source"))):
         own = listing.of_source(name)
         digests[name] = {
             "objects": len(own),
@@ -290,7 +294,7 @@ def _array(like: pa.Field, values: Any, rows: int) -> pa.Array:
 
 
 def _objects(batch: pa.RecordBatch) -> Iterator[SourceObject]:
-    columns = {name: batch.column(name).to_pylist() for name in (*_SCHEMA.names, "opens", "heldout_by")}
+    columns = {name: _values(batch.column(name)) for name in (*_SCHEMA.names, "opens", "heldout_by")}
     side, start, end = columns.pop("side"), columns.pop("start"), columns.pop("end")
     inner, media_from, heldout_by = (columns.pop(name) for name in ("inner_heldout", "media_from", "heldout_by"))
     key, source, url, size, etag, kind, heldout, media, opens = columns.values()
@@ -312,6 +316,16 @@ def _objects(batch: pa.RecordBatch) -> Iterator[SourceObject]:
         strict=True,
     ):
         yield SourceObject(*row)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """What `to_pylist` gives, without making each shared value anew."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if number is None else values[number] for number in column.indices.to_pylist()]
 
 
 @functools.lru_cache(maxsize=1024)
