@@ -88,13 +88,15 @@ def listed_bucket(bucket: ListedBucket) -> Iterator[dict[str, Any]]:
 
 
 def _serve(bucket: ListedBucket, told: Connection) -> None:
-    with http_server(partial(_Handler, bucket)) as address:
+    with http_server(partial(BucketHandler, bucket)) as address:
         told.send(address)
         with contextlib.suppress(EOFError):
             told.recv()  # until whoever asked for it is gone
 
 
-class _Handler(BaseHTTPRequestHandler):
+class BucketHandler(BaseHTTPRequestHandler):
+    """Answers the requests for a bucket."""
+
     protocol_version = "HTTP/1.1"
 
     def __init__(self, bucket: ListedBucket, *arguments: Any) -> None:

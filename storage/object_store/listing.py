@@ -88,6 +88,7 @@ def _below(fs: BucketFileSystem, match: Callable[[str], Any], progress: Progress
             folders = {path[start:].partition("/")[0] for one in objects if "/" in (path := one["path"])[start:]}
             if 0 < len(folders) < _MOST_FOLDERS:
                 return None
+        progress.add(len(objects))
         for page in stream:
             progress.add(len(page))
             objects += page
