@@ -12,7 +12,8 @@ from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
 from pipelines.report.stage import ReportStage
 from pipelines.sources.heldout import heldout_notes
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import Listing, SourceObject
 from pipelines.sources.stage import SourcesStage
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage
@@ -23,8 +24,8 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
 
     objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
     """
-    objects = list_sources(recipe) if objects is None else objects
-    media = recipe.vqgan is not None and any(listed.kind != "text" for listed in objects)
+    objects = list_sources(recipe) if objects is None else Listing.of(objects)
+    media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
     asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
     sources = SourcesStage(objects, heldout_notes(recipe, objects), asked)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipelines.recipe import Recipe
 from pipelines.sources.known_fields import known_fields
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import MEDIA, Listing, json_names
 from storage.errors import UserError
 from tokenization.field_spec import FieldSpec
 from tokenization.text.tokenizer_files import fetch_tokenizer
@@ -18,29 +20,29 @@ _LONG_ENOUGH = 512
 """Tokens from which a context holds a needle and the question about it, whatever the tokenizer."""
 
 
-def check_recipe(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
+def check_recipe(recipe: Recipe, objects: Listing) -> None:
     """Raise UserError where a stage could only fail. objects: the listing of the recipe's sources."""
     for name in recipe.sources:
-        own = [found for found in objects if found.source == name]
+        own = objects.of_source(name)
         _check_media(recipe, name, own)
         with contextlib.suppress(OSError):  # reading is repeated, and explained, where it matters
             _check_fields(recipe, name, own)
     _check_mixtures(recipe, objects)
     _check_splits(objects)
-    if any(found.kind == "text" and found.heldout for found in objects):
+    if objects.of_split(True, ["text"]):
         _check_needle(recipe)
 
 
-def _check_media(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
-    media = next((found for found in objects if found.kind != "text"), None)
-    if media is not None and recipe.vqgan is None:
+def _check_media(recipe: Recipe, name: str, objects: Listing) -> None:
+    media = objects.where_in("kind", MEDIA) if recipe.vqgan is None else ()
+    if media:
         raise UserError(
-            f"sources.{name}: {media.url} is of kind {media.kind}, and the recipe has no vqgan to encode its frames; "
-            f"add one, or name texts"
+            f"sources.{name}: {media[0].url} is of kind {media[0].kind}, and the recipe has no vqgan to encode its "
+            f"frames; add one, or name texts"
         )
 
 
-def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) -> None:
+def _check_fields(recipe: Recipe, name: str, objects: Listing) -> None:
     known, are_whole, are_all = known_fields(objects, recipe.storage.options, recipe.tokenize.decoder_limits)
     media = recipe.sources[name].media
     if not are_whole:  # what was not looked at may have any other
@@ -63,8 +65,8 @@ def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) ->
         )
 
 
-def _check_mixtures(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
-    trained_on = {found.source for found in objects if not found.heldout}
+def _check_mixtures(recipe: Recipe, objects: Listing) -> None:
+    trained_on = set(objects.where(pc.invert(objects.column("heldout"))).distinct("source"))
     for index, stage in enumerate(recipe.train.stages):
         if missing := sorted(set(stage.mixture) - trained_on):
             raise UserError(
@@ -73,26 +75,46 @@ def _check_mixtures(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
             )
 
 
-def _check_splits(objects: Sequence[SourceObject]) -> None:
+def _check_splits(objects: Listing) -> None:
     """No source trains on what another holds out."""
-    trained_on: dict[str, list[SourceObject]] = {}
-    for found in objects:
-        if not found.heldout:
-            trained_on.setdefault(found.url, []).append(found)
-    for held in objects:
-        leak = next((one for one in trained_on.get(held.url, []) if held.heldout and _overlap(held, one)), None)
+    is_heldout = objects.column("heldout")
+    heldout, trained_on = objects.where(is_heldout), objects.where(pc.invert(is_heldout))
+    # Of a million objects next to none have a URL in both splits, unless the tails of videos are held out.
+    heldout = heldout.where(pc.is_in(heldout.column("url"), value_set=trained_on.column("url")))
+    trained_on = trained_on.where(pc.is_in(trained_on.column("url"), value_set=heldout.column("url")))
+    parts: dict[str, list[_Part]] = {}
+    for url, part in _parts(trained_on):
+        parts.setdefault(url, []).append(part)
+    for url, held in _parts(heldout):
+        leak = next((one for one in parts[url] if _overlap(held, one)), None)
         if leak:
             raise UserError(
-                f"sources.{leak.source}: it trains on {held.url}, of which sources.{held.source} holds out "
-                f"{'a part' if held.inner_heldout or held.part != (0.0, 1.0) else 'all'}; hold the same out in both"
+                f"sources.{leak.source}: it trains on {url}, of which sources.{held.source} holds out "
+                f"{'a part' if held.inner or (held.start, held.end) != (0.0, 1.0) else 'all'}; hold the same out in "
+                f"both"
             )
 
 
-def _overlap(held: SourceObject, trained_on: SourceObject) -> bool:
+class _Part(NamedTuple):
+    """What a source lists of an object for one split. inner: its globs over what is inside, as JSON."""
+
+    source: str
+    start: float
+    end: float
+    inner: str | None
+
+
+def _parts(objects: Listing) -> Iterator[tuple[str, _Part]]:
+    """URL and part of each object."""
+    columns = [objects.column(name).to_pylist() for name in ("source", "start", "end", "inner_heldout")]
+    return zip(objects.column("url").to_pylist(), map(_Part, *columns), strict=True)
+
+
+def _overlap(held: _Part, trained_on: _Part) -> bool:
     """Whether two listings of one object, for the two splits, have something in common."""
-    if held.inner_heldout and set(held.inner_heldout) <= set(trained_on.inner_heldout):
+    if held.inner and set(json_names(held.inner)) <= set(json_names(trained_on.inner)):
         return False
-    return max(held.part[0], trained_on.part[0]) < min(held.part[1], trained_on.part[1])
+    return max(held.start, trained_on.start) < min(held.end, trained_on.end)
 
 
 def _check_needle(recipe: Recipe) -> None:

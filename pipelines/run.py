@@ -18,7 +18,7 @@ from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Stage, StageContext
 from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease

@@ -21,6 +21,8 @@ _SIGNING = {
 
 def public_url(url: str) -> str:
     """The URL for a manifest or a log: without a user's name, and with signatures and keys blanked."""
+    if _is_bare(url):
+        return url
     return "::".join(map(_public, _CHAIN.split(url)))
 
 
@@ -40,6 +42,8 @@ def unsigned_url(url: str) -> str:
 
     The path of a web address is written out: its percent codes stand for no more than what would end it.
     """
+    if _is_bare(url):
+        return url
     scheme, host, path, query = _split(url)
     if scheme.removesuffix("://") in _WEB:
         path = _CODES.sub(_written_out, path)
@@ -52,11 +56,13 @@ def unsigned_url(url: str) -> str:
 
 def without_query(url: str) -> str:
     """The URL without the query of a web address."""
-    return "".join(_split(url)[:3])
+    return url if _is_bare(url) else "".join(_split(url)[:3])
 
 
 def path_of(url: str) -> str:
     """The path of a web address, which its extension ends; of any other URL all."""
+    if _is_bare(url):
+        return url
     parts = urlsplit(url)
     return parts.path if parts.scheme in _WEB else url
 
@@ -66,6 +72,11 @@ def with_user(url: str, signed: str) -> str:
     (scheme, host, _, _), (other, named, _, _) = _split(url), _split(signed)
     is_same = (scheme, host) == (other, _without_user(other, named))
     return f"{scheme}{named}{url[len(scheme) + len(host) :]}" if is_same else url
+
+
+def _is_bare(url: str) -> bool:
+    """Whether nothing in it can be a user's name, a query or a chain: true of most of a million listed objects."""
+    return "@" not in url and "::" not in url and url[:4].lower() != "http"
 
 
 def _split(url: str) -> tuple[str, str, str, str]:

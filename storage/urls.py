@@ -9,10 +9,11 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 from urllib.parse import urlsplit
 
 import fsspec
@@ -20,9 +21,21 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.cache import cached_file
 from storage.errors import UserError, is_transient
-from storage.globs import expand_braces, find_files, has_magic, is_malformed, is_web, literal_brackets
+from storage.etags import HASHED_BYTES, etag_of, stated_etag
+from storage.files import Files, Progress, merged, refuse_unnamable
+from storage.globs import (
+    any_case_extension,
+    expand_braces,
+    fixed_folder,
+    has_magic,
+    is_malformed,
+    is_web,
+    literal_brackets,
+)
+from storage.local_listing import list_local, local_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
+from storage.object_store.listing import list_matching
 from storage.packages import package_folder
 from storage.public_url import public_url
 from storage.reach import Reach
@@ -31,17 +44,52 @@ from storage.retry import Backoff
 
 RANGED = Backoff(attempts=5, pause=0.5)  # of reads by ranges: a loader waits for no more than some seconds
 
-_HASHED_BYTES = 64 * 2**20  # local files up to this size are identified by content, larger ones by size and mtime
+_PATTERNS_AT_ONCE = 32  # of those for which braces stand, where each is a request
 _CONTACT_KINDS = ("transient", "denied", "refused")  # of StoreErrors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One listed object: its URL, size in bytes, and a tag that changes when its content does."""
 
     url: str
     size: int
     etag: str
+
+
+class ObjectInfos(Sequence[ObjectInfo]):
+    """Listed objects in columns. urls, sizes in bytes, etags: of one length. links: URLs that are symbolic links."""
+
+    def __init__(self, files: Files) -> None:
+        self.urls, self.sizes, self.etags, self.links = files.names, files.sizes, files.etags, files.links
+
+    @classmethod
+    def joined(cls, several: Sequence[ObjectInfos]) -> ObjectInfos:
+        """The objects of several listings, sorted by URL, each once."""
+        return cls(merged(Files(one.urls, one.sizes, one.etags, one.links) for one in several))
+
+    def where(self, keep: Callable[[str], bool]) -> ObjectInfos:
+        """The objects whose URL is to be kept."""
+        files = Files(links=self.links)
+        for url, size, etag in zip(self.urls, self.sizes, self.etags, strict=True):
+            if keep(url):
+                files.add(url, size, etag)
+        return ObjectInfos(files)
+
+    def __iter__(self) -> Iterator[ObjectInfo]:
+        return map(ObjectInfo, self.urls, self.sizes, self.etags)
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+    @overload
+    def __getitem__(self, index: int) -> ObjectInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ObjectInfo]: ...
+    def __getitem__(self, index: int | slice) -> ObjectInfo | list[ObjectInfo]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return ObjectInfo(self.urls[index], self.sizes[index], self.etags[index])
 
 
 class NothingFoundError(UserError):
@@ -126,8 +174,8 @@ def open_listed(url: str, etag: str, options: dict[str, Any] | None = None) -> B
         except StoreError as error:
             raise (_changed(url) if error.kind == "changed" else error) from None
     info = fs.info(path)
-    if int(info.get("size") or 0) > _HASHED_BYTES or _stated_etag(info):
-        file, found = fs.open(path, "rb"), _etag(fs, path, info)
+    if int(info.get("size") or 0) > HASHED_BYTES or stated_etag(info):
+        file, found = fs.open(path, "rb"), etag_of(fs, path, info)
     else:
         file = fs.open(path, "rb")
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,30 +186,41 @@ def open_listed(url: str, etag: str, options: dict[str, Any] | None = None) -> B
     return file
 
 
-def list_objects(pattern: str, options: dict[str, Any] | None = None) -> list[ObjectInfo]:
+def list_objects(pattern: str, options: dict[str, Any] | None = None) -> ObjectInfos:
     """The objects at a URL with globs and braces, sorted by URL. Raises UserError when there are none.
 
     A name with brackets or braces is taken literally where it exists. Of what braces stand for, each name has to exist,
-    and of several patterns one has to find something.
+    and of several patterns one has to find something. What takes long is logged as it grows.
     """
     if is_malformed(pattern):
         raise UserError(f"{public_url(pattern)}: `**` stands for folders alone; write it as a whole part: **/*.txt")
+    progress = Progress(public_url(pattern))
     if not has_magic(pattern) and "{" not in pattern:
-        found = _listed(pattern, options)
+        found = _listed(pattern, options, progress)
     else:
         may_be_a_name = "[" in pattern or "{" in pattern or "://" not in pattern
-        found = _listed(pattern, options, literally=True) if may_be_a_name else {}
-        patterns = expand_braces(pattern) if not found else []
-        for one in patterns:
-            more = _listed(one, options)
-            if not more and len(patterns) > 1 and not has_magic(one):
-                raise _absent(one)
-            found |= more
+        found = _listed(pattern, options, progress, literally=True) if may_be_a_name else Files()
+        if not found:
+            found = _of_all(expand_braces(pattern), options, progress)
         if not found and "[" in pattern:
-            found = _listed(literal_brackets(pattern), options)
+            found = _listed(literal_brackets(pattern), options, progress)
     if not found:
         raise _absent(pattern)
-    return [found[url] for url in sorted(found)]
+    return ObjectInfos(found)
+
+
+def _of_all(patterns: Sequence[str], options: dict[str, Any] | None, progress: Progress) -> Files:
+    """The objects of several patterns. Raises UserError where one is a name that does not exist."""
+    names_at_once = _PATTERNS_AT_ONCE if "://" in patterns[0] else 1
+    found: list[Files] = []
+    with ThreadPoolExecutor(names_at_once, thread_name_prefix="listing") as pool:
+        # As many at a time, so that an absent one ends the rest.
+        for chunk in (patterns[start : start + names_at_once] for start in range(0, len(patterns), names_at_once)):
+            for one, files in zip(chunk, pool.map(lambda one: _listed(one, options, progress), chunk)):
+                if not files and len(patterns) > 1 and not has_magic(one):
+                    raise _absent(one)
+                found.append(files)
+    return merged(found)
 
 
 def is_folder(url: str, options: dict[str, Any] | None = None) -> bool:
@@ -184,27 +243,39 @@ def _absent(pattern: str) -> NothingFoundError:
     )
 
 
-def _listed(pattern: str, options: dict[str, Any] | None, literally: bool = False) -> dict[str, ObjectInfo]:
-    """The objects by URL; of one name, if it is to be taken literally."""
+def _listed(pattern: str, options: dict[str, Any] | None, progress: Progress, literally: bool = False) -> Files:
+    """The objects by URL, sorted; of one name, if it is to be taken literally."""
     with first_contact(pattern):
         fs, path = filesystem(pattern, options)
-    is_local = isinstance(fs, LocalFileSystem)
-    if is_local:
+        files = _found(fs, path, has_magic(path) and not literally, progress)
+    files.names = list(map(_url_of(fs, pattern, path), files.names))
+    refuse_unnamable(files.names)
+    return files
+
+
+def _found(fs: Any, path: str, has_globs: bool, progress: Progress) -> Files:
+    """The files on a file system that a path with globs names, or the one at a path, if there is one."""
+    if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)
-    found: dict[str, dict[str, Any]] = {}
-    with first_contact(pattern), contextlib.suppress(FileNotFoundError), _web_errors():
-        found = find_files(fs, path) if has_magic(path) and not literally else {path: fs.info(path)}
-    url_of = _url_of(fs, pattern, path)
-    objects = {}
-    for name, info in found.items():
-        # Not a device or a pipe, which may never end, nor a link to a missing file.
-        if not os.path.isfile(name) if is_local else info.get("type") == "directory":
-            continue
-        url = url_of(name)
-        _refuse_unnamable(url)
-        with first_contact(url):
-            objects[url] = ObjectInfo(url, int(info.get("size") or 0), _etag(fs, name, info))
-    return objects
+        return list_local(path, progress) if has_globs else local_file(path)
+    if isinstance(fs, BucketFileSystem) and has_globs:
+        try:
+            files = merged(list_matching(fs, path, progress))
+        except FileNotFoundError:  # no such bucket
+            return Files()
+        for number, etag in enumerate(files.etags):
+            if not etag:
+                files.etags[number] = etag_of(fs, files.names[number], {"size": files.sizes[number]})
+        return files
+    files, found = Files(), dict[str, dict[str, Any]]()
+    with contextlib.suppress(FileNotFoundError), _web_errors():
+        if has_globs and is_web(fs):
+            fs.ls(fixed_folder(path), detail=False)  # a glob finds nothing where a server does not answer
+        found = fs.glob(any_case_extension(path), detail=True) if has_globs else {path: fs.info(path)}
+    for name, info in sorted(found.items()):
+        if info.get("type") != "directory":
+            files.add(name, int(info.get("size") or 0), etag_of(fs, name, info))
+    return files
 
 
 def _url_of(fs: Any, url: str, path: str) -> Callable[[str], str]:
@@ -233,13 +304,6 @@ def _web_errors() -> Iterator[None]:
         raise cause from None
 
 
-def _refuse_unnamable(url: str) -> None:
-    try:
-        url.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{url!a}: this name is not UTF-8, so no manifest can hold it; rename the file") from None
-
-
 def object_info(url: str, options: dict[str, Any] | None = None, reach: Reach | None = None) -> ObjectInfo:
     """One object, its URL taken literally. reach: as of `filesystem`.
 
@@ -250,7 +314,7 @@ def object_info(url: str, options: dict[str, Any] | None = None, reach: Reach | 
         info = fs.info(path)
         if info.get("type") != "file":  # a folder; a device, which may never end
             raise FileNotFoundError(url)
-        return ObjectInfo(url, int(info.get("size") or 0), _etag(fs, path, info))
+        return ObjectInfo(url, int(info.get("size") or 0), etag_of(fs, path, info))
     except StoreError as error:  # whose kind is of the store, not of the object, unless the name is at fault
         raise (ValueError if error.kind == "unnamable" else OSError)(str(error)) from None
 
@@ -264,7 +328,7 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
         raise UserError(f"{public_url(url)}: no such file or object; check it in the recipe") from None
     if isinstance(fs, LocalFileSystem):
         return Path(path)
-    version = hashlib.sha256(f"{url} {_etag(fs, path, info)}".encode()).hexdigest()
+    version = hashlib.sha256(f"{url} {etag_of(fs, path, info)}".encode()).hexdigest()
     return cached_file(version, path, lambda file: fs.get_file(path, f"/dev/fd/{file.fileno()}"))
 
 
@@ -286,22 +350,6 @@ def first_contact(url: str) -> Iterator[None]:
         raise UserError(
             f"{public_url(url)}: cannot be used ({reason}); check the path or bucket, the endpoint and the credentials"
         ) from None
-
-
-def _etag(fs: Any, path: str, info: dict[str, Any]) -> str:
-    if stated := _stated_etag(info):
-        return stated
-    size = int(info.get("size") or 0)
-    if size <= _HASHED_BYTES:
-        with fs.open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # whose size may be more than it says
-    return f"{size}-{info.get('mtime', info.get('created', ''))}"
-
-
-def _stated_etag(info: dict[str, Any]) -> str | None:
-    """The tag that a store states."""
-    keys = ("ETag", "etag", "md5Hash", "content_md5")
-    return next((str(info[key]).strip('"') for key in keys if info.get(key)), None)
 
 
 def _with_environment(path: str) -> str:

@@ -23,7 +23,8 @@ from pipelines.dag.stage import Stage, StageContext
 from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import SourceObject
 from pipelines.sources.stage import SourcesStage
 from pipelines.train.metrics.steps import step_line
 from pipelines.train.record import TrainFigures, TrainOutputs, TrainRecord

@@ -99,7 +99,7 @@ def test_the_wheel_has_the_code_and_the_recipes(installed: Path, tmp_path: Path)
     planned = call([installed / "ringworld", "plan", "quickstart.yaml"], tmp_path)
     assert planned.returncode == 0, planned.stderr
     listed = (
-        "from pipelines.recipe.load import load_recipe; from pipelines.sources.listing import list_sources;"
+        "from pipelines.recipe.load import load_recipe; from pipelines.sources.list_sources import list_sources;"
         "print(*(found.side for found in list_sources(load_recipe('quickstart.yaml'))))"
     )
     assert "a big grey rabbit" in call([installed / "python", "-c", listed], tmp_path).stdout

@@ -23,7 +23,7 @@ from pipelines.dag.manifest import Manifest, url_digest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.recipe import Recipe, Resources, VisualTokenizer, output_settings
 from pipelines.report.numbers import count
-from pipelines.sources.listing import SourceObject, read_objects
+from pipelines.sources.listing import MEDIA, Listing, read_objects
 from pipelines.sources.stage import SourcesRecord
 from storage.store import Store
 
@@ -68,8 +68,10 @@ class CodecStage(Stage[CodecRecord]):
     def run(self, context: StageContext) -> Made[CodecRecord]:
         """Import or train in one task of the cluster."""
         train = self.vqgan.train
-        objects = read_objects(context.input("sources", SourcesRecord).store, self.recipe) if train else []
-        media = [found for found in objects if found.kind != "text" and not found.heldout]
+        media = Listing.of([])
+        if train:
+            objects = read_objects(context.input("sources", SourcesRecord).store, self.recipe)
+            media = objects.of_split(False, MEDIA)
         threads = train.threads if train else 1
         watch = start_watch()
         with bar(self.name, train.steps if train else None, "step") as line, following(line, watch), own_errors():
@@ -87,7 +89,7 @@ class CodecStage(Stage[CodecRecord]):
 
 @ray.remote
 @as_driver
-def _make(recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any) -> CodecRecord:
+def _make(recipe: VisualTokenizer, objects: Listing, seed: int, store: Store, watch: Any) -> CodecRecord:
     from pipelines.codecs.vqgan import make_vqgan
 
     return make_vqgan(recipe, objects, seed, store, watch)

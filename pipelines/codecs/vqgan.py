@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
 
 
 def make_vqgan(
-    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any
+    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, watch: Any
 ) -> CodecRecord:
     """Commit the weights to the stage's folder."""
     vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, watch)
@@ -64,7 +65,7 @@ def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, di
 
 
 def _train(
-    recipe: VisualTokenizer, objects: list[SourceObject], seed: int, store: Store, watch: Any
+    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, watch: Any
 ) -> tuple[VQGAN, dict[str, Any]]:
     settings = recipe.train
     assert settings is not None
@@ -94,7 +95,7 @@ def _train(
 
 
 def _gather(
-    recipe: VisualTokenizer, objects: list[SourceObject], options: dict[str, Any], scratch: Any
+    recipe: VisualTokenizer, objects: Sequence[SourceObject], options: dict[str, Any], scratch: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`, and weights float [n].
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +41,7 @@ def url_digest(key: str, url: str, options: dict[str, Any]) -> str:
 
     key: of the recipe, which names it. Raises UserError when nothing is there.
     """
-    listed: list[ObjectInfo] = []
+    listed: Sequence[ObjectInfo] = []
     for place in (url, f"{url.rstrip('/')}/*"):
         with contextlib.suppress(NothingFoundError):
             listed = listed or list_objects(place, options)

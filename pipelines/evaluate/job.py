@@ -11,8 +11,9 @@ from pipelines.codecs.stage import CodecStage
 from pipelines.dag.manifest import StageOutput
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
+from pipelines.recipe import Kind as SourceKind
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, read_objects
+from pipelines.sources.listing import Listing, read_objects
 from storage.store import Store
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.text.tokenizer_files import fetch_tokenizer
@@ -66,10 +67,9 @@ class EvaluateJob:
         """What was packed for a training stage."""
         return self.inputs[PackStage.named(stage)]
 
-    def objects(self, kinds: tuple[str, ...], heldout: bool) -> list[SourceObject]:
+    def objects(self, kinds: tuple[SourceKind, ...], heldout: bool) -> Listing:
         """The raw objects of these kinds in one split, in the listing's order."""
-        found = read_objects(self.inputs["sources"].store, self.recipe)
-        return [one for one in found if one.kind in kinds and one.heldout == heldout]
+        return read_objects(self.inputs["sources"].store, self.recipe).of_split(heldout, kinds)
 
     def tokenizer(self) -> TextTokenizer:
         """The recipe's text tokenizer."""

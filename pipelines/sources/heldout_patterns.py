@@ -8,37 +8,43 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from pipelines.recipe.data import Source, Storage
 from pipelines.sources.identity import Names
+from pipelines.sources.matching import matches_any
 from storage.errors import UserError
 from storage.globs import any_case_extension, compiled, expand_braces, has_magic, is_malformed, literal_brackets
 from storage.public_url import object_url
 from storage.urls import canonical_url, join_url
 
+_GLOBS_AT_ONCE = 64  # regular expressions that are compiled into one
 
-def heldout_by(source: Source, storage: Storage, objects: Sequence[Names]) -> list[tuple[str, ...]]:
-    """For each object the patterns of `heldout` that name it.
+
+def heldout_by(source: Source, storage: Storage, names: Names) -> dict[int, tuple[str, ...]]:
+    """The patterns of `heldout` that name each object, by its number, where there are any.
 
     A pattern is written as those of `urls` are, or as globs over whole URLs and keys, in which `*` stands for `/` too.
     It names all that is in a folder. What exists by exactly its name is meant before what its brackets stand for.
     """
-    patterns: list[list[str]] = [[] for _ in objects]
+    # Few names match any pattern at all, and only those are matched with each.
+    near = _near(source.heldout, storage, names)
+    patterns: dict[int, tuple[str, ...]] = {}
     for pattern in source.heldout:
-        for number in _named(pattern, storage, objects):
-            patterns[number].append(pattern)
-    return [tuple(found) for found in patterns]
+        for number in _named(pattern, storage, names, near).tolist():
+            patterns[number] = (*patterns.get(number, ()), pattern)
+    return patterns
 
 
-def idle_names(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[str]:
-    """The plain names for which the braces of a `heldout` pattern stand, and which name no object."""
-    names = expand_braces(pattern)
-    if len(names) == 1 or _literally(pattern, storage, objects):
-        return []
-    return [name for name in names if not has_magic(name) and not _named(name, storage, objects)]
+def first_idle_name(pattern: str, storage: Storage, names: Names) -> str | None:
+    """The first plain name for which the braces of a `heldout` pattern stand, and which names no object."""
+    expanded = expand_braces(pattern)
+    if len(expanded) == 1 or len(_literally(pattern, storage, names)):
+        return None
+    plain = (name for name in expanded if not has_magic(name))
+    return next((name for name in plain if not len(_named(name, storage, names, names))), None)
 
 
 def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -> Mapping[str, str]:
@@ -56,32 +62,47 @@ def inner_globs(source: Source, storage: Storage, containers: tuple[str, ...]) -
     return globs
 
 
-def _named(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[int]:
+def _near(patterns: Sequence[str], storage: Storage, names: Names) -> Names:
+    """The names that match some pattern as globs, with its brackets as globs or as characters."""
+    globs = []
+    for pattern in patterns:
+        for given in expand_braces(pattern):
+            globs += _globs(given, storage)
+            globs += _globs(literal_brackets(given), storage) if "[" in pattern else []
+    mask = np.zeros(len(names.names), bool)
+    for start in range(0, len(globs), _GLOBS_AT_ONCE):
+        mask |= matches_any(globs[start : start + _GLOBS_AT_ONCE], names.column)
+    return names.where(mask)
+
+
+def _named(pattern: str, storage: Storage, names: Names, near: Names) -> np.ndarray:
+    """The numbers of the objects that a pattern names, sorted. near: all names that may match it as globs."""
     given = expand_braces(pattern)
-    found = sorted({number for one in (pattern, *given) for number in _literally(one, storage, objects)})
-    if not found:
-        found = _where(objects, _matcher(given, storage))
-    if not found and "[" in pattern:
-        found = _where(objects, _matcher([literal_brackets(one) for one in given], storage))
-    return found
+    found = np.concatenate([_literally(one, storage, names) for one in dict.fromkeys((pattern, *given))])
+    if not len(found):
+        found = _matching(given, storage, near)
+    if not len(found) and "[" in pattern:
+        found = _matching([literal_brackets(one) for one in given], storage, near)
+    return np.unique(found)
 
 
-def _literally(pattern: str, storage: Storage, objects: Sequence[Names]) -> list[int]:
+def _literally(pattern: str, storage: Storage, names: Names) -> np.ndarray:
     """The objects that have exactly this name, and those in a folder of it."""
-    names = {pattern, _whole(pattern, storage)}
-    folders = tuple(f"{name.rstrip('/')}/" for name in names)
-    return _where(objects, lambda name: name in names or name.startswith(folders))
+    return np.concatenate([names.called(name) for name in dict.fromkeys((pattern, _whole(pattern, storage)))])
 
 
-def _where(objects: Sequence[Names], match: Callable[[str], Any]) -> list[int]:
-    return [number for number, one in enumerate(objects) if any(map(match, (*one.urls, *one.keys)))]
+def _matching(patterns: Sequence[str], storage: Storage, names: Names) -> np.ndarray:
+    found = [names.numbers[:0]]
+    for pattern in patterns:
+        found.append(names.numbers[matches_any(_globs(pattern, storage), names.column)])
+    return np.concatenate(found)
 
 
-def _matcher(patterns: Sequence[str], storage: Storage) -> Callable[[str], bool]:
-    whole = [_whole(one, storage) for one in patterns]
-    matches = [re.compile(fnmatch.translate(any_case_extension(one))).match for one in patterns]
-    matches += [compiled(one).match for one in whole if has_magic(one) and not is_malformed(one)]
-    return lambda name: any(match(name) for match in matches)
+def _globs(pattern: str, storage: Storage) -> list[str]:
+    """Regular expressions of what a pattern stands for: over any names, and over URLs of a listing."""
+    whole = _whole(pattern, storage)
+    anywhere = fnmatch.translate(any_case_extension(pattern))
+    return [anywhere, compiled(whole).pattern] if has_magic(whole) and not is_malformed(whole) else [anywhere]
 
 
 def _whole(pattern: str, storage: Storage) -> str:

@@ -6,12 +6,14 @@ few files are looked at, of these the first rows or the header alone; of tars no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipelines.decoder.client import known_columns
 from pipelines.decoder.limits import Limits
-from pipelines.sources.listing import SourceObject, content_of
+from pipelines.sources.listing import Listing, content_of
 from storage.errors import BadData
 from tokenization.readers.records import is_one_record
 
@@ -26,16 +28,19 @@ class KnownFields(NamedTuple):
     are_all: bool
 
 
-def known_fields(objects: Sequence[SourceObject], options: dict[str, Any], limits: Limits) -> KnownFields:
+def known_fields(objects: Listing, options: dict[str, Any], limits: Limits) -> KnownFields:
     """The fields of a source's records. Raises OSError on a failed request."""
-    names = {name for found in objects for name in found.side}
-    if any(found.kind != "text" for found in objects):
+    kinds = set(objects.distinct("kind"))
+    names = {name for side in filter(None, objects.column("side").to_pylist()) for name in json.loads(side)}
+    if kinds != {"text"}:
         names.add("vision")
-    if any(found.kind == "text" and is_one_record(found.url) for found in objects):
+    readable = objects.where_in("kind", ["text", "records"])
+    is_one = np.fromiter(map(is_one_record, readable.column("url").to_pylist()), bool, len(readable))
+    files = readable.where(~is_one)
+    if len(readable.where(is_one).where_in("kind", ["text"])):
         names.add("text")
-    files = [found for found in objects if found.kind in ("text", "records") and not is_one_record(found.url)]
     looked_at = [files[number] for number in sorted({0, len(files) // 2, len(files) - 1})] if files else []
-    are_whole = not any(found.kind == "webdataset" for found in objects)
+    are_whole = "webdataset" not in kinds
     for found in looked_at:
         try:
             own, is_whole = known_columns(content_of(found, options), found.url, limits)

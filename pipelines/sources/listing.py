@@ -1,52 +1,61 @@
-"""Which raw objects the recipe's sources have, sorted by source and key, and the file that lists them."""
+"""The listing of a recipe's raw objects: one row an object in columns, in memory and as a Parquet file.
+
+In: `SourceObject`s, or their columns. Out: a `Listing`, a sequence of `SourceObject`s that are made as they are asked
+for, and whose columns are there at once, so that whoever goes over a million objects need not make them. The bytes of
+the file depend on the objects alone (for one version of pyarrow), and hold no credentials.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import hashlib
 import json
-import logging
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
 
-from pipelines.dag.manifest import digest
-from pipelines.decoder.client import parsed_records
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from pipelines.decoder.content import Content
-from pipelines.recipe import Kind, Recipe, Source
-from pipelines.report.numbers import count_of
-from pipelines.sources.found import Found, find_objects
-from pipelines.sources.heldout_patterns import heldout_by, idle_names, inner_globs
-from pipelines.sources.identity import Names, below, data_url, opening_urls
-from storage.errors import UserError
-from storage.printable import printable
-from storage.public_url import object_url, public_below, without_query
+from pipelines.recipe import Kind, Recipe
+from pipelines.sources.identity import opening_urls
 from storage.store import Store
-from storage.urls import join_url
-from tokenization.fields import field_names
-from tokenization.media.kinds import IMAGES, VIDEOS
-from tokenization.readers.records import EXTENSIONS, extension_of, is_one_record
-from tokenization.readers.side_data import KEYS, SideData
+from tokenization.readers.side_data import row_json
 
-log = logging.getLogger("ringworld")
+OBJECTS = "objects.parquet"
+MEDIA: tuple[Kind, ...] = ("video", "image", "webdataset", "records")
+"""Kinds of objects that are media or hold them."""
 
-OBJECTS = "objects.jsonl"
+_ROWS = 1 << 16  # that are converted, hashed or written at a time
+_IDENTITY_BYTES = 16
+_TEXT = pa.large_string()  # of any number of rows
+_FEW = pa.dictionary(pa.int32(), _TEXT)  # values that many rows share
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", _TEXT),
+        pa.field("source", _FEW),
+        pa.field("url", _TEXT),
+        pa.field("size", pa.int64()),
+        pa.field("etag", _TEXT),
+        pa.field("kind", _FEW),
+        pa.field("heldout", pa.bool_()),
+        pa.field("side", _TEXT),  # JSON; null where there is none
+        pa.field("start", pa.float64()),
+        pa.field("end", pa.float64()),
+        pa.field("media", _FEW),
+        pa.field("inner_heldout", _FEW),  # a JSON list; null where it is empty
+        pa.field("media_from", _FEW),  # the same
+    ]
+)
+_IDENTITY = pa.field("identity", pa.binary(_IDENTITY_BYTES))
+_IN_MEMORY = [pa.field("opens", _TEXT), pa.field("heldout_by", _FEW)]
+_SHARED = [one.name for one in _SCHEMA if one.type == _FEW]
 
-_KINDS: dict[Kind, frozenset[str]] = {
-    "video": VIDEOS,
-    "image": IMAGES,
-    "text": frozenset(EXTENSIONS),
-    "webdataset": frozenset({".tar"}),
-}
-_OF_RECORDS = tuple(one for one in EXTENSIONS if not is_one_record(f"x{one}"))
-_CONTAINERS = (".tar", *_OF_RECORDS)
-_COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"}
-WITH_INSIDES = {"webdataset", "records"}
-"""Kinds of objects that hold media."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceObject:
     """One raw object: where it is, what it is, and its side data.
 
@@ -79,205 +88,259 @@ class SourceObject:
         """The URL that opens it, which may hold credentials: not for a log or a file."""
         return self.opens or self.url
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON of all but what is in memory only."""
-        hidden = {"opens", "heldout_by", *(() if self.media_from else ("media_from",))}
-        return {name: value for name, value in asdict(self).items() if name not in hidden}
-
 
 def content_of(found: SourceObject, options: dict[str, Any]) -> Content:
     """The bytes of an object in the version that was listed. Opening it raises UserError where it has changed since."""
     return Content(found.opening_url, options, etag=found.etag)
 
 
-def list_sources(recipe: Recipe) -> list[SourceObject]:
-    """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
-    objects: list[SourceObject] = []
-    for name, source in sorted(recipe.sources.items()):
-        objects += sorted(_list_source(name, source, recipe), key=lambda found: (found.key, found.heldout))
-    return objects
+class Listing(Sequence[SourceObject]):
+    """Objects in columns: iterating makes them one by one, slices share the columns, `len` costs nothing.
+
+    Two are equal where their objects are, in order. An index makes one object, at some 50 times the cost of iterating.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """table: of the columns `key` to `media_from`, `opens` and `heldout_by`, and `identity` where it is known."""
+        self._table = table.unify_dictionaries().combine_chunks()
+
+    @classmethod
+    def of(cls, objects: Iterable[SourceObject]) -> Listing:
+        """Of these objects, in their order."""
+        if isinstance(objects, Listing):
+            return objects
+        rows = [_row(found) for found in objects]
+        return cls(pa.Table.from_pylist(rows, schema=pa.schema([*_SCHEMA, *_IN_MEMORY])))
+
+    @classmethod
+    def of_columns(cls, **columns: Any) -> Listing:
+        """Of columns, as `column` says them: a list each, or one value for all rows; `key` is a list."""
+        defaults = {"start": 0.0, "end": 1.0}
+        rows, schema = len(columns["key"]), pa.schema([*_SCHEMA, *_IN_MEMORY])
+        arrays = [_array(one, columns.get(one.name, defaults.get(one.name)), rows) for one in schema]
+        return cls(pa.table(arrays, schema=schema))
+
+    @classmethod
+    def joined(cls, listings: Sequence[Listing]) -> Listing:
+        """The objects of several listings, one after the other; at least one listing."""
+        columns = [*_SCHEMA.names, *(one.name for one in _IN_MEMORY)]
+        return cls(pa.concat_tables([one._table.select(columns) for one in listings]))
+
+    def with_values(self, **columns: Any) -> Listing:
+        """The same objects with other values in some columns, as in `of_columns`."""
+        table = self._table
+        if _IDENTITY.name in table.column_names:
+            table = table.drop_columns([_IDENTITY.name])
+        for name, values in columns.items():
+            number = table.schema.get_field_index(name)
+            table = table.set_column(number, name, _array(table.schema.field(number), values, len(table)))
+        return Listing(table)
+
+    def in_order(self) -> Listing:
+        """The same objects, sorted by key, and those of one key by whether they are held out."""
+        keys = pa.table({"key": self.column("key"), "heldout": self.column("heldout").cast(pa.int8())})
+        return self.take(pc.sort_indices(keys, sort_keys=[("key", "ascending"), ("heldout", "ascending")]))
+
+    def column(self, name: str) -> pa.Array:
+        """A column: the names of `SourceObject`'s fields, but `start` and `end` in place of `part`, and `identity`.
+
+        key, url, etag, opens: text; source, kind, media: dictionaries of text; side, inner_heldout, media_from,
+        heldout_by: JSON; each null where it is absent or empty. identity: 16 bytes, a hash of all that a manifest has
+        of the object, and so of what decides its documents.
+        """
+        if name == _IDENTITY.name and name not in self._table.column_names:
+            self._table = self._table.append_column(_IDENTITY, _identities(self._table))
+        (chunk,) = self._table[name].chunks or [pa.array([], self._table[name].type)]
+        return chunk
+
+    @property
+    def identities(self) -> np.ndarray:
+        """The column `identity`, uint8 [objects, 16]."""
+        column = self.column("identity")
+        data = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+        return data.reshape(-1, _IDENTITY_BYTES)[column.offset : column.offset + len(column)]
+
+    def where(self, mask: pa.Array | np.ndarray) -> Listing:
+        """The objects at which a boolean mask [objects] holds."""
+        return Listing(self._table.filter(pa.array(mask)))
+
+    def take(self, numbers: Any) -> Listing:
+        """The objects with these numbers, an array of integers, in its order."""
+        return Listing(self._table.take(pa.array(numbers, pa.int64())))
+
+    def distinct(self, name: str) -> list[str | None]:
+        """The texts that a column has, each once, in the order in which they come first."""
+        return pc.unique(self.column(name).cast(_TEXT)).to_pylist()
+
+    def where_in(self, name: str, values: Collection[str | None]) -> Listing:
+        """The objects whose column has one of these texts."""
+        return self.where(pc.is_in(self.column(name).cast(_TEXT), value_set=pa.array(values, _TEXT)))
+
+    def of_source(self, name: str) -> Listing:
+        """The objects of one source."""
+        return self.where_in("source", [name])
+
+    def of_split(self, heldout: bool, kinds: Collection[Kind]) -> Listing:
+        """The objects of these kinds that are held out, or that are not."""
+        of_kinds = self.where_in("kind", kinds)
+        return of_kinds.where(pc.equal(of_kinds.column("heldout"), heldout))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[SourceObject]:
+        for batch in self._table.to_batches(max_chunksize=_ROWS):
+            yield from _objects(batch)
+
+    @overload
+    def __getitem__(self, index: int) -> SourceObject: ...
+    @overload
+    def __getitem__(self, index: slice) -> Listing: ...
+    def __getitem__(self, index: int | slice) -> SourceObject | Listing:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return self.take(np.arange(start, stop, step))
+            return Listing(self._table.slice(start, max(0, stop - start)))
+        number = range(len(self))[index]  # which raises what a sequence raises
+        (found,) = _objects(self._table.slice(number, 1).combine_chunks().to_batches()[0])
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Listing):
+            return NotImplemented
+        return bool(self.column("identity").equals(other.column("identity")))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Listing({list(self)!r})" if len(self) <= 20 else f"<Listing of {len(self)} objects>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self._table.schema) as stream:  # of a slice its rows alone, unlike Arrow's pickles
+            stream.write_table(self._table)
+        return _unpickled, (sink.getvalue().to_pybytes(),)
 
 
-def listing_digest(objects: Sequence[SourceObject]) -> dict[str, Any]:
+def listing_digest(objects: Iterable[SourceObject]) -> dict[str, Any]:
     """Counts and a hash of a listing, by source: what identifies it in the `sources` stage's fingerprint."""
-    by_source: dict[str, list[SourceObject]] = {}
-    for found in objects:
-        by_source.setdefault(found.source, []).append(found)
-    return {
-        name: {
-            "objects": len(group),
-            "bytes": sum(found.size for found in group),
-            "digest": digest([found.to_json() for found in group]),
+    listing = Listing.of(objects)
+    digests = {}
+    for name in sorted(filter(None, listing.distinct("source"))):
+        own = listing.of_source(name)
+        digests[name] = {
+            "objects": len(own),
+            "bytes": pc.sum(own.column("size")).as_py(),
+            "digest": hashlib.sha256(own.identities.tobytes()).hexdigest(),
         }
-        for name, group in by_source.items()
-    }
+    return digests
 
 
-def write_objects(store: Store, objects: Sequence[SourceObject]) -> None:
+def write_objects(store: Store, objects: Iterable[SourceObject]) -> None:
     """Commit the listing as `OBJECTS`."""
+    listing = Listing.of(objects)
+    table = pa.table({name: listing.column(name) for name in (*_SCHEMA.names, _IDENTITY.name)})
+    plain = pa.schema([one.with_type(_TEXT) if one.type == _FEW else one for one in table.schema])
     with store.writing(OBJECTS) as file:
-        for found in objects:
-            file.write((json.dumps(found.to_json(), sort_keys=True) + "\n").encode())
+        pq.write_table(
+            table.cast(plain),  # so that the order of a dictionary, which says nothing, is not in the file
+            file,
+            version="2.6",
+            compression="zstd",
+            use_dictionary=_SHARED,
+            row_group_size=_ROWS,
+        )
 
 
-def read_objects(store: Store, recipe: Recipe | None = None) -> list[SourceObject]:
+def read_objects(store: Store, recipe: Recipe | None = None) -> Listing:
     """The listing that `write_objects` committed. recipe: has the credentials in URLs that open objects, if any do."""
     with store.open(OBJECTS) as file:
-        rows = [json.loads(line) for line in file]
-    opening = {name: opening_urls(recipe.storage, source) for name, source in recipe.sources.items()} if recipe else {}
-    objects = []
-    for row in rows:
-        row |= {name: tuple(row[name]) for name in ("part", "inner_heldout", "media_from") if name in row}
-        opens = opening[row["source"]](row["url"]) if row["source"] in opening else row["url"]
-        objects.append(SourceObject(**row, opens=None if opens == row["url"] else opens))
-    return objects
+        table = pq.read_table(file, read_dictionary=_SHARED)
+    table = table.cast(pa.schema([*_SCHEMA, _IDENTITY]))
+    opens = _opens(table, recipe) if recipe else pa.nulls(len(table), _TEXT)
+    return Listing(table.append_column(_IN_MEMORY[0], opens).append_column(_IN_MEMORY[1], pa.nulls(len(table), _FEW)))
 
 
-def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
-    """The globs over what tars and files of records of a source hold, each with the pattern that it is from."""
-    return inner_globs(recipe.sources[name], recipe.storage, _CONTAINERS)
+def _opens(table: pa.Table, recipe: Recipe) -> pa.Array:
+    """The URL that opens each object, where it is another than the one in the file."""
+    opening = {name: opening_urls(recipe.storage, source) for name, source in recipe.sources.items()}
+    if not any(opening.values()):
+        return pa.nulls(len(table), _TEXT)
+    named = zip(table["source"].to_pylist(), table["url"].to_pylist(), strict=True)
+    opens = ((url, of_source(url) if (of_source := opening.get(source)) else url) for source, url in named)
+    return pa.array([None if one == url else one for url, one in opens], _TEXT)
 
 
-def _list_source(name: str, source: Source, recipe: Recipe) -> Iterator[SourceObject]:
-    key, storage = f"sources.{name}", recipe.storage
-    listed = find_objects(f"{key}.urls", source.urls, storage, lambda url: _is_known(url, source))
-    side = _side_data(f"{key}.side", source, recipe)
-    names = _names(name, listed, recipe)
-    kinds = [_kind(one.urls[0], name, source) for one in names]
-    heldout = heldout_by(source, storage, names)
-    inner = inner_patterns(recipe, name)
-    unseen = set(inner.values()) if set(kinds) & WITH_INSIDES else set()
-    for pattern in source.heldout:
-        if pattern not in unseen:
-            idle = idle_names(pattern, storage, names) if pattern in set().union(*heldout) else [pattern]
-            if idle:
-                raise UserError(_holds_nothing_out(key, public_below(storage.data, idle[0]), names))
-    for found, called, kind, patterns in zip(listed, names, kinds, heldout, strict=True):
-        info, url = found.info, called.urls[0]
-        whole = SourceObject(
-            called.keys[0],
-            name,
-            url,
-            info.size,
-            info.etag,
-            kind,
-            bool(patterns),
-            next((row for one in called.urls if (row := side.get(one))), {}) if side else {},
-            media=source.media,
-            media_from=_media_from(source, recipe) if kind == "records" else (),
-            opens=None if info.url == url else info.url,
-            heldout_by=patterns,
-        )
-        if kind in WITH_INSIDES and not patterns:
-            yield from _split_inside(whole, source, tuple(inner))
-        elif kind == "video" and source.heldout_tail and not patterns:
-            yield from _split(whole, 1 - source.heldout_tail)
-        else:
-            yield whole
+def _unpickled(data: bytes) -> Listing:
+    return Listing(pa.ipc.open_stream(data).read_all())
 
 
-def _names(name: str, listed: Sequence[Found], recipe: Recipe) -> list[Names]:
-    """What each object is called. Its key has the query of a web address only where the rest names several objects."""
-    data = data_url(recipe.storage)
-    keys = [tuple(f"{name}/{below(data, without_query(url))}" for url in found.urls) for found in listed]
-    counts = Counter(of_object[0] for of_object in keys)
-    names = []
-    for found, of_object in zip(listed, keys, strict=True):
-        if counts[of_object[0]] > 1:
-            of_object = tuple(f"{name}/{below(data, url)}" for url in found.urls)
-        names.append(Names(found.urls, of_object))
-    return names
+def _row(found: SourceObject) -> dict[str, Any]:
+    row: dict[str, Any] = {one.name: getattr(found, one.name, None) for one in (*_SCHEMA, *_IN_MEMORY)}
+    lists = {name: json_list(row[name]) for name in ("inner_heldout", "media_from", "heldout_by")}
+    return row | lists | {"side": row_json(found.side), "start": found.part[0], "end": found.part[1]}
 
 
-def _holds_nothing_out(key: str, pattern: str, names: Sequence[Names]) -> str:
-    end = pattern.rstrip("/").rpartition("/")[2].lower()
-    near = next((one for one in names if end and end in one.keys[0].lower()), names[0])
-    return (
-        f"{key}.heldout: {printable(pattern)} names none of the {count_of(len(names), 'objects')}, so all would be "
-        f"trained on; write it as {key}.urls is, or as a glob over whole URLs or keys, as of "
-        f"{printable(near.keys[0])}, in the same letters"
-    )
+def json_list(names: Sequence[str]) -> str | None:
+    """Names as a listing holds them."""
+    return json.dumps(names) if names else None
 
 
-def _side_data(key: str, source: Source, recipe: Recipe) -> SideData | None:
-    """The rows of the side files; of bad ones one line is logged."""
-    if not source.side:
-        return None
-    files = [found.info.url for found in find_objects(key, source.side, recipe.storage, _is_table)]
-    if other := next((url for url in files if not _is_table(url)), None):
-        raise UserError(f"{key}: {object_url(other)} is no table; side data is read from {', '.join(_OF_RECORDS)}")
-    wanted, limits = (*KEYS, *field_names(source.fields)), recipe.tokenize.decoder_limits
-    side = SideData.load(
-        (object_url(file), parsed_records(Content(file, recipe.storage.options), file, wanted, limits))
-        for file in files
-    )
-    if side.bad:
-        (url, first), count = side.bad[0], count_of(len(side.bad), "bad rows")
-        log.warning(
-            "%s: left out %s: first %s, %s; mend them, or their objects go without", key, count, url, first.reason
-        )
-    return side
+def _array(like: pa.Field, values: Any, rows: int) -> pa.Array:
+    """A column of a list, or of one value in all rows."""
+    values = values if isinstance(values, list) else [values] * rows
+    return pa.array(values, _TEXT).dictionary_encode() if like.type == _FEW else pa.array(values, like.type)
 
 
-def _is_table(url: str) -> bool:
-    return extension_of(url) in _OF_RECORDS
+def _objects(batch: pa.RecordBatch) -> Iterator[SourceObject]:
+    columns = {name: _values(batch.column(name)) for name in (*_SCHEMA.names, "opens", "heldout_by")}
+    side, start, end = columns.pop("side"), columns.pop("start"), columns.pop("end")
+    inner, media_from, heldout_by = (columns.pop(name) for name in ("inner_heldout", "media_from", "heldout_by"))
+    key, source, url, size, etag, kind, heldout, media, opens = columns.values()
+    for row in zip(
+        key,
+        source,
+        url,
+        size,
+        etag,
+        kind,
+        heldout,
+        (json.loads(one) if one else {} for one in side),
+        zip(start, end, strict=True),
+        media,
+        map(json_names, inner),
+        map(json_names, media_from),
+        opens,
+        map(json_names, heldout_by),
+        strict=True,
+    ):
+        yield SourceObject(*row)
 
 
-def _is_known(url: str, source: Source) -> bool:
-    """Whether the extension tells that a file of a folder is meant by the source."""
-    suffix = extension_of(url)
-    if source.media is not None:
-        return _is_table(url)
-    return any(suffix in suffixes for kind, suffixes in _KINDS.items() if source.kind in (None, kind))
+def _values(column: pa.Array) -> list[Any]:
+    """What `to_pylist` gives, without making each shared value anew."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if number is None else values[number] for number in column.indices.to_pylist()]
 
 
-def _media_from(source: Source, recipe: Recipe) -> tuple[str, ...]:
-    """The prefixes that a source allows, relative ones below `storage.data`, and paths absolute on every machine."""
-    urls = (join_url(recipe.storage.data, prefix) for prefix in source.media_from)
-    return tuple(url if "://" in url else os.path.abspath(url) for url in urls)
+@functools.lru_cache(maxsize=1024)
+def json_names(text: str | None) -> tuple[str, ...]:
+    """The names of a column of JSON lists."""
+    return tuple(json.loads(text)) if text else ()
 
 
-def _split(video: SourceObject, share: float) -> Iterator[SourceObject]:
-    """The first `share` of a video, and the rest of it, held out."""
-    for start, end in ((0.0, share), (share, 1.0)):
-        key = f"{video.key}@{start:g}-{end:g}"
-        yield dataclasses.replace(video, key=key, part=(start, end), heldout=start > 0)
-
-
-def _split_inside(container: SourceObject, source: Source, inner: tuple[str, ...]) -> Iterator[SourceObject]:
-    """A tar or a file of records once for training and, where globs hold out some of what is inside, once held out."""
-    if source.heldout_tail:
-        raise UserError(
-            f"sources.{container.source}.heldout_tail: the tails of videos in {container.url} cannot be held out; name "
-            f"what to hold out by globs in sources.{container.source}.heldout"
-        )
-    yield dataclasses.replace(container, inner_heldout=inner)
-    if inner:
-        yield dataclasses.replace(container, inner_heldout=inner, heldout=True)
-
-
-def _kind(url: str, name: str, source: Source) -> Kind:
-    suffix = extension_of(url)
-    if source.media is not None:
-        if suffix in _OF_RECORDS:
-            return "records"
-        raise UserError(
-            f"sources.{name}.media: {url} is no table; the records of JSONL, CSV, TSV and Parquet can name media"
-        )
-    if suffix in _COMPRESSED_TARS:
-        raise UserError(f"sources.{name}: {url} is a compressed tar, which is not read; unpack it to a .tar")
-    if source.kind == "text" and suffix not in EXTENSIONS:
-        raise UserError(
-            f"sources.{name}: text is read from {', '.join(EXTENSIONS)}, and {url} is none of these; rename it, or "
-            f"leave it out"
-        )
-    if source.kind:
-        return source.kind
-    for kind, suffixes in _KINDS.items():
-        if suffix in suffixes:
-            return kind
-    if url.startswith(("http://", "https://")) and not suffix:
-        remedy = f"set sources.{name}.kind, or end the URL with / where it is that of a folder"
-    else:
-        remedy = f"set sources.{name}.kind to video, image or webdataset if it is that, or leave it out"
-    raise UserError(f"sources.{name}: cannot tell the kind of {url} by its extension; {remedy}")
+def _identities(table: pa.Table) -> pa.Array:
+    """A hash of each row but for what is in memory only."""
+    found: list[bytes] = []
+    for batch in table.select(_SCHEMA.names).to_batches(max_chunksize=_ROWS):
+        # No field can hold a NUL: neither a URL, nor JSON, nor what a store says in a header.
+        texts = [column.cast(_TEXT) for column in batch.columns]
+        joined = pc.binary_join_element_wise(*texts, pa.scalar("\0", _TEXT), null_handling="replace")
+        rows = joined.cast(pa.large_binary()).to_pylist()
+        found += [hashlib.blake2b(row, digest_size=_IDENTITY_BYTES).digest() for row in rows]
+    return pa.array(found, _IDENTITY.type)

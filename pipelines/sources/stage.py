@@ -1,18 +1,18 @@
-"""The sources stage: commits the listing of raw objects as `objects.jsonl`, one `SourceObject` a line, sorted.
+"""The sources stage: commits the listing of raw objects as `objects.parquet`, one `SourceObject` a row, sorted.
 
 Every plan lists anew, so that a changed, added or removed object changes the fingerprint of what depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.report.numbers import count, count_of
-from pipelines.sources.listing import OBJECTS, SourceObject, listing_digest, write_objects
+from pipelines.sources.listing import OBJECTS, Listing, listing_digest, write_objects
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SourcesStage(Stage[SourcesRecord]):
     output_version = 2
     inputs = ()
 
-    objects: Sequence[SourceObject]
+    objects: Listing
     heldout: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
 

@@ -8,15 +8,17 @@ added, removed or changed makes its own partition another, and no other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dag.cut import cut
 from pipelines.dag.manifest import digest
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import Listing, SourceObject
 
 _MOST_VIDEOS = 32  # of a partition, about: the size of a video does not say how much work it is
 
@@ -37,27 +39,24 @@ class Partitions(Mapping[str, Partition]):
     settings: by source all that decides its documents beside the objects, as plain JSON.
     """
 
-    def __init__(
-        self, objects: Sequence[SourceObject], partition_bytes: int, settings: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        self._objects = objects
+    def __init__(self, objects: Listing, partition_bytes: int, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._objects, self._identities = objects, objects.identities
         self._units: dict[str, np.ndarray] = {}
-        by_split: dict[tuple[str, bool], list[int]] = {}
-        for number, found in enumerate(objects):
-            by_split.setdefault((found.source, found.heldout), []).append(number)
-        for (source, heldout), numbers in sorted(by_split.items()):
-            of_settings = bytes.fromhex(digest(settings[source]))
-            weights = np.array([_weight(objects[number], partition_bytes) for number in numbers], np.int64)
-            for one in cut((objects[number].key for number in numbers), weights, partition_bytes):
-                units = np.array(numbers, np.int64)[one.units]
-                content = hashlib.sha256(of_settings)
-                for unit in units:
-                    content.update(bytes.fromhex(digest(objects[unit].to_json())))
-                split = "heldout" if heldout else "train"
-                self._units[f"{source}-{split}-{one.name}-{content.hexdigest()[:16]}"] = units
+        heldout = objects.column("heldout").to_numpy(zero_copy_only=False)
+        source = objects.column("source").cast(pa.large_string())
+        keys, weights = objects.column("key"), _weights(objects, partition_bytes)
+        for name in sorted(filter(None, objects.distinct("source"))):
+            of_settings = bytes.fromhex(digest(settings[name]))
+            of_source = pc.equal(source, name).to_numpy(zero_copy_only=False)
+            for split, is_of_split in (("train", of_source & ~heldout), ("heldout", of_source & heldout)):
+                numbers = np.flatnonzero(is_of_split)
+                for one in cut(keys.take(pa.array(numbers)).to_pylist(), weights[numbers], partition_bytes):
+                    units = numbers[one.units]
+                    content = hashlib.sha256(of_settings + self._identities[units].tobytes())
+                    self._units[f"{name}-{split}-{one.name}-{content.hexdigest()[:16]}"] = units
 
     def __getitem__(self, name: str) -> Partition:
-        objects = tuple(self._objects[int(unit)] for unit in self._units[name])
+        objects = tuple(self._objects.take(self._units[name]))
         return Partition(name, objects[0].source, objects[0].heldout, objects)
 
     def __iter__(self) -> Iterator[str]:
@@ -67,6 +66,9 @@ class Partitions(Mapping[str, Partition]):
         return len(self._units)
 
 
-def _weight(found: SourceObject, partition_bytes: int) -> int:
-    least = partition_bytes // _MOST_VIDEOS if found.kind in ("video", "records") else 1
-    return max(found.size, least)
+def _weights(objects: Listing, partition_bytes: int) -> np.ndarray:
+    """int64 [objects]: bytes, of some kinds at least so many that a partition has no more than `_MOST_VIDEOS`."""
+    size = objects.column("size").to_numpy()
+    counts_for_more = pc.is_in(objects.column("kind").cast(pa.large_string()), value_set=pa.array(["video", "records"]))
+    least = np.where(counts_for_more.to_numpy(zero_copy_only=False), partition_bytes // _MOST_VIDEOS, 1)
+    return np.maximum(size, least)

@@ -15,7 +15,8 @@ from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.run import cut_parts, measure_of
 from pipelines.pack.run import PackJob, PackPartition, _pack_partition
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import OBJECTS, list_sources, write_objects
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import OBJECTS, write_objects
 from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.records import TokenizeJob
 from pipelines.tokenize.tokenize_task import tokenize as tokenize_partition

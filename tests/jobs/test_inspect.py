@@ -89,7 +89,7 @@ def test_an_intact_folder_verifies(undisturbed: Path, inspect: Inspect, pattern:
         "train-text/*/model/*.safetensors",
         "train-text/*/checkpoints/*/rank-00001-0000.safetensors",
         "vqgan/*/weights/*.safetensors",
-        "sources/*/objects.jsonl",
+        "sources/*/objects.parquet",
     ],
 )
 def test_one_flipped_byte_or_a_missing_file_is_found_by_name(copy: Path, inspect: Inspect, pattern: str) -> None:

@@ -15,7 +15,7 @@ from pipelines.codecs.vqgan import _gather
 from pipelines.dag.manifest import StageOutput
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.record import TokenizeRecord, read_partitions
 from testing.finished_stages import documents_of, only_output
 from testing.made_tars import write_tar

@@ -5,9 +5,10 @@ In: the records of such tables. Out: the fields of an object, by its URL or key.
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import BadData, UserError
@@ -18,10 +19,18 @@ KEYS = ("key", "file")
 """The columns of side data that may name its object, the first that does counts."""
 
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=asdict).encode
+
+
 def _key(value: Any) -> str:
     if isinstance(value, NotText):
         return value.shown or ""
     return "" if value is None else str(value)
+
+
+def row_json(fields: Mapping[str, Any]) -> str | None:
+    """A row as JSON, the same for equal rows; None where it has no fields."""
+    return _JSON(fields) if fields else None
 
 
 def _unreadable_named(url: str, records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord]:
@@ -36,10 +45,11 @@ class SideData:
     """Fields of media objects that come from separate files, by key.
 
     A row's key is in its `key` or `file` column: a URL, a path or its end (`clips/bikes.mp4`), a file name, or any of
-    these without extension. bad: rows that could not be used, each with the URL of its file.
+    these without extension. rows: their other fields as JSON, as a listing holds them, at a third of the memory. bad:
+    rows that could not be used, each with the URL of its file.
     """
 
-    rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, str | None] = field(default_factory=dict)
     bad: tuple[tuple[str, BadRecord], ...] = ()
 
     @classmethod
@@ -48,7 +58,7 @@ class SideData:
 
         Raises UserError on a row without a key, on a repeated key, and on an unreadable file.
         """
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, str | None] = {}
         bad: list[tuple[str, BadRecord]] = []
         for url, records in files:
             for record in _unreadable_named(url, records):
@@ -62,18 +72,25 @@ class SideData:
                 key = _key(fields.pop(column))
                 if key in rows:
                     raise UserError(f'{url}: row {index} repeats the key "{key}"; keep one row for each object')
-                rows[key] = fields
+                rows[key] = row_json(fields)
         return cls(rows, tuple(bad))
 
-    def get(self, url_or_key: str) -> dict[str, Any]:
-        """The row of an object, without its key column; empty if there is none. The longest matching key wins."""
+    def row(self, url_or_key: str) -> str | None:
+        """The row of an object as JSON, without its key column; None if it has none. The longest matching key wins."""
+        rows = self.rows
         whole = path_of(url_or_key)
-        parts = whole.split("/")
-        for name in (url_or_key, whole, *("/".join(parts[start:]) for start in range(1, len(parts)))):
-            for key in (name, posixpath.splitext(name)[0]):
-                if key in self.rows:
-                    return dict(self.rows[key])
-        return {}
+        for name in (url_or_key, posixpath.splitext(url_or_key)[0]):
+            if name in rows:
+                return rows[name]
+        length = len(posixpath.splitext(whole)[0])
+        start = 0
+        while True:  # the whole path, then what follows each `/`
+            for name in (whole[start:], whole[start:length]):
+                if name in rows:
+                    return rows[name]
+            start = whole.find("/", start) + 1
+            if not start:
+                return None
 
     def __len__(self) -> int:
         return len(self.rows)

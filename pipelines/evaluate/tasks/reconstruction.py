@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.pictures import run_vqgan, save_png, strip
+from pipelines.sources.listing import MEDIA
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
 from tokenization.codecs.vqgan.metrics import psnr
@@ -23,7 +24,7 @@ def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, An
     """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
     vqgan, recipe = run_vqgan(job), job.recipe
     assert recipe.vqgan is not None
-    objects = job.objects(("video", "image", "webdataset", "records"), heldout)
+    objects = job.objects(MEDIA, heldout)
     request = FrameRequest(fps=recipe.tokenize.fps, size=recipe.vqgan.sizes.resolution, chunk=FRAMES, max_frames=FRAMES)
     wanted = max(0, recipe.evaluate.reconstructions) if heldout else 0
     clips: list[dict[str, Any]] = []

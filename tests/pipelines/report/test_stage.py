@@ -22,7 +22,7 @@ from pipelines.report.page import shown_rows
 from pipelines.report.record import ReportRecord
 from pipelines.report.summary import _mfu
 from pipelines.report.write import write_report
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.record import TokenizeFigures, TokenizeOutputs, TokenizeRecord
 from pipelines.tokenize.stage import TokenizeStage
 from storage.store import Store

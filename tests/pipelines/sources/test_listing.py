@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.decoder.client import parsed_records
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, list_sources, listing_digest, read_objects, write_objects
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import Listing, SourceObject, listing_digest, read_objects, write_objects
 from pipelines.sources.media import object_frames
 from storage.errors import UserError
 from storage.store import Store
@@ -22,7 +23,7 @@ from testing.miniature import text_recipe
 from tokenization.media.frame_sampling import FrameRequest
 
 
-def listing(data: Path | str, **source: Any) -> list[SourceObject]:
+def listing(data: Path | str, **source: Any) -> Listing:
     tree = text_recipe(data, "unused")
     tree["sources"] = {"a": {"urls": ["*"], **source}}
     tree["train"]["stages"][0]["mixture"] = {"a": 1}
@@ -150,7 +151,7 @@ def test_side_data_is_parsed_within_the_limits_of_the_recipe(folder: Path, monke
         limits.append(arguments[-1])
         return parsed_records(*arguments)
 
-    monkeypatch.setattr("pipelines.sources.listing.parsed_records", parse)
+    monkeypatch.setattr("pipelines.sources.list_sources.parsed_records", parse)
     (folder / "side.jsonl").write_text('{"file": "b.txt", "title": "B"}')
     tree = text_recipe(folder, "unused")
     tree["sources"] = {"a": {"urls": ["*.txt"], "side": ["side.jsonl"]}}

@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.recipe import Recipe
 from pipelines.sources.heldout import heldout_notes
-from pipelines.sources.listing import (
-    SourceObject,
-    content_of,
-    list_sources,
-    read_objects,
-    write_objects,
-)
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import OBJECTS, Listing, SourceObject, content_of, read_objects, write_objects
 from storage.errors import UserError
 from storage.store import Store
 from testing.http_server import files_server
@@ -37,11 +33,11 @@ def recipe(data: Path | str, root: str = "/nowhere/run", options: Any = None, **
     return Recipe.model_validate(tree)
 
 
-def listing(data: Path | str, root: str = "/nowhere/run", options: Any = None, **source: Any) -> list[SourceObject]:
+def listing(data: Path | str, root: str = "/nowhere/run", options: Any = None, **source: Any) -> Listing:
     return list_sources(recipe(data, root, options, **source))
 
 
-def keys(found: list[SourceObject], heldout: bool | None = None) -> list[str]:
+def keys(found: Sequence[SourceObject], heldout: bool | None = None) -> list[str]:
     return [one.key.removeprefix("a/") for one in found if heldout in (None, one.heldout)]
 
 
@@ -259,7 +255,9 @@ def test_what_opens_an_object_is_in_memory_only(tmp_path: Path) -> None:
         ]
         store = Store(str(tmp_path / "stage"))
         write_objects(store, found)
-        assert "hush" not in "".join(path.read_text() for path in (tmp_path / "stage").iterdir())
+        committed = pq.read_table(tmp_path / "stage" / OBJECTS)
+        assert f"{web}/y.txt" in str(committed.to_pydict())
+        assert "hush" not in str(committed.to_pydict())
         assert "hush" not in repr(found) + "".join(heldout_notes(made, found))
         again = read_objects(store, made)
         assert again == found

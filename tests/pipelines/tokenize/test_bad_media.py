@@ -25,7 +25,7 @@ from PIL import Image
 from pipelines.decoder.client import close_idle, counted_samples
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.sources.media import BadMedium, media_of, medium_frames
 from pipelines.tokenize.record import TokenizeRecord
 from storage.errors import BadData, UserError

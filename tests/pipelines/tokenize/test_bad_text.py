@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.records import Tally, TokenizeJob, text_records, to_documents
 from testing.miniature import ROOT, environment
 from testing.tiny_run import VOCABULARY, tiny_recipe

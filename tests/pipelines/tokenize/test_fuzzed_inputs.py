@@ -33,7 +33,8 @@ from hypothesis import HealthCheck, event, given, note, settings
 
 from pipelines.decoder.client import close_idle
 from pipelines.recipe.data import Source, Tokenize
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
 from pipelines.tokenize.records import Record, Tally, TokenizeJob, text_records, to_documents
 from storage.errors import BadData

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.recipe import Recipe
 from pipelines.sources.heldout import check_heldout
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, media_of
 from pipelines.tokenize.encode_media import join_encoded
 from pipelines.tokenize.records import Tally, TokenizeJob, media_records

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.records import TokenizeJob
 from pipelines.tokenize.stage import TokenizeStage

@@ -13,7 +13,7 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.partitions import Pieces
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.record import TokenizeRecord
