@@ -29,7 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,7 +258,7 @@ def _measure(system: str, first: Job, whole: Job) -> Measured:
         size = sum(Path(file).stat().st_size for file in files)
     tokens = pa.chunked_array([chunk for table in tables for chunk in table.chunks])
     flat = tokens.combine_chunks().flatten().to_numpy()
-    return Measured(seconds, len(tokens), len(flat), size, hashlib.sha256(np.ascontiguousarray(flat)).hexdigest())
+    return Measured(seconds, len(tokens), len(flat), size, hashlib.sha256(flat.tobytes()).hexdigest())
 
 
 def _cpu_seconds() -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import ray
 
 from pipelines.cluster.same_code import as_driver
@@ -27,13 +28,14 @@ from pipelines.tokenize.records import (
     text_records,
     to_documents,
 )
+from pipelines.tokenize.text_documents import stays_in_columns, text_documents
 from pipelines.tokenize.video_pieces import Piece, cut_video, encode_piece, join_pieces, missing
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from storage.retry import Backoff, retry
 from storage.store import Store
-from tokenization.shards.document_parquet import write_documents
-from tokenization.text.tokenizer import load_text_tokenizer
+from tokenization.shards.document_parquet import to_batches, write_batches
+from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.text.tokenizer_files import fetch_tokenizer
 
 Result = TypeVar("Result")
@@ -117,9 +119,8 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
     tally = Tally()
     name = f"documents/{part.name}.parquet"
     tokenizer = load_text_tokenizer(str(fetch_tokenizer(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
-    records = _records(part, pieces, job, pool, store, tally)
     with store.writing(name) as file:
-        write_documents(file, to_documents(records, job, tokenizer, tally))
+        write_batches(file, _documents(part, pieces, job, pool, store, tokenizer, tally))
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     where = {"partition": part.name, "source": part.source, "heldout": part.heldout, "file": name, "sha256": sha256}
@@ -128,15 +129,34 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
     return record
 
 
+def _documents(
+    part: Partition,
+    pieces: list[Piece],
+    job: TokenizeJob,
+    pool: Any,
+    store: Store,
+    tokenizer: TextTokenizer,
+    tally: Tally,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of the partition's documents, in order: texts in columns, what may have frames one by one."""
+    for in_columns, group in itertools.groupby(part.objects, lambda found: stays_in_columns(found, job)):
+        if in_columns:
+            for found in group:
+                yield from text_documents(found, job, tokenizer, tally)
+        else:
+            records = _records(list(group), pieces, job, pool, store, tally)
+            yield from to_batches(to_documents(records, job, tokenizer, tally))
+
+
 def _records(
-    part: Partition, pieces: list[Piece], job: TokenizeJob, pool: Any, store: Store, tally: Tally
+    objects: list[SourceObject], pieces: list[Piece], job: TokenizeJob, pool: Any, store: Store, tally: Tally
 ) -> Iterator[Record]:
     if len(pieces) > 1:
-        yield from media_records([(part.objects[0], join_pieces(pieces, store))], job, tally)
+        yield from media_records([(objects[0], join_pieces(pieces, store))], job, tally)
         return
     samples = pieces[0].samples if pieces else None
-    for is_text, objects in itertools.groupby(part.objects, lambda found: found.kind == "text"):
+    for is_text, group in itertools.groupby(objects, lambda found: found.kind == "text"):
         if is_text:
-            yield from itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
+            yield from itertools.chain.from_iterable(text_records(found, job, tally) for found in group)
         else:
-            yield from media_records(encode_objects(list(objects), job, pool, samples), job, tally)
+            yield from media_records(encode_objects(list(group), job, pool, samples), job, tally)
