@@ -30,25 +30,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine
-from pipelines.decoder.client import parsed_records
+from pipelines.decoder.client import parsed_texts
 from pipelines.decoder.content import Content
 from storage.errors import BadData, UserError
 from storage.urls import fetch_file, open_url
 from testing.s3_server import ObjectStore, object_store
-from tokenization.document import Document
+from tokenization.field_columns import build_examples
 from tokenization.field_spec import FieldSpec
-from tokenization.fields import build_each
-from tokenization.readers.record import BadRecord, Record
-from tokenization.shards.document_parquet import write_documents
+from tokenization.shards.document_parquet import document_batch, provenance_column, write_batches
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
@@ -117,40 +117,44 @@ def in_format(texts: Sequence[str], form: str) -> bytes:
 # --- Who encodes it: each is made ready first, then run by the clock ---
 
 
-def ringworld(url: str, options: dict[str, Any]) -> Iterator[Document]:
+def ringworld(url: str, options: dict[str, Any]) -> Iterator[pa.RecordBatch]:
     """Records to documents, by the functions that the tokenize stage is made of."""
     tokenizer = load_text_tokenizer()
     vocabulary = JointVocabulary.for_codebook(text_size=tokenizer.size, codebook_size=8_192)
     spec = FieldSpec.parse("text")
-    parsed = map(_good, parsed_records(Content(url, options), url, spec.names))
-    for index, built in build_each(((index, fields, spec) for index, fields in parsed), tokenizer, vocabulary):
-        if isinstance(built, BadData):
-            raise built
-        where = {"url": url, "etag": "", "record": index, "fields": spec.text}
-        yield Document(f"{url}#{index}", "bench", *built, where)
+    for texts in parsed_texts(Content(url, options), url, spec.names):
+        if texts.others:
+            raise BadData(f"not all records of {url} are texts")
+        made = build_examples(texts.texts, spec, tokenizer, vocabulary)
+        numbers = pa.array(texts.index)
+        keys = pc.binary_join_element_wise(f"{url}#", numbers.cast(pa.utf8()), "")
+        provenance = provenance_column({"url": url, "etag": "", "fields": spec.text}, "record", numbers)
+        yield document_batch(keys, "bench", made.tokens, made.ends, made.spans, made.span_ends, provenance)
 
 
-def _good(record: Record | BadRecord) -> Record:
-    if isinstance(record, BadRecord):
-        raise BadData(record.reason)
-    return record
+def _ids(batch: pa.RecordBatch) -> Ids:
+    """Of each document, without BOS and EOS."""
+    tokens = batch["tokens"]
+    bounds = tokens.offsets.to_numpy().tolist()
+    values = tokens.values.to_numpy()
+    return [values[start + 1 : end - 1] for start, end in pairwise(bounds)]
 
 
 def _ringworld() -> Run:
-    return lambda url, options: [document.tokens[1:-1] for document in ringworld(url, options)]
+    return lambda url, options: [ids for batch in ringworld(url, options) for ids in _ids(batch)]
 
 
 def _ringworld_written() -> Run:
     def run(url: str, options: dict[str, Any]) -> Ids:
         kept = []
 
-        def passing(documents: Iterable[Document]) -> Iterator[Document]:
-            for document in documents:
-                kept.append(document.tokens[1:-1])
-                yield document
+        def passing(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                kept.extend(_ids(batch))
+                yield batch
 
         with tempfile.TemporaryFile() as file:
-            write_documents(file, passing(ringworld(url, options)))
+            write_batches(file, passing(ringworld(url, options)))
         return kept
 
     return run
@@ -209,7 +213,7 @@ def _read() -> Run:
 
 def _parse() -> Run:
     def run(url: str, options: dict[str, Any]) -> Ids:
-        for _ in parsed_records(Content(url, options), url, ["text"]):
+        for _ in parsed_texts(Content(url, options), url, ["text"]):
             pass
         return []
 

@@ -79,8 +79,6 @@ class FieldSpec:
 
     def check(self, record: Mapping[str, Any]) -> None:
         """Raise BadData where a record lacks a field, or where no entry with loss has anything to learn."""
-        if self.is_plain and isinstance(text := record.get(self.names[0]), str) and text and not text.isspace():
-            return  # as most records, of which there are many
         learnt = []
         for field in self.fields:
             if field.is_marker:
@@ -94,11 +92,6 @@ class FieldSpec:
             learnt += [not is_blank] if field.loss else []
         if learnt and not any(learnt):
             raise BadData("the text is empty")
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether the spec is a single text field."""
-        return len(self.fields) == 1 and not self.has_vision and len(self.names) == 1
 
 
 def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | None) -> None:
@@ -118,13 +111,17 @@ def _check_name(name: str, spec: str, joined: bool, known: Collection[str] | Non
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:
-    """A text field of a record. Raises BadData where it lacks that, or holds something else in it."""
+    """A text field of a record. Raises BadData where it lacks that, or holds something else or no Unicode in it."""
     value = record.get(name)
     if name not in record:
         raise lacks(name)
     if not isinstance(value, str):
         held = value.type_name if isinstance(value, NotText) else type(value).__name__
         raise BadData(f'the record holds {held}, not text, in the field "{name}"')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
     return value
 
 

@@ -11,24 +11,19 @@ vision markers; here it adds none. And the first token is never marked for loss,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from storage.errors import BadData, UserError
-from tokenization.compiled import compiled
 from tokenization.field_spec import BOS, EOS, FieldSpec, lacks, text_of
 from tokenization.media.frame_sampling import uniform_sample
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 Spans = tuple[tuple[int, int], ...]
-Item = TypeVar("Item")
-
-BATCH_CHARS, BATCH_RECORDS = 1 << 20, 1 << 8  # of the texts that are encoded at once
-
 
 _parsed = lru_cache(maxsize=1024)(FieldSpec.parse)
 
@@ -71,7 +66,7 @@ def build_tokens(
     sampled uniformly. prepend_text: put before the first entry if that is text. Raises BadData on a missing field or
     one of another type, UserError on a tokenizer with more ids than the vocabulary has for text.
     """
-    _check_sizes(tokenizer, vocabulary)
+    check_sizes(tokenizer, vocabulary)
     parts: list[tuple[np.ndarray, bool]] = []
     bos, eos = np.array([[vocabulary.bos_id], [vocabulary.eos_id]], dtype=np.int32)
     if add_bos:
@@ -91,72 +86,8 @@ def build_tokens(
     return tokens, _loss_spans([(len(tokens), loss) for tokens, loss in parts])
 
 
-def build_each(
-    records: Iterable[tuple[Item, Mapping[str, Any], FieldSpec]], tokenizer: TextTokenizer, vocabulary: JointVocabulary
-) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
-    """`build_tokens` of each record, in order, with the item that came with it; an error that is BadData is yielded.
-
-    Consecutive records whose specs are one text field are encoded together, up to `BATCH_RECORDS` or `BATCH_CHARS`,
-    which is also the most that is read ahead; their tokens share one array.
-    """
-    batch: list[tuple[Item, str, FieldSpec]] = []
-    chars = 0
-    for item, record, spec in records:
-        text = record.get(spec.names[0]) if spec.is_plain else None
-        if isinstance(text, str):
-            batch.append((item, text, spec))
-            chars += len(text)
-            if chars < BATCH_CHARS and len(batch) < BATCH_RECORDS:
-                continue
-        yield from _build_texts(batch, tokenizer, vocabulary)
-        batch, chars = [], 0
-        if not isinstance(text, str):
-            yield item, _built(record, spec, tokenizer, vocabulary)
-    yield from _build_texts(batch, tokenizer, vocabulary)
-
-
-def _build_texts(
-    batch: Sequence[tuple[Item, str, FieldSpec]], tokenizer: TextTokenizer, vocabulary: JointVocabulary
-) -> Iterator[tuple[Item, tuple[np.ndarray, Spans] | BadData]]:
-    _check_sizes(tokenizer, vocabulary)
-    try:
-        ids, ends = tokenizer.encode_batch([text for _, text, _ in batch])
-    except BadData:  # of one text, which must not cost the others
-        for item, text, spec in batch:
-            yield item, _built({spec.names[0]: text}, spec, tokenizer, vocabulary)
-        return
-    tokens = _with_bos_eos(ids, ends, vocabulary.bos_id, vocabulary.eos_id)
-    bounds = [0, *(ends + 2 * np.arange(1, len(ends) + 1)).tolist()]
-    for (item, _, spec), start, end in zip(batch, bounds, bounds[1:]):
-        length = end - start
-        yield item, (tokens[start:end], ((1 if spec.fields[0].loss else length - 1, length),))
-
-
-def _built(
-    record: Mapping[str, Any], spec: FieldSpec, tokenizer: TextTokenizer, vocabulary: JointVocabulary
-) -> tuple[np.ndarray, Spans] | BadData:
-    try:
-        return build_tokens(record, spec, tokenizer, vocabulary)
-    except BadData as error:
-        return error
-
-
-@compiled
-def _with_bos_eos(ids: np.ndarray, ends: np.ndarray, bos: int, eos: int) -> np.ndarray:
-    """Concatenated ids of n texts, int32 [L], with `bos` before and `eos` after each text: int32 [L + 2n]."""
-    tokens = np.empty(len(ids) + 2 * len(ends), dtype=np.int32)
-    start = at = 0
-    for end in ends:
-        tokens[at] = bos
-        for number in range(start, end):
-            tokens[at + 1 + number - start] = ids[number]
-        at += end - start + 2
-        tokens[at - 1] = eos
-        start = end
-    return tokens
-
-
-def _check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
+def check_sizes(tokenizer: TextTokenizer, vocabulary: JointVocabulary) -> None:
+    """Raise UserError on a tokenizer with more ids than the vocabulary has for text."""
     if tokenizer.size > vocabulary.text_size:
         raise UserError(
             f"{tokenizer.path or 'the default tokenizer'} has {tokenizer.size} ids, more than the vocabulary's "

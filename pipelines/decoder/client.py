@@ -34,7 +34,7 @@ from storage.errors import BadData
 from tokenization.media.frame_sampling import FrameChunk, FrameRequest
 from tokenization.media.kinds import MediaKind
 from tokenization.readers.record import BadRecord, Record
-from tokenization.readers.rows import unpack_records, unpack_samples
+from tokenization.readers.rows import TextColumns, unpack_records, unpack_samples, unpack_texts
 from tokenization.readers.webdataset_tar import BadSample, Sample
 
 log = logging.getLogger("ringworld")
@@ -79,6 +79,13 @@ def parsed_records(
     `decoded_frames` does, and BadData where most records are bad, after those before.
     """
     return chain.from_iterable(_answers(lambda decoder: decoder.records(content, name, columns), TABLES, limits))
+
+
+def parsed_texts(
+    content: Content, name: str, columns: Sequence[str], limits: Limits = DEFAULT_LIMITS
+) -> Iterator[TextColumns]:
+    """The same records, some at a time, with their texts in columns. Raises as `parsed_records` does."""
+    return _answers(lambda decoder: decoder.texts(content, name, columns), TABLES, limits)
 
 
 def known_columns(content: Content, name: str, limits: Limits = DEFAULT_LIMITS) -> tuple[list[str], bool]:
@@ -230,6 +237,11 @@ class DecoderProcess:
         """Records as `read_records` reads them, some at a time; raises as `frames` does."""
         for batch in self._batches(content, {"do": "records", "name": name, "columns": columns}):
             yield self._unpacked(unpack_records, batch, columns)
+
+    def texts(self, content: Content, name: str, columns: Sequence[str]) -> Iterator[TextColumns]:
+        """The same with their texts in columns; raises as `frames` does."""
+        for batch in self._batches(content, {"do": "records", "name": name, "columns": columns}):
+            yield self._unpacked(unpack_texts, batch, columns)
 
     def columns(self, content: Content, name: str) -> tuple[list[str], bool]:
         """Names of fields as `column_names` finds them; raises as `frames` does."""

@@ -24,7 +24,7 @@ from storage.errors import BadData
 from storage.public_url import object_url
 from tokenization.document import Document
 from tokenization.field_spec import FieldSpec
-from tokenization.fields import build_each, field_names, spec_for_record
+from tokenization.fields import build_tokens, field_names, spec_for_record
 from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples, choose_samples
 from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
@@ -93,7 +93,12 @@ class Record:
     @property
     def key(self) -> str:
         """The document's key."""
-        return f"{self.unit}#{self.start}"
+        return record_key(self.unit, self.start)
+
+
+def record_key(unit: str, start: int | str) -> str:
+    """The key of the document that begins at a line or frame of a text or medium."""
+    return f"{unit}#{start}"
 
 
 def text_records(found: SourceObject, job: TokenizeJob, tally: Tally) -> Iterator[Record]:
@@ -206,22 +211,14 @@ def to_documents(
     records: Iterable[Record], job: TokenizeJob, tokenizer: TextTokenizer, tally: Tally
 ) -> Iterator[Document]:
     """Each record as a document; provenance names its object, its number in there, its field spec and its frames."""
-
-    def chosen() -> Iterator[tuple[tuple[Record, FieldSpec], dict[str, Any], FieldSpec]]:
-        for record in records:
-            try:
-                spec = _draw_spec(record, job)
-            except BadData as error:
-                tally.bad(record.found, str(error), record.number, record.unit)
-            else:
-                yield (record, spec), record.fields, spec
-
-    for (record, spec), built in build_each(chosen(), tokenizer, job.vocabulary):
+    for record in records:
         found = record.found
-        if isinstance(built, BadData):
-            tally.bad(found, str(built), record.number, record.unit)
+        try:
+            spec = fitting_spec(record, job)
+            tokens, spans = build_tokens(record.fields, spec, tokenizer, job.vocabulary)
+        except BadData as error:
+            tally.bad(found, str(error), record.number, record.unit)
             continue
-        tokens, spans = built
         provenance = {"url": found.url, "etag": found.etag, "record": record.number, "fields": spec.text}
         if spec.has_vision:
             provenance |= _streams(tokens, job.vocabulary)
@@ -233,7 +230,7 @@ def to_documents(
         yield Document(record.key, found.source, tokens, spans, provenance)
 
 
-def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
+def fitting_spec(record: Record, job: TokenizeJob) -> FieldSpec:
     """One of the source's specs that the record's fields fit, by its key. Raises BadData where none fits."""
     specs = job.recipe.sources[record.found.source].fields
     if len(specs) == 1:
@@ -250,7 +247,12 @@ def _draw_spec(record: Record, job: TokenizeJob) -> FieldSpec:
     if not fitting:
         each = "; ".join(f"{text}: {problem}" for text, problem in problems.items())
         raise BadData(f"none of its field specs fits: {each}")
-    draw = hashlib.sha256(f"{job.recipe.seed}/{record.key}".encode()).digest()[:8]
+    return draw_spec(fitting, record.key, job)
+
+
+def draw_spec(fitting: Sequence[str], key: str, job: TokenizeJob) -> FieldSpec:
+    """One of the specs that a record fits, by the key of its document."""
+    draw = hashlib.sha256(f"{job.recipe.seed}/{key}".encode()).digest()[:8]
     return spec_for_record(fitting, int.from_bytes(draw, "big"))
 
 

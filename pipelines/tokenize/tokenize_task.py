@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import ray
 
 from pipelines.cluster.same_code import as_driver
 from pipelines.dag.partitions import Pieces
 from pipelines.dag.records import RECORD_KEY, hash_of
+from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import media_of
 from pipelines.tokenize.codes_store import Codes, OvertakenError
 from pipelines.tokenize.partition import Partition
@@ -32,13 +34,14 @@ from pipelines.tokenize.records import (
     text_records,
     to_documents,
 )
+from pipelines.tokenize.text_documents import stays_in_columns, text_documents
 from pipelines.tokenize.video_pieces import Piece, cut_video, encode_piece, join_pieces, missing
 from storage.errors import BadData, UserError
 from storage.object_store.errors import StoreError
 from storage.retry import Backoff, retry
 from storage.store import Store
-from tokenization.shards.document_parquet import write_documents
-from tokenization.text.tokenizer import load_text_tokenizer
+from tokenization.shards.document_parquet import to_batches, write_batches
+from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.text.tokenizer_files import fetch_tokenizer
 
 Result = TypeVar("Result")
@@ -105,11 +108,11 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
         return Pieces(tuple(ahead))
     tally = Tally()
     tokenizer = load_text_tokenizer(str(fetch_tokenizer(job.recipe.text_tokenizer.path, job.recipe.storage.options)))
-    documents = to_documents(_records(part, pieces, job, pool, store, tally, codes), job, tokenizer, tally)
+    documents = _documents(part, pieces, job, pool, store, tokenizer, tally, codes)
     name = f"{DOCUMENTS}/{part.name}.parquet"
     where = {"partition": part.name, "source": part.source, "heldout": part.heldout}
     with store.writing(name) as file:
-        write_documents(file, documents, lambda: {RECORD_KEY: json.dumps({**where, **asdict(tally)}, sort_keys=True)})
+        write_batches(file, documents, lambda: {RECORD_KEY: json.dumps({**where, **asdict(tally)}, sort_keys=True)})
         sha256 = hash_of(file)
         if codes:
             codes.commit()
@@ -123,8 +126,28 @@ def _is_kept(part: Partition, job: TokenizeJob, codes: Codes) -> bool:
     return find_codes(part.objects[0], medium, job, codes) is not None
 
 
-def _records(
+def _documents(
     part: Partition,
+    pieces: list[Piece],
+    job: TokenizeJob,
+    pool: Any,
+    store: Store,
+    tokenizer: TextTokenizer,
+    tally: Tally,
+    codes: Codes | None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of the partition's documents, in order: texts in columns, what may have frames one by one."""
+    for in_columns, group in itertools.groupby(part.objects, lambda found: stays_in_columns(found, job)):
+        if in_columns:
+            for found in group:
+                yield from text_documents(found, job, tokenizer, tally)
+        else:
+            records = _records(list(group), pieces, job, pool, store, tally, codes)
+            yield from to_batches(to_documents(records, job, tokenizer, tally))
+
+
+def _records(
+    objects: list[SourceObject],
     pieces: list[Piece],
     job: TokenizeJob,
     pool: Any,
@@ -136,11 +159,11 @@ def _records(
         outcome = join_pieces(pieces, store)
         if codes:
             keep_codes(outcome, codes, job.recipe.tokenize.fps)
-        yield from media_records([(part.objects[0], outcome)], job, tally)
+        yield from media_records([(objects[0], outcome)], job, tally)
         return
     samples, total = (pieces[0].samples, pieces[0].total) if pieces else (None, None)
-    for is_text, objects in itertools.groupby(part.objects, lambda found: found.kind == "text"):
+    for is_text, group in itertools.groupby(objects, lambda found: found.kind == "text"):
         if is_text:
-            yield from itertools.chain.from_iterable(text_records(found, job, tally) for found in objects)
+            yield from itertools.chain.from_iterable(text_records(found, job, tally) for found in group)
         else:
-            yield from media_records(encode_objects(list(objects), job, pool, samples, total, codes), job, tally)
+            yield from media_records(encode_objects(list(group), job, pool, samples, total, codes), job, tally)

@@ -21,9 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import BadData, UserError
-from tokenization import fields
 from tokenization.field_spec import FieldSpec
-from tokenization.fields import build_each, build_tokens, spec_for_record
+from tokenization.fields import build_tokens, spec_for_record
 from tokenization.readers.records import BadRecord, read_records
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -311,51 +310,3 @@ def test_a_record_without_what_the_spec_names_is_bad_data(record: dict[str, Any]
 def test_a_tokenizer_larger_than_the_text_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match="342 ids, more than the vocabulary's 340"):
         build_tokens(RECORD, FieldSpec.parse("text"), tokenizer("vis_single"), JointVocabulary.for_codebook(340, 256))
-
-
-SPECS = ["text", "[text]", "text+other", "<|bos|>", "[text],vision", "other"]
-VALUES = st.sampled_from(["the river", "", "<s>", "\ud800", 3, None, " a  b "])
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(SPECS), VALUES, VALUES), max_size=12),
-    st.sampled_from([(1, 1 << 8), (1 << 20, 2), (1 << 20, 1 << 8)]),
-)
-def test_records_built_together_are_those_built_alone_in_order(
-    drawn: list[tuple[str, Any, Any]], batch: tuple[int, int]
-) -> None:
-    records = [
-        (number, {"text": text, "other": other, "vision": [[1, 2]]}, FieldSpec.parse(spec))
-        for number, (spec, text, other) in enumerate(drawn)
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fields, "BATCH_CHARS", batch[0])
-        patch.setattr(fields, "BATCH_RECORDS", batch[1])
-        together = list(build_each(records, tokenizer(), VOCABULARY))
-    assert [number for number, _ in together] == list(range(len(records)))
-    for (_, record, spec), (_, built) in zip(records, together):
-        assert plain(built) == plain(alone(record, spec))
-
-
-def alone(record: dict[str, Any], spec: FieldSpec) -> Any:
-    try:
-        return build_tokens(record, spec, tokenizer(), VOCABULARY)
-    except BadData as error:
-        return error
-
-
-def plain(built: Any) -> Any:
-    return str(built) if isinstance(built, BadData) else (built[0].dtype, built[0].tolist(), built[1])
-
-
-def test_no_more_than_a_batch_is_read_ahead() -> None:
-    read = 0
-
-    def records() -> Iterator[tuple[int, dict[str, str], FieldSpec]]:
-        nonlocal read
-        for number in range(1000):
-            read += 1
-            yield number, {"text": "a river"}, FieldSpec.parse("text")
-
-    for number, _ in build_each(records(), tokenizer(), VOCABULARY):
-        assert read - number <= fields.BATCH_RECORDS

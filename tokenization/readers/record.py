@@ -51,9 +51,12 @@ def lines_of(read: Callable[[int], bytes], limit: int) -> Iterator[bytes | None]
     while part := read(READ_BYTES):
         *ended, rest = part.split(b"\n")
         for end in ended:
-            yield None if too_long or len(held) + len(end) > limit else bytes(held + end)
-            held.clear()
-            too_long = False
+            if held or too_long or len(end) > limit:
+                yield None if too_long or len(held) + len(end) > limit else bytes(held + end)
+                held.clear()
+                too_long = False
+            else:  # nearly always, and then without a copy
+                yield end
         too_long = too_long or len(held) + len(rest) > limit
         if too_long:
             held.clear()

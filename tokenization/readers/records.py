@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+import orjson
 import pyarrow as pa
 
 from storage.errors import BadData, UserError
@@ -37,6 +38,9 @@ _PLAIN = (".txt", ".md", ".jsonl", ".csv", ".tsv")
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 _COMPRESSED = {*_CODECS, ".bz2", ".xz"}
 EXTENSIONS = (*_PLAIN, ".parquet", *(plain + packed for plain in _PLAIN for packed in _CODECS))
+
+_PLAIN_VALUES = {str, int, bool, type(None)}
+_PLAIN_BYTES = 1 << 20  # of a longer line `json` runs out of memory with an error, where `orjson` would end the process
 
 _FIRST_RECORDS = 1000  # that are looked at for the names of their fields
 
@@ -125,13 +129,37 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODE = json.JSONDecoder(object_pairs_hook=_unique).raw_decode
-_DECODE_ONE_KEY = json.JSONDecoder().raw_decode
+
+
+def _plain_record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line of which `json` would make the same, and None of any other, in a third of its time.
+
+    `orjson` makes floats of large integers, goes deeper into lists and objects, and takes the last value of a key that
+    occurs twice; else it accepts less. A line has a colon for each key, and those in its texts: no more, no key twice.
+    """
+    if len(line) > _PLAIN_BYTES:
+        return None
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if type(record) is not dict or not _PLAIN_VALUES.issuperset(map(type, record.values())):
+        return None
+    n_keys = line.count(b":")
+    if n_keys == len(record):
+        return record
+    for text in record.values():
+        if type(text) is str:
+            n_keys -= text.count(":")
+    return record if n_keys == len(record) and b"\\u003" not in line else None  # \u003a is a colon that is not seen
 
 
 def _json_lines(read: Read, limit: int) -> Iterator[Record | BadRecord]:
     index = -1
     for index, line in enumerate(lines_of(read, limit)):
-        if line is None or line.strip():
+        if line is not None and (plain := _plain_record(line)) is not None:
+            yield index, plain
+        elif line is None or line.strip():
             yield _line_record(index, line, limit)
     if index < 0:
         yield BadRecord(0, "the file is empty")
@@ -143,8 +171,7 @@ def _line_record(index: int, line: bytes | None, limit: int) -> Record | BadReco
         return BadRecord(index, f"{where}: longer than {limit} bytes, the most for one record")
     try:
         text = decode_text(line.removeprefix(BOM) if index == 0 else line).strip(" \t\r\n")
-        # `json.loads` takes longer for a short text, and a single colon is no key twice.
-        value, end = _DECODE_ONE_KEY(text) if text.count(":") == 1 else _DECODE(text)
+        value, end = _DECODE(text)  # `json.loads` takes longer for a short text
         if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except BadData as error:

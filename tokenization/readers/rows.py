@@ -1,16 +1,19 @@
 """Records and samples as Arrow batches, in which they pass from the process that parses a file to the one that uses it.
 
 In: records or samples, and the names of the columns that are used. Out: serialized batches of these columns alone, and
-the records or samples again. A batch has `index` int64 and `reason` utf8, null for a good one; of column number c the
-values that are text as `text<c>` utf8, and where there are others also `raw<c>` (text that is not valid Unicode),
-`bytes<c>`, `codes<c>` (VQGAN codes), and for whatever else `type<c>` and `shown<c>`, its type's name and its text.
+the records or samples again, or the columns of text as they lie in the batch. A batch has `index` int64 and `reason`
+utf8, null for a good one; of column number c the values that are text as `text<c>` utf8, and where there are others
+also `raw<c>` (text that is not valid Unicode), `bytes<c>`, `codes<c>` (VQGAN codes), and for whatever else `type<c>`
+and `shown<c>`, its type's name and its text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 
 from storage.errors import BadData
@@ -56,9 +59,53 @@ def pack_records(records: Iterable[Record | BadRecord], columns: Sequence[str]) 
         yield _packed_records(held, columns)
 
 
+@dataclass(frozen=True)
+class TextColumns:
+    """Consecutive records of a file, whose texts lie in columns.
+
+    index: int64 [n], of each in its file. texts: by name, utf8 [n], null where a record holds no text. others: by row,
+    what is no record of texts alone, as a record or BadRecord: with it the nulls are explained.
+    """
+
+    index: np.ndarray
+    texts: dict[str, pa.StringArray]
+    others: dict[int, Record | BadRecord]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def part(self, start: int, end: int) -> TextColumns:
+        """The records from row `start` to row `end`."""
+        texts = {name: column.slice(start, end - start) for name, column in self.texts.items()}
+        others = {row - start: one for row, one in self.others.items() if start <= row < end}
+        return TextColumns(self.index[start:end], texts, others)
+
+    def record(self, row: int) -> Record | BadRecord:
+        """One of them, as `unpack_records` has it."""
+        if (other := self.others.get(row)) is not None:
+            return other
+        return int(self.index[row]), {name: column[row].as_py() for name, column in self.texts.items()}
+
+
+def unpack_texts(data: Any, columns: Sequence[str]) -> TextColumns:
+    """What `pack_records` made a batch of, with texts as columns. Raises as `unpack_records` does."""
+    batch = _batch(data, {})
+    texts = {column: batch[f"text{number}"] for number, column in enumerate(columns)}
+    is_other = batch["reason"].is_valid().to_numpy(zero_copy_only=False)
+    for column in texts.values():
+        if column.null_count:
+            is_other = is_other | column.is_null().to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(is_other)
+    others = dict(zip(rows.tolist(), _records(batch.take(pa.array(rows)), columns))) if len(rows) else {}
+    return TextColumns(batch["index"].to_numpy(), texts, others)
+
+
 def unpack_records(data: Any, columns: Sequence[str]) -> list[Record | BadRecord]:
     """What `pack_records` made a batch of. Raises built-in and Arrow's errors on anything else."""
-    batch = _batch(data, {})
+    return _records(_batch(data, {}), columns)
+
+
+def _records(batch: pa.RecordBatch, columns: Sequence[str]) -> list[Record | BadRecord]:
     indices, reasons = batch["index"].to_numpy().tolist(), batch["reason"]
     fields = _fields(batch, columns)
     if reasons.null_count == len(reasons):
@@ -165,8 +212,16 @@ def _texts(values: list[str | None]) -> dict[str, pa.Array]:
     try:
         return {"text": pa.array(values, pa.utf8())}
     except UnicodeEncodeError:  # a lone surrogate, which costs its record and no other
-        raw = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
-        return {"text": pa.nulls(len(values), pa.utf8()), "raw": pa.array(raw, pa.binary())}
+        texts, raw = zip(*(_text_or_raw(value) for value in values))
+        return {"text": pa.array(texts, pa.utf8()), "raw": pa.array(raw, pa.binary())}
+
+
+def _text_or_raw(value: str | None) -> tuple[str | None, bytes | None]:
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        return None, error.object.encode("utf-8", "surrogatepass")
+    return value, None
 
 
 def _not_text(value: Any) -> NotText:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import BadData
@@ -20,6 +21,8 @@ from tokenization.document import Document
 
 ROW_GROUP_TOKENS = 1 << 22  # 16 MB
 ROW_GROUP_DOCUMENTS = 1 << 14
+BATCH_TOKENS = 1 << 18
+BATCH_DOCUMENTS = 1 << 10
 
 _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -34,24 +37,38 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Of ids, two bytes of four are nearly always the same: streams of their own are compressed to less, and in less time.
+_WRITER: dict[str, Any] = {
+    "version": "2.6",
+    "compression": "zstd",
+    "use_dictionary": False,
+    "use_byte_stream_split": ["tokens.list.element"],
+    "write_statistics": False,
+}
 
-def write_documents(
+
+def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_tokens: int = ROW_GROUP_TOKENS) -> int:
+    """Write documents as they come and return their number, as `write_batches` does."""
+    return write_batches(fileobj, to_batches(documents, row_group_tokens), row_group_tokens=row_group_tokens)
+
+
+def write_batches(
     fileobj: BinaryIO,
-    documents: Iterable[Document],
+    batches: Iterable[pa.RecordBatch],
     metadata: Callable[[], Mapping[str, str]] = dict,
     row_group_tokens: int = ROW_GROUP_TOKENS,
 ) -> int:
-    """Write documents as they come and return their number. The file need not be seekable and is left open.
+    """Write batches of documents, of `SCHEMA`, as they come and return the number of documents.
 
-    metadata: what else the footer is to say, once all documents are written. row_group_tokens: the most tokens of a row
-    group, unless a single document is longer. If the documents raise, the
-    file is made unreadable, so that half a file is never taken for a whole one.
+    The file need not be seekable and is left open. metadata: what else the footer is to say, once all are written.
+    row_group_tokens: the most tokens of a row group, unless a single document is longer. If the batches raise, the file
+    is made unreadable, so that half a file is never taken for whole.
     """
-    writer = pq.ParquetWriter(fileobj, SCHEMA, version="2.6", compression="zstd", use_dictionary=False)
+    writer = pq.ParquetWriter(fileobj, SCHEMA, **_WRITER)
     count = 0
     try:
-        for group in _groups(documents, row_group_tokens):
-            writer.write_batch(_to_batch(group), row_group_size=len(group))
+        for group in _groups(batches, row_group_tokens):
+            writer.write_table(group, row_group_size=len(group))
             count += len(group)
     except BaseException:
         writer.close()  # otherwise it closes itself later and writes a valid footer at the end
@@ -75,37 +92,105 @@ def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
 
 
-def _groups(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
+def to_batches(documents: Iterable[Document], most_tokens: int = BATCH_TOKENS) -> Iterator[pa.RecordBatch]:
+    """Documents in batches of at most `BATCH_TOKENS`, or fewer, unless a single one is longer."""
+    most = min(most_tokens, BATCH_TOKENS)
     group: list[Document] = []
     held = 0
     for document in documents:
         length = len(document.tokens)
-        if group and (held + length > tokens or len(group) == ROW_GROUP_DOCUMENTS):
-            yield group
+        if group and (held + length > most or len(group) == BATCH_DOCUMENTS):
+            yield _to_batch(group)
             group, held = [], 0
         group.append(document)
         held += length
     if group:
-        yield group
+        yield _to_batch(group)
+
+
+def document_batch(
+    keys: pa.StringArray,
+    source: str,
+    tokens: np.ndarray,
+    ends: np.ndarray,
+    spans: np.ndarray,
+    span_ends: np.ndarray,
+    provenance: pa.StringArray,
+) -> pa.RecordBatch:
+    """Documents of one source from their columns.
+
+    tokens: int32 [L] of all documents, of which each ends at its `ends` [n]; spans: int64 [m, 2], likewise.
+    """
+    columns = [
+        keys,
+        pa.repeat(source, len(keys)),
+        _lists(ends, pa.array(tokens), "tokens"),
+        _lists(span_ends, _pairs(spans), "loss_spans"),
+        provenance,
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def provenance_column(same: Mapping[str, Any], name: str, numbers: pa.Int64Array) -> pa.StringArray:
+    """The JSON of {**same, name: number} for each of the numbers, as it is written of single documents."""
+    before = _ENCODE({key: value for key, value in same.items() if key < name})[:-1]
+    after = _ENCODE({key: value for key, value in same.items() if key > name})[1:]
+    before += f"{',' if len(before) > 1 else ''}{_ENCODE(name)}:"
+    after = f"{',' if len(after) > 1 else ''}{after}"
+    return pc.binary_join_element_wise(before, numbers.cast(pa.utf8()), after, "")
+
+
+def _groups(batches: Iterable[pa.RecordBatch], tokens: int) -> Iterator[pa.Table]:
+    """Row groups: as many documents as the bounds allow, wherever the batches end."""
+    group: list[pa.RecordBatch] = []
+    held = count = 0
+    for batch in batches:
+        ends = _ends(batch)
+        start = 0
+        while start < len(batch):
+            before = ends[start - 1] if start else 0
+            end = int(np.searchsorted(ends, before + tokens - held, side="right"))
+            end = min(end, start + ROW_GROUP_DOCUMENTS - count)
+            if not count:
+                end = max(end, start + 1)
+            if end > start:
+                group.append(batch.slice(start, end - start))
+                held, count = held + int(ends[end - 1] - before), count + end - start
+                start = end
+            if start < len(batch):
+                yield pa.Table.from_batches(group)
+                group, held, count = [], 0, 0
+    if group:
+        yield pa.Table.from_batches(group)
+
+
+def _ends(batch: pa.RecordBatch) -> np.ndarray:
+    """Where each document's tokens end, counted from the batch's first token: int64 [n]."""
+    return np.cumsum(batch["tokens"].value_lengths().to_numpy(), dtype=np.int64)
 
 
 def _to_batch(group: list[Document]) -> pa.RecordBatch:
     spans = np.array([span for document in group for span in document.loss_spans], dtype=np.int64).reshape(-1, 2)
-    pairs = pa.StructArray.from_arrays([pa.array(spans[:, 0]), pa.array(spans[:, 1])], fields=list(SPAN))
+    span_ends = np.cumsum([len(document.loss_spans) for document in group])
     tokens = np.concatenate([np.asarray(document.tokens, dtype=np.int32) for document in group])
+    ends = np.cumsum([len(document.tokens) for document in group])
     columns = [
         pa.array([document.key for document in group], pa.string()),
         pa.array([document.source for document in group], pa.string()),
-        _lists([len(document.tokens) for document in group], pa.array(tokens), SCHEMA.field("tokens").type),
-        _lists([len(document.loss_spans) for document in group], pairs, SCHEMA.field("loss_spans").type),
+        _lists(ends, pa.array(tokens), "tokens"),
+        _lists(span_ends, _pairs(spans), "loss_spans"),
         pa.array([_ENCODE(dict(document.provenance)) for document in group], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _lists(lengths: list[int], values: pa.Array, kind: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+def _pairs(spans: np.ndarray) -> pa.StructArray:
+    return pa.StructArray.from_arrays([pa.array(spans[:, 0]), pa.array(spans[:, 1])], fields=list(SPAN))
+
+
+def _lists(ends: np.ndarray, values: pa.Array, column: str) -> pa.ListArray:
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=SCHEMA.field(column).type)
 
 
 def _from_batch(batch: pa.RecordBatch) -> Iterator[Document]:

@@ -84,12 +84,14 @@ class BytePairs:
         """The number of parts in the table."""
         return int(self._work[1][0])
 
-    def encode_utf8(self, content: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode_utf8(self, data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids of concatenated texts in valid UTF-8, with any dummy prefix. Raises whatever `long_part` raises.
 
-        ends: int64 [n], of the texts in `content`. Returns all ids, int32 [L], and the end of each text's, int64 [n].
+        data: uint8. ends: int64 [n], of the texts in it. Returns all ids, int32 [L], and the end of each text's,
+        int64 [n].
         """
-        data = np.frombuffer(content, dtype=np.uint8)
+        data = data.view()
+        data.flags.writeable = False  # so that numba compiles for one kind of array
         ends = np.ascontiguousarray(ends, dtype=np.int64)
         id_ends = np.zeros(len(ends), dtype=np.int64)
         made: list[np.ndarray] = []
@@ -102,7 +104,7 @@ class BytePairs:
                 made.append(self._out[:n_new].copy())
                 n_ids += n_new
                 if end > position:
-                    made.append(self._long_part(content[position:end].decode().replace(" ", SPACE)))
+                    made.append(self._long_part(data[position:end].tobytes().decode().replace(" ", SPACE)))
                     n_ids += len(made[-1])
                     position = end
         return made[0] if len(made) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *made]), id_ends

@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
 from storage.errors import BadData, UserError
+from tokenization.compiled import compiled
 from tokenization.text.bpe import SPACE, BytePairs, suits
 from tokenization.text.tokenizer_files import MODELS, SPECIAL_TOKENS
 
 MAX_PART_CHARS = 1 << 20  # a longer part is not text, and encoding it would take about 400 bytes per character
 
-_SPACE_BYTES = SPACE.encode()
 NORMAL, CONTROL, BYTE, BPE_MODEL = 1, 3, 6, 2  # sentencepiece's enumerations of pieces and of models
 
 
-Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-"""Texts to their ids, int32 [L], and the end of each text's, int64 [n]; raises UnicodeEncodeError on a surrogate."""
+Encode = Callable[[pa.StringArray], tuple[np.ndarray, np.ndarray]]
+"""Texts, none of them null, to their ids, int32 [L], and the end of each text's, int64 [n]."""
 Merges = list[tuple[str, str]]
 USUAL_TOKENS = ("<s>", "</s>")
 """BOS and EOS of a tokenizer.json where no file beside it names others."""
@@ -65,16 +67,17 @@ class TextTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [L]. Raises BadData on a lone surrogate and on a part over `MAX_PART_CHARS`."""
         try:
-            return self._encode([text])[0]
+            column = pa.array([text], pa.utf8())
         except UnicodeEncodeError as error:
             raise BadData(f"the text holds a lone surrogate at character {error.start}") from None
+        return self._encode(column)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts, int32 [L], and each text's end, int64 [n]; faster for short texts. Raises as `encode`."""
-        try:
-            return self._encode(texts)
-        except UnicodeEncodeError:
-            raise BadData("a text of the batch holds a lone surrogate") from None
+    def encode_column(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts, int32 [L], and the end of each text's, int64 [n], without an object for each.
+
+        texts: valid UTF-8, none of them null. Raises BadData where a part of one is over `MAX_PART_CHARS`.
+        """
+        return self._encode(texts)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids [L] without BOS and EOS, invalid UTF-8 as U+FFFD. Raises ValueError outside the vocabulary."""
@@ -207,12 +210,14 @@ def _check_supported(file: Path, proto: Any) -> None:
         raise UserError(f"{file}: {reason}; use a LLaMA-style sentencepiece BPE model, or a tokenizer.json")
 
 
-def _encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _encode_whole(tokenizer: Tokenizer, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     """Encode each text by `tokenizers`."""
-    for text in texts:
-        text.encode()  # raises UnicodeEncodeError, where the library raises TypeError
-    made = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32) for text in texts]
+    made = [_ids(tokenizer, text) for text in texts.to_pylist()]
     return np.concatenate([np.zeros(0, np.int32), *made]), np.cumsum([len(ids) for ids in made], dtype=np.int64)
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
 
 class _EncodeParts:
@@ -224,14 +229,13 @@ class _EncodeParts:
     def __init__(self, tokenizer: Tokenizer, vocabulary: Mapping[str, int], merges: Merges) -> None:
         self._tokenizer, self._vocabulary, self._merges = tokenizer, vocabulary, merges
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        # Joined as bytes, since a text with one wide character takes four bytes per character.
-        contents = [text.encode() for text in texts]
-        if any(_SPACE_BYTES in content for content in contents):
-            contents = [content.replace(_SPACE_BYTES, b" ") for content in contents]
-        ends = np.fromiter(map(len, contents), np.int64, len(contents))
-        prefixed = b" ".join([b"", *contents]) if ends.all() else b"".join(b" " + one for one in contents if one)
-        return self._byte_pairs.encode_utf8(prefixed, np.cumsum(ends + (ends > 0)))
+    def __call__(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        if not len(texts):
+            return np.zeros(0, np.int32), np.zeros(0, np.int64)
+        data, bounds = _utf8(texts)
+        if _holds_space_mark(data):
+            data, bounds = _utf8(pc.replace_substring(texts, SPACE, " "))
+        return self._byte_pairs.encode_utf8(*_prefixed(data, bounds))
 
     @cached_property
     def _byte_pairs(self) -> BytePairs:
@@ -240,4 +244,40 @@ class _EncodeParts:
     def _encode_long(self, part: str) -> np.ndarray:
         if len(part) > MAX_PART_CHARS:
             raise BadData(f"{len(part)} characters in a row without a word boundary are not a text")
-        return _encode_whole(self._tokenizer, [part])[0]
+        return _ids(self._tokenizer, part)
+
+
+def _utf8(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of texts, uint8, and their bounds in there, int32 [n + 1]: views, which cannot be written to."""
+    _, offsets, content = texts.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(content or b"", np.uint8)[: bounds[-1]]
+    data.flags.writeable = bounds.flags.writeable = False  # so that numba compiles for one kind of array
+    return data, bounds
+
+
+@compiled
+def _holds_space_mark(data: np.ndarray) -> bool:
+    """Whether there is a U+2581 in UTF-8. Without a way out of the loop it compares many bytes at once."""
+    n_marks = 0
+    for at in range(len(data) - 2):
+        n_marks += (data[at] == 0xE2) & (data[at + 1] == 0x96) & (data[at + 2] == 0x81)
+    return n_marks > 0
+
+
+@compiled
+def _prefixed(data: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts between consecutive bounds of `data`, concatenated, with a space before each that is not empty; and
+    where each then ends, int64 [n].
+    """
+    ends = np.empty(len(bounds) - 1, dtype=np.int64)
+    prefixed = np.empty(bounds[-1] - bounds[0] + len(ends), dtype=np.uint8)
+    at = 0
+    for number in range(len(ends)):
+        start, size = bounds[number], bounds[number + 1] - bounds[number]
+        if size:
+            prefixed[at] = 32
+            prefixed[at + 1 : at + 1 + size] = data[start : start + size]
+            at += 1 + size
+        ends[number] = at
+    return prefixed[:at], ends

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.sources.list_sources import list_sources
-from pipelines.tokenize.records import Tally, TokenizeJob, text_records, to_documents
+from pipelines.tokenize.records import Tally, TokenizeJob
+from pipelines.tokenize.text_documents import text_documents
 from testing.miniature import ROOT, environment
 from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.readers import records
@@ -172,7 +173,8 @@ def outcome(path: Path) -> tuple[int, list[dict[str, Any]]]:
     recipe = recipe.model_copy(update={"sources": {"books": source}})
     (found,) = list_sources(recipe)
     job, tally = TokenizeJob(recipe, VOCABULARY, 16), Tally()
-    made = sum(1 for _ in to_documents(text_records(found, job, tally), job, load_text_tokenizer(), tally))
+    made = sum(map(len, text_documents(found, job, load_text_tokenizer(), tally)))
+    assert made == tally.documents
     return made, tally.quarantine
 
 

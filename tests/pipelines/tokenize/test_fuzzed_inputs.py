@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, event, given, note, settings
 
@@ -37,6 +38,7 @@ from pipelines.sources.list_sources import list_sources
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, Medium, media_of, medium_frames
 from pipelines.tokenize.records import Record, Tally, TokenizeJob, text_records, to_documents
+from pipelines.tokenize.text_documents import stays_in_columns, text_documents
 from storage.errors import BadData
 from testing import plain_readers
 from testing.fuzz_edits import Edit, edited, several_edits
@@ -45,6 +47,7 @@ from testing.plain_readers import Film, Pending, ReferenceProcess, Refused
 from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.fields import field_names
 from tokenization.media.frame_sampling import FrameRequest
+from tokenization.shards.document_parquet import to_batches
 from tokenization.text.tokenizer import load_text_tokenizer
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -107,10 +110,16 @@ class Door:
                 outcome.used[record.number] = record.fields
                 yield record
 
-        for _ in to_documents(seen(), self._job, load_text_tokenizer(), later):
-            pass
+        one_by_one = list(to_batches(to_documents(seen(), self._job, load_text_tokenizer(), later)))
         outcome.bad = {line["record"]: line["reason"] for line in tally.quarantine}
         assert len(outcome.bad) == len(tally.quarantine)
+        if stays_in_columns(found, self._job):
+            whole = Tally()
+            in_columns = list(text_documents(found, self._job, load_text_tokenizer(), whole))
+            assert rows_of(in_columns) == rows_of(one_by_one)
+            assert (whole.units, whole.tokens) == (tally.units, later.tokens)
+            reasons = {line["record"]: line["reason"] for line in tally.quarantine + later.quarantine}
+            assert {line["record"]: line["reason"] for line in whole.quarantine} == reasons
         return outcome
 
     def _media(self, found: SourceObject) -> Outcome:
@@ -132,6 +141,10 @@ class Door:
                 frames, times = zip(*((chunk.frames, chunk.times) for chunk in chunks))
                 outcome.used[key] = Shown(medium, np.concatenate(frames), np.concatenate(times))
         return outcome
+
+
+def rows_of(batches: list[pa.RecordBatch]) -> list[dict[str, Any]]:
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
 @dataclass

@@ -102,6 +102,58 @@ def test_a_bad_line_costs_itself_alone(line: bytes, reason: str) -> None:
     assert bad.reason.startswith(reason)
 
 
+STRINGS = st.sampled_from(
+    ['"a"', '"\\u0061"', '"a:"', '"a\\u003a"', '"b\\":"', '"\\ud800"', '"\u00e9: :"', '"\t"', '""']
+)
+OTHERS = [
+    "1",
+    "-0",
+    "1.5",
+    "1e400",
+    "NaN",
+    "123456789012345678901",
+    "9" * 5000,
+    "true",
+    "null",
+    "01",
+    "[1]",
+    '{"a":1}',
+    "",
+    ":",
+]
+PAIRS = st.tuples(STRINGS, st.sampled_from([":", ": ", " :", "\t:\r"]), STRINGS | st.sampled_from(OTHERS))
+LINES = st.tuples(
+    st.sampled_from(["", " ", "\ufeff", "\x0c"]),
+    st.lists(PAIRS.map("".join), max_size=3).map(",".join),
+    st.sampled_from(["", "\r", "x", ",", "{}"]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(LINES)
+def test_a_line_is_what_pythons_json_makes_of_it_and_a_key_that_occurs_twice_is_bad(
+    parts: tuple[str, str, str],
+) -> None:
+    before, inside, after = parts
+    line = f"{before}{{{inside}}}{after}"
+    _, found = read(f"{{}}\n{line}\n".encode(), "a.jsonl")
+    pairs = pairs_of(line.strip(" \t\r\n"))
+    if pairs is None or len(dict(pairs)) < len(pairs):
+        assert isinstance(found, BadRecord)
+        assert "broken JSON (" in found.reason or found.reason.endswith("occurs twice")
+    else:
+        assert repr(found) == repr((1, json.loads(line.strip(" \t\r\n"))))
+
+
+def pairs_of(text: str) -> list[tuple[str, Any]] | None:
+    """Keys and values of a JSON object, None where it is none."""
+    try:
+        pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except ValueError:
+        return None
+    return pairs
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 9), st.booleans())
 def test_lines_are_the_same_wherever_the_reads_fall(lengths: list[int], size: int, ended: bool) -> None:

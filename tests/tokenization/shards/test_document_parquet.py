@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,13 @@ from hypothesis import strategies as st
 
 from storage.errors import BadData
 from tokenization.document import Document
-from tokenization.shards.document_parquet import read_documents, write_documents
+from tokenization.shards.document_parquet import (
+    provenance_column,
+    read_documents,
+    to_batches,
+    write_batches,
+    write_documents,
+)
 
 JSON = st.recursive(
     st.none()
@@ -73,6 +80,26 @@ def test_the_same_documents_make_the_same_bytes() -> None:
         for d in documents(300, 1000)
     ]
     assert written(reordered, row_group_tokens=1 << 16) == first  # the order of provenance keys is no difference
+
+
+@given(st.lists(st.integers(0, 40), max_size=30), st.lists(st.integers(1, 9), max_size=9), st.integers(1, 60))
+def test_the_same_documents_make_the_same_bytes_wherever_their_batches_end(
+    lengths: list[int], sizes: list[int], tokens: int
+) -> None:
+    items = [next(documents(1, length)) for length in lengths]
+    ends = [*np.cumsum(sizes).tolist(), len(items)]
+    batches = [batch for start, end in zip([0, *ends], ends) for batch in to_batches(items[start:end])]
+    file = io.BytesIO()
+    assert write_batches(file, batches, tokens) == len(items)
+    assert file.getvalue() == written(items, row_group_tokens=tokens)
+
+
+@given(st.dictionaries(st.text(max_size=9), JSON, max_size=4), st.text(max_size=9), st.lists(st.integers(0, 2**40)))
+def test_provenance_of_a_column_is_written_as_that_of_each(same: dict[str, Any], name: str, numbers: list[int]) -> None:
+    same.pop(name, None)
+    column = provenance_column(same, name, pa.array(numbers, pa.int64()))
+    expected = [json.dumps({**same, name: n}, sort_keys=True, separators=(",", ":")) for n in numbers]
+    assert column.to_pylist() == expected
 
 
 def test_row_groups_are_bounded_by_tokens_and_a_longer_document_has_its_own() -> None:

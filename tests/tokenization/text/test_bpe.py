@@ -48,7 +48,7 @@ class Reference:
 
 
 def encode(ours: BytePairs, text: str) -> np.ndarray:
-    content = text.replace(SPACE, " ").encode()
+    content = np.frombuffer(text.replace(SPACE, " ").encode(), np.uint8)
     return ours.encode_utf8(content, np.array([len(content)]))[0]
 
 
@@ -86,7 +86,8 @@ def test_texts_that_lie_end_to_end_have_nothing_to_do_with_each_other(
     reference = Reference(*vocabulary)
     ours = BytePairs(*vocabulary, reference, merged_bytes=merged_bytes, cached_parts=4)
     contents = [text.encode() for text in texts]
-    ids, ends = ours.encode_utf8(b"".join(contents), np.cumsum([len(content) for content in contents], dtype=np.int64))
+    joined = np.frombuffer(b"".join(contents), np.uint8)
+    ids, ends = ours.encode_utf8(joined, np.cumsum([len(content) for content in contents], dtype=np.int64))
     assert len(ends) == len(texts)
     for text, start, end in zip(texts, [0, *ends], ends):
         assert ids[start:end].tolist() == reference(text).tolist()

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
@@ -150,8 +151,6 @@ def test_decode_leaves_out_bos_and_eos_and_refuses_vision_ids() -> None:
 def test_a_lone_surrogate_is_bad_data() -> None:
     with pytest.raises(BadData, match="surrogate at character 4"):
         tokenizer().encode(json.loads('"one \\ud800 two"'))
-    with pytest.raises(BadData, match="a text of the batch holds a lone surrogate"):
-        tokenizer().encode_batch(["one", json.loads('"\\ud800"')])
 
 
 TEXTS = st.lists(st.one_of(st.text(max_size=30), st.lists(FRAGMENTS, max_size=8).map("".join)), max_size=8)
@@ -161,9 +160,10 @@ TEXTS = st.lists(st.one_of(st.text(max_size=30), st.lists(FRAGMENTS, max_size=8)
 @given(TEXTS, st.sampled_from(["", "tokenizer_bos/tokenizer.json"]))
 @example(["", "a", "", SPACE, " "], "")
 @example([], "")
-def test_a_batch_has_the_ids_of_each_text(texts: list[str], name: str) -> None:
+def test_a_column_or_a_part_of_it_has_the_ids_of_each_text(texts: list[str], name: str) -> None:
     ours = load_text_tokenizer(str(FIXTURES / name) if name else "")
-    ids, ends = ours.encode_batch(texts)
+    column = pa.array(["before", *texts, f"{SPACE}after"], pa.utf8()).slice(1, len(texts))
+    ids, ends = ours.encode_column(column)
     assert (ids.dtype, ends.dtype, len(ends)) == (np.int32, np.int64, len(texts))
     assert [ids[start:end].tolist() for start, end in zip([0, *ends], ends)] == [ours.encode(t).tolist() for t in texts]
 
