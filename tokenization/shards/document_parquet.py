@@ -1,14 +1,14 @@
 """Documents on disk between the tokenize and the pack stage: one Parquet file per partition.
 
-In and out: `Document`s in order. Equal documents give equal bytes (for one version of pyarrow). Memory holds one row
-group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans list<struct<start, end>>,
-provenance as JSON.
+In and out: `Document`s in order, or their columns. Equal documents give equal bytes (for one version of pyarrow).
+Memory holds one row group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans
+list<struct<start, end>>, provenance as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -45,7 +45,7 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
     count = 0
     try:
         for group in _groups(documents, row_group_tokens):
-            writer.write_batch(_to_batch(group), row_group_size=len(group))
+            writer.write_batch(to_batch(group), row_group_size=len(group))
             count += len(group)
     except BaseException:
         writer.close()  # otherwise it closes itself later and writes a valid footer at the end
@@ -56,14 +56,19 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
 
 
 def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
-    """The documents of a file, in order, a row group at a time. Raises BadData on any other or incomplete file."""
+    """The documents of a file, in order. Raises BadData on any other or incomplete file."""
+    for batch in read_batches(fileobj):
+        yield from _from_batch(batch)
+
+
+def read_batches(fileobj: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """The documents of a file in columns, in order, a row group at a time. Raises BadData as `read_documents` does."""
     try:
         parquet = pq.ParquetFile(fileobj, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
         for group in range(parquet.num_row_groups):
-            for batch in parquet.read_row_group(group, use_threads=False).to_batches():
-                yield from _from_batch(batch)
+            yield from parquet.read_row_group(group, use_threads=False).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
 
@@ -82,7 +87,8 @@ def _groups(documents: Iterable[Document], tokens: int) -> Iterator[list[Documen
         yield group
 
 
-def _to_batch(group: list[Document]) -> pa.RecordBatch:
+def to_batch(group: Sequence[Document]) -> pa.RecordBatch:
+    """Documents, at least one, as the rows of `SCHEMA`."""
     spans = np.array([span for document in group for span in document.loss_spans], dtype=np.int64).reshape(-1, 2)
     pairs = pa.StructArray.from_arrays([pa.array(spans[:, 0]), pa.array(spans[:, 1])], fields=list(SPAN))
     tokens = np.concatenate([np.asarray(document.tokens, dtype=np.int32) for document in group])
