@@ -31,11 +31,13 @@ from benchmarks.mixes import document_mix
 from benchmarks.plan import short
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.best_fit import best_fit
-from tokenization.packing.pack import KEPT, WINDOW, WINDOW_TOKENS, pack, pack_window
+from tokenization.packing.pack import KEPT, WINDOW, WINDOW_TOKENS, pack, pack_batches, pack_window
+from tokenization.shards.document_parquet import to_batch
 from tokenization.vocabulary import JointVocabulary
 
 CONTEXTS = (8_192, 32_768, 1_048_576)
 VOCABULARY = JointVocabulary.for_codebook(text_size=32_000, codebook_size=8_192)
+BATCH = 1 << 10
 PACK_TOKENS = 1 << 27  # the whole way is measured on at most this many tokens
 MIX_CHUNK = 1 << 24
 SEEDS = (10_000, 20_000, 30_000)
@@ -176,8 +178,9 @@ def whole_way(lengths: np.ndarray, context: int) -> dict[str, float]:
     lengths = lengths[: max(1, int(np.searchsorted(np.cumsum(lengths), PACK_TOKENS)))]
     tokens = np.random.default_rng(0).integers(3, VOCABULARY.eov_id, context).astype(np.int32)
     documents = [Document(str(i), "bench", tokens[:n], ((1, int(n)),)) for i, n in enumerate(lengths)]
+    batches = [to_batch(documents[start : start + BATCH]) for start in range(0, len(documents), BATCH)]
     started = time.process_time()
-    sequences = sum(1 for _ in pack(documents, context, VOCABULARY, "vision-text"))
+    sequences = sum(1 for _ in pack_batches(batches, context, VOCABULARY, "vision-text"))
     seconds = time.process_time() - started
     return {
         "documents": len(documents),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +45,7 @@ class PackedSequence:
     tokens: int32 [S]. cu_seqlens: int32 [n+1], document boundaries from 0 to S; unfilled room at the end is one last
     document of weight 0 that is not an example. loss_weight: float32 [S], of each token *as a target* (`loss_weights`),
     before the division by the number of examples in the global batch. n_examples: the documents that are examples.
+    lineage: of each example its key, source, length in tokens and provenance.
     """
 
     key: str
@@ -50,4 +53,26 @@ class PackedSequence:
     cu_seqlens: np.ndarray
     loss_weight: np.ndarray
     n_examples: int
-    lineage: tuple[Mapping[str, Any], ...] = ()
+    lineage: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class EncodedLineage(Sequence[Mapping[str, Any]]):
+    """A lineage as the JSON list that a shard holds of it, which is parsed only when an entry is asked for.
+
+    n_examples: its entries. n_documents: those that are a whole document or the first piece of one.
+    """
+
+    json: bytes
+    n_examples: int
+    n_documents: int
+
+    def __len__(self) -> int:
+        return self.n_examples
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._entries[number]
+
+    @functools.cached_property
+    def _entries(self) -> list[Mapping[str, Any]]:
+        return json.loads(self.json)

@@ -4,23 +4,29 @@ In: indices below `size` and a 64-bit key. Out: the images of these indices unde
 A permutation is a Feistel network over the smallest power of four that is at least `size`; an image at or above `size`
 is permuted again until it is below (cycle walking). It takes no memory, so a loader finds any position of an epoch of
 400 million sequences directly. Only 64-bit integer arithmetic is used, so the result is the same on every platform and
-with every version of numpy.
+with every version of numpy. It is compiled, since a window of documents is permuted for every few hundred sequences.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+
+from tokenization.compiled import compiled
 
 ROUNDS = 6
 
+Words = TypeVar("Words", np.uint64, np.ndarray)
 
-def mix64(words: np.ndarray) -> np.ndarray:
-    """Hash uint64 words elementwise (the finaliser of SplitMix64; Steele, Lea, Flood, OOPSLA 2014)."""
-    with np.errstate(over="ignore"):
-        words = words + np.uint64(0x9E3779B97F4A7C15)
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return words ^ (words >> np.uint64(31))
+
+@compiled
+def mix64(words: Words) -> Words:
+    """Hash a uint64 word or an array of them (the finaliser of SplitMix64; Steele, Lea, Flood, OOPSLA 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def derive_key(*parts: int | np.ndarray) -> np.ndarray:
@@ -40,21 +46,29 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     """
     if len(index) and (index.min() < 0 or index.max() >= size):
         raise ValueError(f"index {int(index.min())}..{int(index.max())} outside a permutation of {size}")
-    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-    image = index.astype(np.uint64)
-    keys = np.broadcast_to(key, image.shape)
-    outside = np.arange(len(image))
-    while len(outside):  # ends, because each index lies on a cycle of the network's permutation
-        image[outside] = _feistel(image[outside], half, keys[outside])
-        outside = outside[image[outside] >= size]
-    return image.astype(np.int64)
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    return _walk(np.asarray(index, np.int64), size, half, np.broadcast_to(key, np.shape(index)))
 
 
-def _feistel(words: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+@compiled
+def _walk(index: np.ndarray, size: int, half: int, keys: np.ndarray) -> np.ndarray:
+    image = np.empty(len(index), np.int64)
+    for at in range(len(index)):
+        word = np.uint64(index[at])
+        while True:  # ends, because each index lies on a cycle of the network's permutation
+            word = _feistel(word, np.uint64(half), keys[at])
+            if word < size:
+                break
+        image[at] = word
+    return image
+
+
+@compiled
+def _feistel(word: np.uint64, half: np.uint64, key: np.uint64) -> np.uint64:
     mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = words >> half, words & mask
+    left, right = word >> half, word & mask
     for number in range(ROUNDS):
         # The round number lies above the bits of `right`, so that no two pairs of them coincide.
-        salted = keys ^ (right | np.uint64(number << 40))
+        salted = key ^ (right | (np.uint64(number) << np.uint64(40)))
         left, right = right, left ^ (mix64(salted) & mask)
     return (left << half) | right

@@ -1,1 +1,1 @@
-"""What whole corpora cost, a file a subject: a function of each returns its figures and its claims as plain JSON."""
+"""What a corpus of a million objects takes: one file a subject, each with the targets beside its figures."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from pipelines.cluster.progress import Bar
@@ -27,9 +29,8 @@ from pipelines.recipe import Pack, TrainStage
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.document import Document
-from tokenization.packing.pack import PackCounts, pack
-from tokenization.shards.document_parquet import read_documents
+from tokenization.packing.pack import PackCounts, pack_batches
+from tokenization.shards.document_parquet import read_batches
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
@@ -143,7 +144,7 @@ def pack_all(
 @as_driver
 def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: Store) -> dict[str, Any]:
     counts = PackCounts()
-    sequences = pack(
+    sequences = pack_batches(
         _documents(part, job, documents),
         job.stage.context,
         job.vocabulary,
@@ -177,10 +178,11 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
     return record
 
 
-def _documents(part: PackPartition, job: PackJob, documents: Store) -> Iterator[Document]:
+def _documents(part: PackPartition, job: PackJob, documents: Store) -> Iterator[pa.RecordBatch]:
     longest = job.stage.max_document_tokens or math.inf
     for name in part.files:
         with documents.open(name) as file:
-            for document in read_documents(file):
-                if job.stage.min_document_tokens <= len(document) <= longest:
-                    yield document
+            for batch in read_batches(file):
+                lengths = pc.list_value_length(batch.column("tokens")).to_numpy()
+                chosen = (lengths >= job.stage.min_document_tokens) & (lengths <= longest)
+                yield batch if chosen.all() else batch.filter(pa.array(chosen))

@@ -20,10 +20,9 @@ from testing.finished_stages import only_folder
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
-from tokenization.document import Document
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
-from tokenization.packing.pack import split_document
+from tokenization.packing.examples import pieces
 from tokenization.shards.index import ShardSet
 from tokenization.vocabulary import JointVocabulary
 
@@ -200,12 +199,12 @@ def test_wherever_a_context_cuts_a_document_each_frame_is_told_by_number_and_who
         place += len(text) + len(frames)
     tokens = np.concatenate(parts).astype(np.int32)
     times = [number / 4 for number in range(5)]
-    document = Document("k", "s", tokens, (), {"vision": streams, "frame_times": times})
     codes: dict[tuple[int, int], int] = {}
-    for piece in split_document(document, context):
-        offset = piece.provenance.get("document_range", [0])[0]
-        assert sum(len(one.tokens) for one in _pieces(piece.tokens, dict(piece.provenance), VOCABULARY)) == len(piece)
-        for one in _pieces(piece.tokens, dict(piece.provenance), VOCABULARY):
+    for _, offset, end in zip(*pieces(np.array([len(tokens)]), context)):
+        provenance = {"vision": streams, "frame_times": times, "document_range": [int(offset), int(end)]}
+        piece = tokens[offset:end]
+        assert sum(len(one.tokens) for one in _pieces(piece, provenance, VOCABULARY)) == len(piece)
+        for one in _pieces(piece, provenance, VOCABULARY):
             for frame in one.frames:
                 assert frame.time == frame.number / 4
                 own = one.tokens[frame.inside]
@@ -216,9 +215,9 @@ def test_wherever_a_context_cuts_a_document_each_frame_is_told_by_number_and_who
     assert codes == {(n, frame): 4 for n, s in enumerate(streams) for frame in range(s["frames"])}
 
 
-def _start(piece: Document, one: Any) -> int:
-    """Where a run of tokens, a view of its document's, lies in it."""
-    return (one.tokens.ctypes.data - piece.tokens.ctypes.data) // piece.tokens.itemsize
+def _start(piece: np.ndarray, one: Any) -> int:
+    """Where a run of tokens, a view of a piece, lies in it."""
+    return (one.tokens.ctypes.data - piece.ctypes.data) // piece.itemsize
 
 
 def test_what_a_text_holds_is_printed_and_not_obeyed() -> None:

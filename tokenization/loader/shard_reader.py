@@ -17,7 +17,7 @@ import numpy as np
 
 from storage.errors import BadData, UserError
 from tokenization.document import PackedSequence
-from tokenization.packing.pack import PAD_ID
+from tokenization.packing.sequences import PAD_ID
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import hash_file, read_tensors
 

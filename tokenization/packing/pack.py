@@ -1,10 +1,11 @@
 """Documents to packed sequences: splits long documents, fills contexts to the brim, weights each token, shuffles.
 
-In: a stream of documents in a fixed order. Out: a stream of `PackedSequence`s, each exactly one context long.
-One window of documents, bounded in documents and in tokens, is in memory at a time. Sequences are filled from it until
-half of it is left (`subset_sum`), and that half is topped up to a window again: with thousands of documents to choose
-from, only a few tokens in ten thousand are wasted. The output does not depend on what has not yet been read. Long
-documents are placed first; the sequences of a window and the documents within a sequence are shuffled to undo that.
+In: batches of documents in columns, in a fixed order. Out: a stream of `PackedSequence`s, each exactly one context
+long. One window of documents, bounded in documents and in tokens, is in memory at a time. Sequences are filled from it
+until half of it is left (`subset_sum`), and that half is topped up to a window again: with thousands of documents to
+choose from, only a few tokens in ten thousand are wasted. The output does not depend on what has not yet been read.
+Long documents are placed first; the sequences of a window and the documents within a sequence are shuffled to undo
+that.
 """
 
 from __future__ import annotations
@@ -12,27 +13,33 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.best_fit import best_fit
-from tokenization.packing.loss_weights import loss_weights, objective_modalities
+from tokenization.packing.examples import Examples, Window, pieces
+from tokenization.packing.loss_weights import objective_modalities
+from tokenization.packing.sequences import sequences
 from tokenization.packing.subset_sum import fill_from
 from tokenization.permutation import derive_key, permute
+from tokenization.shards.document_parquet import to_batch
 from tokenization.vocabulary import JointVocabulary
 
 WINDOW = 10_000
 WINDOW_TOKENS = 1 << 28
 KEPT = 2  # at most 1 / KEPT of a window, in documents and in tokens, is kept for the next
+_OBJECTS = 64  # documents of `pack` that are put in columns at once
 TOO_SHORT = "shorter than 2 tokens, so nothing to predict"
-PAD_ID = 0
 
 
 @dataclass
 class PackCounts:
-    """Counts of the input and output of `pack`, updated while it runs."""
+    """Counts of the input and output of `pack_batches`, updated while it runs."""
 
     documents: int = 0
     split: int = 0
@@ -42,32 +49,17 @@ class PackCounts:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def split_document(document: Document, context: int) -> list[Document]:
-    """The document itself, or its pieces of at most `context` tokens, in order and without overlap.
-
-    The key of a piece is `key@start`, its provenance gains `document_range` = [start, end) in tokens of the document.
-    The first token of a piece is no target, since the tokens that precede it are in another piece.
-    """
-    if len(document) <= context:
-        return [document]
-    pieces = []
-    for start in range(0, len(document), context):
-        end = min(start + context, len(document))
-        spans = ((max(low - start, 1), min(high, end) - start) for low, high in document.loss_spans)
-        pieces.append(
-            replace(
-                document,
-                key=f"{document.key}@{start}",
-                tokens=document.tokens[start:end],
-                loss_spans=tuple((low, high) for low, high in spans if low < high),
-                provenance={**document.provenance, "document_range": [start, end]},
-            )
-        )
-    return pieces
-
-
 def pack(
-    documents: Iterable[Document],
+    documents: Iterable[Document], context: int, vocabulary: JointVocabulary, objective: str, **options: Any
+) -> Iterator[PackedSequence]:
+    """Pack documents that are objects as `pack_batches` packs them in columns, with its options."""
+    objects = iter(documents)
+    batches = map(to_batch, iter(lambda: list(itertools.islice(objects, _OBJECTS)), []))
+    return pack_batches(batches, context, vocabulary, objective, **options)
+
+
+def pack_batches(
+    batches: Iterable[pa.RecordBatch],
     context: int,
     vocabulary: JointVocabulary,
     objective: str,
@@ -80,27 +72,32 @@ def pack(
 ) -> Iterator[PackedSequence]:
     """Pack documents into sequences of exactly `context` tokens, keyed `{key_prefix}{number:08d}`.
 
-    A window is full at `window` examples or `window_tokens` tokens (4 bytes each), including those kept from the window
-    before. Documents longer than the context are split; documents and last pieces of fewer than 2 tokens are left out
-    and counted in `counts.skipped`. Unfilled room is one last run of token 0 with weight 0, which `cu_seqlens` bounds
-    like a document but which is no example. Raises ValueError on a context under 2, UserError as `loss_weights` does.
+    batches: of `document_parquet.SCHEMA`; how documents are cut into batches makes no difference. A window is full at
+    `window` examples or `window_tokens` tokens (4 bytes each), including those kept from the window before.
+
+    Documents longer than the context are split: the key of a piece is `key@start`, its provenance gains
+    `document_range` = [start, end) in tokens of the document, and its first token is no target. Documents and last
+    pieces of fewer than 2 tokens are left out and counted in `counts.skipped`. Unfilled room is one last run of token 0
+    with weight 0, which `cu_seqlens` bounds like a document but which is no example. Raises ValueError on a context
+    under 2, UserError as `loss_weights` does.
     """
     objective_modalities(objective)
     if context < 2:
         raise ValueError(f"context {context} has room for no target: at least 2 tokens are needed")
     counts = PackCounts() if counts is None else counts
-    examples = _examples(documents, context, counts)
-    serial = itertools.count()
-    members: list[Document] = []
+    keys = (f"{key_prefix}{serial:08d}" for serial in itertools.count())
+    examples = _examples(batches, context, counts)
+    waiting = Window(window, window_tokens, context)
     for number in itertools.count():
-        is_last = not _top_up(members, examples, window, window_tokens)
+        is_last = not waiting.top_up(examples)
         keep = (0, 0) if is_last else (window // KEPT, window_tokens // KEPT)
-        groups, members = _groups(members, context, derive_key(seed, number), *keep)
-        for group in groups:
+        groups, kept = _groups(waiting.examples.length, context, derive_key(seed, number), *keep)
+        for sequence in sequences(waiting.examples, groups, keys, context, vocabulary, objective):
             counts.sequences += 1
-            yield _sequence(f"{key_prefix}{next(serial):08d}", group, context, vocabulary, objective)
+            yield sequence
         if is_last:
             return
+        waiting.keep(kept)
 
 
 def pack_window(lengths: np.ndarray, context: int, keep: int, keep_tokens: int) -> tuple[np.ndarray, int]:
@@ -119,59 +116,30 @@ def filled(sequence: PackedSequence) -> int:
     return int(sequence.cu_seqlens[sequence.n_examples])
 
 
-def _examples(documents: Iterable[Document], context: int, counts: PackCounts) -> Iterator[Document]:
-    for document in documents:
-        counts.documents += 1
-        pieces = split_document(document, context)
-        counts.split += len(pieces) > 1
-        for piece in pieces:
-            if len(piece) < 2:
-                counts.skipped[TOO_SHORT] += 1
-                continue
-            counts.examples += 1
-            counts.tokens += len(piece)
-            yield piece
-
-
-def _top_up(members: list[Document], examples: Iterator[Document], window: int, window_tokens: int) -> bool:
-    """Add examples until the window is full; returns False if they end before."""
-    tokens = sum(map(len, members))
-    while len(members) < window and tokens < window_tokens:
-        example = next(examples, None)
-        if example is None:
-            return False
-        members.append(example)
-        tokens += len(example)
-    return True
+def _examples(batches: Iterable[pa.RecordBatch], context: int, counts: PackCounts) -> Iterator[Examples]:
+    for batch in batches:
+        lengths = pc.list_value_length(batch.column("tokens")).to_numpy().astype(np.int64)
+        row, start, end = pieces(lengths, context)
+        usable = end - start >= 2
+        examples = Examples.of(batch, row[usable], start[usable], end[usable])
+        counts.documents += len(lengths)
+        counts.split += int(np.count_nonzero(lengths > context))
+        counts.examples += len(examples)
+        counts.tokens += int(examples.length.sum())
+        if not usable.all():
+            counts.skipped[TOO_SHORT] += int(np.count_nonzero(~usable))
+        yield examples
 
 
 def _groups(
-    members: list[Document], context: int, key: np.ndarray, keep: int, keep_tokens: int
-) -> tuple[list[list[Document]], list[Document]]:
-    """The sequences of a window, shuffled, each of shuffled documents; and the documents kept for the next window."""
-    lengths = np.array([len(member) for member in members], dtype=np.int64)
+    lengths: np.ndarray, context: int, key: np.ndarray, keep: int, keep_tokens: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The examples of each sequence of a window, both shuffled; and those kept for the next window, in order."""
     sequence_of, n_sequences = pack_window(lengths, context, keep, keep_tokens)
     placed = np.flatnonzero(sequence_of >= 0)
     place = permute(np.arange(n_sequences), n_sequences, derive_key(0) ^ key)[sequence_of[placed]]
-    member_place = permute(np.arange(len(members)), len(members), derive_key(1) ^ key)[placed]
+    member_place = permute(placed, len(lengths), derive_key(1) ^ key)
     order = np.lexsort((member_place, place))
     ends = np.flatnonzero(np.diff(place[order])) + 1
-    groups = [[members[index] for index in chosen] for chosen in np.split(placed[order], ends) if len(chosen)]
-    return groups, [members[index] for index in np.flatnonzero(sequence_of < 0)]
-
-
-def _sequence(
-    key: str, group: list[Document], context: int, vocabulary: JointVocabulary, objective: str
-) -> PackedSequence:
-    boundaries = np.cumsum([0, *map(len, group)], dtype=np.int32)
-    tokens = np.full(context, PAD_ID, dtype=np.int32)
-    weight = np.zeros(context, dtype=np.float32)
-    for document, start, end in zip(group, boundaries[:-1], boundaries[1:]):
-        tokens[start:end] = document.tokens
-        weight[start:end] = loss_weights(document, vocabulary, objective)
-    if boundaries[-1] < context:
-        boundaries = np.append(boundaries, np.int32(context))
-    lineage = tuple(
-        {"key": one.key, "source": one.source, "length": len(one), "provenance": dict(one.provenance)} for one in group
-    )
-    return PackedSequence(key, tokens, boundaries, weight, len(group), lineage)
+    groups = [chosen for chosen in np.split(placed[order], ends) if len(chosen)]
+    return groups, np.flatnonzero(sequence_of < 0)

@@ -1,14 +1,14 @@
 """Documents on disk between the tokenize and the pack stage: one Parquet file per partition.
 
-In and out: `Document`s in order. Equal documents give equal bytes (for one version of pyarrow). Memory holds one row
-group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans list<struct<start, end>>,
-provenance as JSON.
+In and out: `Document`s in order, or their columns. Equal documents give equal bytes (for one version of pyarrow).
+Memory holds one row group of a bounded number of tokens. Columns: key, source, tokens list<int32>, loss_spans
+list<struct<start, end>>, provenance as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -80,14 +80,19 @@ def write_batches(
 
 
 def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
-    """The documents of a file, in order, a row group at a time. Raises BadData on any other or incomplete file."""
+    """The documents of a file, in order. Raises BadData on any other or incomplete file."""
+    for batch in read_batches(fileobj):
+        yield from _from_batch(batch)
+
+
+def read_batches(fileobj: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """The documents of a file in columns, in order, a row group at a time. Raises BadData as `read_documents` does."""
     try:
         parquet = pq.ParquetFile(fileobj, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
         for group in range(parquet.num_row_groups):
-            for batch in parquet.read_row_group(group, use_threads=False).to_batches():
-                yield from _from_batch(batch)
+            yield from parquet.read_row_group(group, use_threads=False).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
 
@@ -100,12 +105,12 @@ def to_batches(documents: Iterable[Document], most_tokens: int = BATCH_TOKENS) -
     for document in documents:
         length = len(document.tokens)
         if group and (held + length > most or len(group) == BATCH_DOCUMENTS):
-            yield _to_batch(group)
+            yield to_batch(group)
             group, held = [], 0
         group.append(document)
         held += length
     if group:
-        yield _to_batch(group)
+        yield to_batch(group)
 
 
 def document_batch(
@@ -169,7 +174,8 @@ def _ends(batch: pa.RecordBatch) -> np.ndarray:
     return np.cumsum(batch["tokens"].value_lengths().to_numpy(), dtype=np.int64)
 
 
-def _to_batch(group: list[Document]) -> pa.RecordBatch:
+def to_batch(group: Sequence[Document]) -> pa.RecordBatch:
+    """Documents, at least one, as the rows of `SCHEMA`."""
     spans = np.array([span for document in group for span in document.loss_spans], dtype=np.int64).reshape(-1, 2)
     span_ends = np.cumsum([len(document.loss_spans) for document in group])
     tokens = np.concatenate([np.asarray(document.tokens, dtype=np.int32) for document in group])

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from storage.errors import UserError
+from tokenization.shards.tar_member import BLOCK
 from tokenization.vocabulary import JointVocabulary
-
-BLOCK = 512  # bytes of a tar block: members and their headers begin at multiples of it
 
 
 class IndexEntry(NamedTuple):

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
+import itertools
 import json
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, BinaryIO
 
@@ -25,12 +24,16 @@ import safetensors.numpy
 from isal.isal_zlib import crc32  # zlib's own takes 60 us for a sequence of 32K tokens, this one 5
 
 from storage.errors import BadData
-from tokenization.document import PackedSequence
-from tokenization.shards.index import BLOCK, IndexEntry, ShardIndex, ShardStats
+from tokenization.compiled import compiled
+from tokenization.document import EncodedLineage, PackedSequence
+from tokenization.shards.index import IndexEntry, ShardIndex, ShardStats
+from tokenization.shards.tar_member import BLOCK, end, header, padding
 from tokenization.vocabulary import JointVocabulary
 
 _DTYPES = {"tokens": np.int32, "cu_seqlens": np.int32, "loss_weight": np.float32}
 _SAFETENSORS = {np.int32: "I32", np.float32: "F32"}
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_SAFE_KEY = re.compile("[A-Za-z0-9-][A-Za-z0-9_-]{0,79}")
 _HASH_CHUNK = 1 << 22
 _COUNTS = tuple(field.name for field in fields(ShardStats) if field.name.startswith("n_"))
 
@@ -44,35 +47,62 @@ def write_shard(fileobj: BinaryIO, sequences: Iterable[PackedSequence], vocabula
     """
     sink = _HashedFile(fileobj)
     index: list[IndexEntry] = []
-    total = Counter[str]()
+    total = _Totals(vocabulary)
     names: set[str] = set()
     context = 0
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-        for sequence in sequences:
-            context = context or len(sequence.tokens)
-            problems = _problems(sequence, context)
-            name = member_name(sequence.key)
-            if name in names:
-                problems.append(f"its member name {name} is already in this shard")
-            if problems:
-                raise ValueError(f"sequence {sequence.key}: {'; '.join(problems)}")
-            names.add(name)
-            tensors = safetensors.numpy.save({field: getattr(sequence, field) for field in _DTYPES})
-            plain = {"key": sequence.key, "n_examples": sequence.n_examples, "lineage": list(sequence.lineage)}
-            description = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
-            offset = _add(tar, f"{name}.safetensors", tensors)
-            _add(tar, f"{name}.json", description)
-            entry = (sequence.key, offset, len(tensors), len(description), sequence.n_examples, crc32(tensors))
-            index.append(IndexEntry(*entry))
-            total.update(_count(sequence, vocabulary))
+    for sequence in sequences:
+        context = context or len(sequence.tokens)
+        problems = _problems(sequence, context)
+        name = member_name(sequence.key)
+        if name in names:
+            problems.append(f"its member name {name} is already in this shard")
+        if problems:
+            raise ValueError(f"sequence {sequence.key}: {'; '.join(problems)}")
+        names.add(name)
+        index.append(_write_members(sink, name, sequence))
+        total.add(sequence)
+    sink.write(end(sink.position))
+    counts = total.by_name()
     return ShardStats(
         context=context,
-        **{name: total[name] for name in _COUNTS},
-        targets={name: total[name] for name in vocabulary.sizes},
+        **{name: counts.pop(name) for name in _COUNTS},
+        targets=counts,
         bytes=sink.position,
         sha256=sink.digest.hexdigest(),
         index=ShardIndex.from_columns({name: [getattr(entry, name) for entry in index] for name in IndexEntry._fields}),
     )
+
+
+def _write_members(sink: _HashedFile, name: str, sequence: PackedSequence) -> IndexEntry:
+    tensors, description = _encoded_tensors(sequence), _encoded_description(sequence)
+    entry = (sequence.key, sink.position + BLOCK, len(tensors), len(description), sequence.n_examples, crc32(tensors))
+    members = ((f"{name}.safetensors", tensors), (f"{name}.json", description))
+    parts = ((header(member, len(body)), body, padding(len(body))) for member, body in members)
+    sink.write(b"".join(itertools.chain.from_iterable(parts)))  # one write and one hash, not six of each
+    return IndexEntry(*entry)
+
+
+def _encoded_tensors(sequence: PackedSequence) -> bytes:
+    """A safetensors file of a sequence's arrays."""
+    before, names = _tensors_header(*(len(getattr(sequence, name)) for name in _DTYPES))
+    return b"".join((before, *(getattr(sequence, name).data for name in names)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _tensors_header(*lengths: int) -> tuple[bytes, list[str]]:
+    """What comes before the tensors of so many elements in a safetensors file, and their names in its order."""
+    arrays = {name: np.zeros(length, dtype) for (name, dtype), length in zip(_DTYPES.items(), lengths)}
+    whole = safetensors.numpy.save(arrays)
+    end = 8 + int.from_bytes(whole[:8], "little")
+    offsets = {name: start for name, _, start in _layout(whole[8:end])}
+    return whole[:end], sorted(offsets, key=offsets.__getitem__)
+
+
+def _encoded_description(sequence: PackedSequence) -> bytes:
+    """Canonical JSON, in which an encoded lineage is put as it is."""
+    lineage = sequence.lineage
+    entries = lineage.json if isinstance(lineage, EncodedLineage) else _ENCODE(list(lineage)).encode()
+    return b'{"key":%s,"lineage":%s,"n_examples":%d}' % (_ENCODE(sequence.key).encode(), entries, sequence.n_examples)
 
 
 def member_name(key: str) -> str:
@@ -81,9 +111,9 @@ def member_name(key: str) -> str:
     webdataset splits a name at its first dot and takes slashes for folders. Other characters therefore become `_`, and
     a hash of the whole key keeps the name unique; a safe and short key is its own name. The JSON member has the key.
     """
-    safe = re.sub(r"[^A-Za-z0-9_-]", "_", key)
-    if safe == key and 0 < len(key) <= 80 and not key.startswith("_"):
+    if _SAFE_KEY.fullmatch(key):
         return key
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", key)
     return f"k{safe[:63]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
@@ -164,7 +194,7 @@ def verify_shard(fileobj: BinaryIO, stats: ShardStats, vocabulary: JointVocabula
     fileobj.seek(0)
     source = _HashedFile(fileobj)
     problems: list[str] = []
-    total = Counter[str]()
+    total = _Totals(vocabulary)
     for entry in stats.index:
         start = entry.offset - BLOCK
         if start < source.position:
@@ -186,12 +216,13 @@ def verify_shard(fileobj: BinaryIO, stats: ShardStats, vocabulary: JointVocabula
             continue
         problems += [f"sequence {entry.key}: {problem}" for problem in _problems(sequence, stats.context)]
         if not problems:
-            total.update(_count(sequence, vocabulary))
+            total.add(sequence)
     if not problems:
+        counts = total.by_name()
         for name, expected in {**{name: getattr(stats, name) for name in _COUNTS}, **stats.targets}.items():
-            if total[name] != expected:
+            if counts.get(name, 0) != expected:
                 what = name if name in _COUNTS else f"the number of {name} targets"
-                problems.append(f"{what} is {total[name]}, the manifest says {expected}")
+                problems.append(f"{what} is {counts.get(name, 0)}, the manifest says {expected}")
     source.skip_to(None)
     if source.position != stats.bytes:
         problems.insert(0, f"{source.position} bytes, the manifest says {stats.bytes}")
@@ -251,49 +282,72 @@ class _HashedFile:
         self.position += len(data)
 
 
-def _count(sequence: PackedSequence, vocabulary: JointVocabulary) -> dict[str, int]:
-    """The counts of `ShardStats`, the targets by the name of their modality."""
-    tokens, target = sequence.tokens, sequence.loss_weight > 0
-    ranges = vocabulary.modalities
-    from_here = [int(np.count_nonzero(target & (tokens >= one.start) if one.start else target)) for one in ranges]
-    begins = sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in sequence.lineage)
-    return {
-        "n_sequences": 1,
-        "n_tokens": len(tokens),
-        "n_filled": int(sequence.cu_seqlens[sequence.n_examples]),
-        "n_documents": begins,
-        "n_examples": sequence.n_examples,
-        **{one.name: n - further for one, n, further in zip(ranges, from_here, [*from_here[1:], 0])},
-    }
+class _Totals:
+    """The counts of `ShardStats`, and the targets by the name of their modality, over sequences added one by one."""
+
+    def __init__(self, vocabulary: JointVocabulary) -> None:
+        self._names = (*_COUNTS, *vocabulary.sizes)
+        self._starts = np.array([one.start for one in vocabulary.modalities], np.int64)
+        self._sums = [0] * len(self._names)
+
+    def add(self, sequence: PackedSequence) -> None:
+        from_here = _targets_from(sequence.tokens, sequence.loss_weight, self._starts).tolist()
+        n_filled = int(sequence.cu_seqlens[sequence.n_examples])
+        counts = (1, len(sequence.tokens), n_filled, _n_documents(sequence.lineage), sequence.n_examples)
+        targets = (n - further for n, further in zip(from_here, [*from_here[1:], 0]))
+        self._sums = [total + count for total, count in zip(self._sums, (*counts, *targets))]
+
+    def by_name(self) -> dict[str, int]:
+        return dict(zip(self._names, self._sums))
+
+
+@compiled
+def _targets_from(tokens: np.ndarray, loss_weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """int64 [M]: tokens with loss of each modality and of those whose ranges come after it."""
+    counts = np.zeros(len(starts), np.int64)
+    for modality in range(len(starts)):
+        for at in range(len(tokens)):
+            counts[modality] += (loss_weight[at] > 0) & ((modality == 0) | (tokens[at] >= starts[modality]))
+    return counts
+
+
+def _n_documents(lineage: Sequence[Mapping[str, Any]]) -> int:
+    if isinstance(lineage, EncodedLineage):
+        return lineage.n_documents
+    return sum(part.get("provenance", {}).get("document_range", [0])[0] == 0 for part in lineage)
 
 
 def _problems(sequence: PackedSequence, context: int) -> list[str]:
     """Reasons why a sequence cannot be trained on: wrong dtypes, shapes or boundaries."""
+    tokens, boundaries, loss_weight = arrays = (sequence.tokens, sequence.cu_seqlens, sequence.loss_weight)
     problems = [
-        f"{name} is {getattr(sequence, name).dtype}, not {np.dtype(dtype)}"
-        for name, dtype in _DTYPES.items()
-        if getattr(sequence, name).dtype != dtype
+        f"{name} is {array.dtype}, not {np.dtype(dtype)}"
+        for (name, dtype), array in zip(_DTYPES.items(), arrays)
+        if array.dtype != dtype
     ]
-    boundaries = sequence.cu_seqlens
-    if len(sequence.tokens) != context or len(sequence.loss_weight) != context:
-        problems.append(f"{len(sequence.tokens)} tokens and {len(sequence.loss_weight)} weights, not {context}")
-    elif len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != context or (np.diff(boundaries) <= 0).any():
+    if len(tokens) != context or len(loss_weight) != context:
+        problems.append(f"{len(tokens)} tokens and {len(loss_weight)} weights, not {context}")
+    elif not _rises(boundaries, context):
         problems.append(f"cu_seqlens does not rise from 0 to {context}")
     elif len(boundaries) - 1 - sequence.n_examples not in (0, 1):
         problems.append(f"{sequence.n_examples} examples in {len(boundaries) - 1} runs")
-    elif sequence.loss_weight[boundaries[:-1]].any() or sequence.loss_weight[boundaries[sequence.n_examples] :].any():
+    elif _has_misplaced_loss(loss_weight, boundaries, sequence.n_examples):
         problems.append("loss on the first token of a document or on padding")
     if len(sequence.lineage) != sequence.n_examples:
         problems.append(f"lineage of {len(sequence.lineage)} documents for {sequence.n_examples} examples")
     return problems
 
 
-def _add(tar: tarfile.TarFile, name: str, body: bytes) -> int:
-    info = tarfile.TarInfo(name)  # owner 0, mode 0644 and time 0 by default
-    info.size = len(body)
-    tar.addfile(info, io.BytesIO(body))
-    tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member, which a shard does not need
-    return tar.offset - -(-len(body) // BLOCK) * BLOCK
+@compiled
+def _rises(boundaries: np.ndarray, context: int) -> bool:
+    if len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != context:
+        return False
+    return bool((boundaries[1:] > boundaries[:-1]).all())
+
+
+@compiled
+def _has_misplaced_loss(loss_weight: np.ndarray, boundaries: np.ndarray, n_examples: int) -> bool:
+    return bool(loss_weight[boundaries[:-1]].any() or loss_weight[boundaries[n_examples] :].any())
 
 
 def _read_exactly(fileobj: BinaryIO, size: int) -> bytes:

@@ -103,7 +103,8 @@ def test_a_length_bucket_holds_exactly_the_documents_from_its_least_to_its_most_
     job = PackJob(recipe.pack, recipe.train.stages[0].model_copy(update=bucket), VOCABULARY, recipe.seed)
     assert job.stage.context < 400
     part = PackPartition("acts-train-00000", "acts", "train", ("documents/a.parquet",))
-    assert [len(document) for document in _documents(part, job, store)] == chosen
+    batches = _documents(part, job, store)
+    assert [len(tokens) for batch in batches for tokens in batch.column("tokens")] == chosen
 
 
 def sequences(root: Path, stage: str, source: str, split: str) -> list[PackedSequence]:

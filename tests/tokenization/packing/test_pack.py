@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.best_fit import best_fit
-from tokenization.packing.pack import TOO_SHORT, PackCounts, filled, pack, pack_window, split_document
+from tokenization.packing.pack import TOO_SHORT, PackCounts, filled, pack, pack_batches, pack_window
+from tokenization.shards.document_parquet import to_batch
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(text_size=1 << 20, codebook_size=20)
@@ -28,6 +29,11 @@ def numbered(lengths: list[int]) -> list[Document]:
         Document(f"d{i}", "test", np.arange(start, start + n, dtype=np.int32), ((0, n),), {"object": i})
         for i, (start, n) in enumerate(zip(starts, lengths))
     ]
+
+
+def pack_one_by_one(documents: Iterator[Document], context: int, **limits: int) -> Iterator[PackedSequence]:
+    """Packed from batches of one document, so that it shows how many are read ahead."""
+    return pack_batches((to_batch([document]) for document in documents), context, VOCABULARY, "text", **limits)
 
 
 def text_mix(seed: int, n: int, context: int) -> np.ndarray:
@@ -148,21 +154,6 @@ def test_every_token_appears_exactly_once_and_in_order(
     assert counts.tokens == sum(map(filled, sequences))
 
 
-def test_a_document_over_the_context_is_split_with_its_spans() -> None:
-    tokens = np.arange(10, dtype=np.int32)
-    pieces = split_document(Document("book", "test", tokens, ((1, 3), (4, 9)), {"url": "u"}), 4)
-    assert [piece.key for piece in pieces] == ["book@0", "book@4", "book@8"]
-    assert [piece.loss_spans for piece in pieces] == [((1, 3),), ((1, 4),), ()]
-    assert [piece.provenance["document_range"] for piece in pieces] == [[0, 4], [4, 8], [8, 10]]
-    assert all(piece.provenance["url"] == "u" for piece in pieces)
-    np.testing.assert_array_equal(np.concatenate([piece.tokens for piece in pieces]), tokens)
-
-
-def test_a_document_that_fits_is_left_as_it_is() -> None:
-    (document,) = numbered([5])
-    assert split_document(document, 5) == [document]
-
-
 def everything(sequences: list[PackedSequence]) -> list[tuple]:
     return [(s.key, s.tokens.tobytes(), s.cu_seqlens.tobytes(), s.loss_weight.tobytes(), s.lineage) for s in sequences]
 
@@ -189,7 +180,7 @@ def test_what_comes_out_of_a_window_does_not_depend_on_what_follows() -> None:
 
     came_out: list[PackedSequence] = []
     with pytest.raises(InterruptedError):
-        came_out.extend(pack(broken(), 256, VOCABULARY, "text", window=100))
+        came_out.extend(pack_one_by_one(broken(), 256, window=100))
     assert len(came_out) > 10
     assert everything(came_out) == whole[: len(came_out)]
 
@@ -257,7 +248,7 @@ def test_at_most_a_window_of_documents_is_read_ahead_of_what_has_come_out() -> N
             taken += 1
             yield document
 
-    for sequence in pack(counted(), 512, VOCABULARY, "text", window=200):
+    for sequence in pack_one_by_one(counted(), 512, window=200):
         assert taken - out <= 200
         out += sequence.n_examples
     assert taken == out == 3000
@@ -272,7 +263,7 @@ def test_a_window_is_full_at_so_many_tokens() -> None:
             taken += 30
             yield document
 
-    for sequence in pack(counted(), 100, VOCABULARY, "text", window_tokens=1500):
+    for sequence in pack_one_by_one(counted(), 100, window_tokens=1500):
         assert taken - out <= 1500
         out += filled(sequence)
     assert out == 15_000
@@ -287,7 +278,7 @@ def test_packing_streams_window_by_window() -> None:
             taken += 1
             yield numbered([10])[0]
 
-    stream = pack(endless(), 32, VOCABULARY, "text", window=50)
+    stream = pack_one_by_one(endless(), 32, window=50)
     next(stream)
     assert taken == 50
 
