@@ -48,7 +48,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.memory:
         _print_memory(recipe, arguments.gpu_memory, arguments.json)
         return 0
-    stages = plan_recipe(recipe, arguments.rebuild)
+    stages = plan_recipe(recipe, arguments.rebuild, arguments.until)
     if arguments.json:
         print(json.dumps([_row(stage) for stage in stages], indent=1))
         return 0
