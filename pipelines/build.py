@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.codecs.stage import CodecStage
@@ -19,7 +19,7 @@ from pipelines.train.stage import TrainStage
 
 
 def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) -> list[Stage[Any]]:
-    """The stages of a recipe.
+    """The stages of a recipe; without `train` those of data alone, and the report.
 
     objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
     """
@@ -28,10 +28,17 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
     codec = CodecStage(recipe) if media else None
     stages: list[Stage[Any]] = [SourcesStage(objects, heldout_notes(recipe, objects)), *([codec] if codec else [])]
     stages.append(TokenizeStage(recipe, codec.name if codec else None))
-    previous: str | None = None
-    for settings in recipe.train.stages:
-        train = TrainStage(recipe, settings, previous)
-        stages += [PackStage(recipe, settings), train]
-        previous = train.name
-    stages.append(EvaluateStage(recipe, codec.name if codec else None))
+    if recipe.train is None:
+        stages += [PackStage(recipe, data) for data in recipe.pack.stages]
+    else:
+        stages += [*_curriculum(recipe), EvaluateStage(recipe, codec.name if codec else None)]
     return [*stages, ReportStage(recipe, tuple(stages))]
+
+
+def _curriculum(recipe: Recipe) -> Iterator[Stage[Any]]:
+    """The stages that pack and train, each on the model of the one before."""
+    previous: str | None = None
+    for settings in recipe.curriculum:
+        train = TrainStage(recipe, settings, previous)
+        yield from (PackStage(recipe, settings), train)
+        previous = train.name

@@ -65,11 +65,11 @@ def _check_fields(recipe: Recipe, name: str, objects: Sequence[SourceObject]) ->
 
 def _check_mixtures(recipe: Recipe, objects: Sequence[SourceObject]) -> None:
     trained_on = {found.source for found in objects if not found.heldout}
-    for index, stage in enumerate(recipe.train.stages):
-        if missing := sorted(set(stage.mixture) - trained_on):
+    for key, packed in recipe.packed.items():
+        if missing := sorted(set(packed.source_names) - trained_on):
             raise UserError(
-                f"train.stages.{index}.mixture: all of source {missing[0]!r} is held out, which leaves nothing to "
-                f"train on; narrow sources.{missing[0]}.heldout, or drop it from the mixture"
+                f"{key}: all of source {missing[0]!r} is held out, which leaves nothing to train on; narrow "
+                f"sources.{missing[0]}.heldout, or drop it from the stage"
             )
 
 

@@ -1,4 +1,4 @@
-"""The pack stage of one training stage: its sources' documents to shards of packed sequences at its context."""
+"""The pack stage of the data of one stage: its sources' documents to shards of packed sequences at its context."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
-from pipelines.recipe import Recipe, TrainStage, output_settings
+from pipelines.recipe import PackedData, Recipe, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.tokenize.record import TokenizeRecord
 
 
 @dataclass(frozen=True)
 class PackStage(Stage[PackRecord]):
-    """Packs for `stage`, one of the recipe's training stages."""
+    """Packs the data of one stage, which the recipe trains or which is for others to train."""
 
     kind = "pack"
     record = PackRecord
@@ -27,16 +27,16 @@ class PackStage(Stage[PackRecord]):
     inputs = ("tokenize",)
 
     recipe: Recipe
-    stage: TrainStage
+    stage: PackedData
 
     @staticmethod
     def named(stage: str) -> str:
-        """The name of the stage that packs for a training stage."""
+        """The name of the stage that packs the data of a stage of this name."""
         return f"pack-{stage}"
 
     @property
     def name(self) -> str:
-        """After the training stage."""
+        """After the stage whose data it is."""
         return self.named(self.stage.name)
 
     def settings(self) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ class PackStage(Stage[PackRecord]):
             "pack": output_settings(self.recipe.pack),
             "context": self.stage.context,
             "objective": self.stage.objective,
-            "sources": sorted(self.stage.mixture),
+            "sources": self.stage.source_names,
             "document_tokens": [self.stage.min_document_tokens, self.stage.max_document_tokens],
             "seed": self.recipe.seed,
         }
@@ -62,7 +62,7 @@ class PackStage(Stage[PackRecord]):
         documents = context.input("tokenize", TokenizeRecord)
         outputs, settings = documents.record.outputs, self.recipe.pack
         job = PackJob(settings, self.stage, joint_vocabulary(self.recipe), self.recipe.seed)
-        partitions = cut_pack_partitions(outputs.partitions, list(self.stage.mixture), settings.partition_tokens)
+        partitions = cut_pack_partitions(outputs.partitions, self.stage.source_names, settings.partition_tokens)
         with bar(self.name, len(partitions), "part") as line:
             return Made(pack_all(job, partitions, documents, context.store, line))
 

@@ -68,7 +68,7 @@ class TrainStage(Stage[TrainRecord]):
         recipe, model = self.recipe, self.recipe.model
         init = _weights_digest(model.init, recipe.storage.options) if model.init else None
         first = {} if self.previous else {"model": {"size": model.size, "init": init}}
-        stage, train = output_settings(self.stage), output_settings(recipe.train)
+        stage, train = output_settings(self.stage), output_settings(recipe.training)
         return {"stage": stage, "train": train, "seed": recipe.seed, **first}
 
     def resources(self) -> Capacity:
@@ -76,14 +76,14 @@ class TrainStage(Stage[TrainRecord]):
 
         GPUs are there or not, while CPUs and custom resources are only numbers to a Ray instance of our own.
         """
-        train = self.recipe.train
+        train = self.recipe.training
         gpus = train.resources.gpus * (train.min_workers or train.workers)
         return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=gpus)
 
     def check(self) -> None:
         """Raise UserError where kernels or Weights & Biases cannot be used as the recipe asks."""
-        if missing := missing_for(self.recipe.train.kernels):
-            raise UserError(f"train.kernels {self.recipe.train.kernels}: {missing}, or set train.kernels: torch")
+        if missing := missing_for(self.recipe.training.kernels):
+            raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
 
     def run(self, context: StageContext) -> Made[TrainRecord]:

@@ -62,7 +62,10 @@ def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
         ("sources.chat.fields=[text]", 'no record has the field "text" that "text" names; they have prompt, reply'),
         ("sources.clips.fields=['[captoin],vision', vision]", 'no record has the field "captoin"'),
         ("sources.books.fields=[vision]", 'no record has the field "vision" that "vision" names; they have text'),
-        ("sources.books.heldout=['*']", "mixture: all of source 'books' is held out, which leaves nothing to train on"),
+        (
+            "sources.books.heldout=['*']",
+            "train.stages.0: all of source 'books' is held out, which leaves nothing",
+        ),
         (
             "sources.chat={urls: [chat.parquet], media: clip, fields: [vision]}",
             'sources.chat.media: no record has the column "clip" that is to name its video or image; they have prompt',
