@@ -21,6 +21,7 @@ from pipelines.train.job import MODEL
 from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
+from storage.public_url import public_url
 from storage.store import Store
 from storage.urls import first_contact
 
@@ -113,8 +114,17 @@ class TrainStage(Stage[TrainRecord]):
 
 
 def _weights_digest(url: str, options: dict[str, Any]) -> str:
-    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`."""
-    model = Store(url, options).at(MODEL)
+    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`.
+
+    Raises UserError where there are none.
+    """
+    store = Store(url, options)
     with first_contact(url):
-        is_of_a_stage = model.exists("config.json")
-    return url_digest("model.init", model.url if is_of_a_stage else url, options)
+        found = next((place for place in (store.at(MODEL), store) if place.exists("config.json")), None)
+    identity = url_digest("model.init", found.url if found else url, options)
+    if found is None:
+        raise UserError(
+            f"{public_url(url)}: no config.json is in this folder; set model.init to that of a Hugging Face Llama, or "
+            f"of a train stage"
+        )
+    return identity

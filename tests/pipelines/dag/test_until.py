@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def test_what_is_not_run_is_not_made_again(dag: list[Stage[Any]]) -> None:
     assert stages_until(dag, "pack", ["tokenize"]) == stages_until(dag, "pack")
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_what_was_made_again_beyond_it_stays_so(tmp_path: Path) -> None:
+def test_what_was_made_again_beyond_it_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.run.ray_instance", lambda address, need: contextlib.nullcontext())
     store = Store(str(tmp_path))
     run_stages(plan(stages(), store), store)
     run_stages(plan(stages(), store, rebuild=["train"]), store)
