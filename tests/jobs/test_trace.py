@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.cli import main
-from pipelines.inspect.trace import _pieces, describe, find, object_now
+from pipelines.inspect.content import pieces_of
+from pipelines.inspect.trace import describe, find, object_now
 from storage.printable import printable
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
@@ -204,8 +205,8 @@ def test_wherever_a_context_cuts_a_document_each_frame_is_told_by_number_and_who
     codes: dict[tuple[int, int], int] = {}
     for piece in split_document(document, context):
         offset = piece.provenance.get("document_range", [0])[0]
-        assert sum(len(one.tokens) for one in _pieces(piece.tokens, dict(piece.provenance), VOCABULARY)) == len(piece)
-        for one in _pieces(piece.tokens, dict(piece.provenance), VOCABULARY):
+        assert sum(len(one.tokens) for one in pieces_of(piece.tokens, dict(piece.provenance), VOCABULARY)) == len(piece)
+        for one in pieces_of(piece.tokens, dict(piece.provenance), VOCABULARY):
             for frame in one.frames:
                 assert frame.time == frame.number / 4
                 own = one.tokens[frame.inside]
