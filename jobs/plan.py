@@ -48,7 +48,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.memory:
         _print_memory(recipe, arguments.gpu_memory, arguments.json)
         return 0
-    stages = plan_recipe(recipe, arguments.rebuild)
+    stages = plan_recipe(recipe, arguments.rebuild, arguments.until)
     if arguments.json:
         print(json.dumps([_row(stage) for stage in stages], indent=1))
         return 0
@@ -77,6 +77,8 @@ def _print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> No
     """Print what each train stage takes of a device and of the host; gpu_memory: GiB of a device, None: no verdict."""
     from pipelines.train.memory_advice import recipe_memory
 
+    if recipe.train is None:
+        raise UserError("--memory: the recipe has no train, so there is no memory to plan; leave the option out")
     stages = recipe_memory(recipe, None if gpu_memory is None else int(gpu_memory * _GIB))
     if as_json:
         print(json.dumps([_memory_row(stage) for stage in stages], indent=1))

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe, what to change of it, and the stages to make again."""
+    """The recipe, what to change of it, the stages to make again, and how far to go."""
     parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
     parser.add_argument(
         "--set",
@@ -41,18 +41,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help="make a stage again although it is done, and what depends on it; may be given several times",
     )
+    parser.add_argument(
+        "--until",
+        metavar="STAGE",
+        help="no further than this stage and what it needs; `pack` and `train` stand for all that pack or train",
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Run the recipe on the cluster that RAY_ADDRESS names, or on a Ray instance of its own."""
     from pipelines.recipe.load import load_recipe
+    from pipelines.report.stage import ReportStage
     from pipelines.run import root_store, run_recipe
     from pipelines.train.profiled_steps import ProfiledSteps
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     profile = arguments.profile and ProfiledSteps.parse(arguments.profile, arguments.profile_all_ranks)
-    run_recipe(recipe, os.environ.get("RAY_ADDRESS"), profile, arguments.rebuild)
-    print(f"report: {root_store(recipe).path('report.html')}")
+    done = run_recipe(recipe, os.environ.get("RAY_ADDRESS"), profile, arguments.rebuild, arguments.until)
+    if ReportStage.kind in done:
+        print(f"report: {root_store(recipe).path('report.html')}")
+    else:
+        print(f"done: {', '.join(done)}, in {root_store(recipe).path('stages')}; without --until the run carries on")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.codecs.stage import CodecStage
@@ -20,7 +20,7 @@ from pipelines.train.stage import TrainStage
 
 
 def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) -> list[Stage[Any]]:
-    """The stages of a recipe.
+    """The stages of a recipe; without `train` those of data alone, and the report.
 
     objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
     """
@@ -30,12 +30,19 @@ def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) 
     asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
     sources = SourcesStage(objects, heldout_notes(recipe, objects), asked)
     stages: list[Stage[Any]] = [sources, *([codec] if codec else [])]
-    packs = tuple(PackStage.named(settings.name) for settings in recipe.train.stages)
+    packs = tuple(PackStage.named(data.name) for data in recipe.packed.values())
     stages.append(TokenizeStage(recipe, codec.name if codec else None, packs))
-    previous: str | None = None
-    for settings in recipe.train.stages:
-        train = TrainStage(recipe, settings, previous)
-        stages += [PackStage(recipe, settings, train.name), train]
-        previous = train.name
-    stages.append(EvaluateStage(recipe, codec.name if codec else None))
+    if recipe.train is None:
+        stages += [PackStage(recipe, data) for data in recipe.pack.stages]
+    else:
+        stages += [*_curriculum(recipe), EvaluateStage(recipe, codec.name if codec else None)]
     return [*stages, ReportStage(recipe, tuple(stages))]
+
+
+def _curriculum(recipe: Recipe) -> Iterator[Stage[Any]]:
+    """The stages that pack and train, each on the model of the one before."""
+    previous: str | None = None
+    for settings in recipe.curriculum:
+        train = TrainStage(recipe, settings, previous)
+        yield from (PackStage(recipe, settings, train.name), train)
+        previous = train.name

@@ -13,6 +13,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources.known_fields import known_fields
 from pipelines.sources.listing import MEDIA, Listing, json_names
 from storage.errors import UserError
+from storage.urls import first_contact
 from tokenization.field_spec import FieldSpec
 from tokenization.text.tokenizer_files import fetch_tokenizer
 
@@ -27,8 +28,10 @@ def check_recipe(recipe: Recipe, objects: Listing) -> None:
         _check_media(recipe, name, own)
         with contextlib.suppress(OSError):  # reading is repeated, and explained, where it matters
             _check_fields(recipe, name, own)
-    _check_mixtures(recipe, objects)
+    _check_sets(recipe, objects)
+    _check_objectives(recipe)
     _check_splits(objects)
+    _check_tokenizer(recipe)
     if objects.of_split(True, ["text"]):
         _check_needle(recipe)
 
@@ -65,14 +68,39 @@ def _check_fields(recipe: Recipe, name: str, objects: Listing) -> None:
         )
 
 
-def _check_mixtures(recipe: Recipe, objects: Listing) -> None:
+def _check_sets(recipe: Recipe, objects: Listing) -> None:
     trained_on = set(objects.where(pc.invert(objects.column("heldout"))).distinct("source"))
-    for index, stage in enumerate(recipe.train.stages):
-        if missing := sorted(set(stage.mixture) - trained_on):
+    for key, packed in recipe.packed.items():
+        if missing := sorted(set(packed.source_names) - trained_on):
             raise UserError(
-                f"train.stages.{index}.mixture: all of source {missing[0]!r} is held out, which leaves nothing to "
-                f"train on; narrow sources.{missing[0]}.heldout, or drop it from the mixture"
+                f"{key}: all of source {missing[0]!r} is held out, which leaves nothing to train on; narrow "
+                f"sources.{missing[0]}.heldout, or drop it from the stage"
             )
+
+
+def _check_objectives(recipe: Recipe) -> None:
+    """What is packed has something to learn, and no loss on frames where the objective has none."""
+    for key, packed in recipe.packed.items():
+        specs = [(name, FieldSpec.parse(text)) for name in packed.source_names for text in recipe.sources[name].fields]
+        if not any(field.loss for _, spec in specs for field in spec.fields):
+            raise UserError(
+                f"{key}: no field spec of its sources has loss on anything, which leaves nothing to learn; take the "
+                f"brackets off a field in sources.{specs[0][0]}.fields"
+            )
+        for name, spec in specs:
+            if packed.objective == "text" and any(field.is_vision and field.loss for field in spec.fields):
+                raise UserError(
+                    f"{key}: the field spec {spec.text!r} of sources.{name} has loss on frames, and the objective text "
+                    f"has none; set {key}.objective: vision-text, or write [vision]"
+                )
+
+
+def _check_tokenizer(recipe: Recipe) -> None:
+    from tokenization.text.tokenizer import check_text_tokenizer  # a tokenizer's imports take time
+
+    url, options = recipe.text_tokenizer.path, recipe.storage.options
+    with first_contact(url):
+        check_text_tokenizer(str(fetch_tokenizer(url, options)))
 
 
 def _check_splits(objects: Listing) -> None:

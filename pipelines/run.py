@@ -16,6 +16,7 @@ from pipelines.dag.kept import BEGAN, REQUEST
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Stage, StageContext
+from pipelines.dag.until import stages_until
 from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
@@ -28,19 +29,20 @@ from storage.urls import first_contact
 log = logging.getLogger("ringworld")
 
 
-def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedStage]:
-    """The recipe's stages with what is done, what will run, and why. rebuild: as of `plan`."""
+def plan_recipe(recipe: Recipe, rebuild: Collection[str] = (), until: str | None = None) -> list[PlannedStage]:
+    """The recipe's stages with what is done, what will run, and why. rebuild, until: as of `run_recipe`."""
     root = root_store(recipe)
     with first_contact(root.url):
         root.read_json(REBUILDS)
     root.check_output()
-    return plan(_checked_stages(recipe), root, rebuild)
+    return plan(_checked_stages(recipe, rebuild, until), root, rebuild)
 
 
-def _checked_stages(recipe: Recipe) -> list[Stage[Any]]:
+def _checked_stages(recipe: Recipe, rebuild: Collection[str], until: str | None) -> list[Stage[Any]]:
     objects = list_sources(recipe)
     check_recipe(recipe, objects)
-    return build_stages(recipe, objects)
+    stages = build_stages(recipe, objects)
+    return stages if until is None else stages_until(stages, until, rebuild)
 
 
 def root_store(recipe: Recipe) -> Store:
@@ -49,12 +51,17 @@ def root_store(recipe: Recipe) -> Store:
 
 
 def run_recipe(
-    recipe: Recipe, address: str | None = None, profile: ProfiledSteps | None = None, rebuild: Collection[str] = ()
+    recipe: Recipe,
+    address: str | None = None,
+    profile: ProfiledSteps | None = None,
+    rebuild: Collection[str] = (),
+    until: str | None = None,
 ) -> dict[str, Manifest[Any]]:
     """Run every stage that is not done and return all manifests by stage name.
 
     address: of the Ray cluster to join; None starts one on this machine, if there is anything to run. profile: steps to
-    trace of each train stage that runs. rebuild: names of stages to make again. Raises UserError for what the user can
+    trace of each train stage that runs. rebuild: names of stages to make again. until: the name of a stage or the kind
+    of some, of which nothing but these and what they need is run; None: all. Raises UserError for what the user can
     mend; a stage that fails for another reason raises what it raised.
     """
     if recipe.storage.root.startswith("memory://"):
@@ -65,7 +72,7 @@ def run_recipe(
         swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
         if swept:
             log.info("removed %d half-written files of dead runs", swept)
-        return run_stages(plan(_checked_stages(recipe), root, rebuild), root, address, profile)
+        return run_stages(plan(_checked_stages(recipe, rebuild, until), root, rebuild), root, address, profile)
 
 
 def run_stages(
@@ -80,7 +87,7 @@ def run_stages(
     if not to_run:
         return _run_all(stages)
     if rebuilds := {stage.name: stage.declaration.rebuild for stage in stages if stage.declaration.rebuild}:
-        root.write_json(REBUILDS, rebuilds)
+        root.write_json(REBUILDS, {**(root.read_json(REBUILDS) or {}), **rebuilds})
     with ray_instance(address, needed_at_once(stage.resources() for stage in to_run)):
         return _run_all(stages, profile)
 

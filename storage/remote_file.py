@@ -120,13 +120,23 @@ class FileRanges:
             raise self._request.failure(reason, "transient" if is_transient else "refused") from None
 
 
+class Ranges(Protocol):
+    """The bytes of an object, of which any can be requested."""
+
+    def size(self) -> int:
+        """Of the object, in bytes."""
+
+    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` to `end`, fewer only at the object's end."""
+
+
 class RangedFile(SeekableReader):
     """Each read is one request for exactly its bytes. Not for several threads at once.
 
     Reading raises FileNotFoundError where there is no such object, else StoreError naming object and store.
     """
 
-    def __init__(self, ranges: ObjectRanges | FileRanges) -> None:
+    def __init__(self, ranges: Ranges) -> None:
         super().__init__()
         self._ranges = ranges
 

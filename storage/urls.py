@@ -159,6 +159,10 @@ def open_ranged(url: str, options: dict[str, Any] | None = None, backoff: Backof
     fs, path = filesystem(url, options)
     if isinstance(fs, BucketFileSystem):
         return RangedFile(ObjectRanges(*fs.client(path), backoff))
+    if is_web(fs):
+        from storage.web import WebRanges
+
+        return RangedFile(WebRanges(path, backoff))
     return RangedFile(FileRanges(fs, path, url, backoff))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import re
 import shutil
@@ -78,10 +79,10 @@ class WebObject:
     other object that a record names raises BadData.
     """
 
-    def __init__(self, url: str, reach: Reach | None = None) -> None:
+    def __init__(self, url: str, reach: Reach | None = None, backoff: Backoff | None = None) -> None:
         self._route = Route(url, reach)
         self._limits = OF_RECIPES if reach is None else OF_RECORDS
-        self._used, self._backoff, self._is_ahead = _Used(), AGAIN, False
+        self._used, self._backoff, self._is_ahead = _Used(), backoff or AGAIN, False
         self._opened: _Answer | None = None
 
     def info(self) -> tuple[int | None, str | None]:
@@ -123,7 +124,7 @@ class WebObject:
         while start < end:
             answer = self._ask(lambda: self._get(start, end, etag))  # noqa: B023 - called before either changes
             if not answer.is_range:
-                raise self._error(WebFailure("refused", "its server gave ranges of it and does so no more"))
+                raise self._error(WebFailure("refused", "its server gives no ranges of it"))
             yield from answer.pieces
             start += sum(map(len, answer.pieces))
             if answer.is_complete:
@@ -251,6 +252,26 @@ class WebObject:
         if size > self._limits.size:
             raise _too_large(f"has {size} bytes, over", self._limits.size)
         return size
+
+
+class WebRanges:
+    """The bytes of an object that a recipe names, of one version, for a `RangedFile`. Raises as `WebObject` does."""
+
+    def __init__(self, url: str, backoff: Backoff) -> None:
+        self._object = WebObject(url, backoff=backoff)
+
+    def size(self) -> int:
+        """In bytes; 0 where the server says none, which gives no ranges either."""
+        return self._info[0] or 0
+
+    def pieces(self, start: int, end: int) -> Iterator[bytes]:
+        """Those from `start` to `end`, fewer only at the end of the object."""
+        size, etag = self._info
+        return self._object.pieces(start, end if size is None else min(end, size), etag)
+
+    @functools.cached_property
+    def _info(self) -> tuple[int | None, str | None]:
+        return self._object.info()
 
 
 class WebFileSystem(HTTPFileSystem):

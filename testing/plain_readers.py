@@ -7,7 +7,6 @@ damaged bytes: `ReferenceProcess` runs them in a process of its own.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import multiprocessing
@@ -15,6 +14,7 @@ import os
 import resource
 import signal
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -71,12 +71,27 @@ def text_table(content: bytes, name: str) -> list[dict[str, Any] | None]:
 
 def _unpacked(content: bytes, name: str) -> bytes:
     if name.endswith(".gz"):
-        return gzip.decompress(content)
+        return _streams(content)
     if name.endswith(".zst"):
         # In one call, which wants to know the size, and refuses whatever is missing or follows.
         size = len(pa.input_stream(pa.py_buffer(content), compression="zstd").read())
         return pa.Codec("zstd").decompress(content, size, asbytes=True)
     return content
+
+
+def _streams(content: bytes) -> bytes:
+    """What gzip's streams hold, each by one call; nothing of a damaged one and of what follows it, all of a cut one."""
+    plain = b""
+    while content:
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            plain += stream.decompress(content)
+        except zlib.error:
+            if not plain:
+                raise
+            break
+        content = stream.unused_data.lstrip(b"\0")
+    return plain
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:

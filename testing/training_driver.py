@@ -55,7 +55,7 @@ def main() -> None:
             while ray.cluster_resources().get("trainer", 0) < trainers:
                 time.sleep(0.1)
             recipe = recipe_of(folder, **asked)
-            stage, store = recipe.train.stages[0], Store(str(folder / name))
+            stage, store = recipe.curriculum[0], Store(str(folder / name))
             with bar(name, STEPS, "step") as progress:
                 done = train_stage(TrainJob(recipe, stage, VOCABULARY, shards, record, None, store), progress)
             Store(str(folder)).write_json(f"{name}.json", record_json(done))

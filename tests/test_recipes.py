@@ -52,7 +52,9 @@ def test_every_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     planned = plan_recipe(load_recipe(path, overrides))
     names = [stage.name for stage in planned]
     recipe = load_recipe(path, overrides)
-    for stage in recipe.train.stages:
+    for stage in recipe.packed.values():
+        assert f"pack-{stage.name}" in names
+    for stage in recipe.curriculum:
         assert names.index(f"pack-{stage.name}") < names.index(f"train-{stage.name}") < names.index("evaluate")
     assert all(stage.status == "run" for stage in planned)
     assert not (tmp_path / "run").exists(), "planning writes nothing"

@@ -76,7 +76,7 @@ class CodecStage(Stage[CodecRecord]):
         watch = start_watch()
         with bar(self.name, train.steps if train else None, "step") as line, following(line, watch), own_errors():
             task = _make.options(num_cpus=threads, max_retries=3, name="vqgan").remote(
-                self.vqgan, media, self.recipe.seed, context.store, watch
+                self.recipe, media, context.store, watch
             )
             return Made(ray.get(first_ready([task], PlacementWait("vqgan", Resources(cpus=threads)))))
 
@@ -89,7 +89,7 @@ class CodecStage(Stage[CodecRecord]):
 
 @ray.remote
 @as_driver
-def _make(recipe: VisualTokenizer, objects: Listing, seed: int, store: Store, watch: Any) -> CodecRecord:
+def _make(recipe: Recipe, objects: Listing, store: Store, watch: Any) -> CodecRecord:
     from pipelines.codecs.vqgan import make_vqgan
 
-    return make_vqgan(recipe, objects, seed, store, watch)
+    return make_vqgan(recipe, objects, store, watch)

@@ -17,14 +17,14 @@ import torch
 
 from pipelines.cluster.progress import Meter
 from pipelines.codecs.record import WEIGHTS, CodecOutputs, CodecRecord
-from pipelines.recipe import VisualTokenizer
+from pipelines.recipe import Recipe, VisualTokenizer
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import object_frames
 from storage.errors import BadData, UserError
 from storage.printable import printable
 from storage.store import Store
 from storage.urls import fetch_file
-from tokenization.codecs.vqgan.config import TrainSettings
+from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig, VQGANTraining
 from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.codecs.vqgan.train import train_vqgan
@@ -41,11 +41,11 @@ def load_vqgan(store: Store, recipe: VisualTokenizer, **compute: Any) -> VQGAN:
     return VQGAN.load(store.fetch_folder(WEIGHTS), recipe.sizes, dtype=dtype, **compute)
 
 
-def make_vqgan(
-    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, watch: Any
-) -> CodecRecord:
-    """Commit the weights to the stage's folder."""
-    vqgan, figures = _import(recipe, store.options) if recipe.weights else _train(recipe, objects, seed, store, watch)
+def make_vqgan(recipe: Recipe, objects: Sequence[SourceObject], store: Store, watch: Any) -> CodecRecord:
+    """Commit the weights of the recipe's VQGAN to the stage's folder. objects: what it is trained on, if it is."""
+    assert recipe.vqgan is not None
+    is_imported = recipe.vqgan.weights is not None
+    vqgan, figures = _import(recipe.vqgan, store.options) if is_imported else _train(recipe, objects, store, watch)
     with tempfile.TemporaryDirectory() as folder:
         vqgan.save(folder)
         for path in sorted(Path(folder).iterdir()):
@@ -64,11 +64,8 @@ def _import(recipe: VisualTokenizer, options: dict[str, Any]) -> tuple[VQGAN, di
     return VQGAN.load(Store(recipe.weights, options).fetch_folder(), recipe.sizes), {}
 
 
-def _train(
-    recipe: VisualTokenizer, objects: Sequence[SourceObject], seed: int, store: Store, watch: Any
-) -> tuple[VQGAN, dict[str, Any]]:
-    settings = recipe.train
-    assert settings is not None
+def _train(recipe: Recipe, objects: Sequence[SourceObject], store: Store, watch: Any) -> tuple[VQGAN, dict[str, Any]]:
+    sizes, settings = _training(recipe)
     meter = Meter("vqgan")
     last: dict[str, float] = {}
 
@@ -88,23 +85,27 @@ def _train(
             state = torch.load(file, weights_only=True)
         log.info("vqgan: carries on at step %d", state["step"])
     with tempfile.TemporaryFile() as scratch:
-        frames, weights = _gather(recipe, objects, store.options, scratch)
-        full = TrainSettings(**vars(settings), seed=seed)
-        vqgan = train_vqgan(frames, recipe.sizes, full, weights=weights, progress=report, state=state, save=save)
+        frames, weights = _gather(recipe, objects, scratch)
+        full = TrainSettings(**vars(settings), seed=recipe.seed)
+        vqgan = train_vqgan(frames, sizes, full, weights=weights, progress=report, state=state, save=save)
     return vqgan, {"frames": len(frames), "steps": settings.steps, **last}
 
 
-def _gather(
-    recipe: VisualTokenizer, objects: Sequence[SourceObject], options: dict[str, Any], scratch: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def _training(recipe: Recipe) -> tuple[VQGANConfig, VQGANTraining]:
+    """The sizes of the recipe's VQGAN, and how it is trained."""
+    assert recipe.vqgan is not None
+    assert recipe.vqgan.train is not None
+    return recipe.vqgan.sizes, recipe.vqgan.train
+
+
+def _gather(recipe: Recipe, objects: Sequence[SourceObject], scratch: Any) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`, and weights float [n].
 
     Each object gives its share of `max_frames` at most, and weighs the same however many it gives. What cannot be read
     is left out here; the tokenize stage puts it in quarantine.
     """
-    settings = recipe.train
-    assert settings is not None
-    size = recipe.sizes.resolution
+    sizes, settings = _training(recipe)
+    size, options, limits = sizes.resolution, recipe.storage.options, recipe.tokenize.decoder_limits
     if not objects:
         raise UserError(
             "vqgan.train: no video or image to train on that is not held out; add sources or name vqgan.weights"
@@ -114,7 +115,7 @@ def _gather(
     for found in objects:
         start = scratch.tell()
         try:
-            for chunk in object_frames(found, options, request):
+            for chunk in object_frames(found, options, request, limits):
                 scratch.write(chunk.frames.tobytes())
         except BadData as error:
             log.warning("vqgan: left out %s", printable(f"{found.url}: {error}"))

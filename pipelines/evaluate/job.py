@@ -46,7 +46,7 @@ class EvaluateJob:
     @property
     def last(self) -> str:
         """The name of the last training stage."""
-        return self.recipe.train.stages[-1].name
+        return self.recipe.curriculum[-1].name
 
     @property
     def device(self) -> str:

@@ -18,7 +18,7 @@ from pipelines.train.stage import TrainStage
 def trained_model(job: EvaluateJob, stage: str) -> LlamaForCausalLM:
     """The model that a training stage made; parts of one stage that follow each other in a process share it."""
     trained: StageOutput[TrainRecord] = job.inputs[TrainStage.named(stage)]
-    bf16 = job.device == "cuda" and job.recipe.train.precision == "bf16"
+    bf16 = job.device == "cuda" and job.recipe.training.precision == "bf16"
     folder = trained.store.fetch_folder(trained.record.outputs.model)
     return _model(folder, job.device, torch.bfloat16 if bf16 else torch.float32)
 

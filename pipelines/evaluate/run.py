@@ -78,7 +78,7 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
     losses = [record["result"] for record in records if record["kind"] == "loss"]
     by_stage = [
         (stage.name, [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture])
-        for stage in job.recipe.train.stages
+        for stage in job.recipe.curriculum
     ]
     by_stage.append(("final", [loss for loss in losses if loss["stage"] == job.last]))
     heldout: list[Row] = []
@@ -95,7 +95,7 @@ def collect(job: EvaluateJob, records: list[dict[str, Any]]) -> EvaluateFigures:
 
 def _scored(job: EvaluateJob) -> list[tuple[str, str, str]]:
     """(model's stage, packing stage, source) of all that is scored: every stage on its own sources, the last on all."""
-    stages = job.recipe.train.stages
+    stages = job.recipe.curriculum
     scored = [(stage.name, stage.name, source) for stage in stages for source in sorted(stage.mixture)]
     last = stages[-1]
     packed_by = {source: stage.name for stage in stages for source in sorted(stage.mixture)}

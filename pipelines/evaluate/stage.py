@@ -33,7 +33,7 @@ class EvaluateStage(Stage[EvaluateRecord]):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The listing, the codec, and the shards and models of all training stages."""
-        names = [stage.name for stage in self.recipe.train.stages]
+        names = [stage.name for stage in self.recipe.curriculum]
         codec = (self.codec,) if self.codec else ()
         return ("sources", *codec, *map(PackStage.named, names), *map(TrainStage.named, names))
 

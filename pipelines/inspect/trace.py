@@ -8,30 +8,19 @@ whether they have changed since.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pipelines.codecs.stage import CodecStage
-from pipelines.dag.manifest import (
-    MANIFEST,
-    Declaration,
-    Manifest,
-    PlainRecord,
-    StageOutput,
-    is_fingerprint,
-    read_manifest,
-)
+from pipelines.dag.manifest import StageOutput, is_fingerprint, read_manifest
+from pipelines.inspect.content import Piece, codec_of, pieces_of, tokenizer_of
+from pipelines.inspect.lineage import damage_named, kind_of, stages_before
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
-from pipelines.sources.stage import SourcesStage
-from pipelines.tokenize.record import KeptTokenizer, TokenizeRecord
 from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import BadData, UserError
 from storage.store import Store
@@ -39,7 +28,7 @@ from storage.urls import first_contact, object_info
 from tokenization.document import PackedSequence
 from tokenization.shards.index import ShardSet, ShardStats
 from tokenization.shards.shard import read_sequence
-from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
+from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 _FRAMES_AT_ONCE = 64
@@ -57,7 +46,7 @@ class Traced:
     pack: str
     stages: dict[str, StageOutput[Any]]
 
-    def of_kind(self, kind: str) -> StageOutput[Any] | None:
+    def ofkind_of(self, kind: str) -> StageOutput[Any] | None:
         """The stage of this kind, if one is behind the sequence."""
         return next((one for one in self.stages.values() if one.manifest.declaration.kind == kind), None)
 
@@ -87,21 +76,21 @@ def find(url: str, key: str) -> Traced:
         missing = isinstance(error, FileNotFoundError)
         raise UserError(f"{url}: {'there is no such file' if missing else error}; pack it again") from None
     name = manifest.declaration.stage
-    stages = {name: output, **_before(output.store, manifest)}
+    stages = {name: output, **stages_before(output.store, manifest)}
     return Traced(url, sequence, shard_set.vocabulary, shard_set.objective, name, stages)
 
 
 def describe(traced: Traced) -> dict[str, Any]:
     """All that is known of the sequence, plain JSON; `documents` in the order of its tokens."""
-    sequence, tokenize, codec = traced.sequence, traced.of_kind(TokenizeStage.kind), traced.of_kind(CodecStage.kind)
+    sequence, tokenize, codec = traced.sequence, traced.ofkind_of(TokenizeStage.kind), traced.ofkind_of(CodecStage.kind)
     assert tokenize is not None, "documents are tokenized"
-    kept, tokenizer = _tokenizer(tokenize)
+    kept, tokenizer = tokenizer_of(tokenize)
     boundaries = sequence.cu_seqlens.tolist()
     now = functools.cache(object_now)
     documents = []
     for number, lineage in enumerate(sequence.lineage):
         (start, end), provenance = boundaries[number : number + 2], lineage["provenance"]
-        pieces = _pieces(sequence.tokens[start:end], provenance, traced.vocabulary)
+        pieces = pieces_of(sequence.tokens[start:end], provenance, traced.vocabulary)
         documents.append(
             {
                 "key": lineage["key"],
@@ -140,22 +129,16 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
     Raises UserError if the run's VQGAN is not there or not the one that made the codes.
     """
     from pipelines.evaluate.pictures import save_png
-    from tokenization.codecs.vqgan.config import VQGANConfig
-    from tokenization.codecs.vqgan.model import VQGAN
 
-    codec = traced.of_kind(CodecStage.kind)
+    codec = traced.ofkind_of(CodecStage.kind)
     if codec is None:
         raise UserError(f"{traced.shard}: the run has no VQGAN, so there is no frame to decode; leave out --out")
-    outputs = codec.record.outputs
-    weights = codec.store.fetch_folder(outputs.weights)
-    vqgan = VQGAN.load(weights, VQGANConfig(**codec.manifest.declaration.settings["config"]))
-    if vqgan.fingerprint != outputs.fingerprint:
-        raise UserError(f"{weights}: not the weights that were committed; run the recipe again without this folder")
+    vqgan = codec_of(codec)
     boundaries = traced.sequence.cu_seqlens.tolist()
     whole: list[tuple[str, np.ndarray]] = []
     for number, document in enumerate(description["documents"]):
         tokens = traced.sequence.tokens[boundaries[number] : boundaries[number + 1]]
-        pieces = _pieces(tokens, traced.sequence.lineage[number]["provenance"], traced.vocabulary)
+        pieces = pieces_of(tokens, traced.sequence.lineage[number]["provenance"], traced.vocabulary)
         for place, (piece, plain) in enumerate(zip(pieces, document["content"], strict=True)):
             for frame, shown in zip(piece.frames, plain.get("frames", ())):
                 if frame.whole:
@@ -169,48 +152,6 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
             for name, picture in zip(names, pictures):
                 save_png(store, name, picture)
     return [name for name, _ in whole]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """number, time: in its document, seconds or None. inside: where its codes lie in the piece. whole: all of them."""
-
-    number: int
-    time: float | None
-    inside: slice
-    whole: bool
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of tokens of one modality; of vision, its frames."""
-
-    modality: str
-    tokens: np.ndarray
-    frames: tuple[_Frame, ...] = ()
-
-
-def _pieces(tokens: np.ndarray, provenance: dict[str, Any], vocabulary: JointVocabulary) -> Iterator[_Piece]:
-    """The runs of one modality of a document, or of the piece of one, in turn."""
-    numbers = np.searchsorted([one.stop for one in vocabulary.modalities], tokens, side="right")
-    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(tokens)]
-    offset = provenance.get("document_range", [0])[0]
-    for start, end in itertools.pairwise(edges):
-        name = vocabulary.modalities[numbers[start]].name
-        frames = _frames(start + offset, end + offset, provenance) if name == "vision" else ()
-        yield _Piece(name, tokens[start:end], tuple(frames))
-
-
-def _frames(start: int, end: int, provenance: dict[str, Any]) -> Iterator[_Frame]:
-    """The frames in tokens start..end of the whole document, which lie in one of its streams."""
-    (stream,) = (one for one in provenance["vision"] if one["start"] <= start and end <= one["end"])
-    length = (stream["end"] - stream["start"]) // stream["frames"]  # codes and the mark of its end
-    times = dict(enumerate(provenance.get("frame_times", ())))
-    for number in range((start - stream["start"]) // length, -((stream["start"] - end) // length)):
-        first = stream["start"] + number * length
-        last = first + length - 1
-        inside = slice(max(first, start) - start, min(last, end) - start)
-        yield _Frame(number, times.get(number), inside, start <= first and last <= end)
 
 
 def object_now(url: str, etag: str) -> str:
@@ -232,7 +173,7 @@ def _object(provenance: dict[str, Any], now: Callable[[str, str], str]) -> dict[
     return {**found, "now": next((state for state in states if state != "unchanged"), "unchanged")}
 
 
-def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
+def _plain(piece: Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
     if piece.modality == "text":
         return {"text": tokenizer.decode(piece.tokens)}
     if piece.modality == "vision":
@@ -240,18 +181,10 @@ def _plain(piece: _Piece, tokenizer: TextTokenizer) -> dict[str, Any]:
     return {"modality": piece.modality, "tokens": len(piece.tokens)}
 
 
-def _tokenizer(tokenize: StageOutput[TokenizeRecord]) -> tuple[KeptTokenizer, TextTokenizer]:
-    kept = tokenize.record.outputs.text_tokenizer
-    if kept is None:
-        raise UserError(f"{tokenize.store.path()}: made by a version that kept no tokenizer; run the recipe again")
-    folder, _, name = kept.file.rpartition("/")
-    return kept, load_text_tokenizer(str(tokenize.store.fetch_folder(folder) / name))
-
-
 def _packed(home: Store) -> list[StageOutput[PackRecord]]:
     """What a folder with shards belongs to: all that a pack stage made in a run, the latest first, or a fingerprint."""
     folders = [home, *(home.at(name) for name in home.folders() if is_fingerprint(name))]
-    manifests = [(store, read_manifest(store, PackRecord)) for store in folders if _kind(store) == PackStage.kind]
+    manifests = [(store, read_manifest(store, PackRecord)) for store in folders if kind_of(store) == PackStage.kind]
     outputs = [StageOutput(store, manifest) for store, manifest in manifests if manifest]
     return sorted(outputs, key=lambda output: output.manifest.finished, reverse=True)
 
@@ -263,40 +196,9 @@ def _shard(
     for output in outputs:
         for source, splits in output.record.outputs.sets.items():
             for split in splits:
-                with _damage_named(output.store):
+                with damage_named(output.store):
                     shard_set = output.record.read_set(output.shared, source, split)
                 if shard_set and name in shard_set.names:
                     return output, shard_set, shard_set.stats[shard_set.names.index(name)]
     made = outputs[0].shared.path()
     raise UserError(f"{url}: {made} made no such shard; `ringworld inspect` lists what it made")
-
-
-_RECORDS: dict[str, type[Any]] = {stage.kind: stage.record for stage in (SourcesStage, CodecStage, TokenizeStage)}
-
-
-def _before(store: Store, manifest: Manifest[Any]) -> dict[str, StageOutput[Any]]:
-    """Every stage that a stage's output depends on."""
-    run = Store(store.url.rsplit("/", 3)[0])
-    outputs: dict[str, StageOutput[Any]] = {}
-    for name, fingerprint in manifest.declaration.inputs.items():
-        home = run.at(manifest.input_folders.get(name, f"stages/{name}/{fingerprint[:16]}"))
-        before = read_manifest(home, _RECORDS.get(_kind(home) or "", PlainRecord))
-        if before is None:
-            raise UserError(f"{home.path()}: this stage, which the shard was made from, is gone; run the recipe again")
-        outputs |= {name: StageOutput(home, before), **_before(home, before)}
-    return outputs
-
-
-def _kind(store: Store) -> str | None:
-    """What kind of stage a folder is of; None where it is none, or one that is not done."""
-    with _damage_named(store):
-        tree = store.read_json(MANIFEST)
-    return Declaration.from_json(tree).kind if tree else None
-
-
-@contextlib.contextmanager
-def _damage_named(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except json.JSONDecodeError as error:
-        raise UserError(f"{store.path()}: damaged ({error}); `ringworld inspect --verify` says what of it is") from None

@@ -1,1 +1,1 @@
-"""The pack stage: documents of a training stage's sources to shards of packed sequences at its context."""
+"""The pack stage: the documents of some sources to shards of packed sequences of one context."""

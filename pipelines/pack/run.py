@@ -1,4 +1,4 @@
-"""Packs documents into shards of one training stage's context on the cluster.
+"""Packs documents into shards of one context on the cluster.
 
 In: the documents of the tokenize stage. Out: shards, a record a partition, and `sets/<source>-<split>.json`, the shard
 set with its offset index that the loader reads. Held-out documents are packed alike, into sets of their own.
@@ -25,7 +25,7 @@ from pipelines.dag.manifest import StageOutput, digest
 from pipelines.dag.partitions import run_partitions
 from pipelines.dag.records import JsonRecords
 from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
-from pipelines.recipe import Pack, TrainStage
+from pipelines.recipe import Pack, PackedData
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.errors import UserError
 from storage.store import Store
@@ -53,7 +53,7 @@ class PackJob:
     """What all partitions share."""
 
     settings: Pack
-    stage: TrainStage
+    stage: PackedData
     vocabulary: JointVocabulary
     seed: int
 
@@ -106,15 +106,15 @@ def pack_all(
     run_partitions(f"pack-{job.stage.name}", submit, list(partitions), JsonRecords(shared), job.settings.pool, on_done)
     records = [done[name] for name in partitions]
     own = store.url.rstrip("/").rpartition("/")[2]
-    sets: dict[str, dict[str, Any]] = {source: {} for source in sorted(job.stage.mixture)}
-    for source, split in itertools.product(sorted(job.stage.mixture), SPLITS):
+    sets: dict[str, dict[str, Any]] = {source: {} for source in job.stage.source_names}
+    for source, split in itertools.product(job.stage.source_names, SPLITS):
         chosen = [record for record in records if (record["source"], record["split"]) == (source, split)]
         shards = [shard for record in chosen for shard in record["shards"]]
         if not shards:
             if split == "train":
                 raise UserError(
-                    f"train stage {job.stage.name}: source {source!r} gives no document to train on; widen "
-                    f"min_document_tokens..max_document_tokens or drop it from the mixture"
+                    f"stage {job.stage.name}: source {source!r} gives no document to train on; widen "
+                    f"min_document_tokens..max_document_tokens or drop the source from the stage"
                 )
             continue
         shard_set = ShardSet(

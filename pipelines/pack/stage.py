@@ -1,4 +1,4 @@
-"""The pack stage of one training stage: its sources' documents to shards of packed sequences at its context."""
+"""The pack stage of the data of one stage: its sources' documents to shards of packed sequences at its context."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.pack.record import PackRecord
-from pipelines.recipe import Recipe, TrainStage, output_settings
+from pipelines.recipe import PackedData, Recipe, output_settings
 from pipelines.report.numbers import count_of
 from pipelines.tokenize.record import TokenizeRecord, read_partitions
 
 
 @dataclass(frozen=True)
 class PackStage(Stage[PackRecord]):
-    """Packs for `stage`, one of the recipe's training stages. train: the name of the stage that trains on it."""
+    """Packs the data of one stage, which the recipe trains or which is for others to train.
+
+    train: the name of the stage that trains on it, if any.
+    """
 
     kind = "pack"
     record = PackRecord
@@ -27,7 +30,7 @@ class PackStage(Stage[PackRecord]):
     inputs = ("tokenize",)
 
     recipe: Recipe
-    stage: TrainStage
+    stage: PackedData
     train: str | None = None
 
     @property
@@ -37,12 +40,12 @@ class PackStage(Stage[PackRecord]):
 
     @staticmethod
     def named(stage: str) -> str:
-        """The name of the stage that packs for a training stage."""
+        """The name of the stage that packs the data of a stage of this name."""
         return f"pack-{stage}"
 
     @property
     def name(self) -> str:
-        """After the training stage."""
+        """After the stage whose data it is."""
         return self.named(self.stage.name)
 
     def settings(self) -> Mapping[str, Any]:
@@ -51,7 +54,7 @@ class PackStage(Stage[PackRecord]):
             "pack": output_settings(self.recipe.pack),
             "context": self.stage.context,
             "objective": self.stage.objective,
-            "sources": sorted(self.stage.mixture),
+            "sources": self.stage.source_names,
             "document_tokens": [self.stage.min_document_tokens, self.stage.max_document_tokens],
             "seed": self.recipe.seed,
         }
@@ -71,7 +74,7 @@ class PackStage(Stage[PackRecord]):
         decides |= {"output_version": self.output_version, "rebuild": context.rebuild}
         del decides["sources"]  # a partition is of one
         tokenized, limit = read_partitions(documents), self.recipe.pack.partition_tokens
-        partitions = cut_pack_partitions(tokenized, list(self.stage.mixture), decides, limit)
+        partitions = cut_pack_partitions(tokenized, self.stage.source_names, decides, limit)
         with bar(self.name, len(partitions), "part") as line:
             return Made(pack_all(job, partitions, documents, context.store, context.shared, line))
 

@@ -1,7 +1,7 @@
 """The recipe: one typed tree that says what to run, validated once, at the edge."""
 
 from pipelines.recipe.base import EncoderResources, Resources, output_settings
-from pipelines.recipe.data import Kind, Pack, Source, Tokenize, VisualTokenizer
+from pipelines.recipe.data import Kind, Pack, PackedData, Source, Tokenize, VisualTokenizer
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.train import BadSteps, Train, TrainStage
 
@@ -10,6 +10,7 @@ __all__ = [
     "EncoderResources",
     "Kind",
     "Pack",
+    "PackedData",
     "Recipe",
     "Resources",
     "Source",

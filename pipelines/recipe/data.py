@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
-from pipelines.recipe.base import Config, EncoderResources, Resources, user_error_as_value_error
+from pipelines.recipe.base import Config, EncoderResources, Name, Resources, user_error_as_value_error
 from storage.reach import PUBLIC_WEB
-from storage.setting_types import Above0, Finite, OutputNeutral, Positive, Text
+from storage.setting_types import Above0, Count, Finite, OutputNeutral, Positive, Text
 from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
 from tokenization.field_spec import FieldSpec
 
 Kind = Literal["video", "image", "text", "webdataset", "records"]
+Objective = Literal["text", "vision-text"]
 
 
 class Storage(Config):
@@ -171,9 +173,39 @@ class Tokenize(Config):
         return Limits(int(self.decoder_memory_gib * 2**30), self.decoder_cpu_seconds)
 
 
+class PackedData(Config, ABC):
+    """Which documents are packed together, in sequences of which length: the data of one stage of training."""
+
+    name: Name
+    context: Positive
+    """Tokens of a packed sequence."""
+    objective: Objective
+    min_document_tokens: Count = 0
+    max_document_tokens: Positive | None = None
+    """Only documents of these lengths (LWM: longer books in later stages)."""
+
+    @property
+    @abstractmethod
+    def source_names(self) -> list[str]:
+        """The sources whose documents are packed, sorted."""
+
+
+class ShardsAlone(PackedData):
+    """The data of a stage that somebody else trains."""
+
+    sources: list[Name] = Field(min_length=1)
+
+    @property
+    def source_names(self) -> list[str]:
+        """See `PackedData`."""
+        return sorted(set(self.sources))
+
+
 class Pack(Config):
     """Documents to shards of packed sequences."""
 
+    stages: OutputNeutral[list[ShardsAlone]] = Field(default_factory=list)
+    """What is packed by a recipe without `train`; with it, each stage of the curriculum names its own data."""
     window: Positive = 10_000
     """Documents that best-fit packing looks at together."""
     partition_tokens: Positive = 2**30

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Config, Name, Resources
-from pipelines.recipe.data import Pack, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
+from pipelines.recipe.data import Pack, PackedData, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
 from pipelines.recipe.train import Model, Train, TrainStage
 from storage.public_url import public_below, public_url
 from storage.setting_types import AtLeast0, Count, OutputNeutral, Positive
@@ -56,8 +57,26 @@ class Recipe(Config):
     tokenize: Tokenize = Tokenize()
     pack: Pack = Pack()
     model: Model = Model()
-    train: Train
+    train: Train | None = None
+    """None: data alone, the shards of `pack.stages`."""
     evaluate: Evaluate = Evaluate()
+
+    @property
+    def training(self) -> Train:
+        """How the model is trained, of a recipe that trains one."""
+        assert self.train is not None, "the recipe has no train"
+        return self.train
+
+    @property
+    def curriculum(self) -> list[TrainStage]:
+        """The stages of training; none of a recipe of data alone."""
+        return self.train.stages if self.train else []
+
+    @property
+    def packed(self) -> dict[str, PackedData]:
+        """What is packed, by the recipe's key that says so."""
+        named = {f"train.stages.{index}": stage for index, stage in enumerate(self.curriculum)}
+        return {**named, **{f"pack.stages.{index}": stage for index, stage in enumerate(self.pack.stages)}}
 
     def public_json(self) -> dict[str, Any]:
         """Plain JSON for files and logs: without storage options, and with URLs without credentials."""
@@ -80,18 +99,17 @@ class Recipe(Config):
         vision = [name for name, source in self.sources.items() if source.has_vision]
         if vision and self.vqgan is None:
             raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
-        stages = self.train.stages
-        if len({stage.name for stage in stages}) < len(stages):
-            raise ValueError("train.stages: two stages have the same name; give each its own")
-        _check_device(self.train, self.evaluate)
-        for index, stage in enumerate(stages):
-            key = f"train.stages.{index}"
-            if unknown := [source for source in stage.mixture if source not in self.sources]:
-                raise ValueError(f"{key}.mixture names the source {unknown[0]!r}, which sources does not define")
-            _check_stage(self.train, key, stage)
-            _check_attention(self.model, self.train, key, stage)
-            _check_memory(self.train, key, stage)
-        _check_evaluation(self.evaluate, self.vqgan, stages[-1].context)
+        _check_data_alone(self)
+        if len({stage.name for stage in self.packed.values()}) < len(self.packed):
+            raise ValueError(
+                f"{'train' if self.train else 'pack'}.stages: two stages have the same name; give each its own"
+            )
+        for key, packed in self.packed.items():
+            _check_packed(key, packed, self.sources)
+        if self.train is not None:
+            _check_training(self.model, self.train)
+            _check_device(self.train, self.evaluate)
+            _check_evaluation(self.evaluate, self.vqgan, self.train.stages[-1].context)
         return self
 
 
@@ -101,6 +119,38 @@ def _public(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_public(value) for value in tree]
     return public_url(tree) if isinstance(tree, str) else tree
+
+
+def _check_data_alone(recipe: Recipe) -> None:
+    """A recipe either trains, or says what is packed and nothing of a model."""
+    if recipe.train is not None:
+        if recipe.pack.stages:
+            raise ValueError("pack.stages is for recipes without train, each of whose stages names its data; drop one")
+        return
+    if not recipe.pack.stages:
+        raise ValueError("neither train nor pack.stages is there; add train, or pack.stages to make shards alone")
+    if needless := sorted({"model", "evaluate"} & recipe.model_fields_set):
+        raise ValueError(f"{needless[0]} is of a model, and without train there is none; drop it, or add train")
+
+
+def _check_packed(key: str, packed: PackedData, sources: Collection[str]) -> None:
+    """The data of a stage is of sources that there are, and some length of documents fits."""
+    if unknown := [source for source in packed.source_names if source not in sources]:
+        where = "mixture" if isinstance(packed, TrainStage) else "sources"
+        raise ValueError(f"{key}.{where} names the source {unknown[0]!r}, which sources does not define")
+    if packed.max_document_tokens is not None and packed.min_document_tokens > packed.max_document_tokens:
+        raise ValueError(
+            f"{key}.min_document_tokens {packed.min_document_tokens} is more than its max_document_tokens "
+            f"{packed.max_document_tokens}, so no document fits; lower it"
+        )
+
+
+def _check_training(model: Model, train: Train) -> None:
+    for index, stage in enumerate(train.stages):
+        key = f"train.stages.{index}"
+        _check_stage(train, key, stage)
+        _check_attention(model, train, key, stage)
+        _check_memory(train, key, stage)
 
 
 def _check_device(train: Train, evaluate: Evaluate) -> None:
@@ -141,11 +191,6 @@ def _check_evaluation(evaluate: Evaluate, vqgan: VisualTokenizer | None, context
 
 
 def _check_stage(train: Train, key: str, stage: TrainStage) -> None:
-    if stage.max_document_tokens is not None and stage.min_document_tokens > stage.max_document_tokens:
-        raise ValueError(
-            f"{key}.min_document_tokens {stage.min_document_tokens} is more than its max_document_tokens "
-            f"{stage.max_document_tokens}, so no document fits; lower it"
-        )
     if not any(stage.mixture.values()):
         raise ValueError(f"{key}.mixture has no share above 0; raise one")
     if stage.batch_tokens % stage.context:

@@ -13,10 +13,9 @@ from model.attention.plan.options import AttentionOptions
 from model.layers.memory_settings import MemorySettings
 from model.llama.sizes import llama_sizes
 from model.training.settings import TrainingSettings
-from pipelines.recipe.base import Config, Name, Resources, user_error_as_value_error
+from pipelines.recipe.base import Config, Resources, user_error_as_value_error
+from pipelines.recipe.data import PackedData
 from storage.setting_types import Above0, AtLeast0, Count, Finite, OutputNeutral, Positive, Text
-
-Objective = Literal["text", "vision-text"]
 
 
 class Model(Config):
@@ -45,11 +44,9 @@ class Wandb(Config):
     """Local folder on the first worker's node for its files; None: wandb's own choice."""
 
 
-class TrainStage(Config):
+class TrainStage(PackedData):
     """One stage of the curriculum; it starts from the weights of the stage before."""
 
-    name: Name
-    context: Positive
     rope_theta: Finite[Above0]
     steps: Positive
     tokens: OutputNeutral[Positive | None] = None
@@ -58,7 +55,6 @@ class TrainStage(Config):
     """Tokens of the global batch, over all data-parallel ranks and accumulation steps."""
     mixture: dict[str, Finite[AtLeast0]] = Field(min_length=1)
     """Share of the tokens by source, on any scale."""
-    objective: Objective
     lr: Finite[Above0]
     final_lr: Finite[AtLeast0] | None = None
     """None: constant after the warm-up; a number: cosine decay down to it."""
@@ -73,9 +69,6 @@ class TrainStage(Config):
     """DeepSpeed ZeRO stage of this stage; None: train.zero."""
     memory: OutputNeutral[MemorySettings | None] = None
     """What this stage saves of memory; None: train.memory."""
-    min_document_tokens: Count = 0
-    max_document_tokens: Positive | None = None
-    """Only documents of these lengths (LWM: longer books in later stages)."""
     export: OutputNeutral[Text | None] = None
     """URL that the finished stage's Hugging Face checkpoint is copied to."""
 
@@ -94,6 +87,11 @@ class TrainStage(Config):
                 f"tokens {tokens} are {steps} steps of batch_tokens {batch}, not {values['steps']}; give one"
             )
         return {**values, "steps": steps}
+
+    @property
+    def source_names(self) -> list[str]:
+        """See `PackedData`."""
+        return sorted(self.mixture)
 
     @property
     def sequences(self) -> int:

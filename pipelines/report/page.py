@@ -38,14 +38,13 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     every = evaluation.get("heldout", [])
     heldout = shown_rows(every)
     needle = evaluation.get("needle", [])
-    context = facts["recipe"]["train"]["stages"][-1]["context"]
     # The report's own box, whose stage is not done while the page is drawn.
     page: dict[str, Any] = {"name": "report", "lane": "model", "below": None, "seconds": None}
     page |= {"counts": [], "quarantined": 0, "inputs": [stage["name"] for stage in facts["stages"]]}
     plots = {
         "training": Markup(figures.training_curves(facts["training"], every)) if facts["training"] else "",
         "heldout": Markup(figures.heldout_bars(heldout)) if heldout else "",
-        "needle": Markup(figures.needle_maps(needle, context)) if needle else "",
+        "needle": Markup(figures.needle_maps(needle, _last_context(facts))) if needle else "",
         "dag": dag.draw([*facts["stages"], page]),
     }
     return environment.get_template("page.html.j2").render(
@@ -63,6 +62,11 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         uris={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()},
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True, width=110),
     )
+
+
+def _last_context(facts: Mapping[str, Any]) -> int:
+    context: int = facts["recipe"]["train"]["stages"][-1]["context"]
+    return context
 
 
 def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

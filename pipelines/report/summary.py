@@ -40,7 +40,7 @@ def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> di
         "training": [_training(stage, output.store) for stage, output in done if isinstance(stage, TrainStage)],
         "shards": [row for stage, output in done if isinstance(stage, PackStage) for row in _shards(stage, output)],
         "evaluation": evaluation,
-        "verdicts": verdicts(evaluation),
+        "verdicts": verdicts(evaluation) if recipe.train else [],
         "thinned": [note for stage, output in done for note in stage.notes(record_json(output.record)["figures"])],
         "quarantine": [{"stage": stage.name, **bad} for stage, output in done for bad in output.manifest.quarantine],
         "recipe": tree,

@@ -70,7 +70,7 @@ def rank_batches(
 
 def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
     """Opens the stage's shards; those of an object store through the node's cache, if the recipe gives it room."""
-    remote, limit = job.shards.open_ranged, int(job.recipe.train.shard_cache_gib * 2**30)
+    remote, limit = job.shards.open_ranged, int(job.recipe.training.shard_cache_gib * 2**30)
     if job.shards.is_local or not limit:
         return remote
     cache = ShardCache(cache_folder(on_local_disk=True) / "shards", limit)
@@ -80,7 +80,7 @@ def shard_opener(job: TrainJob, sets: Mapping[str, ShardSet]) -> Opener:
 
 def stage_dispatcher(job: TrainJob, mesh: Mesh, config: LlamaConfig) -> Dispatcher:
     """What makes this rank's share of a micro-batch, in the loader's thread."""
-    train = job.recipe.train
+    train = job.recipe.training
     shape, attention = attention_shape(config, train.precision), train.for_stage(job.stage).attention
     if wrong := attention.unfit_for(shape.kv_heads):
         raise UserError(f"train-{job.stage.name}: attention.{wrong}")

@@ -44,7 +44,7 @@ def last_step_before(job: TrainJob) -> int | None:
     """The last step of the stage before. None for a first stage, and where its last checkpoint is gone."""
     if job.before is None:
         return None
-    steps = next(before.steps for before, after in pairwise(job.recipe.train.stages) if after.name == job.stage.name)
+    steps = next(before.steps for before, after in pairwise(job.recipe.curriculum) if after.name == job.stage.name)
     store = job.before.at(CHECKPOINTS)
     return steps if checkpoint.latest_committed(store) == steps else None
 

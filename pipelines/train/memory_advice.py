@@ -58,13 +58,13 @@ class StageMemory:
 def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[StageMemory]:
     """The memory of every train stage; with device_bytes also whether it fits, and the cheapest settings that do."""
     sizes = _vocabulary(recipe)
-    return [_stage_memory(recipe, stage, sizes, device_bytes) for stage in recipe.train.stages]
+    return [_stage_memory(recipe, stage, sizes, device_bytes) for stage in recipe.curriculum]
 
 
 def _stage_memory(
     recipe: Recipe, stage: TrainStage, vocabulary: Mapping[str, int], device_bytes: int | None
 ) -> StageMemory:
-    train, workers = recipe.train, min(group_sizes(recipe.train, stage))
+    train, workers = recipe.training, min(group_sizes(recipe.training, stage))
     config = llama_config(recipe.model.size, vocabulary, stage.context, stage.rope_theta)
     shape, on_gpu = attention_shape(config, train.precision), train.resources.gpus > 0
 

@@ -29,7 +29,7 @@ def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
     """Train to the stage's last step and leave its model."""
     recipe, stage, store, label = job.recipe, job.stage, job.store, f"train-{job.stage.name}"
     with own_errors():
-        bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.train.max_bad_shards, store, label)
+        bad = bad_shards(job.shards, list(shard_sets(job).values()), recipe.training.max_bad_shards, store, label)
     job = dataclasses.replace(job, skip=tuple(shard["name"] for shard in bad))
     watch = start_watch()
     with following(line, watch), bad_data_as_user_error(label):

@@ -61,7 +61,7 @@ def train_in_groups(job: TrainJob, watch: Any) -> list[Interruption]:
     Raises UserError after `train.max_restarts` failures without a checkpoint between them and where the watch is gone,
     and at once what a restart would not mend (BadData, and a UserError that is not transient).
     """
-    label, train = f"train-{job.stage.name}", job.recipe.train
+    label, train = f"train-{job.stage.name}", job.recipe.training
     failures, committed = 0, _committed(job)
     interruptions: list[Interruption] = []
     with autoscaler_asked(train):
@@ -117,7 +117,7 @@ def _ask(label: str, answer: ray.ObjectRef, seconds: float = _ANSWER_SECONDS) ->
 
 
 def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
-    train, pool = job.recipe.train, job.recipe.train.resources
+    train, pool = job.recipe.training, job.recipe.training.resources
     timeout = int(max(_COLLECTIVE_SECONDS, 2 * train.hang_seconds))
     with tempfile.TemporaryDirectory() as scratch, own_errors():
         _Trainer(

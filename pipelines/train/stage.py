@@ -21,6 +21,7 @@ from pipelines.train.job import MODEL
 from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
+from storage.public_url import public_url
 from storage.store import Store
 from storage.urls import first_contact
 
@@ -69,7 +70,7 @@ class TrainStage(Stage[TrainRecord]):
         recipe, model = self.recipe, self.recipe.model
         init = _weights_digest(model.init, recipe.storage.options) if model.init else None
         first = {} if self.previous else {"model": {"size": model.size, "init": init}}
-        stage, train = output_settings(self.stage), output_settings(recipe.train)
+        stage, train = output_settings(self.stage), output_settings(recipe.training)
         return {"stage": stage, "train": train, "seed": recipe.seed, **first}
 
     def resources(self) -> Capacity:
@@ -77,14 +78,14 @@ class TrainStage(Stage[TrainRecord]):
 
         GPUs are there or not, while CPUs and custom resources are only numbers to a Ray instance of our own.
         """
-        train = self.recipe.train
+        train = self.recipe.training
         gpus = train.resources.gpus * (train.min_workers or train.workers)
         return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=gpus)
 
     def check(self) -> None:
         """Raise UserError where kernels or Weights & Biases cannot be used as the recipe asks."""
-        if missing := missing_for(self.recipe.train.kernels):
-            raise UserError(f"train.kernels {self.recipe.train.kernels}: {missing}, or set train.kernels: torch")
+        if missing := missing_for(self.recipe.training.kernels):
+            raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
 
     def run(self, context: StageContext) -> Made[TrainRecord]:
@@ -114,8 +115,17 @@ class TrainStage(Stage[TrainRecord]):
 
 
 def _weights_digest(url: str, options: dict[str, Any]) -> str:
-    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`."""
-    model = Store(url, options).at(MODEL)
+    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`.
+
+    Raises UserError where there are none.
+    """
+    store = Store(url, options)
     with first_contact(url):
-        is_of_a_stage = model.exists("config.json")
-    return url_digest("model.init", model.url if is_of_a_stage else url, options)
+        found = next((place for place in (store.at(MODEL), store) if place.exists("config.json")), None)
+    identity = url_digest("model.init", found.url if found else url, options)
+    if found is None:
+        raise UserError(
+            f"{public_url(url)}: no config.json is in this folder; set model.init to that of a Hugging Face Llama, or "
+            f"of a train stage"
+        )
+    return identity

@@ -40,7 +40,7 @@ class Supervisor:
         """Which workers hung and were killed, if any."""
         self.since: float | None = None
         """When that was known, in seconds since the epoch."""
-        self._train, self._stage, self._watch, self._size = job.recipe.train, job.stage, watch, size
+        self._train, self._stage, self._watch, self._size = job.recipe.training, job.stage, watch, size
         self._label = f"train-{job.stage.name}"
         self._next_look, self._next_growth = -math.inf, time.monotonic() + _ROOM
         self._deadline: float | None = None  # of a checkpoint after SIGTERM

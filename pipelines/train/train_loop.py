@@ -39,8 +39,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
     """One rank, from start or last checkpoint to the end of the stage."""
     job: TrainJob = config["job"]
     _quiet()
-    torch.set_num_threads(max(1, int(job.recipe.train.resources.cpus)))
-    if job.recipe.train.deterministic:
+    torch.set_num_threads(max(1, int(job.recipe.training.resources.cpus)))
+    if job.recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it, before its first use
         torch.use_deterministic_algorithms(True)
     watch = config["watch"]
@@ -56,10 +56,10 @@ class _Rank:
         self.label = f"train-{job.stage.name}"
         self.checkpoints = job.store.at(CHECKPOINTS)
         self.before = mesh.on_rank_zero(lambda: last_step_before(job))
-        settings = engine_settings(job.recipe.train, job.stage, mesh.dp)
+        settings = engine_settings(job.recipe.training, job.stage, mesh.dp)
         self.engine = TrainingEngine(self._weights(), mesh, settings, schedule(job.stage))
-        self.writer = checkpoint.Writer(self.engine, self.checkpoints, job.recipe.train.keep_checkpoints)
-        self.bad_steps = BadStepWatch(job.recipe.train.bad_steps, self.label)
+        self.writer = checkpoint.Writer(self.engine, self.checkpoints, job.recipe.training.keep_checkpoints)
+        self.bad_steps = BadStepWatch(job.recipe.training.bad_steps, self.label)
         self.meter = Meter(self.label)
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
         self.state: Mapping[str, int] | None = None  # of the loader, after the last batch
@@ -75,7 +75,7 @@ class _Rank:
             )
         self.monitor = Monitor(job, self.engine, watch)
         if mesh.rank == 0:
-            attention, kernels = kernel_name(self.engine.deepspeed.device), job.recipe.train.kernels
+            attention, kernels = kernel_name(self.engine.deepspeed.device), job.recipe.training.kernels
             log.info("%s: attention by %s; norms, rotary embedding and SwiGLU by %s", self.label, attention, kernels)
 
     def _weights(self) -> Weights:
@@ -103,7 +103,7 @@ class _Rank:
         engine, stage, mesh = self.engine, self.job.stage, self.mesh
         dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
         batches = rank_batches(self.job, mesh, dispatcher, self.state)
-        first, every = engine.step, self.job.recipe.train.checkpoint_steps
+        first, every = engine.step, self.job.recipe.training.checkpoint_steps
         while engine.step < stage.steps:
             self.heartbeat.at(engine.step, "load")
             batch, self.state = self.monitor.next(batches)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.cli import main
-from pipelines.inspect.trace import _pieces, describe, find, object_now
+from pipelines.inspect.content import pieces_of
+from pipelines.inspect.trace import describe, find, object_now
 from storage.printable import printable
 from testing.finished_stages import only_folder
 from testing.miniature import VQGAN_SIZES, ringworld
@@ -203,8 +204,8 @@ def test_wherever_a_context_cuts_a_document_each_frame_is_told_by_number_and_who
     for _, offset, end in zip(*pieces(np.array([len(tokens)]), context)):
         provenance = {"vision": streams, "frame_times": times, "document_range": [int(offset), int(end)]}
         piece = tokens[offset:end]
-        assert sum(len(one.tokens) for one in _pieces(piece, provenance, VOCABULARY)) == len(piece)
-        for one in _pieces(piece, provenance, VOCABULARY):
+        assert sum(len(one.tokens) for one in pieces_of(piece, provenance, VOCABULARY)) == len(piece)
+        for one in pieces_of(piece, provenance, VOCABULARY):
             for frame in one.frames:
                 assert frame.time == frame.number / 4
                 own = one.tokens[frame.inside]

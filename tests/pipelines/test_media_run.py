@@ -152,7 +152,7 @@ def test_a_vqgan_is_trained_on_what_is_in_them_but_for_what_is_held_out(
     training = [found for found in list_sources(whole) if not found.heldout]
     assert [found.key for found in training] == ["pairs/qa.jsonl", "tars/tars/a.tar", "tars/tars/b.tar"]
     with tempfile.TemporaryFile() as scratch:
-        frames, weights = _gather(whole.vqgan, training, {}, scratch)
+        frames, weights = _gather(whole, training, scratch)
         held = load_image(IMAGES[0], 32)
         # 3 pictures; 10 pictures and 3 frames of a film, as no medium gives more than a 64th of 200; 3 of another.
         assert len(frames) == len(weights) == 3 + (10 + 3) + 3

@@ -62,7 +62,10 @@ def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
         ("sources.chat.fields=[text]", 'no record has the field "text" that "text" names; they have prompt, reply'),
         ("sources.clips.fields=['[captoin],vision', vision]", 'no record has the field "captoin"'),
         ("sources.books.fields=[vision]", 'no record has the field "vision" that "vision" names; they have text'),
-        ("sources.books.heldout=['*']", "mixture: all of source 'books' is held out, which leaves nothing to train on"),
+        (
+            "sources.books.heldout=['*']",
+            "train.stages.0: all of source 'books' is held out, which leaves nothing",
+        ),
         (
             "sources.chat={urls: [chat.parquet], media: clip, fields: [vision]}",
             'sources.chat.media: no record has the column "clip" that is to name its video or image; they have prompt',
@@ -76,6 +79,17 @@ def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
             "sources.more={urls: ['*.mp4'], fields: [vision], heldout_tail: 0.5, heldout: [a.mp4]}",
             "sources.more: it trains on",
         ),
+        (
+            "train.stages.1.objective=text",
+            "train.stages.1: the field spec 'vision' of sources.clips has loss on frames, and the objective text has "
+            "none; set train.stages.1.objective: vision-text, or write [vision]",
+        ),
+        (
+            "sources.books.fields=['[text]']",
+            "train.stages.0: no field spec of its sources has loss on anything, which leaves nothing to learn; take",
+        ),
+        ("model.init=TMP/data", "data: no config.json is in this folder"),
+        ("model.init=/nowhere/llama", "/nowhere/llama: no such file or folder; check model.init"),
         ("vqgan.weights=/nowhere/vqgan", "/nowhere/vqgan: no such file or folder; check vqgan.weights"),
         ("vqgan=null", "is of kind video, and the recipe has no vqgan to encode its frames"),
         ("evaluate.needle.contexts=[32]", "evaluate.needle.contexts: 32 tokens leave no room for text beside"),
@@ -110,7 +124,22 @@ def test_what_can_only_fail_is_refused_by_plan_and_run(
 ) -> None:
     if override == "vqgan=null":
         tree["sources"]["clips"]["fields"] = ["caption"]
-    assert said in refused(tree, tmp_path, capsys, override)
+    assert said in refused(tree, tmp_path, capsys, override.replace("TMP", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("a.txt", "a.txt: not a sentencepiece model"),
+        ("held.mp4", "held.mp4: not a sentencepiece model"),
+        ("vqgan/config.json", "config.json: not a Hugging Face tokenizer.json"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused_by_plan_and_run(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, said: str
+) -> None:
+    del tree["evaluate"]["needle"]  # which short contexts have to have room for
+    assert said in refused(tree, tmp_path, capsys, f"text_tokenizer.path={tmp_path}/data/{file}")
 
 
 def test_what_two_sources_hold_out_alike_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:

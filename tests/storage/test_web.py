@@ -10,6 +10,7 @@ import socket
 import socketserver
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
@@ -23,7 +24,7 @@ from storage.errors import BadData
 from storage.object_store.errors import StoreError
 from storage.reach import Reach
 from storage.retry import Backoff
-from storage.urls import fetch_file, list_objects, object_info, open_url
+from storage.urls import fetch_file, list_objects, object_info, open_ranged, open_url
 from storage.web_client import HOST_RECORDS
 from storage.web_errors import failure_of_status, web_error
 from testing.http_server import http_server
@@ -132,6 +133,14 @@ def server(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             while True:
                 self.wfile.write(b"10000\r\n" + bytes(2**16) + b"\r\n")
 
+        def endless_ranges(self) -> None:
+            start, end = self.headers["Range"].removeprefix("bytes=").split("-")
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{2**40}")
+            self.end_headers()
+            while True:
+                self.wfile.write(bytes(2**16))
+
         def trickle(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
@@ -217,6 +226,40 @@ def test_an_object_is_read_whole_and_at_any_place(server: str, kind: str, named_
         assert file.seek(0, os.SEEK_END) == len(body)
         file.seek(len(body) // 2)
         assert file.read(10) == body[len(body) // 2 :][:10]
+
+
+@pytest.mark.parametrize("kind", ["ranges", "cut-ranges", "more-than-asked"])
+def test_at_known_offsets_exactly_what_is_asked_for_is_read(server: str, script: Script, kind: str) -> None:
+    file = open_ranged(f"{server}/{kind}/a.tar", backoff=Backoff(attempts=3, pause=0.01))
+    file.seek(1000)
+    assert file.read(300_000) == BODY[1000:301_000]
+    assert file.seek(-10, os.SEEK_END) == len(BODY) - 10
+    assert file.read(100) == BODY[-10:]
+    assert file.read(100) == b""
+    asked = [head["range"] for head in script.heads]
+    assert asked[:2] == ["bytes=0-0", "bytes=1000-300999"]
+    assert asked[-1] == f"bytes={len(BODY) - 10}-{len(BODY) - 1}"
+
+
+@pytest.mark.parametrize("kind", ["plain", "unsized", "endless", "endless-chunks", "huge", "endless-ranges"])
+def test_at_known_offsets_nothing_beyond_what_is_asked_for_is_read(server: str, kind: str) -> None:
+    file = open_ranged(f"{server}/{kind}/a.tar", backoff=Backoff(attempts=1, pause=0.0))
+    file.seek(1000)
+    tracemalloc.start()
+    try:
+        if kind == "endless-ranges":
+            assert file.read(3000) == bytes(3000)
+        else:
+            with pytest.raises(StoreError, match="its server gives no ranges of it"):
+                file.read(3000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_object_that_is_not_there_has_no_offsets(server: str) -> None:
+    with pytest.raises(FileNotFoundError, match="/404/a"):
+        open_ranged(f"{server}/404/a.tar").read(1)
 
 
 def test_an_objects_tag_is_its_servers_or_else_the_hash_of_its_bytes(server: str) -> None:

@@ -17,10 +17,10 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 import orjson
-import pyarrow as pa
 
 from storage.errors import BadData, UserError
 from storage.public_url import path_of
+from tokenization.readers.compressed import CODECS, unpacked
 from tokenization.readers.csv_rows import read_csv
 from tokenization.readers.parquet import parquet_columns, read_parquet
 from tokenization.readers.record import (
@@ -35,9 +35,8 @@ from tokenization.readers.record import (
 )
 
 _PLAIN = (".txt", ".md", ".jsonl", ".csv", ".tsv")
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
-_COMPRESSED = {*_CODECS, ".bz2", ".xz"}
-EXTENSIONS = (*_PLAIN, ".parquet", *(plain + packed for plain in _PLAIN for packed in _CODECS))
+_COMPRESSED = {*CODECS, ".bz2", ".xz"}
+EXTENSIONS = (*_PLAIN, ".parquet", *(plain + packed for plain in _PLAIN for packed in CODECS))
 
 _PLAIN_VALUES = {str, int, bool, type(None)}
 _PLAIN_BYTES = 1 << 20  # of a longer line `json` runs out of memory with an error, where `orjson` would end the process
@@ -74,7 +73,7 @@ def read_records(
     if extension == ".parquet":
         return read_parquet(file, columns, max_record_bytes)
     plain, packed = posixpath.splitext(extension) if extension.count(".") > 1 else (extension, "")
-    read = _unpacked(file, _CODECS[packed]) if packed else file.read
+    read = unpacked(file, CODECS[packed]) if packed else file.read
     if plain == ".jsonl":
         return unless_mostly_bad(_json_lines(read, max_record_bytes))
     if plain in (".csv", ".tsv"):
@@ -96,19 +95,6 @@ def column_names(file: BinaryIO, url: str) -> tuple[list[str], bool]:
             names |= dict.fromkeys(record[1])
     is_whole = next(records, None) is None
     return list(names), bool(names) and (is_whole or ".jsonl" not in extension_of(url))
-
-
-def _unpacked(file: BinaryIO, codec: str) -> Read:
-    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
-
-    def read(size: int) -> bytes:
-        try:
-            content: bytes = stream.read(size)
-        except (pa.ArrowException, OSError) as error:
-            raise BadData(f"its compression by {codec} is damaged ({error})") from None
-        return content
-
-    return read
 
 
 def _text(read: Read, limit: int) -> Iterator[Record]:

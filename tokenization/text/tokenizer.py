@@ -106,6 +106,15 @@ def load_text_tokenizer(path: str = "") -> TextTokenizer:
     return _load(path, file, named, digest.hexdigest())
 
 
+def check_text_tokenizer(path: str = "") -> None:
+    """Raise UserError where a tokenizer cannot be loaded, in less time than loading takes. path: as there."""
+    file = _model_file(path)
+    if file.suffix == ".json":
+        load_text_tokenizer(path)
+    else:
+        _sentencepiece_model(file)
+
+
 @lru_cache(maxsize=8)
 def _load(path: str, file: Path, named: tuple[str, str], fingerprint: str) -> TextTokenizer:
     is_json = file.suffix == ".json"
@@ -171,15 +180,9 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]
     ranks by score, then by the length of the left part, which gives the same order for the equal-scored runs of spaces.
     Transformers' own LlamaTokenizer ranks by id instead (5.23), which breaks every double space.
     """
-    from sentencepiece import sentencepiece_model_pb2
     from transformers.convert_slow_tokenizer import generate_merges  # imported late: it takes 0.7 s
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    try:
-        proto.ParseFromString(file.read_bytes())
-    except Exception as error:
-        raise UserError(f"{file}: not a sentencepiece model ({error})") from None
-    _check_supported(file, proto)
+    proto = _sentencepiece_model(file)
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     merges = generate_merges(vocab, scores, skip_tokens=vocab.keys() - scores.keys())
@@ -190,6 +193,19 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]
     tokenizer.decoder = decoders.Sequence(steps)
     special = proto.trainer_spec.bos_id, proto.trainer_spec.eos_id
     return tokenizer, special, _EncodeParts(tokenizer, vocab, merges)
+
+
+def _sentencepiece_model(file: Path) -> Any:
+    """The model in a file, of the kind that can be used. Raises UserError on any other file."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(file.read_bytes())
+    except Exception as error:
+        raise UserError(f"{file}: not a sentencepiece model ({error})") from None
+    _check_supported(file, proto)
+    return proto
 
 
 def _check_supported(file: Path, proto: Any) -> None:

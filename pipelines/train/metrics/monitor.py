@@ -38,13 +38,13 @@ class Monitor:
         self._engine, self._watch, self._is_first = engine, watch, engine.mesh.rank == 0
         self._clock = StepClock()
         self._sources = source_names(job)
-        peak = device_peak(job.recipe.train.hardware.peak_flops)
+        peak = device_peak(job.recipe.training.hardware.peak_flops)
         self._peak = peak and peak * engine.mesh.world_size
         self._profile = Profile(job, engine.mesh.rank)
         self._meter = Meter(f"train-{job.stage.name}")
-        self._wandb = WeightsAndBiases(job) if self._is_first and job.recipe.train.wandb is not None else None
+        self._wandb = WeightsAndBiases(job) if self._is_first and job.recipe.training.wandb is not None else None
         publishers: list[Publisher] = [lambda steps: write_metrics(job.store, [step.line for step in steps])]
-        if job.recipe.train.tensorboard:
+        if job.recipe.training.tensorboard:
             publishers.append(partial(write_events, job.store))
         if self._wandb is not None:
             publishers.append(self._wandb.publish)

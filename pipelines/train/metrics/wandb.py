@@ -18,7 +18,7 @@ from storage.errors import UserError
 
 def check_wandb(recipe: Recipe) -> None:
     """Raise UserError where the recipe asks for wandb and the package, or the key for its server, is missing here."""
-    wanted = recipe.train.wandb
+    wanted = recipe.training.wandb
     if wanted is None or wanted.mode == "disabled":
         return
     if importlib.util.find_spec("wandb") is None:
@@ -38,7 +38,7 @@ class WeightsAndBiases:
     def __init__(self, job: TrainJob) -> None:
         import wandb
 
-        wanted = job.recipe.train.wandb
+        wanted = job.recipe.training.wandb
         assert wanted is not None
         name = f"train-{job.stage.name}"
         self._run = wandb.init(

@@ -6,16 +6,18 @@ import csv
 import datetime
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import BadData
+from tokenization.readers.compressed import CODECS, unpacked
 from tokenization.readers.record import BadRecord
 from tokenization.readers.records import extension_of, read_records
 
@@ -117,6 +119,49 @@ def test_what_is_cut_or_damaged_keeps_the_records_before_and_says_so(codec: str,
     assert found[:2] == [(0, {"text": "0"}), (1, {"text": "1"})]
     with pytest.raises(BadData, match=f"its compression by {codec} is damaged"):
         read(b'{"text": "not compressed"}\n', url)
+
+
+@settings(max_examples=30)
+@given(cut=st.integers(1, 1200))
+def test_a_gzip_that_is_cut_keeps_every_record_whose_end_is_there(cut: int) -> None:
+    lines = b"".join(b'{"text": "%d"}\n' % number**3 for number in range(500))
+    part = gzip.compress(lines, mtime=0)[:-cut]
+    there = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(part).count(b"\n")
+    found: list[Any] = []
+    with pytest.raises(BadData, match="its compression by gzip is damaged"):
+        found.extend(read_records(io.BytesIO(part), "a.jsonl.gz"))
+    assert found == [(number, {"text": str(number**3)}) for number in range(there)]
+
+
+def test_a_gzip_stream_that_is_damaged_costs_itself_and_what_follows() -> None:
+    streams = [bytearray(gzip.compress(b'{"n": %d}\n' % number * 99, mtime=0)) for number in range(3)]
+    streams[1][-5] ^= 1  # of its checksum
+    found: list[Any] = []
+    with pytest.raises(BadData, match="its compression by gzip is damaged"):
+        found.extend(read_records(io.BytesIO(b"".join(streams)), "a.jsonl.gz"))
+    assert found == [(number, {"n": 0}) for number in range(99)]
+
+
+@pytest.mark.parametrize("zeros", [1, 511, 1 << 16, 3 << 16])
+def test_zeros_behind_a_gzip_stream_are_no_data(zeros: int) -> None:
+    first, second = (gzip.compress(line, mtime=0) for line in (b'{"n": 1}\n', b'{"n": 2}\n'))
+    assert read(first + bytes(zeros), "a.jsonl.gz") == [(0, {"n": 1})]
+    assert read(first + bytes(zeros) + second, "a.jsonl.gz") == [(0, {"n": 1}), (1, {"n": 2})]
+    found: list[Any] = []
+    with pytest.raises(BadData, match="its compression by gzip is damaged"):
+        found.extend(read_records(io.BytesIO(first + bytes(zeros) + b"more"), "a.jsonl.gz"))
+    assert found == [(0, {"n": 1})]
+
+
+@pytest.mark.parametrize(("packed", "codec"), CODECS.items())
+def test_what_is_unpacked_comes_in_pieces_of_the_size_that_is_asked_for(packed: str, codec: str) -> None:
+    content = bytes(range(256)) * 1000
+    read = unpacked(io.BytesIO(compressed(content, codec)), codec)
+    pieces = [read(size) for size in (1, 1000, 70_000)]
+    assert [len(piece) for piece in pieces] <= [1, 1000, 70_000]
+    while piece := read(1 << 20):
+        pieces.append(piece)
+    assert b"".join(pieces) == content
 
 
 def test_a_bomb_is_read_past_in_little_memory() -> None:
