@@ -13,7 +13,7 @@ from pipelines.dag.plan import REBUILDS, plan
 from pipelines.dag.stage import Stage
 from pipelines.dag.until import stages_until
 from pipelines.run import run_stages
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from storage.errors import UserError
 from storage.store import Store
 from testing.tiny_run import tiny_recipe, write_clip

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.recipe import Kind, Recipe
 from pipelines.recipe.data import TextTokenizer
-from pipelines.sources.listing import SourceObject
+from pipelines.sources.listing import Listing, SourceObject
 from pipelines.tokenize.partition import Partition, Partitions
 from pipelines.tokenize.record import TokenizeRecord, read_partitions
 from pipelines.tokenize.stage import TokenizeStage
@@ -55,7 +55,7 @@ SETTINGS = {"a": {"fields": ["text"]}, "b": {"fields": ["vision"]}}
 
 
 def cut(objects: list[SourceObject], limit: int, **settings: Any) -> list[Partition]:
-    return list(Partitions(objects, limit, {**SETTINGS, **settings}).values())
+    return list(Partitions(Listing.of(objects), limit, {**SETTINGS, **settings}).values())
 
 
 @given(OBJECTS, st.integers(1, 200), st.randoms())

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import SourceObject, list_sources
+from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing import SourceObject
 from pipelines.tokenize.records import Tally, TokenizeJob, text_records, to_documents
 from pipelines.tokenize.text_documents import text_documents
 from testing.tiny_run import VOCABULARY, tiny_recipe

@@ -90,7 +90,7 @@ def test_the_same_documents_make_the_same_bytes_wherever_their_batches_end(
     ends = [*np.cumsum(sizes).tolist(), len(items)]
     batches = [batch for start, end in zip([0, *ends], ends) for batch in to_batches(items[start:end])]
     file = io.BytesIO()
-    assert write_batches(file, batches, tokens) == len(items)
+    assert write_batches(file, batches, row_group_tokens=tokens) == len(items)
     assert file.getvalue() == written(items, row_group_tokens=tokens)
 
 
