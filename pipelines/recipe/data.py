@@ -155,8 +155,8 @@ class Tokenize(Config):
     """Processor time that decoding a video, a piece of one or an image may take, beyond a minute for each MiB read and
     0.1 seconds for each frame; what takes more is bad."""
     partition_bytes: Positive = 64 * 2**20
-    """Objects are grouped in partitions of about so many bytes; a video is a partition of its own, and so is a file of
-    records that name media."""
+    """Objects are grouped in partitions of so many bytes at most; one of more than half of them is a partition of its
+    own, and a video, or a file of records that name media, counts as a thirty-second of them at least."""
     piece_seconds: OutputNeutral[Above0] = 300.0
     """A longer video is decoded in pieces of so many seconds, by as many tasks, on as many nodes as there are."""
     in_flight_mib: OutputNeutral[Positive] = 32

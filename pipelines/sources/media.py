@@ -50,7 +50,7 @@ class Medium:
     """A video or image, of a video a part. kind: None where only its bytes tell.
 
     identity: URL and etag of the object that holds the bytes, and which of the media in there; None where the object's
-    store has no etag, so that nothing tells when they change.
+    store has neither a tag nor a time, so that nothing tells when they change.
     """
 
     origin: Origin
@@ -200,7 +200,8 @@ def _of_record(
 
 
 def _identity(url: str, etag: str, member: str = "") -> tuple[str, str, str] | None:
-    return (url, etag, member) if etag else None
+    is_size_alone = etag.endswith("-")  # without a time, as `storage.urls` puts it
+    return (url, etag, member) if etag and not is_size_alone else None
 
 
 def _is_of_split(found: SourceObject, *names: str) -> bool:

@@ -216,8 +216,8 @@ def test_a_disk_that_fills_up_is_one_sentence_and_what_is_on_it_is_whole(
     sources: Path, small_disk: Path, refused: Command
 ) -> None:
     said = refused(text_recipe(sources, small_disk / "run"))
-    assert f"{small_disk}/run/stages/tokenize/" in said
-    assert "the disk is full; free space or set storage.root elsewhere" in said
+    place = f"{small_disk}/run/stages/tokenize"
+    assert f"{place}: the disk is full; free space or set storage.root elsewhere" in said
     home = only_folder(small_disk / "run", "tokenize")
     shared = shared_folder(home)
     written = shared.names(DOCUMENTS)

@@ -75,6 +75,7 @@ class CodesWriter:
             use_dictionary=["encoder"],
             use_byte_stream_split=columns,  # 13 bits of information in 32, which zstd finds only byte by byte
             write_statistics=False,
+            write_page_checksum=True,  # runs and users share it for years, and codes look alike
         )
         self._rows: list[MediumCodes] = []
         self._held = 0
@@ -121,13 +122,15 @@ class CodesFile:
 
     def __init__(self, fileobj: BinaryIO) -> None:
         with _damage():
-            self._parquet = pq.ParquetFile(fileobj, pre_buffer=False)
+            self._parquet = pq.ParquetFile(fileobj, pre_buffer=False, page_checksum_verification=True)
             if not self._parquet.schema_arrow.equals(SCHEMA):
                 raise BadData("not a file of codes")
             metadata = self._parquet.metadata.metadata or {}
             joined, counts = (bytes.fromhex(metadata[key].decode()) for key in (_OBJECTS, _COUNTS))
-        ids = [joined[start : start + ID_BYTES] for start in range(0, len(joined), ID_BYTES)]
-        ends = np.cumsum(np.frombuffer(counts, "<u4")).tolist()
+            ids = [joined[start : start + ID_BYTES] for start in range(0, len(joined), ID_BYTES)]
+            ends = np.cumsum(np.frombuffer(counts, "<u4")).tolist()
+            if len(ends) != self._parquet.num_row_groups or (ends or [0])[-1] != len(ids):
+                raise BadData("not a whole file of codes (its list of objects does not fit)")
         self._groups = [frozenset(ids[start:end]) for start, end in zip([0, *ends], ends)]
 
     @property
@@ -149,19 +152,21 @@ class CodesFile:
         """The media of a row group."""
         with _damage():
             batch = self._parquet.read_row_group(group, use_threads=False).combine_chunks().to_batches()[0]
-        objects, members, totals, numbers, times, codes, encoders = batch.columns
-        return [
-            MediumCodes(
-                objects[row].as_py(),
-                members[row].as_py(),
-                totals[row].as_py(),
-                of_row := numbers[row].values.to_numpy(),
-                times[row].values.to_numpy(),
-                codes[row].values.to_numpy().reshape(len(of_row), -1),
-                encoders[row].as_py(),
-            )
-            for row in range(len(batch))
-        ]
+            objects, members, totals, numbers, times, codes, encoders = batch.columns
+            if not numbers.offsets.equals(times.offsets):  # the headers of pages have no checksum
+                raise BadData("not a whole file of codes (its media have more times or fewer than frames)")
+            return [
+                MediumCodes(
+                    objects[row].as_py(),
+                    members[row].as_py(),
+                    totals[row].as_py(),
+                    of_row := numbers[row].values.to_numpy(),
+                    times[row].values.to_numpy(),
+                    codes[row].values.to_numpy().reshape(len(of_row), -1),
+                    encoders[row].as_py(),
+                )
+                for row in range(len(batch))
+            ]
 
     def __iter__(self) -> Iterator[MediumCodes]:
         for group in range(len(self._groups)):
@@ -177,7 +182,7 @@ class _damage:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (BadData, StoreError)):
             return
-        if isinstance(error, (pa.ArrowException, OSError, KeyError, ValueError)):
+        if isinstance(error, (pa.ArrowException, OSError, LookupError, ValueError)):
             raise BadData(f"not a whole file of codes ({(str(error) or 'empty').splitlines()[0]})") from None
 
 

@@ -75,6 +75,7 @@ def assert_same(found: list[FrameChunk], expected: list[FrameChunk]) -> None:
         assert (ours.frames.dtype, ours.times.dtype) == (theirs.frames.dtype, theirs.times.dtype)
         np.testing.assert_array_equal(ours.frames, theirs.frames)
         np.testing.assert_array_equal(ours.times, theirs.times)
+        assert ours.total == theirs.total
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------
@@ -89,6 +90,7 @@ def test_frames_are_those_of_this_process_and_one_process_serves_all(tmp_path: P
     assert_same(decoded(Content(str(packed), window=window)), here(CLIP))
     assert_same(decoded(held(CLIP.read_bytes()), None, max_frames=7), here(CLIP, max_frames=7))
     assert_same(decoded(CLIP, part=(0.5, 1.0)), here(CLIP, part=(0.5, 1.0)))
+    assert {chunk.total for chunk in decoded(CLIP, max_frames=7)} == {counted_samples(Content(str(CLIP)), 30.0)}
     some = Samples(np.array([3, 5, 50]), to_end=False)
     assert_same(decoded(held(CLIP.read_bytes()), samples=some), here(CLIP, samples=some))
     assert_same(decoded(CLIP, samples=Samples(np.array([], dtype=np.int64), to_end=False)), [])

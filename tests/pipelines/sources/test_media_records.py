@@ -90,6 +90,15 @@ def test_a_picture_in_the_table_itself_is_read(tmp_path: Path, kind: str) -> Non
     outcomes = list(media_of(found, {}, COLUMNS))
     assert [outcome.origin.side.get("caption") for outcome in outcomes] == ["one", "two", None]
     assert isinstance(outcomes[2], BadMedium)
+    own, beside = (cast(Medium, outcome).identity for outcome in outcomes[:2])
+    assert own == (found.url, found.etag, "#0")
+    if kind == "bytes":
+        assert beside == (found.url, found.etag, "#1")
+    else:
+        assert beside is not None
+        assert beside[0] == str(tmp_path / "beside.jpg")
+        assert beside[1] not in ("", found.etag)
+        assert beside[2] == ""
     (first,) = medium_frames(cast(Medium, outcomes[0]), FrameRequest(fps=4, size=16, chunk=4))
     assert (first.frames[0] == load_image(IMAGES[0], 16)).all()
 

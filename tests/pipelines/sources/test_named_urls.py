@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
@@ -93,9 +94,35 @@ def test_a_web_address_may_hold_another_and_has_the_user_of_its_list() -> None:
         (medium,) = media_of(found, {}, COLUMNS)
         assert isinstance(medium, Medium)
         assert medium.origin.provenance["media"]["url"] == address
+        content = hashlib.sha256(contents["/resized"]).hexdigest()  # what a server without tags is asked for
+        assert medium.identity == (address, content, "")
         (chunk,) = medium_frames(medium, FrameRequest(fps=4, size=16, chunk=4))
         assert (chunk.frames[0] == load_image(IMAGES[0], 16)).all()
     assert set(users) == {"Basic bWU6d29yZA=="}
+
+
+def test_a_large_medium_of_a_server_that_tells_its_size_alone_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = b"image,caption\na.jpg,c\n" if self.path == "/l.csv" else IMAGES[0].read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    with http_server(Handler) as web:
+        (found,) = listing(web, urls=["l.csv"], media="image")
+        (hashed,) = media_of(found, {}, COLUMNS)
+        monkeypatch.setattr("storage.urls._HASHED_BYTES", 1000)
+        (sized,) = media_of(found, {}, COLUMNS)
+    assert isinstance(hashed, Medium)
+    assert isinstance(sized, Medium)
+    assert hashed.identity is not None
+    assert sized.origin.provenance["media"]["etag"] == f"{IMAGES[0].stat().st_size}-"
+    assert sized.identity is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.sources.listing import read_objects, write_objects
-from pipelines.sources.media import object_frames
+from pipelines.sources.media import Medium, media_of, object_frames
 from storage.errors import BadData, UserError
 from storage.store import Store
 from testing.made_tars import write_tar
@@ -42,6 +42,20 @@ def test_a_glob_over_keys_holds_samples_out_and_each_sample_is_in_one_split(arch
     store = Store(str(tmp_path / "stage"))
     write_objects(store, found)
     assert read_objects(store) == found
+
+
+def test_each_medium_has_an_identity_of_its_own_that_changes_with_the_tar(archive: Path) -> None:
+    def identities() -> list[tuple[str, str, str] | None]:
+        (found,) = listing(archive.parent, urls=["*.tar"])
+        made = [one.identity for one in media_of(found, {}) if isinstance(one, Medium)]
+        assert all(identity and identity[:2] == (found.url, found.etag) for identity in made)
+        return made
+
+    first = identities()
+    assert len(set(first)) == len(first) > 1
+    assert identities() == first
+    archive.write_bytes(archive.read_bytes() + bytes(10240))
+    assert not set(identities()) & set(first)
 
 
 def test_a_glob_over_tars_holds_them_out_whole(archive: Path) -> None:

@@ -118,6 +118,16 @@ def test_a_long_video_is_thinned_as_lwm_does() -> None:
         np.testing.assert_array_equal(thinned.times, whole.times[kept])
 
 
+def test_the_total_of_a_video_is_told_where_it_was_counted() -> None:
+    def totals(**more: Any) -> set[int | None]:
+        return {chunk.total for chunk in decode_frames(BIKES, FrameRequest(fps=10, size=16, chunk=9, **more))}
+
+    total = count(BIKES, 10)
+    assert totals(max_frames=20) == totals(part=(0.5, 1.0)) == totals(max_frames=10**6) == {total}
+    assert totals() == totals(samples=span(0, 20)) == {None}
+    assert FrameRequest(fps=1, size=1, max_frames=2).choose(lambda: 3)[1] == 3
+
+
 def test_ranges_join_to_the_whole_with_and_without_a_seek() -> None:
     whole = joined(decode_frames(WORLD, FrameRequest(fps=4, size=16)))
     assert whole.times[-1] == 30.0
