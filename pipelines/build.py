@@ -19,15 +19,21 @@ from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage
 
 
-def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) -> list[Stage[Any]]:
+def build_stages(
+    recipe: Recipe, objects: Sequence[SourceObject] | None = None, changes: tuple[str, ...] = ()
+) -> list[Stage[Any]]:
     """The stages of a recipe.
 
-    objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
+    objects: the listing of its sources, made here where it is None. changes: what differs from the one before, for the
+    plan. Raises UserError where a source has no object.
     """
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
     media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
-    stages: list[Stage[Any]] = [SourcesStage(objects, heldout_notes(recipe, objects)), *([codec] if codec else [])]
+    stages: list[Stage[Any]] = [
+        SourcesStage(objects, heldout_notes(recipe, objects), changes),
+        *([codec] if codec else []),
+    ]
     stages.append(TokenizeStage(recipe, codec.name if codec else None))
     previous: str | None = None
     for settings in recipe.train.stages:

@@ -18,6 +18,8 @@ from pipelines.dag.stage import Stage, StageContext
 from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing_changes import changes_note
+from pipelines.sources.stage import SourcesStage
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
@@ -33,13 +35,13 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = ()) -> list[PlannedSt
     with first_contact(root.url):
         root.read_json(REBUILDS)
     root.check_output()
-    return plan(_checked_stages(recipe), root, rebuild)
+    return plan(_checked_stages(recipe, root), root, rebuild)
 
 
-def _checked_stages(recipe: Recipe) -> list[Stage[Any]]:
+def _checked_stages(recipe: Recipe, root: Store) -> list[Stage[Any]]:
     objects = list_sources(recipe)
     check_recipe(recipe, objects)
-    return build_stages(recipe, objects)
+    return build_stages(recipe, objects, changes_note(root.at("stages", SourcesStage.kind), objects))
 
 
 def root_store(recipe: Recipe) -> Store:
@@ -64,7 +66,7 @@ def run_recipe(
         swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
         if swept:
             log.info("removed %d half-written files of dead runs", swept)
-        return run_stages(plan(_checked_stages(recipe), root, rebuild), root, address, profile)
+        return run_stages(plan(_checked_stages(recipe, root), root, rebuild), root, address, profile)
 
 
 def run_stages(

@@ -33,7 +33,9 @@ class SourcesRecord:
 
 @dataclass(frozen=True)
 class SourcesStage(Stage[SourcesRecord]):
-    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each."""
+    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each. changes:
+    what is new, changed or gone since the listing that was committed last.
+    """
 
     kind = "sources"
     record = SourcesRecord
@@ -42,14 +44,15 @@ class SourcesStage(Stage[SourcesRecord]):
 
     objects: Listing
     heldout: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     def settings(self) -> Mapping[str, Any]:
         """Counts and a hash by source."""
         return listing_digest(self.objects)
 
     def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
-        """What is held out."""
-        return self.heldout
+        """What changed, where this listing is not committed yet, and what is held out."""
+        return self.heldout if figures is not None else self.changes + self.heldout
 
     def run(self, context: StageContext) -> Made[SourcesRecord]:
         """Commit the listing."""
