@@ -90,14 +90,15 @@ def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = Non
     outputs: dict[str, StageOutput[Any]] = {}
     for stage in stages:
         if stage.status != "done":
-            _run_one(stage, StageContext(stage.store, {name: outputs[name] for name in stage.stage.inputs}, profile))
+            run_stage(stage, StageContext(stage.store, {name: outputs[name] for name in stage.stage.inputs}, profile))
         manifest = read_manifest(stage.store, stage.stage.record)
         assert manifest is not None, stage.name
         outputs[stage.name] = StageOutput(stage.store, manifest)
     return {name: output.manifest for name, output in outputs.items()}
 
 
-def _run_one(stage: PlannedStage, context: StageContext) -> None:
+def run_stage(stage: PlannedStage, context: StageContext) -> None:
+    """Run a planned stage and commit its manifest, last."""
     started = time.monotonic()
     if not stage.store.exists(STARTED):
         stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json()})

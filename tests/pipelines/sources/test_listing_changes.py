@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines.dag.manifest import MANIFEST
 from pipelines.dag.plan import plan
 from pipelines.dag.stage import StageContext
-from pipelines.run import _run_one
+from pipelines.run import run_stage
 from pipelines.sources.listing import Listing, SourceObject, write_objects
 from pipelines.sources.listing_changes import changes_note, compared_columns, listing_changes
 from pipelines.sources.stage import SourcesStage
@@ -51,7 +51,7 @@ def committed(root: Store, objects: Listing) -> SourcesStage:
     """Commit a listing as a run does."""
     stage = SourcesStage(objects, (), changes_note(root.at("stages", "sources"), objects))
     (planned,) = plan([stage], root)
-    _run_one(planned, StageContext(planned.store, {}))
+    run_stage(planned, StageContext(planned.store, {}))
     return stage
 
 

@@ -1,0 +1,1 @@
+"""What a corpus of a million objects costs the driver."""
