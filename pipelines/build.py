@@ -19,16 +19,19 @@ from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage
 
 
-def build_stages(recipe: Recipe, objects: Sequence[SourceObject] | None = None) -> list[Stage[Any]]:
+def build_stages(
+    recipe: Recipe, objects: Sequence[SourceObject] | None = None, changes: tuple[str, ...] = ()
+) -> list[Stage[Any]]:
     """The stages of a recipe; without `train` those of data alone, and the report.
 
-    objects: the listing of its sources, made here where it is None. Raises UserError where a source has no object.
+    objects: the listing of its sources, made here where it is None. changes: what differs from the one before, for the
+    plan. Raises UserError where a source has no object.
     """
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
     media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
     asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
-    sources = SourcesStage(objects, heldout_notes(recipe, objects), asked)
+    sources = SourcesStage(objects, heldout_notes(recipe, objects), changes, asked)
     stages: list[Stage[Any]] = [sources, *([codec] if codec else [])]
     packs = tuple(PackStage.named(data.name) for data in recipe.packed.values())
     stages.append(TokenizeStage(recipe, codec.name if codec else None, packs))

@@ -20,6 +20,8 @@ from pipelines.dag.until import stages_until
 from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
+from pipelines.sources.listing_changes import changes_note
+from pipelines.sources.stage import SourcesStage
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
@@ -35,13 +37,13 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = (), until: str | None
     with first_contact(root.url):
         root.read_json(REBUILDS)
     root.check_output()
-    return plan(_checked_stages(recipe, rebuild, until), root, rebuild)
+    return plan(_checked_stages(recipe, root, rebuild, until), root, rebuild)
 
 
-def _checked_stages(recipe: Recipe, rebuild: Collection[str], until: str | None) -> list[Stage[Any]]:
+def _checked_stages(recipe: Recipe, root: Store, rebuild: Collection[str], until: str | None) -> list[Stage[Any]]:
     objects = list_sources(recipe)
     check_recipe(recipe, objects)
-    stages = build_stages(recipe, objects)
+    stages = build_stages(recipe, objects, changes_note(root.at("stages", SourcesStage.kind), objects))
     return stages if until is None else stages_until(stages, until, rebuild)
 
 
@@ -72,7 +74,7 @@ def run_recipe(
         swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
         if swept:
             log.info("removed %d half-written files of dead runs", swept)
-        return run_stages(plan(_checked_stages(recipe, rebuild, until), root, rebuild), root, address, profile)
+        return run_stages(plan(_checked_stages(recipe, root, rebuild, until), root, rebuild), root, address, profile)
 
 
 def run_stages(
@@ -97,14 +99,15 @@ def _run_all(stages: Sequence[PlannedStage], profile: ProfiledSteps | None = Non
     for stage in stages:
         if stage.status != "done":
             inputs = {name: outputs[name] for name in stage.stage.inputs}
-            _run_one(stage, StageContext(stage.store, inputs, profile, stage.declaration.rebuild))
+            run_stage(stage, StageContext(stage.store, inputs, profile, stage.declaration.rebuild))
         manifest = read_manifest(stage.store, stage.stage.record)
         assert manifest is not None, stage.name
         outputs[stage.name] = StageOutput(stage.store, manifest)
     return {name: output.manifest for name, output in outputs.items()}
 
 
-def _run_one(stage: PlannedStage, context: StageContext) -> None:
+def run_stage(stage: PlannedStage, context: StageContext) -> None:
+    """Run a planned stage and commit its manifest, last."""
     started = time.monotonic()
     if not stage.store.exists(STARTED):
         begun = {REQUEST: stage.request, BEGAN: _now()}

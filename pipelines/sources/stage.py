@@ -33,17 +33,18 @@ class SourcesRecord:
 
 @dataclass(frozen=True)
 class SourcesStage(Stage[SourcesRecord]):
-    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each. asked:
-    the sources as the recipe has them.
+    """objects: the listing, made when the DAG is built. heldout: what each pattern holds out, a sentence each. changes:
+    what is new, changed or gone since the listing that was committed last. asked: the sources as the recipe has them.
     """
 
     kind = "sources"
     record = SourcesRecord
-    output_version = 2
+    output_version = 3
     inputs = ()
 
     objects: Listing
     heldout: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> Mapping[str, Any]:
@@ -60,8 +61,8 @@ class SourcesStage(Stage[SourcesRecord]):
         return ("tokenize",)
 
     def notes(self, figures: Mapping[str, Any] | None) -> tuple[str, ...]:
-        """What is held out."""
-        return self.heldout
+        """What is not as it was committed last, and what is held out."""
+        return self.changes + self.heldout
 
     def run(self, context: StageContext) -> Made[SourcesRecord]:
         """Commit the listing."""

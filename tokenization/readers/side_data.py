@@ -9,6 +9,7 @@ import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from storage.errors import BadData, UserError
@@ -77,20 +78,24 @@ class SideData:
 
     def row(self, url_or_key: str) -> str | None:
         """The row of an object as JSON, without its key column; None if it has none. The longest matching key wins."""
-        rows = self.rows
         whole = path_of(url_or_key)
-        for name in (url_or_key, posixpath.splitext(url_or_key)[0]):
-            if name in rows:
-                return rows[name]
-        length = len(posixpath.splitext(whole)[0])
-        start = 0
-        while True:  # the whole path, then what follows each `/`
-            for name in (whole[start:], whole[start:length]):
-                if name in rows:
-                    return rows[name]
+        if whole != url_or_key:
+            for name in (url_or_key, posixpath.splitext(url_or_key)[0]):
+                if name in self.rows:
+                    return self.rows[name]
+        start, end = 0, len(posixpath.splitext(whole)[0])
+        for slashes in range(whole.count("/"), -1, -1):  # the whole path, then what follows each `/`
+            if slashes in self._slashes:
+                for name in (whole[start:], whole[start:end]):
+                    if name in self.rows:
+                        return self.rows[name]
             start = whole.find("/", start) + 1
-            if not start:
-                return None
+        return None
+
+    @cached_property
+    def _slashes(self) -> frozenset[int]:
+        """How many `/` keys have: next to all have as many, and are not looked for elsewhere."""
+        return frozenset(key.count("/") for key in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.sources.listing import Listing, SourceObject, listing_digest, read_objects, write_objects
@@ -41,6 +41,7 @@ def rows(objects: Any) -> list[dict[str, Any]]:
     return [dataclasses.asdict(one) for one in objects]
 
 
+@settings(max_examples=25)
 @given(st.lists(OBJECTS, max_size=6), st.integers(-7, 7), st.integers(-7, 7), st.sampled_from([1, 2, -1]))
 def test_a_listing_is_the_sequence_that_it_was_made_of(
     objects: list[SourceObject], start: int, stop: int, step: int
@@ -54,6 +55,7 @@ def test_a_listing_is_the_sequence_that_it_was_made_of(
         listing[len(objects)]
 
 
+@settings(max_examples=25)
 @given(st.lists(OBJECTS, max_size=6))
 def test_a_source_or_a_split_of_a_listing_is_its_objects(objects: list[SourceObject]) -> None:
     listing = Listing.of(objects)
