@@ -8,7 +8,7 @@ provenance as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -55,14 +55,24 @@ def write_documents(fileobj: BinaryIO, documents: Iterable[Document], row_group_
     return count
 
 
-def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
-    """The documents of a file, in order, a row group at a time. Raises BadData on any other or incomplete file."""
+def read_documents(fileobj: BinaryIO, rows: Collection[int] | None = None) -> Iterator[Document]:
+    """The documents of a file, in order, a row group at a time. Raises BadData on any other or incomplete file.
+
+    rows: the numbers of those to read, None for all; of row groups without any of them nothing is read.
+    """
     try:
         parquet = pq.ParquetFile(fileobj, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
+        first = 0
         for group in range(parquet.num_row_groups):
-            for batch in parquet.read_row_group(group, use_threads=False).to_batches():
+            last = first + parquet.metadata.row_group(group).num_rows
+            wanted = None if rows is None else sorted(row - first for row in rows if first <= row < last)
+            first = last
+            if wanted == []:
+                continue
+            table = parquet.read_row_group(group, use_threads=False)
+            for batch in (table if wanted is None else table.take(wanted)).to_batches():
                 yield from _from_batch(batch)
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
