@@ -1,4 +1,4 @@
-"""`ringworld inspect PATH`: print what a stage's folder, a shard set or a checkpoint holds; `--verify` re-hashes it."""
+"""`ringworld inspect PATH`: print what a folder or a file of a run holds; `--verify` re-hashes a folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import json
 from storage.errors import UserError
 from storage.printable import printable
 
-HELP = "print what a stage's folder, a shard set or a checkpoint holds"
+HELP = "print what a run, a stage's folder, a checkpoint, a shard or a file of documents holds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("path", help="a run's root, a stage's folder, a checkpoint or a model folder; any fsspec URL")
+    parser.add_argument("path", help="a folder, or a shard or a file of documents; any fsspec URL")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument("--verify", action="store_true", help="re-hash every file and compare with what was committed")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a folder holds, for `ringworld inspect`: a run, a stage, a checkpoint or a model."""
+"""What a place holds, for `ringworld inspect`: a run, a stage, a checkpoint, a model, or a file of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from model import checkpoint
 from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, is_fingerprint, read_manifest
+from pipelines.inspect.files import describe_file, is_file
 from storage.errors import UserError
 from storage.store import Store
 
@@ -20,7 +21,9 @@ _MARKS = {
 
 
 def describe(url: str) -> dict[str, Any]:
-    """A summary, plain JSON. Raises UserError when the folder is none that Ringworld makes."""
+    """A summary, plain JSON. Raises UserError when the folder or file is none that Ringworld makes."""
+    if is_file(url):
+        return {"path": url, **describe_file(url)}
     store, kind = recognise(url)
     return {"path": store.path(), "kind": kind, **_DESCRIBE[kind](store)}
 

@@ -17,6 +17,7 @@ from model import checkpoint
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import PlainRecord, StageOutput, read_manifest
 from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
+from pipelines.inspect.files import is_file
 from pipelines.tokenize.record import PARTITIONS, TokenizeRecord, read_partitions
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.job import CHECKPOINTS
@@ -37,8 +38,12 @@ Check = Callable[[], list[str]]
 def verify(url: str, threads: int = THREADS) -> list[str]:
     """Every way in which the files differ from what was committed, in the order of the files; none means intact.
 
-    Raises UserError when the folder is none that Ringworld makes, and when its store does not answer.
+    Raises UserError when that is no folder that Ringworld makes, and when its store does not answer.
     """
+    if is_file(url):
+        raise UserError(
+            f"{url}: a file alone does not say what was committed; leave out --verify, or name its stage's folder"
+        )
     store, kind = recognise(url)
     checks = list(_CHECKS[kind](store))
     problems = []

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.dag.manifest import MANIFEST
+from pipelines.dag.manifest import MANIFEST, is_fingerprint
 from pipelines.sources.listing import OBJECTS, Listing, listing_digest
 from storage.store import Store
 
@@ -57,7 +57,7 @@ def changes_note(history: Store, new: Listing) -> tuple[str, ...]:
     history: the folder of all that the run's sources stage has made.
     """
     made: list[tuple[str, str, Any]] = []
-    for folder in history.folders():
+    for folder in filter(is_fingerprint, history.folders()):
         tree = history.at(folder).read_json(MANIFEST) or {}
         if OBJECTS in tree.get("outputs", {}).get("files", {}):
             made.append((tree.get("finished", ""), folder, tree.get("figures")))

@@ -1,4 +1,4 @@
-"""`ringworld inspect` says what a folder holds; `--verify` finds every byte that is not as it was committed."""
+"""`ringworld inspect` says what a folder or file holds; `--verify` finds every byte that is not as it was committed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from testing.made_tars import tar
 from testing.miniature import ringworld
+from testing.tiny_run import VOCABULARY
+from tokenization.document import Document
+from tokenization.packing.pack import pack
+from tokenization.shards.document_parquet import write_documents
+from tokenization.shards.shard import write_shard
 
 Inspect = Callable[..., tuple[int, Any]]
 
@@ -129,3 +138,77 @@ def test_a_folder_of_something_else_is_the_users_mistake(tmp_path: Path) -> None
         f"ringworld: {tmp_path}: neither a run, a stage's folder, a checkpoint nor a model; "
         "give the path of one of these\n"
     )
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """Of six documents in contexts of 64 tokens, of which one is split."""
+    tokens = np.arange(3, 33, dtype=np.int32)
+    sizes = (30, 30, 30, 30, 30, 20)
+    made = [Document(f"d{n}", f"s{n % 2}", np.resize(tokens, size), ((1, size),)) for n, size in enumerate(sizes)]
+    made[0] = Document("long", "s0", np.resize(tokens, 100), ((1, 100),))
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        write_shard(file, pack(made, 64, VOCABULARY, "text", key_prefix="k"), VOCABULARY)
+    return path
+
+
+def test_a_shard_alone_says_what_it_holds(shard: Path, inspect: Inspect) -> None:
+    code, found = inspect(shard)
+    assert code == 0
+    assert found == {
+        "path": str(shard),
+        "kind": "shard",
+        "sequences": 4,
+        "context": 64,
+        "filled": f"{240 / 256:.2%}",
+        "documents": 6,
+        "examples": 7,
+        "examples_by_source": {"s0": 4, "s1": 3},
+        "keys": "k00000000 to k00000003",
+        "tensors": {"cu_seqlens": "I32", "loss_weight": "F32", "tokens": "I32"},
+        "bytes": shard.stat().st_size,
+    }
+
+
+def test_a_file_of_documents_alone_says_what_it_holds(tmp_path: Path, inspect: Inspect) -> None:
+    path = tmp_path / "a.parquet"
+    made = [Document(f"d{n}", f"s{n % 2}", np.arange(n, dtype=np.int32), ()) for n in range(1, 6)]
+    with path.open("wb") as file:
+        write_documents(file, made, row_group_tokens=6)
+    code, found = inspect(path)
+    assert code == 0
+    assert found == {
+        "path": str(path),
+        "kind": "documents",
+        "documents": 5,
+        "tokens": 15,
+        "documents_by_source": {"s0": 2, "s1": 3},
+        "keys": "d1 to d5",
+        "row_groups": 3,
+        "bytes": path.stat().st_size,
+    }
+
+
+def test_a_file_of_another_kind_or_none_is_the_users_mistake(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "texts.parquet")
+    (tmp_path / "media.tar").write_bytes(tar([("a.jpg", b"x")]))
+    (tmp_path / "cut.tar").write_bytes(shard.read_bytes()[:1000])
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "texts.parquet").read_bytes()[:-9])
+    for name, said in [
+        ("texts.parquet", "not a whole shard of packed sequences or file of documents (its columns are text)"),
+        ("cut.parquet", "not a whole shard of packed sequences or file of documents ("),
+        ("media.tar", "file of documents (the tar has the member a.jpg)"),
+        ("cut.tar", "not a whole shard of packed sequences or file of documents (unexpected end of data)"),
+        ("empty.tar", "not a whole shard of packed sequences or file of documents (empty file)"),
+        ("none.tar", "no such file; give the path of a file or folder of a run"),
+    ]:
+        assert main(["inspect", str(tmp_path / name)]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith(f"ringworld: {tmp_path / name}: ")
+        assert said in sentence
+    assert main(["inspect", str(shard), "--verify"]) == 2
+    assert "a file alone does not say what was committed; leave out --verify" in capsys.readouterr().err

@@ -8,7 +8,7 @@ list<struct<start, end>>, provenance as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -79,20 +79,30 @@ def write_batches(
     return count
 
 
-def read_documents(fileobj: BinaryIO) -> Iterator[Document]:
-    """The documents of a file, in order. Raises BadData on any other or incomplete file."""
-    for batch in read_batches(fileobj):
+def read_documents(fileobj: BinaryIO, rows: Collection[int] | None = None) -> Iterator[Document]:
+    """The documents of a file, in order. Raises BadData on any other or incomplete file. rows: as in `read_batches`."""
+    for batch in read_batches(fileobj, rows):
         yield from _from_batch(batch)
 
 
-def read_batches(fileobj: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The documents of a file in columns, in order, a row group at a time. Raises BadData as `read_documents` does."""
+def read_batches(fileobj: BinaryIO, rows: Collection[int] | None = None) -> Iterator[pa.RecordBatch]:
+    """The documents of a file in columns, in order, a row group at a time. Raises BadData as `read_documents` does.
+
+    rows: the numbers of those to read, None for all; of row groups without any of them nothing is read.
+    """
     try:
         parquet = pq.ParquetFile(fileobj, pre_buffer=False)
         if not parquet.schema_arrow.equals(SCHEMA):
             raise BadData(f"not a file of documents: its columns are {', '.join(parquet.schema_arrow.names)}")
+        first = 0
         for group in range(parquet.num_row_groups):
-            yield from parquet.read_row_group(group, use_threads=False).to_batches()
+            last = first + parquet.metadata.row_group(group).num_rows
+            wanted = None if rows is None else sorted(row - first for row in rows if first <= row < last)
+            first = last
+            if wanted == []:
+                continue
+            table = parquet.read_row_group(group, use_threads=False)
+            yield from (table if wanted is None else table.take(wanted)).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"not a whole file of documents ({str(error).splitlines()[0]})") from None
 

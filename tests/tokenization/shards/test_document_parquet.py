@@ -72,6 +72,30 @@ def test_documents_come_back_as_they_were_whatever_the_row_groups(items: list[Do
         assert_same(got, item)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 29)), st.integers(1, 400))
+def test_any_rows_are_those_documents(rows: set[int], tokens: int) -> None:
+    items = list(documents(30, 20))
+    back = list(read_documents(io.BytesIO(written(items, row_group_tokens=tokens)), rows))
+    assert [document.key for document in back] == [items[row].key for row in sorted(rows)]
+    for got, row in zip(back, sorted(rows)):
+        assert_same(got, items[row])
+
+
+def test_of_row_groups_without_wanted_rows_nothing_is_read() -> None:
+    class Counted(io.BytesIO):
+        n_read = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            self.n_read += len(data)
+            return data
+
+    file = Counted(written(list(documents(200, 1000)), row_group_tokens=1000))
+    assert len(list(read_documents(file, [70, 71]))) == 2
+    assert file.n_read < len(file.getvalue()) / 2
+
+
 def test_the_same_documents_make_the_same_bytes() -> None:
     first, second = (written(list(documents(300, 1000)), row_group_tokens=1 << 16) for _ in range(2))
     assert first == second
