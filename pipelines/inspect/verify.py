@@ -21,7 +21,8 @@ from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_fol
 from pipelines.train.job import CHECKPOINTS
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.index import ShardStats
+from tokenization.shards.set_files import read_set
 from tokenization.shards.shard import verify_shard
 from tokenization.vocabulary import JointVocabulary
 
@@ -69,9 +70,10 @@ def _of_stage(store: Store, prefix: str = "") -> Iterator[Check]:
             yield partial(list, [f"{prefix}{record_name(part['partition'])}: missing"])
     for name in sorted({entry["file"] for splits in outputs.get("sets", {}).values() for entry in splits.values()}):
         # The shards of a damaged index cannot be checked; the files above name the index.
-        if name in files and _check(name, _hash, store, name, files[name]):
+        own = [file for file in files if file.rpartition(".")[0] == name.rpartition(".")[0]]
+        if any(_check(file, _hash, store, file, files[file]) for file in own):
             continue
-        shards = ShardSet.from_json(store.read_json(name) or {})
+        shards = read_set(store, name)
         for shard, stats in zip(shards.names, shards.stats, strict=True):
             yield partial(_check, f"{prefix}{shard}", _shard, store, shard, stats, shards.vocabulary)
     for name in store.folders(CHECKPOINTS):

@@ -8,6 +8,7 @@ from typing import Any
 
 from storage.store import Store
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import read_set
 
 PackedSet = Mapping[str, Any]
 """`file`: the shard set. `fill`: share of tokens that are no padding. Counts summed over its shards, by their names."""
@@ -44,4 +45,4 @@ class PackRecord:
     def read_set(self, store: Store, source: str, split: str) -> ShardSet | None:
         """A shard set from the stage's folder, or None when that source has nothing in that split."""
         entry = self.outputs.sets.get(source, {}).get(split)
-        return ShardSet.from_json(store.read_json(entry["file"]) or {}) if entry else None
+        return read_set(store, entry["file"], self.outputs.files.get(entry["file"])) if entry else None

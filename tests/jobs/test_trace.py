@@ -16,13 +16,14 @@ from PIL import Image
 from jobs.cli import main
 from pipelines.inspect.trace import _pieces, describe, find, object_now
 from storage.printable import printable
+from storage.store import Store
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
 from tokenization.packing.examples import pieces
-from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import read_set
 from tokenization.vocabulary import JointVocabulary
 
 Trace = Callable[..., Any]
@@ -45,8 +46,8 @@ def stage(root: Path, name: str) -> Path:
 
 def sequences(folder: Path, name: str) -> list[tuple[Path, str]]:
     """Shard and key of every sequence of a set."""
-    shards = ShardSet.from_json(json.loads((folder / f"sets/{name}.json").read_text()))
-    return [(folder / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.key]
+    shards = read_set(Store(str(folder)), f"sets/{name}.json")
+    return [(folder / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.keys]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 SHARDS = 12
@@ -35,7 +36,7 @@ def stage(tmp_path: Path) -> Store:
         with store.writing(names[-1]) as file:
             made = pack(documents, 128, VOCABULARY, "text", key_prefix=f"s{number}-")
             stats.append(write_shard(file, made, VOCABULARY))
-    store.write_json("sets/a-train.json", ShardSet(128, VOCABULARY, "text", tuple(names), tuple(stats)).to_json())
+    write_set(store, "sets/a-train.json", ShardSet(128, VOCABULARY, "text", tuple(names), tuple(stats)))
     for number in range(4):
         store.write_json(f"documents/{number}.json", number)
         store.write_json(record_name(str(number)), {})
@@ -82,10 +83,11 @@ def test_every_file_that_is_not_as_it_was_committed_is_named_in_order(stage: Sto
     ]
 
 
-def test_a_damaged_index_is_named_and_its_shards_are_not_judged_by_it(stage: Store) -> None:
-    damage(stage, "sets/a-train.json")
+@pytest.mark.parametrize("name", ["sets/a-train.json", "sets/a-train.npy"])
+def test_a_damaged_index_is_named_and_its_shards_are_not_judged_by_it(stage: Store, name: str) -> None:
+    damage(stage, name)
     (problem,) = verify(stage.url)
-    assert problem.startswith("sets/a-train.json: sha256 is ")
+    assert problem.startswith(f"{name}: sha256 is ")
 
 
 def test_a_file_that_the_disk_does_not_give_is_named(stage: Store) -> None:
