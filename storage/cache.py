@@ -16,7 +16,7 @@ from io import BufferedRandom
 from pathlib import Path
 
 from storage.errors import UserError
-from storage.local_files import remove_temporaries, whole_file
+from storage.local_files import alone, remove_temporaries, whole_file
 
 _ABANDONED_SECONDS = 600.0  # without a byte: a copy whose process was killed
 _RECORD = ".sha256"
@@ -44,29 +44,39 @@ def cache_folder(on_local_disk: bool = False) -> Path:
     )
 
 
-def cached_file(version: str, name: str, fetch: Callable[[BufferedRandom], object]) -> Path:
+def cached_file(
+    version: str, name: str, fetch: Callable[[BufferedRandom], object], on_local_disk: bool = False
+) -> Path:
     """The copy of a version, hex, of a file that was called `name`; `fetch` writes it where there is no whole one.
 
-    Raises UserError where the disk is full, and what `fetch` raises.
+    Of the processes of a node that ask at once, one fetches and the others wait for it. on_local_disk: as of
+    `cache_folder`. Raises UserError where the disk is full, and what `fetch` raises.
     """
-    local = cache_folder() / version / _usable_name(name)
-    if not _is_as_fetched(local):
-        remove_temporaries(local.parent, age=_ABANDONED_SECONDS)
-        try:
-            with whole_file(local) as file:
-                fetch(file)
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            with whole_file(_record(local)) as file:
-                file.write(digest.encode())
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UserError(
-                f"{local.parent.parent}: the disk is full, or the file larger than allowed, where copies of remote "
-                f"files are kept; free space or set XDG_CACHE_HOME elsewhere"
-            ) from None
-        _HASHED[local] = _state(local)
+    local = cache_folder(on_local_disk) / version / _usable_name(name)
+    if _is_as_fetched(local):
+        return local
+    local.parent.mkdir(exist_ok=True)
+    with alone(local.parent):
+        return local if _is_as_fetched(local) else _fetched(local, fetch)
+
+
+def _fetched(local: Path, fetch: Callable[[BufferedRandom], object]) -> Path:
+    remove_temporaries(local.parent, age=_ABANDONED_SECONDS)
+    try:
+        with whole_file(local) as file:
+            fetch(file)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with whole_file(_record(local)) as file:
+            file.write(digest.encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{local.parent.parent}: the disk is full, or the file larger than allowed, where copies of remote "
+            f"files are kept; free space or set XDG_CACHE_HOME elsewhere"
+        ) from None
+    _HASHED[local] = _state(local)
     return local
 
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.cache import cache_folder
+from storage.cache import cache_folder, cached_file
 from storage.errors import UserError
 from storage.local_files import is_temporary, link_file, locked, remove_temporaries, whole_file
 from storage.object_store.filesystem import AzureFileSystem, BucketFileSystem, GCSFileSystem, S3FileSystem
@@ -260,6 +260,27 @@ class Store:
                 fs, path = self._filesystem(name)
                 fs.get_file(path, copy)
             yield Path(copy)
+
+    def node_copy(self, name: str, sha256: str) -> Path:
+        """A local path to the content of a name that all processes of the node share, and one of them fetches.
+
+        The file itself where it is local. sha256: of the content, in hex. Raises FileNotFoundError when absent, and
+        UserError where what was fetched has another hash.
+        """
+        if self.is_local:
+            return Path(self.path(name))
+        fs, path = self._filesystem(name)
+
+        def fetch(file: BufferedRandom) -> None:
+            fs.get_file(path, f"/dev/fd/{file.fileno()}")
+            file.seek(0)
+            if (found := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
+                raise UserError(
+                    f"{self.path(name)}: its sha256 is {found}, not {sha256} as when it was written; delete the folder "
+                    f"of the stage that made it and run again"
+                )
+
+        return cached_file(sha256, name, fetch, on_local_disk=True)
 
     def fetch_folder(self, folder: str = "", *files: str) -> Path:
         """A local copy of a folder (the folder itself where it is local), for libraries that read only local files.

@@ -12,6 +12,7 @@ from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 CONTEXT, PER_SHARD, STEPS, BATCH = 64, 8, 5, 8
@@ -29,5 +30,5 @@ def packed(store: Store, shards: int = 4) -> tuple[PackRecord, ShardSet]:
         with store.writing(name) as file:
             stats.append(write_shard(file, islice(sequences, PER_SHARD), VOCABULARY))
     shard_set = ShardSet(CONTEXT, VOCABULARY, "text", tuple(names), tuple(stats))
-    store.write_json("sets/books-train.json", shard_set.to_json())
+    write_set(store, "sets/books-train.json", shard_set)
     return PackRecord(PackOutputs({"books": {"train": {"file": "sets/books-train.json"}}})), shard_set

@@ -40,6 +40,7 @@ from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.video import decode_frames
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -178,8 +179,7 @@ def _pack(store: Store, stage: Any, documents: list[tuple[bool, Document]]) -> P
             with store.writing(name) as file:
                 stats = write_shard(file, sequences, VOCABULARY)
             shard_set = ShardSet(stage.context, VOCABULARY, stage.objective, (name,), (stats,))
-            store.write_json(f"sets/{source}-{split}.json", shard_set.to_json())
-            totals = shard_set.totals()
+            totals = write_set(store, f"sets/{source}-{split}.json", shard_set)
             entry = {"file": f"sets/{source}-{split}.json", **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
             sets.setdefault(source, {})[split] = entry
     outputs = PackOutputs(sets, context=stage.context, objective=stage.objective)

@@ -66,12 +66,12 @@ def find(url: str, key: str) -> Traced:
         )
     output, shard_set, stats = _shard(outputs, f"{shards}/{name}", url)
     store, manifest = output.shared, output.manifest
-    if key not in stats.index.key:
-        keys = f"its {len(stats.index)} keys run from {stats.index.key[0]} to {stats.index.key[-1]}"
+    if key not in stats.index.keys:
+        keys = f"its {len(stats.index)} keys run from {stats.index.keys[0]} to {stats.index.keys[-1]}"
         raise UserError(f"{url}: no sequence has the key {key}; {keys}")
     try:
         with store.open(f"{shards}/{name}") as file:
-            sequence = read_sequence(file, stats.index[stats.index.key.index(key)])
+            sequence = read_sequence(file, stats.index[stats.index.keys.index(key)])
     except (FileNotFoundError, BadData) as error:
         missing = isinstance(error, FileNotFoundError)
         raise UserError(f"{url}: {'there is no such file' if missing else error}; pack it again") from None

@@ -23,7 +23,8 @@ from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.job import CHECKPOINTS
 from storage.errors import UserError
 from storage.store import Store
-from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.index import ShardStats
+from tokenization.shards.set_files import read_set
 from tokenization.shards.shard import verify_shard
 from tokenization.vocabulary import JointVocabulary
 
@@ -80,9 +81,10 @@ def _of_stage(store: Store, prefix: str = "", checked: set[str] | None = None) -
                 checked.add(shown)
                 yield partial(_check, shown, _hash, shared, part.file, part.sha256)
     for name in sorted({entry["file"] for splits in outputs.get("sets", {}).values() for entry in splits.values()}):
-        if _damaged(store, files, name.partition("/")[2] if is_apart else name):
+        stem = (name.partition("/")[2] if is_apart else name).rpartition(".")[0]
+        if any(_damaged(store, files, file) for file in files if file.rpartition(".")[0] == stem):
             continue
-        shards = ShardSet.from_json(shared.read_json(name) or {})
+        shards = read_set(shared, name)
         for shard, stats in zip(shards.names, shards.stats, strict=True):
             if (shown := f"{beside}{shard}") not in checked:
                 checked.add(shown)

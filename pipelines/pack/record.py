@@ -8,6 +8,7 @@ from typing import Any
 
 from storage.store import Store
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import read_set
 
 PackedSet = Mapping[str, Any]
 """`file`: the shard set, below the folder that the stage's fingerprints share, as its shards are. `fill`: share of
@@ -47,4 +48,7 @@ class PackRecord:
     def read_set(self, store: Store, source: str, split: str) -> ShardSet | None:
         """A shard set, or None when that source has nothing in that split. store: `StageOutput.shared`."""
         entry = self.outputs.sets.get(source, {}).get(split)
-        return ShardSet.from_json(store.read_json(entry["file"]) or {}) if entry else None
+        if entry is None:
+            return None
+        own = f"sets/{entry['file'].rpartition('/')[2]}"  # in the stage's own folder, as the hashes have it
+        return read_set(store, entry["file"], self.outputs.files.get(own))

@@ -1,7 +1,8 @@
 """Packs documents into shards of one context on the cluster.
 
-In: the documents of the tokenize stage. Out: shards, a record a partition, and `sets/<source>-<split>.json`, the shard
-set with its offset index that the loader reads. Held-out documents are packed alike, into sets of their own.
+In: the documents of the tokenize stage. Out: shards, a record and the index of its sequences for each partition, and
+`sets/<source>-<split>.{json,npy}`, the shard sets that the loader reads. Their indexes are those of the partitions one
+behind the other; one at a time is in the driver's memory. Held-out documents are packed alike, into sets of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from storage.errors import UserError
 from storage.store import Store
 from tokenization.packing.pack import PackCounts, pack_batches
 from tokenization.shards.document_parquet import read_batches
-from tokenization.shards.index import ShardSet, ShardStats
+from tokenization.shards.set_files import read_entries, write_entries, write_set_of
 from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
@@ -95,9 +96,10 @@ def pack_all(
     partitions = {part.name: part for part in parts}
     done: dict[str, dict[str, Any]] = {}
 
+    task = _pack_partition.options(name=f"pack-{job.stage.name}", max_retries=0, **job.settings.pool.ray_options)
+
     def submit(name: str) -> ray.ObjectRef:
-        options = {"name": f"pack:{name}", "max_retries": 0, **job.settings.pool.ray_options}
-        return _pack_partition.options(**options).remote(partitions[name], job, documents.shared, shared)
+        return task.remote(partitions[name], job, documents.shared, shared)
 
     def on_done(record: dict[str, Any]) -> None:
         line.advance(1, sequences=record["sequences"], fill=record["fill"])
@@ -117,17 +119,11 @@ def pack_all(
                     f"min_document_tokens..max_document_tokens or drop the source from the stage"
                 )
             continue
-        shard_set = ShardSet(
-            context=job.stage.context,
-            vocabulary=job.vocabulary,
-            objective=job.stage.objective,
-            names=tuple(shard["name"] for shard in shards),
-            stats=tuple(ShardStats.from_json(shard["stats"]) for shard in shards),
-        )
-        name = f"sets/{source}-{split}.json"
-        store.write_json(name, shard_set.to_json())
-        totals = shard_set.totals()
-        sets[source][split] = {"file": f"{own}/{name}", **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
+        name = f"{own}/sets/{source}-{split}.json"
+        settings = (job.stage.context, job.vocabulary, job.stage.objective)
+        entries = (read_entries(shared, record["index"]) for record in chosen)
+        totals = write_set_of(shared, name, *settings, shards, entries)
+        sets[source][split] = {"file": name, **totals, "fill": totals["n_filled"] / totals["n_tokens"]}
     skipped = sum((Counter(record["skipped"]) for record in records), Counter[str]())
     counts = {key: sum(record[key] for record in records) for key in ("sequences", "documents", "split_documents")}
     outputs = PackOutputs(
@@ -155,19 +151,24 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
         counts=counts,
     )
     shards: list[dict[str, Any]] = []
+    entries: list[np.ndarray] = []
     filled = 0
     for first in sequences:
         name = f"shards/{part.name}-{len(shards):05d}.tar"
         with store.writing(name) as file:
             rest = itertools.islice(sequences, job.settings.sequences_per_shard - 1)
             stats = write_shard(file, itertools.chain([first], rest), job.vocabulary)
-        shards.append({"name": name, "stats": stats.to_json()})
+        shards.append({"name": name, **stats.to_json()})
+        entries.append(stats.index.entries)
         filled += stats.n_filled
+    index = f"index/{part.name}.npy"
+    write_entries(store, index, entries, counts.sequences)
     record = {
         "partition": part.name,
         "source": part.source,
         "split": part.split,
         "shards": shards,
+        "index": index,
         "sequences": counts.sequences,
         "documents": counts.documents,
         "split_documents": counts.split,

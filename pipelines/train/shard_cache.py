@@ -11,16 +11,15 @@ fetch. An open file outlives its removal, as always on POSIX systems.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from storage.errors import BadData
+from storage.local_files import alone
 from tokenization.loader.shard_reader import Opener
 from tokenization.shards.index import ShardStats
 from tokenization.shards.shard import hash_file
@@ -62,11 +61,11 @@ class ShardCache:
 
     def _fetched(self, remote: Opener, name: str, stats: ShardStats, path: Path) -> BinaryIO | None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):  # one process fetches, the others of the node wait for it
+        with alone(path.with_suffix(".lock")):  # one process fetches, the others of the node wait for it
             if file := self._cached(path):
                 return file
             part = path.with_suffix(".part")
-            with _locked(self.folder / "room.lock"):
+            with alone(self.folder / "room.lock"):
                 part.unlink(missing_ok=True)  # of a process that was killed
                 if not self._make_room(stats.bytes):
                     return None
@@ -104,11 +103,3 @@ class ShardCache:
         for path in leaving:
             path.unlink(missing_ok=True)
         return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock among all threads and processes of the node, which the kernel releases if its holder is killed."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,6 +17,7 @@ from jobs.cli import main
 from pipelines.inspect.content import pieces_of
 from pipelines.inspect.trace import describe, find, object_now
 from storage.printable import printable
+from storage.store import Store
 from testing.finished_stages import only_folder
 from testing.miniature import VQGAN_SIZES, ringworld
 from tokenization.codecs.vqgan.config import VQGANConfig
@@ -24,7 +25,7 @@ from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.media.frame_sampling import FrameRequest
 from tokenization.media.frames import media_frames
 from tokenization.packing.examples import pieces
-from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import read_set
 from tokenization.vocabulary import JointVocabulary
 
 Trace = Callable[..., Any]
@@ -46,8 +47,10 @@ def stage(root: Path, name: str) -> Path:
 
 def sequences(folder: Path, name: str) -> list[tuple[Path, str]]:
     """Shard and key of every sequence of a set."""
-    shards = ShardSet.from_json(json.loads((folder / f"sets/{name}.json").read_text()))
-    return [(folder.parent / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.key]
+    shards = read_set(Store(str(folder.parent)), f"{folder.name}/sets/{name}.json")
+    return [
+        (folder.parent / shard, key) for shard, stats in zip(shards.names, shards.stats) for key in stats.index.keys
+    ]
 
 
 @pytest.mark.slow

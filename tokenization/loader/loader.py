@@ -109,11 +109,7 @@ class Loader:
         mine = np.arange(grad_accum * dp_size * self.rows).reshape(grad_accum, dp_size, self.rows)[:, dp_rank]
         self._mine = mine[mine < batch_sequences]
         self._rows_read = (mine < batch_sequences).sum(axis=1).tolist()
-        # bool [n_sequences] of each source: whether a sequence is in a shard to skip.
-        self._lost = [
-            np.repeat([name in skip for name in source.names], np.diff(source.first)).astype(bool) for source in sources
-        ]
-        self._n_examples = [source.n_examples * ~lost for source, lost in zip(sources, self._lost)]
+        self._lost_shards = [np.array([name in skip for name in source.names], bool) for source in sources]
 
     def __iter__(self) -> Iterator[tuple[Batch[MicroBatch], State]]:
         return self.prepared(lambda micro_batch: micro_batch)
@@ -149,8 +145,11 @@ class Loader:
             n_examples = np.zeros(len(source), np.int64)
             lost = np.zeros(len(source), bool)
             for s in np.unique(source):
-                n_examples[source == s] = self._n_examples[s][number[source == s]]
-                lost[source == s] = self._lost[s][number[source == s]]
+                here = source == s
+                n_examples[here] = self.sources[s].n_examples[number[here]]
+                if self._lost_shards[s].any():
+                    lost[here] = self._lost_shards[s][self.sources[s].shard_of(number[here])]
+            n_examples[lost] = 0
             for start in range(0, len(source), self.batch_sequences):
                 position += self.batch_sequences
                 here = slice(start, start + self.batch_sequences)

@@ -1,8 +1,8 @@
 """What is known of shards without opening them: counts, hashes, and where every sequence is.
 
-In: what `write_shard` measured, or the JSON of a manifest. Out: the `ShardStats` of one shard, and the `ShardSet` of
-all shards of one packing, from which a loader finds any sequence and counts the examples of any batch. The index takes
-about 30 bytes per sequence and its key.
+In: what `write_shard` measured, or the files of a set (`set_files`). Out: the `ShardStats` of one shard, and the
+`ShardSet` of all shards of one packing, from which a loader finds any sequence and counts the examples of any batch. An
+entry of the index takes 24 bytes, in one array of all shards that can be mapped from a file, and its key none.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from storage.errors import UserError
+from tokenization.shards.keys import compact_keys, keys_from_json, keys_to_json
 from tokenization.shards.tar_member import BLOCK
 from tokenization.vocabulary import JointVocabulary
 
@@ -37,40 +38,45 @@ class IndexEntry(NamedTuple):
         return -(-(self.offset + self.length) // BLOCK) * BLOCK + BLOCK
 
 
-_DTYPES = dict(zip(IndexEntry._fields[1:], (np.int64, np.int64, np.int32, np.int32, np.uint32)))
+ENTRY = np.dtype(list(zip(IndexEntry._fields[1:], ("<i8", "<u4", "<u4", "<i4", "<u4"))))
+"""An `IndexEntry` but for its key, in an array."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ShardIndex:
-    """The entries of one shard: their keys, and an array [n] for each other field of `IndexEntry`."""
+    """The entries of one shard. keys: of its n sequences. entries: array [n] of `ENTRY`, as a rule part of a set's.
 
-    key: tuple[str, ...]
-    columns: Mapping[str, np.ndarray]
+    Raises ValueError on different numbers of both.
+    """
+
+    keys: Sequence[str]
+    entries: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != len(self.entries):
+            raise ValueError(f"the index of a shard has {len(self.keys)} keys of {len(self.entries)} sequences")
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Iterable[Any]]) -> ShardIndex:
-        """From one iterable per field. Raises KeyError on a missing one, ValueError on unequal lengths."""
-        key = tuple(columns["key"])
-        arrays = {name: np.array(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
-        if any(array.shape != (len(key),) for array in arrays.values()):
-            raise ValueError("the columns of a shard's index differ in length")
-        return cls(key, arrays)
+    def of(cls, entries: Sequence[IndexEntry]) -> ShardIndex:
+        """The index of these entries."""
+        return cls(compact_keys([one.key for one in entries]), np.array([one[1:] for one in entries], ENTRY))
 
-    def to_columns(self) -> dict[str, list[Any]]:
-        """One plain list per field."""
-        return {"key": list(self.key), **{name: column.tolist() for name, column in self.columns.items()}}
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]]) -> ShardIndex:
+        """From one list per field, as earlier versions wrote it. Raises KeyError or ValueError on other lists."""
+        return cls.of([IndexEntry(*row) for row in zip(*(columns[name] for name in IndexEntry._fields), strict=True)])
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.keys)
 
     def __getitem__(self, number: int) -> IndexEntry:
-        return IndexEntry(self.key[number], *(int(column[number]) for column in self.columns.values()))
+        return IndexEntry(self.keys[number], *self.entries[number].item())
 
     def __iter__(self) -> Iterator[IndexEntry]:
         return (self[number] for number in range(len(self)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ShardStats:
     """The contents of one shard. `bytes` and `sha256` are of the file, the other figures of its sequences.
 
@@ -90,13 +96,22 @@ class ShardStats:
     index: ShardIndex
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {**vars(self), "targets": dict(self.targets), "index": self.index.to_columns()}
+        """Plain JSON of all but the entries of the index, whose keys are in it."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "index"}
+        return {**plain, "targets": dict(self.targets), "keys": keys_to_json(self.index.keys)}
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ShardStats:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on other JSON."""
-        parts = {**plain, "targets": targets_of(plain), "index": ShardIndex.from_columns(plain["index"])}
+    def from_json(cls, plain: Mapping[str, Any], entries: np.ndarray) -> ShardStats:
+        """The inverse of `to_json`, with the entries (array [n] of `ENTRY`) that it leaves out.
+
+        Also reads the earlier format, which has the whole index as lists. Raises KeyError, TypeError or ValueError on
+        other JSON.
+        """
+        if "index" in plain:
+            index = ShardIndex.from_columns(plain["index"])
+        else:
+            index = ShardIndex(keys_from_json(plain["keys"], plain["n_sequences"]), entries)
+        parts = {**plain, "targets": targets_of(plain), "index": index}
         return cls(**{field.name: parts[field.name] for field in fields(cls)})
 
 
@@ -104,7 +119,8 @@ class ShardStats:
 class ShardSet:
     """All shards of one packing, whose sequences are numbered from 0 through all shards in order.
 
-    names: paths of the shards, as the reader's `opener` knows them. Raises UserError on a shard of another context.
+    names: paths of the shards, as the reader's `opener` knows them. entries: array of `ENTRY`, those of all shards end
+    to end, of which the shards' own are views if it is given. Raises UserError on a shard of another context.
     """
 
     context: int
@@ -112,6 +128,7 @@ class ShardSet:
     objective: str
     names: tuple[str, ...]
     stats: tuple[ShardStats, ...]
+    entries: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.stats) or len(set(self.names)) != len(self.names):
@@ -120,40 +137,20 @@ class ShardSet:
             if stats.n_sequences and stats.context != self.context:
                 raise UserError(f"shard {name} has context {stats.context}, not {self.context}: pack it again")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON for a manifest, with the totals for its readers."""
-        return {
-            "context": self.context,
-            "vocabulary": self.vocabulary.to_json(),
-            "objective": self.objective,
-            "totals": self.totals(),
-            "shards": [{"name": name, **stats.to_json()} for name, stats in zip(self.names, self.stats)],
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ShardSet:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on other JSON."""
-        names = tuple(shard["name"] for shard in plain["shards"])
-        vocabulary = JointVocabulary.from_json(plain["vocabulary"])
-        return cls(
-            plain["context"], vocabulary, plain["objective"], names, tuple(map(ShardStats.from_json, plain["shards"]))
-        )
-
     def under(self, folder: str) -> ShardSet:
         """The same set with names below `folder`, so that one opener can serve several sets."""
         return replace(self, names=tuple(f"{folder.rstrip('/')}/{name}" for name in self.names))
 
     def totals(self) -> dict[str, Any]:
         """Sums over the shards of every count, and the number of shards."""
-        counted = [field.name for field in fields(ShardStats) if field.name.startswith("n_")] + ["bytes"]
-        sums = {name: sum(getattr(stats, name) for stats in self.stats) for name in counted}
-        targets = {name: sum(stats.targets.get(name, 0) for stats in self.stats) for name in self.vocabulary.sizes}
-        return {"n_shards": len(self.stats), **sums, "targets": targets}
+        return totals((stats.to_json() for stats in self.stats), self.vocabulary)
 
     @functools.cached_property
     def n_examples(self) -> np.ndarray:
         """int32 [n_sequences]: examples in each sequence."""
-        return np.concatenate([np.zeros(0, np.int32), *(stats.index.columns["n_examples"] for stats in self.stats)])
+        if self.entries is not None:
+            return self.entries["n_examples"]
+        return np.concatenate([np.zeros(0, np.int32), *(stats.index.entries["n_examples"] for stats in self.stats)])
 
     @functools.cached_property
     def first(self) -> list[int]:
@@ -163,6 +160,10 @@ class ShardSet:
     def __len__(self) -> int:
         return self.first[-1]
 
+    def shard_of(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n]: the number of the shard of each sequence (int64 [n]), none of which is out of range."""
+        return np.searchsorted(self.first, numbers, side="right") - 1
+
     def locate(self, number: int) -> tuple[str, ShardStats, IndexEntry]:
         """Shard name, its stats and the entry of sequence `number`. Raises IndexError out of range."""
         if not 0 <= number < len(self):
@@ -170,6 +171,19 @@ class ShardSet:
         shard = bisect.bisect_right(self.first, number) - 1
         stats = self.stats[shard]
         return self.names[shard], stats, stats.index[number - self.first[shard]]
+
+
+def totals(shards: Iterable[Mapping[str, Any]], vocabulary: JointVocabulary) -> dict[str, Any]:
+    """Sums over the JSON of shards of every count, and their number."""
+    counted = [field.name for field in fields(ShardStats) if field.name.startswith("n_")] + ["bytes"]
+    sums, targets, n_shards = dict.fromkeys(counted, 0), dict.fromkeys(vocabulary.sizes, 0), 0
+    for shard in shards:
+        n_shards += 1
+        for name in counted:
+            sums[name] += shard[name]
+        for name, number in targets_of(shard).items():
+            targets[name] = targets.get(name, 0) + number
+    return {"n_shards": n_shards, **sums, "targets": targets}
 
 
 def targets_of(plain: Mapping[str, Any]) -> dict[str, int]:

@@ -69,7 +69,7 @@ def write_shard(fileobj: BinaryIO, sequences: Iterable[PackedSequence], vocabula
         targets=counts,
         bytes=sink.position,
         sha256=sink.digest.hexdigest(),
-        index=ShardIndex.from_columns({name: [getattr(entry, name) for entry in index] for name in IndexEntry._fields}),
+        index=ShardIndex.of(index),
     )
 
 

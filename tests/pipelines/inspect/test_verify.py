@@ -20,6 +20,7 @@ from testing.tiny_run import VOCABULARY
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 SHARDS, DOCUMENTS = 12, 4
@@ -61,9 +62,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     for folder, count in ((OWN, SHARDS), (OTHER, 3))[: made.format - 1]:  # fingerprints share files since format 3
         store = made.root.at("stages", "pack-a", folder)
         shards = ShardSet(128, VOCABULARY, "text", tuple(names[:count]), tuple(stats[:count]))
-        store.write_json("sets/a-train.json", shards.to_json())
-        file = "sets/a-train.json" if made.format < 3 else f"{folder}/sets/a-train.json"
-        made.finish("pack-a", folder, {"files": store.hashes("sets"), "sets": {"a": {"train": {"file": file}}}}, {})
+        home, file = (store, "") if made.format < 3 else (made.root.at("stages", "pack-a"), f"{folder}/")
+        write_set(home, f"{file}sets/a-train.json", shards)
+        sets = {"a": {"train": {"file": f"{file}sets/a-train.json"}}}
+        made.finish("pack-a", folder, {"files": store.hashes("sets"), "sets": sets}, {})
     parts = []
     for number in range(DOCUMENTS):
         file = f"documents/{number}.parquet"
@@ -109,9 +111,10 @@ def test_a_stage_alone_is_checked_with_the_files_of_its_partitions(run: Run) -> 
         assert {problem.partition(": ")[0] for problem in verify(url)} == {name}
 
 
-def test_a_damaged_index_is_named_and_what_it_lists_is_not_judged_by_it(run: Run) -> None:
+@pytest.mark.parametrize("extension", ["json", "npy"])
+def test_a_damaged_index_is_named_and_what_it_lists_is_not_judged_by_it(run: Run, extension: str) -> None:
     run.root.delete(run.shared("shards/00011.tar"))
-    damage(run.path(index := f"stages/pack-a/{OWN}/sets/a-train.json"))
+    damage(run.path(index := f"stages/pack-a/{OWN}/sets/a-train.{extension}"))
     (problem,) = verify(run.root.url)
     assert problem.startswith(f"{index}: sha256 is ")
 

@@ -15,6 +15,7 @@ from testing.tiny_run import VOCABULARY, tiny_recipe
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 CONTEXT = 64
@@ -27,7 +28,7 @@ def write_source(store: Store, name: str, length: int, documents: int) -> None:
     shard = f"shards/{name}.tar"
     with store.writing(shard) as file:
         stats = write_shard(file, pack(made, CONTEXT, VOCABULARY, "text", key_prefix=f"{name}-"), VOCABULARY)
-    store.write_json(f"sets/{name}.json", ShardSet(CONTEXT, VOCABULARY, "text", (shard,), (stats,)).to_json())
+    write_set(store, f"sets/{name}.json", ShardSet(CONTEXT, VOCABULARY, "text", (shard,), (stats,)))
 
 
 def test_the_loader_draws_shares_of_tokens(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.pipelines.train.test_bad_shards import recipe_of
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 STEPS, BATCH = 40, 2
@@ -47,7 +48,7 @@ def packed(store: Store) -> PackRecord:
         sequences = islice(pack(documents, CONTEXT, VOCABULARY, "text", window=1), SEQUENCES)
         stats = write_shard(file, sequences, VOCABULARY)
     shard_set = ShardSet(CONTEXT, VOCABULARY, "text", ("shards/0.tar",), (stats,))
-    store.write_json("sets/books-train.json", shard_set.to_json())
+    write_set(store, "sets/books-train.json", shard_set)
     return PackRecord(PackOutputs({"books": {"train": {"file": "sets/books-train.json"}}}))
 
 

@@ -27,6 +27,7 @@ from tests.pipelines.train.test_bad_shards import recipe_of
 from tokenization.document import Document
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_this_process")]
@@ -55,7 +56,7 @@ def packed(store: Store) -> PackRecord:
     with store.writing("shards/0.tar") as file:
         stats = write_shard(file, sequences, VOCABULARY)
     shard_set = ShardSet(CONTEXT, VOCABULARY, OBJECTIVE, ("shards/0.tar",), (stats,))
-    store.write_json("sets/books-train.json", shard_set.to_json())
+    write_set(store, "sets/books-train.json", shard_set)
     entry = {"file": "sets/books-train.json", **shard_set.totals(), "fill": 1.0}
     return PackRecord(PackOutputs({"books": {"train": entry}}), PackFigures(len(sequences)))
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
 from tokenization.packing.pack import filled, pack
-from tokenization.shards.index import BLOCK, ShardSet, ShardStats
+from tokenization.shards.index import BLOCK, ShardIndex, ShardSet, ShardStats
 from tokenization.shards.shard import member_name, read_sequence, verify_shard, write_shard
 from tokenization.vocabulary import JointVocabulary
 
@@ -251,43 +251,13 @@ def test_counts_and_index_that_do_not_match_the_shard_are_found() -> None:
     assert verify_shard(io.BytesIO(body), fewer, VOCABULARY) == [
         f"the number of text targets is {stats.targets['text']}, the manifest says 0"
     ]
-    columns = stats.index.to_columns()
-    moved = {**columns, "offset": columns["offset"][::-1]}
-    wrong = ShardStats.from_json({**stats.to_json(), "index": moved})
+    entries = stats.index.entries.copy()
+    entries["offset"] = entries["offset"][::-1]
+    wrong = replace(stats, index=ShardIndex(stats.index.keys, entries))
     assert any("in the index" in problem for problem in verify_shard(io.BytesIO(body), wrong, VOCABULARY))
-
-
-def test_a_shard_set_survives_json() -> None:
-    stats = [shard_of(some_sequences(n, f"s{n}-"))[1] for n in (5, 20)]
-    whole = ShardSet(64, VOCABULARY, "vision-text", ("a.tar", "b.tar"), tuple(stats))
-    plain = json.loads(json.dumps(whole.to_json()))
-    again = ShardSet.from_json(plain)
-    assert again.to_json() == whole.to_json()
-    assert again.vocabulary == VOCABULARY
-    assert plain["totals"]["n_shards"] == 2
-    assert plain["totals"]["n_examples"] == sum(one.n_examples for one in stats) == again.n_examples.sum()
-    assert len(again) == plain["totals"]["n_sequences"]
-    assert again.locate(stats[0].n_sequences)[0] == "b.tar"
-    assert again.locate(len(again) - 1)[2] == stats[1].index[stats[1].n_sequences - 1]
-    assert again.under("text/").names == ("text/a.tar", "text/b.tar")
-    with pytest.raises(IndexError):
-        again.locate(len(again))
 
 
 def test_a_shard_of_another_context_does_not_join_a_set() -> None:
     _, stats = shard_of(some_sequences())
     with pytest.raises(UserError, match=r"shard a\.tar has context 64, not 128"):
         ShardSet(128, VOCABULARY, "vision-text", ("a.tar",), (stats,))
-
-
-def test_a_set_of_when_there_were_text_and_vision_alone_is_read() -> None:
-    body, stats = shard_of(some_sequences())
-    plain = ShardSet(64, VOCABULARY, "vision-text", ("a.tar",), (stats,)).to_json()
-    for counts in (plain["totals"], *plain["shards"]):
-        counts |= {f"n_{name}": number for name, number in counts.pop("targets").items()}
-    plain["shards"][0]["text_size"] = 100
-    plain["vocabulary"] = {"text_size": 100, "codebook_size": 40, "vision_size": 256, "bos_id": 1, "eos_id": 2}
-    again = ShardSet.from_json(json.loads(json.dumps(plain)))
-    assert again.vocabulary == VOCABULARY
-    assert again.stats[0].targets == stats.targets
-    assert verify_shard(io.BytesIO(body), again.stats[0], VOCABULARY) == []
