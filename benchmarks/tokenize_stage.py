@@ -73,6 +73,7 @@ def _recipe(store: ObjectStore, urls: str, sizes: VQGANConfig, **tokenize: Any) 
             "tokenize": {
                 "fps": FPS,
                 "max_frames": 10**6,
+                "partition_bytes": 1,  # a task for each clip, as for those of a large corpus
                 "decode": {"workers": 2 * cores, "cpus": 0.5},  # most of them wait for codes
                 "encode": {"workers": cores, "min_workers": cores},
                 **tokenize,

@@ -268,6 +268,7 @@ def members(file: Any) -> dict[str, Any]:
             made[name] = content.read()
             if name.endswith(".json"):
                 made[name] = json.loads(made[name])
+                made[name]["key"] = without_hash(made[name]["key"])
                 for entry in made[name]["lineage"]:
                     assert entry["provenance"].pop("url").endswith(entry["key"].split("#")[0].removeprefix("acts"))
                     assert entry["provenance"].pop("etag")

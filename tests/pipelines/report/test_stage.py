@@ -51,7 +51,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     job = EvaluateJob(recipe, VOCABULARY, made, store)
     parts = [part for part in evaluation.cut_parts(job) if part.name not in ("continuation-2", "continuation-3")]
     records = [
-        {"part": one.name, "kind": one.kind, "result": evaluation.measure_of(one.kind)(job, one.name, **one.arguments)}
+        {
+            "partition": one.name,
+            "kind": one.kind,
+            "result": evaluation.measure_of(one.kind)(job, one.name, **one.arguments),
+        }
         for one in parts
     ]
     outputs = EvaluateOutputs(tuple(one.name for one in parts), tuple(store.names("pictures")))
