@@ -30,6 +30,7 @@ from pipelines.cluster.same_code import as_driver
 from pipelines.dag.manifest import digest
 from pipelines.dag.records import in_threads
 from storage.errors import BadData
+from storage.object_store.errors import StoreError
 from storage.store import Store
 from tokenization.codecs.codes_file import ID_BYTES, CodesFile, CodesWriter, MediumCodes, object_id
 
@@ -38,6 +39,7 @@ log = logging.getLogger("ringworld")
 ENCODING_VERSION = 1
 """Raised by hand when the same frames of a medium give other codes than before: by how they are decoded, or encoded."""
 DATA, INDEX, DESCRIPTION = "data", "index", "encoding.json"
+_INDEX_SCHEMA = pa.schema([("object", pa.binary(ID_BYTES)), ("file", pa.string())])
 _FILE_CODES = 1 << 26  # about 100 MB
 _FILE_SECONDS = 600.0  # after which what has been encoded is committed, so that a task that dies loses no more
 _UNINDEXED = 16  # files whose footers are read one by one, at most, before an index file is written of them
@@ -111,8 +113,7 @@ class CodesIndex:
             self._added.setdefault(_key(one), []).append(len(self._names) - 1)
 
     def _read_index(self, name: str) -> pa.Table:
-        with self._store.open(name) as file:
-            return pq.read_table(file, use_threads=False)
+        return _index_table(self._store, name)
 
     def _read_footer(self, name: str) -> tuple[str, list[bytes]]:
         with contextlib.suppress(BadData, FileNotFoundError), self._store.open_ranged(name) as file:
@@ -125,8 +126,7 @@ def write_index(store: Store) -> None:
     """Write an index file of the files that are in none yet, if they are many."""
     indexed: set[str] = set()
     for name in store.names(INDEX):
-        with store.open(name) as file:
-            indexed.update(pq.read_table(file, columns=["file"], use_threads=False).column(0).unique().to_pylist())
+        indexed.update(_index_table(store, name).column("file").unique().to_pylist())
     missing = [name for name in store.names(DATA) if name not in indexed]
     if len(missing) <= _UNINDEXED:
         return
@@ -137,6 +137,18 @@ def write_index(store: Store) -> None:
     name = f"{INDEX}/{digest(missing)[:32]}.parquet"
     with contextlib.suppress(FileExistsError), store.writing(name, exclusive=True) as file:  # or another run has
         pq.write_table(table, file, compression="zstd")
+
+
+def _index_table(store: Store, name: str) -> pa.Table:
+    """The columns `object` and `file` of an index file; of one that is damaged nothing, and the footers are read."""
+    try:
+        with store.open(name) as file:
+            return pq.read_table(file, columns=_INDEX_SCHEMA.names, use_threads=False).cast(_INDEX_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        log.warning("tokenize: passed over %s, which is no index of codes (%s)", store.path(name), error)
+        return _INDEX_SCHEMA.empty_table()
 
 
 @ray.remote(num_cpus=0)

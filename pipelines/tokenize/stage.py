@@ -28,7 +28,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
 
     kind = "tokenize"
     record = TokenizeRecord
-    output_version = 3
+    output_version = 4
     libraries = ("av", "pillow", "tokenizers", "sentencepiece", "torch", "diffusers", "pyarrow")
 
     recipe: Recipe
