@@ -35,7 +35,7 @@ from storage.globs import (
 from storage.local_listing import list_local, local_file
 from storage.object_store.errors import StoreError
 from storage.object_store.filesystem import BucketFileSystem
-from storage.object_store.listing import list_matching
+from storage.object_store.listing import AT_ONCE, list_matching
 from storage.packages import package_folder
 from storage.public_url import public_url
 from storage.reach import Reach
@@ -44,7 +44,6 @@ from storage.retry import Backoff
 
 RANGED = Backoff(attempts=5, pause=0.5)  # of reads by ranges: a loader waits for no more than some seconds
 
-_PATTERNS_AT_ONCE = 32  # of those for which braces stand, where each is a request
 _CONTACT_KINDS = ("transient", "denied", "refused")  # of StoreErrors
 
 
@@ -215,11 +214,13 @@ def list_objects(pattern: str, options: dict[str, Any] | None = None) -> ObjectI
 
 def _of_all(patterns: Sequence[str], options: dict[str, Any] | None, progress: Progress) -> Files:
     """The objects of several patterns. Raises UserError where one is a name that does not exist."""
-    names_at_once = _PATTERNS_AT_ONCE if "://" in patterns[0] else 1
+    with first_contact(patterns[0]):
+        fs, _ = filesystem(patterns[0], options)
+    at_once = AT_ONCE if isinstance(fs, BucketFileSystem) else 1
     found: list[Files] = []
-    with ThreadPoolExecutor(names_at_once, thread_name_prefix="listing") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="listing") as pool:
         # As many at a time, so that an absent one ends the rest.
-        for chunk in (patterns[start : start + names_at_once] for start in range(0, len(patterns), names_at_once)):
+        for chunk in (patterns[start : start + at_once] for start in range(0, len(patterns), at_once)):
             for one, files in zip(chunk, pool.map(lambda one: _listed(one, options, progress), chunk)):
                 if not files and len(patterns) > 1 and not has_magic(one):
                     raise _absent(one)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -19,7 +20,9 @@ from storage.files import Files, Progress
 from storage.globs import compiled, fixed_folder
 from storage.object_store.filesystem import BucketFileSystem
 
-_AT_ONCE = 32  # requests of one listing
+AT_ONCE = 32
+"""Requests of listings of this process that stores answer at the same time."""
+_REQUESTS = threading.BoundedSemaphore(AT_ONCE)
 _PAGE = 1000  # keys that stores give a request
 _SAMPLE_PAGES = 4  # after which a listing that has not ended may be cut by folders
 _MOST_FOLDERS = 128  # of those pages: each would take a request for a few objects
@@ -45,7 +48,7 @@ def _side_by_side(start: str, step: Callable[[str], Listed]) -> list[Files]:
     """What `step` finds in a folder and in all that it leaves to others, some of them at once."""
     found: list[Files] = []
     done: SimpleQueue[Future[Listed]] = SimpleQueue()
-    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="listing")
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listing")
     try:
         pool.submit(step, start).add_done_callback(done.put)
         left = 1
@@ -94,7 +97,8 @@ def _below(fs: BucketFileSystem, match: Callable[[str], Any], progress: Progress
             objects += page
         return objects
 
-    objects = client.ask("listed", pages, key)
+    with _REQUESTS:
+        objects = client.ask("listed", pages, key)
     if objects is None:
         objects, folders = _entries(fs, folder)
         progress.add(len(objects))
@@ -107,7 +111,8 @@ def _below(fs: BucketFileSystem, match: Callable[[str], Any], progress: Progress
 def _entries(fs: BucketFileSystem, folder: str) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
     """The objects and the names of the folders directly inside a folder."""
     client, key = fs.client(folder)
-    listed: Any = client.ask("listed", lambda store, key: obstore.list_with_delimiter(store, key or None), key)
+    with _REQUESTS:
+        listed: Any = client.ask("listed", lambda store, key: obstore.list_with_delimiter(store, key or None), key)
     bucket = folder.partition("/")[0]
     return listed["objects"], [f"{bucket}/{name}" for name in listed["common_prefixes"]]
 

@@ -7,7 +7,6 @@ import re
 from unittest.mock import patch
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +26,9 @@ def test_globs_match_as_in_python(globs: list[str], names: list[str]) -> None:
     assert matches_any(patterns, pa.array(names, pa.large_string())).tolist() == expected
 
 
-@pytest.mark.parametrize("glob", ["*/eval/*", "*x*y*.mp4", "/d/**/0[1-3]?.txt", "s3://b/c/*.tar"])
+@pytest.mark.parametrize("glob", ["*/eval/*", "*x*y*.mp4", "/d/**/0[1-3]?.txt", "s3://b/c/*.tar", "*/x[[]1]*"])
 def test_common_globs_are_left_to_the_linear_engine(glob: str) -> None:
     patterns = [fnmatch.translate(any_case_extension(glob)), compiled(glob).pattern]
-    with patch("pipelines.sources.matching.pc.match_substring_regex", wraps=pc.match_substring_regex) as engine:
+    with patch("pipelines.sources.matching.re.compile") as python:
         matches_any(patterns, pa.array(["/d/eval/x.mp4"], pa.large_string()))
-    assert engine.call_count == 1
+    assert not python.called
