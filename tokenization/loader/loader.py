@@ -27,6 +27,7 @@ from typing import TypeVar
 import numpy as np
 
 from storage.errors import UserError
+from tokenization.compiled import compiled
 from tokenization.document import PackedSequence
 from tokenization.loader.batch import Batch, MicroBatch, Part
 from tokenization.loader.order import SequenceOrder
@@ -48,18 +49,26 @@ def join_sequences(sequences: Sequence[PackedSequence], sources: Sequence[int] |
     """
     starts = list(itertools.accumulate((len(sequence.tokens) for sequence in sequences), initial=0))
     tokens, labels = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
-    loss_weight = np.empty(starts[-1], np.float32)
-    source = np.full(starts[-1], -1, np.int16)
+    loss_weight, source = np.empty(starts[-1], np.float32), np.empty(starts[-1], np.int16)
     cu_seqlens = [np.zeros(1, np.int32)]
     for sequence, number, start, end in zip(sequences, sources or [0] * len(sequences), starts, starts[1:]):
         tokens[start:end] = sequence.tokens
-        loss_weight[start : end - 1] = sequence.loss_weight[1:]
-        np.multiply(sequence.tokens[1:], sequence.loss_weight[1:] > 0, out=labels[start : end - 1])
-        loss_weight[end - 1] = labels[end - 1] = 0
-        source[start : start + sequence.cu_seqlens[sequence.n_examples]] = number
+        _set_targets(sequence.tokens, sequence.loss_weight, labels[start:end], loss_weight[start:end])
+        filled = start + sequence.cu_seqlens[sequence.n_examples]
+        source[start:filled], source[filled:end] = number, -1
         cu_seqlens.append(sequence.cu_seqlens[1:] + np.int32(start))
     keys = tuple(sequence.key for sequence in sequences)
     return MicroBatch(tokens, labels, loss_weight, np.concatenate(cu_seqlens), keys, source)
+
+
+@compiled
+def _set_targets(tokens: np.ndarray, weights: np.ndarray, labels: np.ndarray, loss_weight: np.ndarray) -> None:
+    """One pass over a sequence, in place of one for each thing that is made of it."""
+    last = len(tokens) - 1
+    for at in range(last):
+        loss_weight[at] = weights[at + 1]
+        labels[at] = tokens[at + 1] if weights[at + 1] > 0 else 0
+    loss_weight[last] = labels[last] = 0
 
 
 class Loader:

@@ -41,13 +41,13 @@ def sequences(
     for group, lineage in zip(groups, _lineages(examples, groups)):
         tokens = np.full(context, PAD_ID, dtype=np.int32)
         weight = np.zeros(context, dtype=np.float32)
-        boundaries = np.zeros(len(group) + 1, dtype=np.int32)
+        boundaries = np.full(len(group) + 2, context, dtype=np.int32)
         member, modality, n_targets = _fill(columns, group, starts, shares, tokens, weight, boundaries)
         if n_targets:
             one = json.loads(examples.lineage[group[member]].as_py())
             raise outside_objective(one["key"], one["source"], vocabulary, modality, n_targets, objective)
-        if boundaries[-1] < context:
-            boundaries = np.append(boundaries, np.int32(context))
+        if boundaries[len(group)] == context:  # there is no room that a run of padding fills
+            boundaries = boundaries[:-1]
         yield PackedSequence(next(keys), tokens, boundaries, weight, len(group), lineage)
 
 
@@ -86,7 +86,7 @@ def _fill(
     boundaries: np.ndarray,
 ) -> tuple[int, int, int]:
     """Write a group's tokens, weights and boundaries; returns the member and what `weigh` refuses of it, or zeros."""
-    end = 0
+    boundaries[0] = end = 0
     for member in range(len(group)):
         one = group[member]
         start, length, span = examples.start[one], examples.length[one], examples.first_span[one]
