@@ -132,7 +132,7 @@ class _Reader:
         _, self._tokenizer = tokenizer_of(tokenize)
         self._codec: StageOutput[CodecRecord] | None = stages.get(CodecStage.kind)
 
-    @property
+    @cached_property
     def vocabulary(self) -> JointVocabulary:
         """Of documents, whose own files do not have it."""
         special = {"bos_id": self._tokenizer.bos_id, "eos_id": self._tokenizer.eos_id}

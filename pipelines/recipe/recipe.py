@@ -107,8 +107,8 @@ class Recipe(Config):
         for key, packed in self.packed.items():
             _check_packed(key, packed, self.sources)
         if self.train is not None:
-            _check_training(self.model, self.train)
             _check_device(self.train, self.evaluate)
+            _check_training(self.model, self.train)
             _check_evaluation(self.evaluate, self.vqgan, self.train.stages[-1].context)
         return self
 
