@@ -127,7 +127,7 @@ def _recipe(root: str, options: dict[str, Any], pattern: str, heldout: list[str]
     tree["vqgan"] = {"config": "small", "train": {"steps": 1}}
     tree["storage"]["options"] = options
     tree["sources"] = {"clips": {"urls": [pattern], "fields": ["vision"], "heldout": heldout}}
-    tree["train"]["stages"][0]["mixture"] = {"clips": 1}
+    tree["train"]["stages"][0] |= {"mixture": {"clips": 1}, "objective": "vision-text"}
     return Recipe.model_validate(tree)
 
 

@@ -89,6 +89,7 @@ def _run(
     """Run partitions, of which the last is the first to start."""
     running: dict[ray.ObjectRef, tuple[str, Any]] = {}
     missing: dict[str, int] = {}  # pieces still to be made, by partition
+    left = 0  # of all partitions
     failures, wait = Failures(stage), PlacementWait(stage, pool)
     while waiting or running:
         while waiting and len(running) < pool.workers:
@@ -105,11 +106,14 @@ def _run(
                 continue
             if piece is not None:
                 missing[part] -= 1
+                left -= 1
                 if not missing[part]:
+                    del missing[part]
                     waiting.append((part, None))
-                on_piece(sum(missing.values()))
+                on_piece(left)
             elif isinstance(answer, Pieces):
                 missing[part] = len(answer.pieces)
+                left += len(answer.pieces)
                 waiting += [(part, ahead) for ahead in reversed(answer.pieces)]
             else:
                 on_done(answer)

@@ -199,11 +199,11 @@ def test_a_file_of_another_kind_or_none_is_the_users_mistake(
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "texts.parquet").read_bytes()[:-9])
     for name, said in [
-        ("texts.parquet", "not a whole shard of packed sequences or file of documents (its columns are text)"),
-        ("cut.parquet", "not a whole shard of packed sequences or file of documents ("),
+        ("texts.parquet", "not a whole shard of packed sequences, nor a file of documents or codes (its columns are text)"),
+        ("cut.parquet", "not a whole shard of packed sequences, nor a file of documents or codes ("),
         ("media.tar", "file of documents (the tar has the member a.jpg)"),
-        ("cut.tar", "not a whole shard of packed sequences or file of documents (unexpected end of data)"),
-        ("empty.tar", "not a whole shard of packed sequences or file of documents (empty file)"),
+        ("cut.tar", "not a whole shard of packed sequences, nor a file of documents or codes (unexpected end of data)"),
+        ("empty.tar", "not a whole shard of packed sequences, nor a file of documents or codes (empty file)"),
         ("none.tar", "no such file; give the path of a file or folder of a run"),
     ]:
         assert main(["inspect", str(tmp_path / name)]) == 2
