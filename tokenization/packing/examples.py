@@ -57,14 +57,12 @@ class Examples:
     def divided(self, count: int) -> tuple[Examples, Examples]:
         """The first `count` examples and the others, without a copy."""
         n_spans = int(self.n_spans[:count].sum())
-        parts = []
-        for here, spans in (
-            (slice(count), self.spans[:n_spans]),
-            (slice(count, len(self)), self.spans[n_spans:]),
-        ):
-            columns = (self.n_spans[here], self.lineage[here], self.begins[here])
-            parts.append(Examples(self.pool, self.start[here], self.length[here], spans, *columns))
-        return parts[0], parts[1]
+        first = self._part(slice(count), self.spans[:n_spans])
+        return first, self._part(slice(count, len(self)), self.spans[n_spans:])
+
+    def _part(self, here: slice, spans: np.ndarray) -> Examples:
+        columns = (self.n_spans[here], self.lineage[here], self.begins[here])
+        return Examples(self.pool, self.start[here], self.length[here], spans, *columns)
 
 
 def pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from storage.errors import UserError
 from storage.store import Store
 from tokenization.shards.index import ENTRY, ShardSet, ShardStats, totals
 from tokenization.vocabulary import JointVocabulary
@@ -116,7 +117,14 @@ def _shards(plain: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) ->
 
 
 def _mapped(path: Path) -> np.ndarray:
-    return _entries_only(np.load(path, mmap_mode="r").view(np.ndarray))  # its slices are cheaper than a `memmap`'s
+    try:
+        mapped = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path}: the index of a shard set cannot be read ({str(error).splitlines()[0]}); delete the folder of the "
+            f"stage that made it and run again"
+        ) from None
+    return _entries_only(mapped.view(np.ndarray))  # whose slices are cheaper than those of a `memmap`
 
 
 def _entries_only(array: np.ndarray) -> np.ndarray:

@@ -141,6 +141,18 @@ def test_an_index_that_is_not_what_was_written_is_refused(tmp_path: Path, monkey
         read_set(store, NAME)
 
 
+@pytest.mark.parametrize("size", [None, 0, 100, 250])
+def test_an_index_that_is_gone_or_cut_short_is_named(tmp_path: Path, size: int | None) -> None:
+    store, index = Store(str(tmp_path)), tmp_path / "sets" / "books-train.npy"
+    write_set(store, NAME, a_set())
+    if size is None:
+        index.unlink()
+    else:
+        index.write_bytes(index.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"books-train\.npy: the index of a shard set cannot be read .*run again"):
+        read_set(store, NAME)
+
+
 @pytest.mark.parametrize(("given_count", "message"), [(3, "1 entries too many"), (6, "2 entries missing")])
 def test_entries_are_as_many_as_the_sequences(tmp_path: Path, given_count: int, message: str) -> None:
     parts = [stats.index.entries for stats in a_set().stats]
