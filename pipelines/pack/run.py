@@ -22,7 +22,7 @@ from pipelines.dag.cut import cut
 from pipelines.dag.manifest import StageOutput, digest
 from pipelines.dag.partitions import run_partitions
 from pipelines.dag.records import JsonRecords
-from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
+from pipelines.pack.record import PackFigures, PackOutputs, PackRecord, shard_name
 from pipelines.recipe import Pack, TrainStage
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.errors import UserError
@@ -154,7 +154,7 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
     shards: list[dict[str, Any]] = []
     filled = 0
     for first in sequences:
-        name = f"shards/{part.name}-{len(shards):05d}.tar"
+        name = shard_name(part.name, len(shards))
         with store.writing(name) as file:
             rest = itertools.islice(sequences, job.settings.sequences_per_shard - 1)
             stats = write_shard(file, itertools.chain([first], rest), job.vocabulary)
