@@ -77,7 +77,7 @@ def missing_users(codes: Store, given: Collection[Place]) -> tuple[list[Place], 
     there: list[Place] = []
     gone: list[Place] = []
     for place in dict.fromkeys([*users(codes), *_owner(codes)]):
-        if place not in given:
+        if not any(place.is_same(one) for one in given):
             (there if _may_be_there(place, codes) else gone).append(place)
     return there, gone
 

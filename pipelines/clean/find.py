@@ -15,7 +15,7 @@ from pipelines.clean.partition_files import FOLDERS, needed_files
 from pipelines.dag.manifest import is_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.run import plan_recipe, root_store
-from pipelines.tokenize.codes_users import Place
+from pipelines.tokenize.codes_users import RUNS, Place
 from pipelines.tokenize.stage import CODES, TokenizeStage, codes_store
 from storage.errors import UserError
 from storage.store import Store
@@ -172,7 +172,10 @@ def _with_codes(runs: Sequence[_Run], unneeded: tuple[Unneeded, ...], notes: tup
         notes += tuple(f"{store.path()}: {one}, which used these codes, is gone" for one in gone)
         if there:
             names = ", ".join(map(str, there))
-            notes += (f"{store.path()}: left as it is, for these runs use it too and are not given: {names}",)
+            notes += (
+                f"{store.path()}: left as it is, for these runs use it too and are not given: {names}; give them, or "
+                f"delete what names them in {store.path(RUNS)} if they are gone for good",
+            )
         elif may_ask:
             names = ", ".join(may_ask)
             notes += (f"{store.path()}: left as it is, for the stage tokenize is not finished in {names}",)

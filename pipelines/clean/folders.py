@@ -59,6 +59,11 @@ class StageFolder:
         return self.declaration.kind if self.declaration else ""
 
     @property
+    def is_training(self) -> bool:
+        """Whether it is, or by its stage's name was, of a train stage."""
+        return self.kind == TrainStage.kind or self.stage.startswith(TrainStage.named(""))
+
+    @property
     def finished(self) -> str:
         """When, UTC, ISO 8601; "" where it is not."""
         return self.manifest.finished if self.manifest else ""
@@ -101,10 +106,13 @@ def _read_folder(store: Store, key: str, files: Collection[str]) -> StageFolder:
         return StageFolder(key, manifest.declaration, started.get(BEGAN, ""), manifest, "code" in started)
     if not started:
         return StageFolder(key)
-    began = started.get(BEGAN) or (datetime.now(UTC) - timedelta(seconds=store.age(STARTED))).isoformat(
-        timespec="seconds"
-    )
+    began = started.get(BEGAN) or _written(store)
     return StageFolder(key, Declaration.from_json(started), began, None, "code" in started)
+
+
+def _written(store: Store) -> str:
+    """When a stage was begun that does not say so itself."""
+    return (datetime.now(UTC) - timedelta(seconds=store.age(STARTED))).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ def needed_keys(folders: Mapping[str, StageFolder], wanted: Collection[str] = ()
         by_stage.setdefault(folder.stage, []).append(folder)
     waiting = [folders[key] for key in wanted if key in folders]
     waiting += [folder for of_stage in by_stage.values() for folder in latest(of_stage)]
-    waiting += [folder for folder in folders.values() if folder.kind == TrainStage.kind]
+    waiting += [folder for folder in folders.values() if folder.is_training]
     needed: set[str] = set()
     while waiting:
         folder = waiting.pop()

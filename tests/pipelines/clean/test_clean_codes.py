@@ -60,7 +60,10 @@ def other(one: Run, tmp_path: Path) -> Run:
 
 def test_shared_codes_stay_unless_all_runs_that_use_them_are_given(one: Run, other: Run, codes: Store) -> None:
     (note,) = notes(one)
-    assert note == (f"{codes.path()}: left as it is, for these runs use it too and are not given: {other.root.path()}")
+    assert note == (
+        f"{codes.path()}: left as it is, for these runs use it too and are not given: {other.root.path()}; give them, "
+        f"or delete what names them in {codes.path(RUNS)} if they are gone for good"
+    )
     clean(one)
     assert len(data(codes)) == 3
     assert notes(one, other) == ()
@@ -82,11 +85,23 @@ def test_a_run_that_is_gone_counts_as_given_and_is_named(one: Run, other: Run, c
 
 
 def test_a_folder_of_another_machine_is_never_taken_for_gone(one: Run, codes: Store) -> None:
-    codes.write_json(f"{RUNS}/0.json", {"root": "/data/run", "host": "elsewhere"})
+    codes.write_json(f"{RUNS}/0.json", {"root": "/data/run", "host": "elsewhere", "inode": 1})
     (note,) = notes(one)
-    assert note.endswith("use it too and are not given: /data/run of elsewhere")
+    assert "use it too and are not given: /data/run of elsewhere; give them" in note
     clean(one)
     assert len(data(codes)) == 2
+
+
+def test_a_folder_on_a_shared_disk_is_known_on_every_machine_and_one_of_the_same_path_is_another(
+    one: Run, codes: Store
+) -> None:
+    (name,) = codes.names(RUNS)
+    noted = codes.read_json(name)
+    codes.write_json(name, {**noted, "host": "elsewhere"})
+    assert notes(one) == ()
+    codes.write_json(name, {**noted, "host": "elsewhere", "inode": noted["inode"] + 1})
+    (note,) = notes(one)
+    assert f"not given: {one.root.path()} of elsewhere" in note
 
 
 def test_a_bucket_that_does_not_answer_is_never_taken_for_gone(
@@ -98,7 +113,7 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_gone(
     for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "ENDPOINT_URL": secret["endpoint_url"]}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     (note,) = notes(one)
-    assert note.endswith("use it too and are not given: s3://bucket/run")
+    assert "use it too and are not given: s3://bucket/run; give them" in note
 
 
 def test_codes_of_an_encoding_that_nothing_uses_any_more_go_with_its_folder(run: Run) -> None:
@@ -187,7 +202,7 @@ def test_codes_in_a_run_that_has_been_moved_are_still_its_own(run: Run, tmp_path
     assert len(data(moved.root.at("codes"))) == 1
     borrower = replace(run, root=Store(str(tmp_path / "borrower")), codes=moved.root.at("codes"))
     borrower.make()
-    assert any(note.endswith(f"not given: {moved.root.path()}") for note in notes(borrower))
+    assert any(f"not given: {moved.root.path()};" in note for note in notes(borrower))
 
 
 def test_half_written_files_of_dead_writers_are_swept_after_a_day(one: Run, other: Run, codes: Store) -> None:
@@ -206,4 +221,5 @@ def test_a_run_is_noted_once_however_it_is_called(codes: Store, tmp_path: Path) 
     for url in (str(tmp_path / "run"), f"{tmp_path}/run/", f"file://{tmp_path}/run", str(tmp_path / "link")):
         note_user(codes, Store(url))
     assert [place.url for place in users(codes)] == [str(tmp_path / "run")]
+    assert next(users(codes)).inode == (tmp_path / "run").stat().st_ino
     assert Place.of(Store("s3a://b/run/")) == Place.of(Store("s3://b/run")) == Place("s3://b/run")

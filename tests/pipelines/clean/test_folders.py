@@ -91,6 +91,10 @@ def test_leftovers_of_a_folder_are_not_needed() -> None:
     assert "being removed" in why_not_needed(left, {})
 
 
+def test_a_training_that_has_lost_what_declares_it_stays() -> None:
+    assert needed([StageFolder("train-a/1"), *SECOND]) == {"train-a/1", *KEYS_2}
+
+
 def test_the_parts_of_a_name_are_of_files_in_folders_of_stages() -> None:
     assert parts("stages/tokenize/documents/a/b.parquet") == ("tokenize", "documents", "a/b.parquet")
     assert parts("stages/tokenize/stray")[1:] == ("", "")
