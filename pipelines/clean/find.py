@@ -123,8 +123,9 @@ def _read_run(root: Store, recipes: Iterable[Recipe]) -> _Run:
         if folder.manifest is None:
             unfinished[folder.stage] = f"{folder.key}, begun on {folder.began[:10]}, is not finished and may use them"
     for folder in folders.values():
-        used = folder.manifest and folder.kind == TokenizeStage.kind and folder.manifest.record.outputs.get("codes")
-        codes += [Store(used["url"], root.options)] if used else []
+        if folder.manifest and folder.kind == TokenizeStage.kind:
+            url = (folder.manifest.record.outputs.get("codes") or {}).get("url")
+            codes += [Store(url, root.options)] if url else []
     return _Run(root, sizes, folders, needed, unfinished, codes)
 
 

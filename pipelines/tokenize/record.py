@@ -40,10 +40,12 @@ class KeptTokenizer:
 
 @dataclass(frozen=True)
 class CodesUsed:
-    """Where the codes of the media were found and kept. url: of the store, without secrets. encoding: its folder."""
+    """Where the codes of the media were found and kept. encoding: its folder in the store. url: of the store, without
+    secrets; None: that in the run's root.
+    """
 
-    url: str
     encoding: str
+    url: str | None = None
 
 
 @dataclass(frozen=True)

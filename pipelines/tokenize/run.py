@@ -142,7 +142,7 @@ def tokenize_by(
         text_tokenizer=tokenizer,
         files={**place.own.hashes(TOKENIZER), PARTITIONS: place.own.sha256(PARTITIONS)},
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
-        codes=CodesUsed(public_url(place.codes.path()), codes.encoding) if codes else None,
+        codes=CodesUsed(codes.encoding, recipe.storage.codes and public_url(place.codes.path())) if codes else None,
     )
     entries = tuple(sorted(quarantine.entries, key=lambda entry: (entry["url"], entry["record"] or 0)))
     figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))

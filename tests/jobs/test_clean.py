@@ -97,7 +97,7 @@ def test_a_recipe_that_is_given_keeps_what_it_would_use_although_others_are_late
 ) -> None:
     root = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     assert "nothing here that is not needed" in clean(root)[1]
-    (own,) = (root / "stages" / "evaluate").iterdir()
+    (own,) = (root / "stages" / "report").iterdir()
     later = own.with_name("f" * 16)
     shutil.copytree(own, later)
     manifest: dict[str, Any] = json.loads((later / MANIFEST).read_text())

@@ -88,8 +88,9 @@ class Tokenize(Stage[TokenizeRecord]):
             for name in sorted(names)
         ]
         write_partitions(context.store, parts)
+        url = None if self.codes.url == self.root.at("codes").url else self.codes.path()
         files = {PARTITIONS: context.store.sha256(PARTITIONS)}
-        outputs = TokenizeOutputs(PARTITIONS, files=files, codes=CodesUsed(self.codes.path(), encoding(self.fps)))
+        outputs = TokenizeOutputs(PARTITIONS, files=files, codes=CodesUsed(encoding(self.fps), url))
         return Made(TokenizeRecord(outputs, TokenizeFigures(len(parts), 40 * len(parts))))
 
     def _tokenize(self, name: str, found: SourceObject, shared: Store) -> dict[str, Any]:
