@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import BufferedRandom
@@ -36,6 +36,7 @@ from storage.urls import fetch_file, filesystem, open_ranged, open_url
 log = logging.getLogger("ringworld")
 
 _OUTPUT_SCHEMES = (*S3FileSystem.protocol, *GCSFileSystem.protocol, *AzureFileSystem.protocol, "memory")
+_DELETED_AT_ONCE = 1000  # as many as S3 takes in a request
 _LOCAL_SCHEMES = re.compile("(file|local)://")
 
 
@@ -199,9 +200,9 @@ class Store:
         """Names of the folders directly inside a folder, sorted."""
         return sorted(name for name, info in self._listed(folder).items() if info["type"] == "directory")
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of each file directly inside a folder, by name; nothing where there is none."""
-        return {name: info["size"] for name, info in self._listed(folder).items() if info["type"] == "file"}
+    def sizes(self, folder: str = "", deep: bool = False) -> dict[str, int]:
+        """Bytes of each file directly inside a folder, by name in it; nothing where there is none. deep: also below."""
+        return {name: info["size"] for name, info in self._listed(folder, deep).items() if info["type"] == "file"}
 
     def delete(self, name: str) -> None:
         """Remove a name if it is there."""
@@ -209,6 +210,22 @@ class Store:
         self._check_fence()
         with self._explaining_disk_errors(path), contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
+
+    def delete_many(self, names: Sequence[str]) -> None:
+        """Remove those of many names that are there, `_DELETED_AT_ONCE` to a request where the store can."""
+        fs, folder = self._output("")
+        if not isinstance(fs, BucketFileSystem):
+            for name in names:
+                self.delete(name)
+            return
+        for start in range(0, len(names), _DELETED_AT_ONCE):
+            some = names[start : start + _DELETED_AT_ONCE]
+            self._check_fence()
+            try:
+                fs.rm_files([f"{folder.rstrip('/')}/{name}" for name in some])
+            except FileNotFoundError:  # on a store that removes one by one: it has stopped at what was gone
+                for name in some:
+                    self.delete(name)
 
     def delete_folder(self, folder: str) -> None:
         """Remove a folder with all that it holds, if it is there."""

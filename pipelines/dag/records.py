@@ -120,18 +120,31 @@ class FooterRecords:
             self._written += len(self._pending)
             self._pending = []
 
+    def drop_removed(self) -> None:
+        """Write the bulk files anew where most of their records are of files that have been removed."""
+        present = set(self._store.names(self._folder))
+        self._files = self._store.names(_BULK)
+        records = [record for records in in_threads(self._read_bulk, self._files) for record in records]
+        left = {record["file"]: record for record in records if record["file"] in present}
+        if 2 * len(left) < len(records):
+            self._replace(list(left.values()))
+
     def _join(self) -> None:
-        """One bulk file in place of many. A driver that dies in between leaves records twice, which harms nothing."""
+        """One bulk file in place of many."""
+        read = in_threads(self._read_bulk, list(self._files))
+        self._replace(list({record["file"]: record for records in read for record in records}.values()))
+
+    def _replace(self, records: Sequence[Record]) -> None:
+        """One bulk file in place of all. A driver that dies in between leaves records twice, which harms nothing."""
         old = list(self._files)
-        by_file = {record["file"]: record for records in in_threads(self._read_bulk, old) for record in records}
-        self._write(list(by_file.values()))
-        for _ in in_threads(self._store.delete, old):
-            pass
+        if records:
+            self._write(records)
+        self._store.delete_many(old)
         self._files = [name for name in self._files if name not in old]
 
     def _write(self, records: Sequence[Record]) -> None:
         last = max((int(name.rpartition("/")[2].partition(".")[0]) for name in self._files), default=-1)
-        self._files.append(f"{_BULK}/{last + 1:08d}.jsonl")
+        self._files = [*self._files, f"{_BULK}/{last + 1:08d}.jsonl"]
         with self._store.writing(self._files[-1]) as file:
             for record in records:
                 file.write(json.dumps(record, sort_keys=True, separators=(",", ":")).encode() + b"\n")

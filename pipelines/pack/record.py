@@ -10,6 +10,29 @@ from storage.store import Store
 from tokenization.shards.index import ShardSet
 from tokenization.shards.set_files import read_set
 
+SHARDS = "shards"
+"""The folder of shards in that which the stage's fingerprints share."""
+
+
+INDEX = "index"
+"""That of the indexes of partitions' sequences, beside it."""
+
+
+def index_name(partition: str) -> str:
+    """Where the index of the sequences of a partition is, below the folder that fingerprints share."""
+    return f"{INDEX}/{partition}.npy"
+
+
+def shard_name(partition: str, number: int) -> str:
+    """Where one of the shards of a partition is, below that folder."""
+    return f"{SHARDS}/{partition}-{number:05d}.tar"
+
+
+def partition_of(shard: str) -> str:
+    """The partition that the shard of this name is of."""
+    return shard.removeprefix(f"{SHARDS}/").rpartition("-")[0]
+
+
 PackedSet = Mapping[str, Any]
 """`file`: the shard set, below the folder that the stage's fingerprints share, as its shards are. `fill`: share of
 tokens that are no padding. Counts summed over its shards, by their names."""

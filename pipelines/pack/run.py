@@ -25,7 +25,7 @@ from pipelines.dag.cut import cut
 from pipelines.dag.manifest import StageOutput, digest
 from pipelines.dag.partitions import run_partitions
 from pipelines.dag.records import JsonRecords
-from pipelines.pack.record import PackFigures, PackOutputs, PackRecord
+from pipelines.pack.record import PackFigures, PackOutputs, PackRecord, index_name, shard_name
 from pipelines.recipe import Pack, PackedData
 from pipelines.tokenize.record import TokenizedPartition, TokenizeRecord
 from storage.errors import UserError
@@ -154,14 +154,14 @@ def _pack_partition(part: PackPartition, job: PackJob, documents: Store, store: 
     entries: list[np.ndarray] = []
     filled = 0
     for first in sequences:
-        name = f"shards/{part.name}-{len(shards):05d}.tar"
+        name = shard_name(part.name, len(shards))
         with store.writing(name) as file:
             rest = itertools.islice(sequences, job.settings.sequences_per_shard - 1)
             stats = write_shard(file, itertools.chain([first], rest), job.vocabulary)
         shards.append({"name": name, **stats.to_json()})
         entries.append(stats.index.entries)
         filled += stats.n_filled
-    index = f"index/{part.name}.npy"
+    index = index_name(part.name)
     write_entries(store, index, entries, counts.sequences)
     record = {
         "partition": part.name,

@@ -3,7 +3,8 @@
 `CODES/ENCODING/data/*.parquet` are files of codes (`tokenization.codecs.codes_file`), a few to a partition, and
 `index/*.parquet` say which objects each file has, for all files at once. ENCODING hashes what decides the codes beside
 the medium. No lease covers a store that many runs share: files are created and never changed. Of two tasks that encode
-the same media the first to commit wins, and the other starts again and finds them.
+the same media the first to commit wins, and the other starts again and finds them. Only `ringworld clean` removes any,
+once it has the lease of every run that `runs/*.json` name (`pipelines.tokenize.codes_users`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -133,10 +135,33 @@ def write_index(store: Store) -> None:
     index = CodesIndex(store)
     rows = [(one, name) for name, objects in in_threads(index._read_footer, missing) for one in objects]
     objects, files = pa.array([one for one, _ in rows], pa.binary(ID_BYTES)), pa.array([name for _, name in rows])
-    table = pa.table({"object": objects, "file": files.dictionary_encode()})
-    name = f"{INDEX}/{digest(missing)[:32]}.parquet"
-    with contextlib.suppress(FileExistsError), store.writing(name, exclusive=True) as file:  # or another run has
-        pq.write_table(table, file, compression="zstd")
+    _create_index(store, pa.table({"object": objects, "file": files.dictionary_encode()}))
+
+
+def renew_index(store: Store) -> None:
+    """Write the index files anew that name files of codes that have been removed."""
+    present = pa.array(store.names(DATA), pa.string())
+    stale, rows = [], []
+    index = CodesIndex(store)
+    names = store.names(INDEX)
+    for name, table in zip(names, in_threads(index._read_index, names)):
+        is_there = pc.is_in(table.column("file").cast(pa.string()), value_set=present)
+        if not pc.all(is_there).as_py():
+            stale.append(name)
+            rows.append(table.filter(is_there))
+    if stale:
+        _create_index(store, pa.concat_tables(rows, promote_options="permissive"))
+        store.delete_many(stale)
+
+
+def _create_index(store: Store, rows: pa.Table) -> None:
+    """Commit an index file, unless there are no rows or there is one of these files."""
+    files = sorted(rows.column("file").unique().to_pylist())
+    name = f"{INDEX}/{digest(files)[:32]}.parquet"
+    with contextlib.suppress(FileExistsError):
+        if files:
+            with store.writing(name, exclusive=True) as file:
+                pq.write_table(rows, file, compression="zstd")
 
 
 def _index_table(store: Store, name: str) -> pa.Table:
@@ -179,6 +204,11 @@ class CodesPlace:
 
     store: Store
     index: Any
+
+    @property
+    def encoding(self) -> str:
+        """The folder's name."""
+        return self.store.url.rpartition("/")[2]
 
 
 @contextlib.contextmanager

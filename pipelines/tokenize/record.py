@@ -39,15 +39,26 @@ class KeptTokenizer:
 
 
 @dataclass(frozen=True)
+class CodesUsed:
+    """Where the codes of the media were found and kept. encoding: its folder in the store. url: of the store, without
+    secrets; None: that in the run's root.
+    """
+
+    encoding: str
+    url: str | None = None
+
+
+@dataclass(frozen=True)
 class TokenizeOutputs:
     """partitions: the file that lists them; to format 2, themselves. files: sha256 by name. made_of: digests of the
-    sources and fingerprints of what encoded them.
+    sources and fingerprints of what encoded them. codes: None where all is text.
     """
 
     partitions: str | tuple[TokenizedPartition, ...] = ()
     text_tokenizer: KeptTokenizer | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, Any] = field(default_factory=dict)
+    codes: CodesUsed | None = None
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe, VisualTokenizer
 from pipelines.sources.heldout import check_heldout
 from pipelines.tokenize.codes_store import CodesPlace, Encoding, codes_place
+from pipelines.tokenize.codes_users import note_user
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partition
 from pipelines.tokenize.quarantine import Quarantine
 from pipelines.tokenize.record import (
     PARTITIONS,
+    CodesUsed,
     KeptTokenizer,
     TokenizedPartition,
     TokenizeFigures,
@@ -75,6 +77,7 @@ def tokenize_all(
         return tokenize_by(None, None, recipe, parts, made_of, place, line)
     encoding = encoding_of(recipe.vqgan, codec.record.outputs.fingerprint, recipe.tokenize.fps)
     pool = vqgan_pool(recipe.vqgan, codec.store, recipe.tokenize.encode)
+    note_user(place.codes, Store(recipe.storage.root, recipe.storage.options))
     with codes_place(place.codes, encoding) as codes, pool as encoders:
         return tokenize_by(encoders, codes, recipe, parts, made_of, place, line)
 
@@ -141,6 +144,7 @@ def tokenize_by(
         text_tokenizer=tokenizer,
         files={**place.own.hashes(TOKENIZER), PARTITIONS: place.own.sha256(PARTITIONS)},
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
+        codes=CodesUsed(codes.encoding, recipe.storage.codes and public_url(place.codes.path())) if codes else None,
     )
     entries = tuple(sorted(quarantine.entries, key=lambda entry: (entry["url"], entry["record"] or 0)))
     figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))

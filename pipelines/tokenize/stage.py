@@ -19,6 +19,9 @@ from pipelines.tokenize.record import TokenizeRecord
 from storage.store import Store
 from tokenization.text.tokenizer_files import find_tokenizer
 
+CODES = "codes"
+"""The store of codes in a run's root."""
+
 
 @dataclass(frozen=True)
 class TokenizeStage(Stage[TokenizeRecord]):
@@ -120,7 +123,7 @@ def codes_store(recipe: Recipe) -> Store:
     """Where the recipe keeps codes. No lease covers it: what is there is created and never changed."""
     storage = recipe.storage
     if storage.codes is None:
-        return Store(storage.root, storage.options).at("codes")
+        return Store(storage.root, storage.options).at(CODES)
     return Store(storage.codes, storage.options)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -138,6 +138,13 @@ class BucketFileSystem(AbstractFileSystem):
     def rm_file(self, path: str) -> None:
         """Remove an object; nothing where there is none."""
         self._ask(path, "removed", obstore.delete)
+
+    def rm_files(self, paths: Sequence[str]) -> None:
+        """Remove objects of one bucket, with one request where the store can. Where it cannot, raises FileNotFoundError
+        on one that is gone.
+        """
+        keys = [self._strip_protocol(path).partition("/")[2] for path in paths]
+        self._ask(paths[0], "removed", lambda store, _: obstore.delete(store, keys))
 
     def rm(self, path: str | Iterable[str], recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove objects, or all below folders. Raises FileNotFoundError where there is nothing."""

@@ -199,10 +199,13 @@ def test_a_file_of_another_kind_or_none_is_the_users_mistake(
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "texts.parquet").read_bytes()[:-9])
     for name, said in [
-        ("texts.parquet", "not a whole shard of packed sequences, nor a file of documents or codes (its columns are text)"),
+        (
+            "texts.parquet",
+            "not a whole shard of packed sequences, nor a file of documents or codes (its columns are text)",
+        ),
         ("cut.parquet", "not a whole shard of packed sequences, nor a file of documents or codes ("),
-        ("media.tar", "file of documents (the tar has the member a.jpg)"),
-        ("cut.tar", "not a whole shard of packed sequences, nor a file of documents or codes (unexpected end of data)"),
+        ("media.tar", "documents or codes (the tar has the member a.jpg)"),
+        ("cut.tar", "nor a file of documents or codes (unexpected end of data)"),
         ("empty.tar", "not a whole shard of packed sequences, nor a file of documents or codes (empty file)"),
         ("none.tar", "no such file; give the path of a file or folder of a run"),
     ]:

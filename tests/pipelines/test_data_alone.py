@@ -23,7 +23,7 @@ from storage.errors import UserError
 from storage.store import Store
 from testing.miniature import write_recipe
 from testing.tiny_run import story
-from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import read_set
 from tokenization.shards.shard import read_sequence
 
 SHARDS = Path(__file__).parents[2] / "recipes" / "shards.yaml"
@@ -110,12 +110,13 @@ def test_the_page_of_shards_reads_them(run: Run, monkeypatch: pytest.MonkeyPatch
     page: dict[str, Any] = {}
     for block in blocks:
         exec(block, page)
-    (folder,) = (run.root / "stages" / "pack-text-4k").iterdir()
-    shards = ShardSet.from_json(json.loads((folder / "sets" / "plays-train.json").read_text()))
+    stage = run.root / "stages" / "pack-text-4k"
+    (folder,) = (path.parent for path in stage.glob("*/sets"))
+    shards = read_set(Store(str(stage)), f"{folder.name}/sets/plays-train.json")
     expected = []
     for place in range(len(shards)):
         name, _, entry = shards.locate(place)
-        with (folder / name).open("rb") as file:
+        with (stage / name).open("rb") as file:
             expected.append(read_sequence(file, entry))
     assert len(shards.names) > 1
     last = expected[-1]

@@ -46,6 +46,22 @@ def test_names_and_folders_are_relative_and_sorted(store: Store) -> None:
         assert file.read() == b"x/1/a"
 
 
+def test_sizes_are_of_a_folder_or_of_all_below_it(store: Store) -> None:
+    for name in ("x/2/b", "x/long name"):
+        with store.writing(name) as file:
+            file.write(name.encode())
+    assert store.sizes("x") == {"long name": 11}
+    assert store.sizes("x", deep=True) == {"2/b": 5, "long name": 11}
+    assert store.sizes("absent", deep=True) == {}
+
+
+def test_of_many_names_those_that_are_there_are_removed(store: Store) -> None:
+    for name in ("a", "x/b", "x/c"):
+        store.write_json(name, 1)
+    store.delete_many(["x/b", "absent", "a"])
+    assert store.names() == ["x/c"]
+
+
 def test_a_store_shows_no_option_of_its_own() -> None:
     store = Store("s3://bucket", {"secret": "hush"}).at("folder")
     assert "s3://bucket/folder" in repr(store)

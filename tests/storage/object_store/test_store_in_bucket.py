@@ -53,6 +53,17 @@ def test_a_write_is_whole_or_absent_and_a_name_is_taken_once(options: dict[str, 
     assert store.read_json("lock") == 1
 
 
+def test_many_names_are_removed_in_bulk_whatever_they_are_called(options: dict[str, Any]) -> None:
+    store = Store("s3://data/many", options)
+    names = ["a b/c&d<e>.json", "\u00e9/+%20.json", *(f"n/{number}" for number in range(30))]
+    for name in [*names, "left"]:
+        store.write_json(name, 1)
+    assert store.sizes(deep=True) == dict.fromkeys(sorted([*names, "left"]), 2)
+    store.delete_many([*names, "absent"])
+    assert store.names() == ["left"]
+    store.delete_many([])
+
+
 @pytest.mark.parametrize(
     ("pattern", "changes", "said"),
     [
