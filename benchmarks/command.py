@@ -100,6 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     pack.set_defaults(bench=_pack)
 
+    corpus = benchmarks.add_parser(
+        "corpus", help="what a corpus of a million objects takes, from its listing to loaders"
+    )
+    corpus.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="default: all")
+    corpus.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    corpus.set_defaults(bench=_corpus)
+
     tokenize = benchmarks.add_parser("tokenize", help="from video on S3 to codes: decoding, encoding, and the stage")
     tokenize.add_argument("--frames", type=int, default=264, help="encoded by the stage a round (default 264)")
     tokenize.add_argument("--hour", type=int, default=3600, metavar="SECONDS", help="of the long video (default 3600)")
@@ -251,6 +258,15 @@ def _pack(arguments: argparse.Namespace) -> int:
         raise UserError(f"--contexts {min(arguments.contexts)} is less than 1024, too short for a mix of documents")
     report = pack_report(arguments.contexts or CONTEXTS, arguments.documents, arguments.rounds, arguments.mix)
     print_pack(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _corpus(arguments: argparse.Namespace) -> int:
+    from benchmarks.corpus.report import corpus_report, print_corpus
+
+    report = corpus_report(arguments.parts)
+    print_corpus(report)
     _write(report, arguments.json)
     return 0
 

@@ -22,6 +22,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
 from pipelines.sources.listing_changes import changes_note
 from pipelines.sources.stage import SourcesStage
+from pipelines.tokenize.stage import codes_store
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
@@ -37,6 +38,7 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = (), until: str | None
     with first_contact(root.url):
         root.read_json(REBUILDS)
     root.check_output()
+    codes_store(recipe).check_output("storage.codes")
     return plan(_checked_stages(recipe, root, rebuild, until), root, rebuild)
 
 

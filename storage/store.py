@@ -66,13 +66,16 @@ class Store:
             return str(Path(_LOCAL_SCHEMES.sub("", self.url, 1)).absolute() / name)
         return f"{self.url.rstrip('/')}/{name}" if name else self.url.rstrip("/")
 
-    def check_output(self) -> None:
-        """Raise UserError where this cannot be written to without showing half-written files. Makes no request."""
+    def check_output(self, key: str = "storage.root") -> None:
+        """Raise UserError where this cannot be written to without showing half-written files. Makes no request.
+
+        key: of the recipe, which says where it is.
+        """
         scheme, _, place = self.url.partition("://")
         if not self.is_local and not (scheme in _OUTPUT_SCHEMES and place.strip("/")):
             raise UserError(
                 f"{public_url(self.url)}: this can be read at most, not be an output, where no file may be seen "
-                f"half-written; set storage.root to a folder of this machine or to an s3://, gs:// or az:// URL with a "
+                f"half-written; set {key} to a folder of this machine or to an s3://, gs:// or az:// URL with a "
                 f"bucket"
             )
 

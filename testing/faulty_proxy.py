@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -44,7 +45,7 @@ class Faults:
 
     faults: of the next GETs of ranges, in turn. always: of the GETs of ranges after those. rules: of all requests.
     unconditional: take the conditions from puts, as before a store that ignores them. held: where a thread waits until
-    the event is set before it passes on a request whose line matches.
+    the event is set before it passes on a request whose line matches. latency: seconds that every request waits.
     """
 
     upstream: tuple[str, int]
@@ -56,6 +57,7 @@ class Faults:
     endpoint: str = ""
     unconditional: bool = False
     held: tuple[str, threading.Event] | None = None
+    latency: float = 0.0
 
     @classmethod
     def before(cls, endpoint: str) -> Faults:
@@ -96,6 +98,7 @@ class Faults:
 
     def _pass_on(self, client: socket.socket) -> None:
         head, body = _head(client)
+        time.sleep(self.latency)
         fault = self._fault(head)
         if isinstance(fault, int) or (fault and fault[0].isdigit()):
             _drain(client, head, body)

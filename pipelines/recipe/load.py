@@ -54,8 +54,8 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
     if isinstance(storage, dict):
         storage["data"] = storage.get("data") or "."
     stages = tree["train"].get("stages") if isinstance(tree.get("train"), dict) else None
-    paths = [(storage, "root"), (storage, "data"), (tree.get("text_tokenizer"), "path"), (tree.get("vqgan"), "weights")]
-    paths += [(tree.get("model"), "init")]
+    paths = [(storage, key) for key in ("root", "data", "codes")]
+    paths += [(tree.get("text_tokenizer"), "path"), (tree.get("vqgan"), "weights"), (tree.get("model"), "init")]
     paths += [(stage, "export") for stage in stages] if isinstance(stages, list) else []
     for branch, key in paths:
         if isinstance(branch, dict) and isinstance(branch.get(key), str) and branch[key] and "://" not in branch[key]:

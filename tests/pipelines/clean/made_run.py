@@ -38,8 +38,9 @@ from testing.tiny_run import VOCABULARY
 from tokenization.codecs.codes_file import CodesWriter, MediumCodes, object_id
 from tokenization.document import Document
 from tokenization.packing.pack import pack
-from tokenization.shards.document_parquet import read_documents, write_documents
+from tokenization.shards.document_parquet import read_documents, to_batches, write_batches
 from tokenization.shards.index import ShardSet
+from tokenization.shards.set_files import write_set
 from tokenization.shards.shard import write_shard
 
 
@@ -77,7 +78,7 @@ class Tokenize(Stage[TokenizeRecord]):
         note_user(self.codes, self.root)
         objects = read_objects(context.input("sources", SourcesRecord).store)
         records = FooterRecords(context.shared, "documents")
-        names = {f"clips-{digest([one.to_json(), self.fps])[:16]}": one for one in objects}
+        names = {f"clips-{digest([one.url, one.etag, self.fps])[:16]}": one for one in objects}
         done = {record["partition"]: record for record in records.load(list(names))}
         for name in set(names) - set(done):
             done[name] = self._tokenize(name, names[name], context.shared)
@@ -101,7 +102,7 @@ class Tokenize(Stage[TokenizeRecord]):
         tokens = np.arange(3, 43, dtype=np.int32)
         document = Document(found.key, "clips", tokens, ((1, 40),), {"url": found.url, **named})
         with shared.writing(file) as stream:
-            write_documents(stream, [document], lambda: {RECORD_KEY: json.dumps({"partition": name})})
+            write_batches(stream, to_batches([document]), lambda: {RECORD_KEY: json.dumps({"partition": name})})
         return {"partition": name, "file": file, "sha256": shared.sha256(file)}
 
     def _encode(self, object: bytes, url: str) -> None:
@@ -144,8 +145,8 @@ class Pack(Stage[PackRecord]):
                 stats.append(write_shard(file, sequences, VOCABULARY))
             context.shared.write_json(JsonRecords.name(partition), {"partition": partition})
         shards = ShardSet(self.context, VOCABULARY, "vision-text", tuple(names), tuple(stats))
-        context.store.write_json("sets/clips-train.json", shards.to_json())
         file = f"{context.store.url.rpartition('/')[2]}/sets/clips-train.json"
+        write_set(context.shared, file, shards)
         outputs = PackOutputs({"clips": {"train": {"file": file}}}, context.store.hashes("sets"))
         return Made(PackRecord(outputs))
 
