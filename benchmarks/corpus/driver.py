@@ -20,7 +20,6 @@ from dataclasses import fields
 from typing import Any
 
 import psutil
-import ray
 
 from benchmarks.machine import machine
 from pipelines.cluster.capacity import Capacity
@@ -31,6 +30,7 @@ from pipelines.recipe import Resources
 from pipelines.tokenize.record import TokenizedPartition
 from pipelines.tokenize.tokenize_task import DOCUMENTS, MADE
 from storage.store import Store
+from testing.empty_partitions import record_of, submitted
 from testing.faulty_proxy import Faults
 from testing.s3_server import ObjectStore, object_store
 
@@ -62,21 +62,9 @@ def claims(run: dict[str, Any], resumed: dict[str, Any]) -> list[dict[str, Any]]
     ]
 
 
-def _record(name: str) -> Record:
-    counts = {"units": 30, "frames": 300, "thinned_videos": 0, "frames_left_out": 0, "documents": 30}
-    counts |= {"tokens": 80_000, "vision_tokens": 77_000}
-    where = {"partition": name, "source": "clips", "heldout": False, "file": f"{DOCUMENTS}/{name}.parquet"}
-    return {**where, **counts, "quarantine": [], "inner_heldout": {}, "sha256": 2 * f"{name[-16:]:0>32}"}
-
-
-@ray.remote
-def _make(name: str) -> Record:
-    return {**_record(name), MADE: 300}
-
-
 def _run(names: Sequence[str]) -> dict[str, Any]:
     kept: dict[str, TokenizedPartition] = {}
-    task = _make.options(name="tokenize", max_retries=0, num_cpus=1)
+    submit = submitted()
 
     def on_done(record: Record) -> None:
         record.pop(MADE)
@@ -85,7 +73,7 @@ def _run(names: Sequence[str]) -> dict[str, Any]:
     def run(some: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             records = FooterRecords(Store(folder), DOCUMENTS)
-            run_partitions("tokenize", task.remote, some, records, Resources(workers=4), on_done)
+            run_partitions("tokenize", submit, some, records, Resources(workers=4), on_done)
 
     run([f"before-{number}" for number in range(200)])
     kept.clear()
@@ -117,7 +105,7 @@ def _resumed(names: Sequence[str], store: ObjectStore) -> dict[str, Any]:
             pass
     records = FooterRecords(folder, DOCUMENTS)
     for name in names:
-        records.add(_record(name))
+        records.add(record_of(name))
     records.flush()
     proxy = Faults.before(store.endpoint)
     proxy.latency = LATENCY

@@ -55,14 +55,14 @@ def test_nothing_is_removed_without_yes_and_what_would_be_is_listed_with_its_siz
     (row,) = (row for row in rows if f"{root}/stages/tokenize/documents " in row)
     assert row.endswith("no stage that is needed lists these documents")
     assert (row.split()[1], row.split()[3]) == ("2", "KiB")
-    assert total.startswith("in all 17 files, ")
+    assert total.startswith("in all 18 files, ")
     assert total.endswith(" KiB; nothing is removed without --yes")
     code, out, _ = clean(root, "--yes")
     assert code == 0
-    assert out.splitlines()[-1].startswith("removed 17 files, ")
+    assert out.splitlines()[-1].startswith("removed 18 files, ")
     lists, after = "/records/", grown.root.names()  # of records, of which one is written for two
     assert (
-        len([name for name in after if lists not in name]) == len([name for name in before if lists not in name]) - 17
+        len([name for name in after if lists not in name]) == len([name for name in before if lists not in name]) - 18
     )
     assert clean(root)[1] == "nothing here that is not needed\n"
     assert grown.is_done
