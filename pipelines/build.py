@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.codecs.stage import CodecStage
@@ -18,23 +18,26 @@ from pipelines.sources.stage import SourcesStage
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.train.stage import TrainStage
 
+_NONE: Mapping[str, tuple[str, ...]] = {}
+
 
 def build_stages(
-    recipe: Recipe, objects: Sequence[SourceObject] | None = None, changes: tuple[str, ...] = ()
+    recipe: Recipe, objects: Sequence[SourceObject] | None = None, changes: Mapping[str, tuple[str, ...]] = _NONE
 ) -> list[Stage[Any]]:
     """The stages of a recipe; without `train` those of data alone, and the report.
 
-    objects: the listing of its sources, made here where it is None. changes: what differs from the one before, for the
-    plan. Raises UserError where a source has no object.
+    objects: the listing of its sources, made here where it is None. changes: of stages by kind, what differs from
+    before, for the plan. Raises UserError where a source has no object.
     """
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
     media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
     asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
-    sources = SourcesStage(objects, heldout_notes(recipe, objects), changes, asked)
+    sources = SourcesStage(objects, heldout_notes(recipe, objects), changes.get(SourcesStage.kind, ()), asked)
     stages: list[Stage[Any]] = [sources, *([codec] if codec else [])]
     packs = tuple(PackStage.named(data.name) for data in recipe.packed.values())
-    stages.append(TokenizeStage(recipe, codec.name if codec else None, packs))
+    estimate = changes.get(TokenizeStage.kind, ())
+    stages.append(TokenizeStage(recipe, codec.name if codec else None, packs, estimate))
     if recipe.train is None:
         stages += [PackStage(recipe, data) for data in recipe.pack.stages]
     else:

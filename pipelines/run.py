@@ -20,9 +20,10 @@ from pipelines.dag.until import stages_until
 from pipelines.preflight import check_recipe
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
-from pipelines.sources.listing_changes import changes_note
+from pipelines.sources.listing_changes import changes_since
 from pipelines.sources.stage import SourcesStage
-from pipelines.tokenize.stage import codes_store
+from pipelines.tokenize.estimate import encoding_note
+from pipelines.tokenize.stage import TokenizeStage, codes_store
 from pipelines.train.profiled_steps import ProfiledSteps
 from storage.errors import UserError
 from storage.lease import STALE_SECONDS, lease
@@ -45,7 +46,12 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = (), until: str | None
 def _checked_stages(recipe: Recipe, root: Store, rebuild: Collection[str], until: str | None) -> list[Stage[Any]]:
     objects = list_sources(recipe)
     check_recipe(recipe, objects)
-    stages = build_stages(recipe, objects, changes_note(root.at("stages", SourcesStage.kind), objects))
+    notes: dict[str, tuple[str, ...]] = {}
+    if found := changes_since(root.at("stages", SourcesStage.kind), objects):
+        changes, finished = found
+        notes[SourcesStage.kind] = (changes.sentence(len(objects), finished),)
+        notes[TokenizeStage.kind] = encoding_note(root.at("stages", TokenizeStage.kind), changes, recipe)
+    stages = build_stages(recipe, objects, notes)
     return stages if until is None else stages_until(stages, until, rebuild)
 
 

@@ -31,6 +31,11 @@ class ListingChanges:
     changed: Listing
     gone: int
 
+    def sentence(self, objects: int, finished: str) -> str:
+        """For the plan. objects: in the new listing. finished: when the old one was committed."""
+        differs = f"{len(self.new):,} of {objects:,} objects new, {len(self.changed):,} changed, {self.gone:,} gone"
+        return f"{differs} since the listing of {finished}"
+
 
 def listing_changes(old: pa.Table, new: Listing) -> ListingChanges:
     """What differs. old: the columns `key` and `identity` of a listing, as `compared_columns` reads them.
@@ -51,10 +56,11 @@ def compared_columns(store: Store) -> pa.Table:
         return pq.read_table(file, columns=_COMPARED)
 
 
-def changes_note(history: Store, new: Listing) -> tuple[str, ...]:
-    """A sentence on what changed since the newest listing in a run; none where it is the same or there is none.
+def changes_since(history: Store, new: Listing) -> tuple[ListingChanges, str] | None:
+    """What changed since the newest listing in a run, and when that was committed.
 
-    history: the folder of all that the run's sources stage has made.
+    None where it is the same, or there is none that can be read. history: the folder of all that the run's sources
+    stage has made.
     """
     made: list[tuple[str, str, Any]] = []
     for folder in filter(is_fingerprint, history.folders()):
@@ -62,14 +68,10 @@ def changes_note(history: Store, new: Listing) -> tuple[str, ...]:
         if OBJECTS in tree.get("outputs", {}).get("files", {}):
             made.append((tree.get("finished", ""), folder, tree.get("figures")))
     if not made:
-        return ()
+        return None
     finished, folder, figures = max(made, key=lambda one: one[:2])
     if figures == listing_digest(new):
-        return ()
+        return None
     with contextlib.suppress(OSError, pa.ArrowException):  # the note is worth no failure where that listing is damaged
-        changes = listing_changes(compared_columns(history.at(folder)), new)
-        return (
-            f"{len(changes.new):,} of {len(new):,} objects new, {len(changes.changed):,} changed, "
-            f"{changes.gone:,} gone since the listing of {finished}",
-        )
-    return ()
+        return listing_changes(compared_columns(history.at(folder)), new), finished
+    return None

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipelines.dag.cut import cut
 from pipelines.dag.manifest import digest
 from pipelines.sources.listing import Listing, SourceObject
+from tokenization.readers.records import is_one_record
 
 _MOST_VIDEOS = 32  # of a partition, about: the size of a video does not say how much work it is
 
@@ -31,6 +32,17 @@ class Partition:
     source: str
     heldout: bool
     objects: tuple[SourceObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a partition holds, as far as its listing tells: how many objects that are one object or record by their
+    kind, an image, a `.txt` file or a video that is one document, and the bytes of the others.
+    """
+
+    source: str
+    ones: int
+    size: int
 
 
 class Partitions(Mapping[str, Partition]):
@@ -65,10 +77,32 @@ class Partitions(Mapping[str, Partition]):
     def __len__(self) -> int:
         return len(self._units)
 
+    @property
+    def objects(self) -> Listing:
+        """All objects of all partitions."""
+        return self._objects
+
+    def held(self, windows: bool) -> dict[str, Held]:
+        """What each holds. windows: whether videos are cut in documents. No partition is made for it."""
+        kinds = [*(["image"] if windows else ["image", "video"])]
+        kind, url = self._objects.column("kind").cast(pa.large_string()), self._objects.column("url")
+        is_text_file = np.fromiter((is_one_record(one.as_py()) for one in url), bool, len(url))
+        is_one = _is_in(kind, kinds) | (_is_in(kind, ["text"]) & is_text_file)
+        size = np.where(is_one, 0, np.maximum(1, self._objects.column("size").to_numpy()))
+        source = self._objects.column("source").cast(pa.large_string())
+        return {
+            name: Held(source[int(units[0])].as_py(), int(is_one[units].sum()), int(size[units].sum()))
+            for name, units in self._units.items()
+        }
+
 
 def _weights(objects: Listing, partition_bytes: int) -> np.ndarray:
     """int64 [objects]: bytes, of some kinds at least so many that a partition has no more than `_MOST_VIDEOS`."""
     size = objects.column("size").to_numpy()
-    counts_for_more = pc.is_in(objects.column("kind").cast(pa.large_string()), value_set=pa.array(["video", "records"]))
-    least = np.where(counts_for_more.to_numpy(zero_copy_only=False), partition_bytes // _MOST_VIDEOS, 1)
-    return np.maximum(size, least)
+    counts_for_more = _is_in(objects.column("kind").cast(pa.large_string()), ["video", "records"])
+    return np.maximum(size, np.where(counts_for_more, partition_bytes // _MOST_VIDEOS, 1))
+
+
+def _is_in(column: pa.Array, values: list[str]) -> np.ndarray:
+    found: np.ndarray = pc.is_in(column, value_set=pa.array(values, column.type)).to_numpy(zero_copy_only=False)
+    return found

@@ -18,10 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.sources.listing import SourceObject
-from pipelines.tokenize.partition import Partition
+from pipelines.tokenize.partition import Held
 from storage.errors import UserError
-from tokenization.readers.records import is_one_record
 
 log = logging.getLogger("ringworld")
 
@@ -32,35 +30,30 @@ _VARYING = re.compile(r"\S*/\S*|\b0x[0-9a-f]+\b|\d+(\.\d+)?")
 
 
 class Quarantine:
-    """What is bad of all partitions of the stage.
+    """What is bad of all partitions of the stage. fraction: the most that may be. held: what each partition holds."""
 
-    fraction: the most that may be. windows: whether videos are cut in documents.
-    """
-
-    def __init__(self, fraction: float, partitions: Mapping[str, Partition], windows: bool) -> None:
+    def __init__(self, fraction: float, held: Mapping[str, Held]) -> None:
         self.fraction, self.entries, self.units = fraction, list[dict[str, Any]](), 0
-        self._partitions, self._windows = partitions, windows
-        self._sources = {part.source: _Source() for part in partitions.values()}
-        self._unread = len(partitions)
-        self._left = 0  # objects that are one by their kind
-        for part in partitions.values():
-            ones, size = self._count(part)
-            self._left += ones
-            self._sources[part.source].left += size
+        self._held = held
+        self._sources = {one.source: _Source() for one in held.values()}
+        self._unread = len(held)
+        self._left = sum(one.ones for one in held.values())
+        for one in held.values():
+            self._sources[one.source].left += one.size
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a partition that is done. Raises UserError where too much is bad, whatever the others hold."""
-        part = self._partitions[record["partition"]]
-        source, (ones, size) = self._sources[part.source], self._count(part)
+        held = self._held[record["partition"]]
+        source = self._sources[held.source]
         self.entries += record["quarantine"]
         self.units += record["units"]
-        self._left -= ones
+        self._left -= held.ones
         self._unread -= 1
-        source.left -= size
-        if size:
+        source.left -= held.size
+        if held.size:
             unreadable = sum(entry["record"] is None for entry in record["quarantine"])
-            source.units += max(0, record["units"] - ones - unreadable)
-            source.read += size
+            source.units += max(0, record["units"] - held.ones - unreadable)
+            source.read += held.size
         if len(self.entries) > self.fraction * self._most_units():
             raise self.error(" so far" if self._unread else "")
 
@@ -98,16 +91,6 @@ class Quarantine:
         if len(self.entries) < FEWEST or estimated == math.inf:
             return math.inf
         return exact + estimated + estimated  # twice the estimate, which is uncertain
-
-    def _count(self, part: Partition) -> tuple[int, int]:
-        """How many objects of a partition are one object or record by their kind; the bytes of the others."""
-        others = [max(1, found.size) for found in part.objects if not self._is_one(found)]
-        return len(part.objects) - len(others), sum(others)
-
-    def _is_one(self, found: SourceObject) -> bool:
-        if found.kind == "video":
-            return not self._windows
-        return found.kind == "image" or (found.kind == "text" and is_one_record(found.url))
 
 
 @dataclass

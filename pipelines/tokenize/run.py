@@ -25,7 +25,7 @@ from pipelines.sources.heldout import check_heldout
 from pipelines.tokenize.codes_store import CodesPlace, Encoding, codes_place
 from pipelines.tokenize.codes_users import note_user
 from pipelines.tokenize.encode_media import vqgan_pool
-from pipelines.tokenize.partition import Partition
+from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.quarantine import Quarantine
 from pipelines.tokenize.record import (
     PARTITIONS,
@@ -63,7 +63,7 @@ class TokenizePlace:
 
 def tokenize_all(
     recipe: Recipe,
-    parts: Mapping[str, Partition],
+    parts: Partitions,
     made_of: Mapping[str, Any],
     codec: StageOutput[CodecRecord] | None,
     place: TokenizePlace,
@@ -91,7 +91,7 @@ def tokenize_by(
     pool: Any,
     codes: CodesPlace | None,
     recipe: Recipe,
-    parts: Mapping[str, Partition],
+    parts: Partitions,
     made_of: Mapping[str, Any],
     place: TokenizePlace,
     line: Bar,
@@ -101,7 +101,8 @@ def tokenize_by(
     job = TokenizeJob(recipe, joint_vocabulary(recipe), recipe.vqgan.sizes.resolution if recipe.vqgan else 0, codes)
     shared = ray.put(job)  # once, not with every task
     decode = recipe.tokenize.decode
-    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, parts, recipe.tokenize.frames_per_document is not None)
+    held = parts.held(windows=recipe.tokenize.frames_per_document is not None)
+    quarantine = Quarantine(recipe.tokenize.max_bad_fraction, held)
     tokenized: dict[str, TokenizedPartition] = {}
     totals: Counter[str] = Counter()
     matched: dict[str, set[str]] = {}
@@ -135,7 +136,7 @@ def tokenize_by(
     for name in place.shared.names(PIECES):
         place.shared.delete(name)
     quarantine.check()
-    check_heldout(recipe, [found for part in parts.values() for found in part.objects], matched)
+    check_heldout(recipe, parts.objects, matched)
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
     write_partitions(place.own, [tokenized[name] for name in parts])

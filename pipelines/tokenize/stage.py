@@ -26,7 +26,7 @@ CODES = "codes"
 @dataclass(frozen=True)
 class TokenizeStage(Stage[TokenizeRecord]):
     """codec: the name of the stage that makes the codec of the sources' media; None where all is text. packs: the names
-    of the stages that pack the documents.
+    of the stages that pack the documents. estimate: how long encoding will take, for the plan.
     """
 
     kind = "tokenize"
@@ -37,6 +37,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
     recipe: Recipe
     codec: str | None
     packs: tuple[str, ...] = ()
+    estimate: tuple[str, ...] = ()
 
     @property
     def kept_for(self) -> tuple[str, ...]:
@@ -73,7 +74,8 @@ class TokenizeStage(Stage[TokenizeRecord]):
         if figures is None:
             vision = [name for name, source in self.recipe.sources.items() if source.has_vision]
             most = {name: frames for name in vision if (frames := self.recipe.max_frames(name)) is not None}
-            return tuple(_will_thin(name, frames, self.recipe.tokenize) for name, frames in most.items())
+            thinned = tuple(_will_thin(name, frames, self.recipe.tokenize) for name, frames in most.items())
+            return self.estimate + thinned
         videos, frames = figures.get("thinned_videos", 0), figures.get("frames_left_out", 0)
         return (f"{count_of(videos, 'videos')} thinned to max_frames: {frames:,} frames left out",) if videos else ()
 

@@ -131,12 +131,19 @@ def same(one: Document, other: Document) -> bool:
     return np.array_equal(one.tokens, other.tokens) and dict(one.provenance) == dict(other.provenance)
 
 
-def test_what_is_added_removed_or_changed_is_made_again_and_nothing_else(grow: Grow, data: Path) -> None:
+def test_what_is_added_removed_or_changed_is_made_again_and_nothing_else(
+    grow: Grow, data: Path, sources: Path, tmp_path: Path
+) -> None:
     first = grow()
     assert first.figures.frames == first.figures.frames_encoded == CLIPS * OF_A_CLIP + len(IMAGES)
     before = first.documents
 
     write_clip(data / "more.mp4", 3)
+    said = {
+        stage.name: stage.notes for stage in plan_recipe(Recipe.model_validate(tree(data, sources, tmp_path / "run")))
+    }
+    assert said["sources"][0].startswith(f"1 of {CLIPS + 2} objects new, 0 changed, 0 gone since the listing of ")
+    assert said["tokenize"][0].startswith("about a minute of ")
     grown = grow()
     assert (grown.figures.frames_encoded, grown.figures.documents) == (OF_A_CLIP, first.figures.documents + 1)
     assert grown.figures.partitions_made <= 2 < len(first.files)

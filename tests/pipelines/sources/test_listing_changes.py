@@ -16,7 +16,7 @@ from pipelines.dag.plan import plan
 from pipelines.dag.stage import StageContext
 from pipelines.run import run_stage
 from pipelines.sources.listing import Listing, SourceObject, write_objects
-from pipelines.sources.listing_changes import changes_note, compared_columns, listing_changes
+from pipelines.sources.listing_changes import changes_since, compared_columns, listing_changes
 from pipelines.sources.stage import SourcesStage
 from storage.store import Store
 
@@ -49,7 +49,8 @@ def test_an_object_is_new_changed_or_gone_by_its_key_and_all_that_decides_its_do
 
 def committed(root: Store, objects: Listing) -> SourcesStage:
     """Commit a listing as a run does."""
-    stage = SourcesStage(objects, (), changes_note(root.at("stages", "sources"), objects))
+    found = changes_since(root.at("stages", "sources"), objects)
+    stage = SourcesStage(objects, (), (found[0].sentence(len(objects), found[1]),) if found else ())
     (planned,) = plan([stage], root)
     run_stage(planned, StageContext(planned.store, {}))
     return stage
@@ -60,14 +61,14 @@ def test_the_plan_of_a_grown_listing_says_what_grew(tmp_path: Path) -> None:
     rows = {(number, False): 1 for number in range(2000)}
     assert committed(root, listing(rows)).changes == ()
     again = listing(rows)
-    assert changes_note(root.at("stages", "sources"), again) == ()
+    assert changes_since(root.at("stages", "sources"), again) is None
     rows |= {(number, False): 2 for number in range(1998, 2003)}
     del rows[5, False]
     grown = listing(rows)
-    (note,) = changes_note(root.at("stages", "sources"), grown)
-    assert note.startswith("3 of 2,002 objects new, 2 changed, 1 gone since the listing of 20")
     stage = committed(root, grown)
-    (planned,) = plan([dataclasses.replace(stage, changes=(note,))], root)
+    (note,) = stage.changes
+    assert note.startswith("3 of 2,002 objects new, 2 changed, 1 gone since the listing of 20")
+    (planned,) = plan([dataclasses.replace(stage, changes=())], root)
     assert (planned.status, planned.notes) == ("done", ())
 
 
@@ -80,7 +81,7 @@ def test_a_listing_that_cannot_be_read_is_not_compared_with(tmp_path: Path, dama
         (folder / "objects.parquet").write_bytes(b"PAR1")
     else:
         (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace("objects.parquet", "objects.jsonl"))
-    assert changes_note(root.at("stages", "sources"), listing({(2, False): 1})) == ()
+    assert changes_since(root.at("stages", "sources"), listing({(2, False): 1})) is None
 
 
 def test_the_columns_that_are_compared_are_read_alone(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.sources.listing import SourceObject
-from pipelines.tokenize.partition import Partition
+from pipelines.sources.listing import Listing, SourceObject
+from pipelines.tokenize.partition import Held, Partitions
 from pipelines.tokenize.quarantine import FEWEST, Quarantine
 from storage.errors import UserError
 
 
-def partitions(count: int, name: str, kind: Any = "text", size: int = 1000) -> dict[str, Partition]:
-    """One object each."""
-    found = [SourceObject(f"s/{n}{name}", "s", f"/x/{n}{name}", size, "e", kind, False, {}) for n in range(count)]
-    return {f"p{n}": Partition(f"p{n}", "s", False, (one,)) for n, one in enumerate(found)}
+def held(count: int, name: str, kind: Any = "text", windows: bool = False) -> dict[str, Held]:
+    """Of one object each, in the order of their numbers."""
+    found = [SourceObject(f"s/{n}{name}", "s", f"/x/{n}{name}", 1000, "e", kind, False, {}) for n in range(count)]
+    parts = Partitions(Listing.of(found), 1, {"s": {}})
+    number = {part: int(parts[part].objects[0].key[2:].removesuffix(name)) for part in parts}
+    return {f"p{number[part]}": one for part, one in parts.held(windows).items()}
 
 
 def record(number: int, units: int, bad: int, whole: bool = False) -> dict[str, Any]:
@@ -39,35 +41,35 @@ def ends_at(quarantine: Quarantine, records: list[dict[str, Any]]) -> int | None
 
 def test_where_each_object_is_one_the_stage_ends_with_the_first_too_many() -> None:
     every_third = [record(n, 1, n % 3 == 0, whole=True) for n in range(100)]
-    assert ends_at(Quarantine(0.1, partitions(100, ".txt"), False), every_third) == 30  # the 11th bad one of 100
-    assert ends_at(Quarantine(0.1, partitions(100, ".mp4", "video"), False), every_third) == 30
-    assert ends_at(Quarantine(0.34, partitions(100, ".txt"), False), every_third) is None
+    assert ends_at(Quarantine(0.1, held(100, ".txt")), every_third) == 30  # the 11th bad one of 100
+    assert ends_at(Quarantine(0.1, held(100, ".mp4", "video")), every_third) == 30
+    assert ends_at(Quarantine(0.34, held(100, ".txt")), every_third) is None
 
 
 def test_the_number_of_records_still_to_come_is_estimated_by_bytes() -> None:
     fifth = [record(n, 100, 20) for n in range(100)]
-    assert ends_at(Quarantine(0.01, partitions(100, ".jsonl"), False), fifth) == 9  # 200 bad of 10,000, times almost 2
+    assert ends_at(Quarantine(0.01, held(100, ".jsonl")), fifth) == 9  # 200 bad of 10,000, times almost 2
     first_bad = [record(n, 100, 100 if n == 0 else 0) for n in range(100)]
-    assert ends_at(Quarantine(0.01, partitions(100, ".jsonl"), False), first_bad) is None
+    assert ends_at(Quarantine(0.01, held(100, ".jsonl")), first_bad) is None
     few = [record(n, 3, FEWEST // 10 if n == 0 else 0) for n in range(10)]
-    assert ends_at(Quarantine(0.1, partitions(10, ".jsonl"), False), few) is None
+    assert ends_at(Quarantine(0.1, held(10, ".jsonl")), few) is None
 
 
 def test_files_that_cannot_be_read_say_nothing_of_what_the_others_hold() -> None:
     files = [record(n, 1, 1, whole=True) for n in range(30)] + [record(n, 1000, 0) for n in range(30, 100)]
-    assert ends_at(Quarantine(0.01, partitions(100, ".parquet"), False), files) is None
+    assert ends_at(Quarantine(0.01, held(100, ".parquet")), files) is None
 
 
 def test_windows_of_videos_are_estimated_too() -> None:
-    assert ends_at(Quarantine(0.1, partitions(4, ".mp4", "video"), True), [record(0, 1, 1, whole=True)]) is None
+    assert ends_at(Quarantine(0.1, held(4, ".mp4", "video", windows=True)), [record(0, 1, 1, whole=True)]) is None
 
 
 def test_no_bad_data_at_all_is_allowed_at_a_share_of_0() -> None:
-    assert ends_at(Quarantine(0.0, partitions(100, ".jsonl"), False), [record(0, 9, 0), record(1, 9, 1)]) == 1
+    assert ends_at(Quarantine(0.0, held(100, ".jsonl")), [record(0, 9, 0), record(1, 9, 1)]) == 1
 
 
 def test_the_final_count_decides_at_the_end() -> None:
-    quarantine = Quarantine(0.1, partitions(1, ".jsonl"), False)
+    quarantine = Quarantine(0.1, held(1, ".jsonl"))
     quarantine.entries, quarantine.units = record(0, 9, 1)["quarantine"], 9
     assert str(quarantine.error(" so far")).startswith("1 of 9 objects and records so far are bad, over tokenize.max_")
     with pytest.raises(UserError, match=r"^1 of 9 objects and records are bad, over tokenize\.max_bad_fraction 0\.1"):
@@ -75,7 +77,7 @@ def test_the_final_count_decides_at_the_end() -> None:
 
 
 def test_each_kind_of_reason_is_one_line_with_a_count_and_an_example(caplog: pytest.LogCaptureFixture) -> None:
-    quarantine = Quarantine(1.0, partitions(40, ".jsonl"), False)
+    quarantine = Quarantine(1.0, held(40, ".jsonl"))
     for number in range(32):
         quarantine.add(record(number, 2, 1))
     reasons = ["s3://b/1.jpg: no such object", "s3://b/2.jpg: no such object", 'the record lacks the field "caption"']
