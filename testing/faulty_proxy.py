@@ -98,7 +98,8 @@ class Faults:
 
     def _pass_on(self, client: socket.socket) -> None:
         head, body = _head(client)
-        time.sleep(self.latency)
+        if self.latency:
+            time.sleep(self.latency)
         fault = self._fault(head)
         if isinstance(fault, int) or (fault and fault[0].isdigit()):
             _drain(client, head, body)

@@ -200,7 +200,7 @@ def test_a_node_with_other_code_makes_nothing_whether_it_joins_a_run_or_was_ther
         )
     made = {path.parent.parent.name for path in (tmp_path / "run" / "stages").rglob("manifest.json")}
     assert made == {"sources"}
-    assert not [*(tmp_path / "run" / "stages").rglob("*.parquet")]
+    assert not [*(tmp_path / "run" / "stages" / "tokenize").rglob("*.parquet")]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

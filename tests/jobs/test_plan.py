@@ -56,16 +56,20 @@ def test_settings_that_change_only_the_speed_run_nothing(plan: Any) -> None:
     assert plan(*faster, "train.checkpoint_steps=5", "evaluate.resources.workers=3") == {}
 
 
-def test_an_added_object_runs_what_reads_it(plan: Any, sources: Path) -> None:
+def test_an_added_object_runs_nothing_that_has_been_trained_and_reaches_the_next_training(
+    plan: Any, sources: Path
+) -> None:
     added = sources / "acts" / "act-10.md"
     added.write_text("Enter a new ghost.\n")
     try:
-        changed = plan()
+        assert plan() == {}
+        changed = plan("train.stages.1.lr=3e-3")
     finally:
         added.unlink()
-    assert set(changed) == set(ALL) - {"vqgan"}
+    assert set(changed) == set(ALL) - {"vqgan", "pack-text", "train-text"}
     assert "setting acts.objects: 9 -> 10" in changed["sources"]
     assert changed["tokenize"] == ["input sources changed"]
+    assert changed["train-video"] == ["input pack-video changed", "setting stage.lr: 0.01 -> 0.003"]
     assert plan() == {}
 
 

@@ -10,6 +10,7 @@ import pytest
 from pipelines.recipe import Recipe
 from pipelines.run import _run_all, plan_recipe
 from pipelines.sources.heldout import heldout_notes
+from pipelines.sources.listing import Listing
 from testing.http_server import files_server
 from testing.miniature import text_recipe
 
@@ -53,4 +54,6 @@ def test_a_signature_of_a_url_relative_to_a_web_server_is_not_shown(tmp_path: Pa
     assert SECRET not in str(shown)
     for key in ("urls", "side", "heldout"):
         assert shown["sources"]["acts"][key] == ["acts/act-01.md?v=1&X-Amz-Signature=..."]
-    assert heldout_notes(recipe, []) == ("sources.acts.heldout acts/act-01.md?v=1&X-Amz-Signature=...: 0 objects",)
+    assert heldout_notes(recipe, Listing.of([])) == (
+        "sources.acts.heldout acts/act-01.md?v=1&X-Amz-Signature=...: 0 objects",
+    )

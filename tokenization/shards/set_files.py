@@ -81,7 +81,7 @@ def write_entries(store: Store, name: str, entries: Iterable[np.ndarray], count:
 def read_entries(store: Store, name: str) -> np.ndarray:
     """The array of `ENTRY` of a small `.npy`, in memory. Raises FileNotFoundError when absent."""
     with store.open(name) as file:
-        return _entries_only(np.load(io.BytesIO(file.read())))
+        return _entries_only(np.load(io.BytesIO(file.read()), allow_pickle=False))
 
 
 def read_set(store: Store, name: str, sha256: str | None = None) -> ShardSet:
@@ -118,7 +118,7 @@ def _shards(plain: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) ->
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        mapped = np.load(path, mmap_mode="r")
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path}: the index of a shard set cannot be read ({str(error).splitlines()[0]}); delete the folder of the "

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.codecs.vqgan import _gather
 from pipelines.recipe import Recipe
-from pipelines.sources.listing import list_sources
+from pipelines.sources.list_sources import list_sources
 from pipelines.sources.media import object_frames
 from testing.tiny_run import VQGAN_SIZES, tiny_recipe, write_clip
 

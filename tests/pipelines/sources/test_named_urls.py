@@ -116,7 +116,8 @@ def test_a_large_medium_of_a_server_that_tells_its_size_alone_has_no_identity(mo
     with http_server(Handler) as web:
         (found,) = listing(web, urls=["l.csv"], media="image")
         (hashed,) = media_of(found, {}, COLUMNS)
-        monkeypatch.setattr("storage.urls._HASHED_BYTES", 1000)
+        monkeypatch.setattr("storage.etags.HASHED_BYTES", 1000)
+        monkeypatch.setattr("storage.urls.HASHED_BYTES", 1000)
         (sized,) = media_of(found, {}, COLUMNS)
     assert isinstance(hashed, Medium)
     assert isinstance(sized, Medium)

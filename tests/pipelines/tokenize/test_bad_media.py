@@ -227,7 +227,7 @@ def written(case: Case, folder: Path, port: int) -> Path:
 def listing(data: Path, *urls: str) -> list[Any]:
     tree = text_recipe(data, "unused")
     tree["sources"], tree["text_tokenizer"] = {"a": {"urls": list(urls)}}, {}
-    tree["train"]["stages"][0]["mixture"] = {"a": 1}
+    tree["train"]["stages"][0] |= {"mixture": {"a": 1}, "objective": "vision-text"}
     return list_sources(Recipe.model_validate(tree))
 
 
@@ -324,7 +324,7 @@ def test_the_tokenize_stage_puts_each_in_quarantine_with_its_reason_and_keeps_th
     tree["tokenize"] = {"fps": FPS, "max_frames": 20, "max_bad_fraction": 1.0, "decode": {"workers": 2, "cpus": 0.5}}
     tree["tokenize"]["encode"] = {"cpus": 0.5}
     for stage in tree["train"]["stages"]:
-        stage["mixture"] = {"a": 1}
+        stage |= {"mixture": {"a": 1}, "objective": "vision-text"}
     stages = plan_recipe(Recipe.model_validate(tree))
     _run_all(stages[:3])
     output = output_of(stages[2].store, TokenizeRecord)

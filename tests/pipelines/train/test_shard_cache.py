@@ -122,7 +122,7 @@ def test_training_caches_shards_of_object_stores_where_the_recipe_says(
     monkeypatch.setattr("pipelines.train.data.cache_folder", lambda on_local_disk: tmp_path)
     job = SimpleNamespace(
         shards=SimpleNamespace(is_local=is_local, open_ranged=remote),
-        recipe=SimpleNamespace(train=SimpleNamespace(shard_cache_gib=gib)),
+        recipe=SimpleNamespace(training=SimpleNamespace(shard_cache_gib=gib)),
     )
     shards = ShardSet(4, VOCABULARY, "text", tuple(remote.stats), tuple(remote.stats.values()))
     opened = shard_opener(job, {"a": shards})  # type: ignore[arg-type]
