@@ -9,7 +9,7 @@ import pytest
 from benchmarks.corpus.planning import claims, planning_report, print_planning
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_plans_and_listings_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(json.dumps(planning_report((200,), local_files=20)))
     states = [(row["state"], row["objects"]) for row in report["rows"]]

@@ -91,7 +91,7 @@ def test_what_cannot_be_cleaned_is_one_sentence_and_exit_code_2(grown: Run, clea
     assert grown.root.names() == before
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_recipe_that_is_given_keeps_what_it_would_use_although_others_are_later(
     undisturbed: Path, clean: Clean, tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ def test_other_documents_of_the_same_media_encode_nothing(grow: Grow, data: Path
     assert grow().documents.keys() == first.documents.keys()
 
 
+@pytest.mark.faults
 def test_another_rate_or_codec_finds_no_codes_and_all_lie_beside_each_other(grow: Grow, tmp_path: Path) -> None:
     first = grow()
 
@@ -213,6 +214,7 @@ def test_another_rate_or_codec_finds_no_codes_and_all_lie_beside_each_other(grow
     assert grow("another run", change=faster).figures.frames_encoded == 0
 
 
+@pytest.mark.faults
 def test_codes_that_are_damaged_or_gone_are_made_again(grow: Grow, tmp_path: Path) -> None:
     first = grow()
     files = sorted((tmp_path / "codes").glob("*/data/*.parquet"))

@@ -16,7 +16,7 @@ from storage.store import Store
 from testing.tiny_run import write_clip
 from tests.pipelines.test_growth import OF_A_CLIP, Made, lay_out, tree
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 def test_what_a_real_run_needs_stays_and_its_old_outputs_and_codes_go(
