@@ -28,7 +28,7 @@ from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.codecs.record import WEIGHTS
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
-from pipelines.tokenize.codes_store import codes_place
+from pipelines.tokenize.codes.place import codes_place
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.encoder_pool import wait_until_ready
 from pipelines.tokenize.partition import Partitions

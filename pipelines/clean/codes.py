@@ -18,8 +18,9 @@ from pipelines.clean.folders import STAGES, StageFolder, refusing_damage
 from pipelines.dag.manifest import StageOutput, is_fingerprint, read_manifest
 from pipelines.dag.records import in_threads
 from pipelines.sources.listing import read_objects
-from pipelines.tokenize.codes_store import DATA, DESCRIPTION, INDEX, CodesIndex
-from pipelines.tokenize.codes_users import Place, users
+from pipelines.tokenize.codes.index import DATA, INDEX, CodesIndex
+from pipelines.tokenize.codes.place import DESCRIPTION
+from pipelines.tokenize.codes.users import Place, users
 from pipelines.tokenize.record import TokenizeRecord, read_partitions
 from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import UserError

@@ -15,7 +15,7 @@ from pipelines.clean.partition_files import FOLDERS, needed_files
 from pipelines.dag.manifest import is_fingerprint
 from pipelines.recipe import Recipe
 from pipelines.run import plan_recipe, root_store
-from pipelines.tokenize.codes_users import RUNS, Place
+from pipelines.tokenize.codes.users import RUNS, Place
 from pipelines.tokenize.stage import CODES, TokenizeStage, codes_store
 from storage.errors import UserError
 from storage.store import Store

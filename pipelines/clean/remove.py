@@ -15,7 +15,7 @@ from pipelines.clean.folders import STAGES
 from pipelines.clean.partition_files import RECORDS
 from pipelines.dag.manifest import MANIFEST, STARTED
 from pipelines.dag.records import FooterRecords
-from pipelines.tokenize.codes_store import renew_index
+from pipelines.tokenize.codes.index import renew_index
 from pipelines.tokenize.stage import TokenizeStage
 from pipelines.tokenize.tokenize_task import DOCUMENTS
 from storage.lease import lease

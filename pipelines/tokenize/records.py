@@ -18,7 +18,8 @@ from pipelines.decoder.client import parsed_records
 from pipelines.recipe import Recipe
 from pipelines.sources.listing import SourceObject, content_of
 from pipelines.sources.media import BadMedium, Medium, Origin, media_of, medium_frames
-from pipelines.tokenize.codes_store import Codes, CodesPlace
+from pipelines.tokenize.codes.codes import Codes
+from pipelines.tokenize.codes.place import CodesPlace
 from pipelines.tokenize.encode_media import Encoded, encode_media
 from storage.errors import BadData
 from storage.public_url import object_url

@@ -22,8 +22,8 @@ from pipelines.dag.records import FooterRecords
 from pipelines.dag.stage import Made
 from pipelines.recipe import Recipe, VisualTokenizer
 from pipelines.sources.heldout import check_heldout
-from pipelines.tokenize.codes_store import CodesPlace, Encoding, codes_place
-from pipelines.tokenize.codes_users import note_user
+from pipelines.tokenize.codes.place import CodesPlace, Encoding, codes_place
+from pipelines.tokenize.codes.users import note_user
 from pipelines.tokenize.encode_media import vqgan_pool
 from pipelines.tokenize.partition import Partitions
 from pipelines.tokenize.quarantine import Quarantine

@@ -21,7 +21,7 @@ from pipelines.dag.partitions import Pieces
 from pipelines.dag.records import RECORD_KEY, hash_of
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import media_of
-from pipelines.tokenize.codes_store import Codes, OvertakenError
+from pipelines.tokenize.codes.codes import Codes, OvertakenError
 from pipelines.tokenize.partition import Partition
 from pipelines.tokenize.records import (
     Record,

@@ -22,7 +22,7 @@ from pipelines.pack.record import PackOutputs, PackRecord, shard_name
 from pipelines.run import run_stages
 from pipelines.sources.listing import SourceObject, read_objects
 from pipelines.sources.stage import SourcesRecord, SourcesStage
-from pipelines.tokenize.codes_users import note_user
+from pipelines.tokenize.codes.users import note_user
 from pipelines.tokenize.record import (
     PARTITIONS,
     CodesUsed,

@@ -14,9 +14,8 @@ import pytest
 
 from pipelines.clean.find import find_unneeded
 from pipelines.clean.remove import Removed, leases, remove
-from pipelines.tokenize import codes_store
-from pipelines.tokenize.codes_store import CodesIndex, write_index
-from pipelines.tokenize.codes_users import RUNS, Place, note_user, users
+from pipelines.tokenize.codes.index import CodesIndex, write_index
+from pipelines.tokenize.codes.users import RUNS, Place, note_user, users
 from storage.public_url import object_url, public_url
 from storage.store import Store
 from tests.pipelines.clean.made_run import Run, encoding, listed
@@ -172,7 +171,7 @@ def test_the_url_that_a_document_shows_of_its_medium_leads_to_the_name_of_its_co
 def test_the_index_names_only_what_is_there_and_files_are_found_before_and_after(
     one: Run, codes: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codes_store, "_UNINDEXED", 0)
+    monkeypatch.setattr("pipelines.tokenize.codes.index._UNINDEXED", 0)
     folder = codes.at(encoding(4.0))
     write_index(folder)
     before = folder.names("index")

@@ -11,7 +11,7 @@ from pipelines.clean.remove import leases, remove
 from pipelines.inspect.verify import verify
 from pipelines.recipe import Recipe
 from pipelines.run import plan_recipe, root_store
-from pipelines.tokenize.codes_users import Place, users
+from pipelines.tokenize.codes.users import Place, users
 from storage.store import Store
 from testing.tiny_run import write_clip
 from tests.pipelines.test_growth import OF_A_CLIP, Made, lay_out, tree
