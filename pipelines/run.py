@@ -12,7 +12,7 @@ from pipelines.build import build_stages
 from pipelines.cluster.capacity import needed_at_once
 from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.dag.code_versions import made_by
-from pipelines.dag.kept import BEGAN, REQUEST
+from pipelines.dag.kept import REQUEST
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Stage, StageContext
@@ -118,8 +118,8 @@ def run_stage(stage: PlannedStage, context: StageContext) -> None:
     """Run a planned stage and commit its manifest, last."""
     started = time.monotonic()
     if not stage.store.exists(STARTED):
-        begun = {REQUEST: stage.request, BEGAN: _now()}
-        stage.store.write_json(STARTED, {"format": FORMAT, **stage.declaration.to_json(), **begun})
+        declared = {"format": FORMAT, **stage.declaration.to_json(), REQUEST: stage.request}
+        stage.store.write_json(STARTED, declared)
     made = stage.stage.run(context)
     stage.store.sweep_temporaries()  # of workers that were killed meanwhile
     seconds = time.monotonic() - started

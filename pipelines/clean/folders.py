@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from pipelines.dag.kept import BEGAN
+from pipelines.dag.kept import begun
 from pipelines.dag.manifest import (
     MANIFEST,
     STARTED,
@@ -103,16 +102,10 @@ def _read_folder(store: Store, key: str, files: Collection[str]) -> StageFolder:
     if started:
         refuse_newer(started, store.path(STARTED))
     if manifest:
-        return StageFolder(key, manifest.declaration, started.get(BEGAN, ""), manifest, "code" in started)
+        return StageFolder(key, manifest.declaration, "", manifest, "code" in started)
     if not started:
         return StageFolder(key)
-    began = started.get(BEGAN) or _written(store)
-    return StageFolder(key, Declaration.from_json(started), began, None, "code" in started)
-
-
-def _written(store: Store) -> str:
-    """When a stage was begun that does not say so itself."""
-    return (datetime.now(UTC) - timedelta(seconds=store.age(STARTED))).isoformat(timespec="seconds")
+    return StageFolder(key, Declaration.from_json(started), begun(store), None, "code" in started)
 
 
 @contextlib.contextmanager
@@ -136,8 +129,8 @@ def latest(folders: Iterable[StageFolder]) -> list[StageFolder]:
     folders = [one for one in folders if one.declaration]
     when = max((one.finished for one in folders if one.manifest), default="")
     found = [one for one in folders if one.manifest and one.finished == when]
-    begun = max((one for one in folders if not one.manifest), key=lambda one: one.began, default=None)
-    return [*found, begun] if begun and begun.began >= when else found
+    unfinished = max((one for one in folders if not one.manifest), key=lambda one: one.began, default=None)
+    return [*found, unfinished] if unfinished and unfinished.began >= when else found
 
 
 def needed_keys(folders: Mapping[str, StageFolder], wanted: Collection[str] = ()) -> set[str]:

@@ -7,6 +7,7 @@ the recipe itself asks for is another matter: where that changes, nothing is kep
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from pipelines.dag.manifest import MANIFEST, STARTED, Declaration, digest, is_fi
 from pipelines.dag.stage import Stage
 from storage.store import Store
 
-REQUEST, BEGAN = "request", "began"
-"""In `STARTED`: the request that the folder answers, and when it was begun (UTC, ISO 8601)."""
+REQUEST = "request"
+"""In `STARTED`: the request that the folder answers."""
 
 
 @dataclass(frozen=True)
@@ -71,4 +72,10 @@ def _folder(history: Store, name: str, asked: str | None = None, is_done: bool =
         return None
     if is_done and not history.at(name).exists(MANIFEST):
         return None
-    return Kept(name, Declaration.from_json(tree), tree.get(BEGAN, ""))
+    return Kept(name, Declaration.from_json(tree), begun(history.at(name)))
+
+
+def begun(store: Store) -> str:
+    """When a stage's folder was begun: UTC, ISO 8601. By the age of the file, whose bytes are the same at any time."""
+    when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=store.age(STARTED))
+    return when.isoformat(timespec="seconds")

@@ -80,10 +80,10 @@ def turns(object_store: ObjectStore, sources: Path, tmp_path_factory: pytest.Tem
         done.bad_requests = sum(rule.seen for rule in [*bursts, *cuts])
         done.half = [name for name in store.names() if "/pack-text/" in name and "started.json" not in name]
 
-        done.left.append(list_objects("s3://data/turns/**", object_store.options))
+        done.left.append(list(list_objects("s3://data/turns/**", object_store.options)))
         os.kill(stopped.process.pid, signal.SIGCONT)
         done.resumed = stopped.end()
-        done.left.append(list_objects("s3://data/turns/**", object_store.options))
+        done.left.append(list(list_objects("s3://data/turns/**", object_store.options)))
     finally:
         stopped.kill()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.dag.kept import BEGAN, REQUEST
+from pipelines.dag.kept import REQUEST
 from pipelines.dag.manifest import FORMAT, STARTED, PlainRecord, digest
 from pipelines.dag.plan import PlannedStage, plan
 from pipelines.dag.records import RECORD_KEY, FooterRecords, JsonRecords
@@ -196,8 +197,10 @@ class Run:
     def begin(self, stage: str, began: str) -> Store:
         """Leave a stage as a driver does that is killed at its beginning; its folder."""
         (planned,) = [one for one in self.plan() if one.name == stage]
-        begun = {REQUEST: planned.request, BEGAN: began}
-        planned.store.write_json(STARTED, {"format": FORMAT, **planned.declaration.to_json(), **begun})
+        declared = {"format": FORMAT, **planned.declaration.to_json(), REQUEST: planned.request}
+        planned.store.write_json(STARTED, declared)
+        when = datetime.fromisoformat(began).timestamp()
+        os.utime(planned.store.path(STARTED), (when, when))
         return planned.store
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.dag import code_versions
-from pipelines.dag.kept import BEGAN, REQUEST
+from pipelines.dag.kept import REQUEST
 from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, PlainRecord, digest, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Made, Stage, StageContext
@@ -273,8 +273,8 @@ def curriculum(objects: int, lr: float = 1.0, trained: int = 2) -> list[Stage[An
 
 
 def begin(planned: PlannedStage) -> None:
-    begun = {REQUEST: planned.request, BEGAN: "2026-01-01T00:00:00+00:00"}
-    planned.store.write_json(STARTED, {"format": FORMAT, **planned.declaration.to_json(), **begun})
+    declared = {"format": FORMAT, **planned.declaration.to_json(), REQUEST: planned.request}
+    planned.store.write_json(STARTED, declared)
 
 
 def test_a_training_that_has_begun_keeps_its_data_and_the_next_takes_what_has_come_since(
