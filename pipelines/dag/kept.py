@@ -77,5 +77,5 @@ def _folder(history: Store, name: str, asked: str | None = None, is_done: bool =
 
 def begun(store: Store) -> str:
     """When a stage's folder was begun: UTC, ISO 8601. By the age of the file, whose bytes are the same at any time."""
-    when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=store.age(STARTED))
-    return when.isoformat(timespec="seconds")
+    age = datetime.timedelta(seconds=store.age(STARTED))
+    return (datetime.datetime.now(datetime.UTC) - age).isoformat(timespec="seconds")
