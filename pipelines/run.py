@@ -121,7 +121,7 @@ def run_stage(stage: PlannedStage, context: StageContext) -> None:
         declared = {"format": FORMAT, **stage.declaration.to_json(), REQUEST: stage.request}
         stage.store.write_json(STARTED, declared)
     made = stage.stage.run(context)
-    stage.store.sweep_temporaries()  # of workers that were killed meanwhile
+    context.shared.sweep_temporaries()  # of workers that were killed meanwhile
     seconds = time.monotonic() - started
     manifest = Manifest(
         stage.declaration,
