@@ -22,6 +22,7 @@ from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
 from pipelines.sources.listing_changes import changes_since
 from pipelines.sources.stage import SourcesStage
+from pipelines.tokenize.codes.users import note_user
 from pipelines.tokenize.estimate import encoding_note
 from pipelines.tokenize.stage import TokenizeStage, codes_store
 from pipelines.train.profiled_steps import ProfiledSteps
@@ -39,11 +40,11 @@ def plan_recipe(recipe: Recipe, rebuild: Collection[str] = (), until: str | None
     with first_contact(root.url):
         root.read_json(REBUILDS)
     root.check_output()
-    codes_store(recipe).check_output("storage.codes")
     return plan(_checked_stages(recipe, root, rebuild, until), root, rebuild)
 
 
 def _checked_stages(recipe: Recipe, root: Store, rebuild: Collection[str], until: str | None) -> list[Stage[Any]]:
+    codes_store(recipe).check_output("storage.codes")
     objects = list_sources(recipe)
     check_recipe(recipe, objects)
     notes: dict[str, tuple[str, ...]] = {}
@@ -82,7 +83,12 @@ def run_recipe(
         swept = root.at("stages").sweep_temporaries() + root.sweep_temporaries(deep=False, age=STALE_SECONDS)
         if swept:
             log.info("removed %d half-written files of dead runs", swept)
-        return run_stages(plan(_checked_stages(recipe, root, rebuild, until), root, rebuild), root, address, profile)
+        stages = _checked_stages(recipe, root, rebuild, until)
+        if recipe.storage.codes:  # which may not be there, or not be ours to write: told before hours of work end there
+            codes = codes_store(recipe)
+            with first_contact(codes.url):
+                note_user(codes, root)
+        return run_stages(plan(stages, root, rebuild), root, address, profile)
 
 
 def run_stages(

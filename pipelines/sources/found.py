@@ -84,25 +84,27 @@ def _of_pattern(
     key: str, pattern: str, storage: Storage, is_known: Callable[[str], bool], real: _RealPaths
 ) -> Iterator[tuple[ObjectInfo, str]]:
     """What a pattern finds but for the files of the run, each with what links lead to."""
-    root = real.path(canonical_url(storage.root, storage.options))
-    below = f"{root}/"
+    below = f"{real.path(canonical_url(storage.root, storage.options))}/"
+    codes = tuple(f"{real.path(canonical_url(url, storage.options))}/" for url in (storage.codes,) if url)
     passed_over = 0
     listed = _listed(key, pattern, storage, is_known)
     start = real.path(canonical_url(fixed_folder(pattern) or pattern, storage.options))
     is_inside = f"{start}/".startswith(below)
     for info, path in zip(listed, real.paths(listed), strict=True):
-        if path.startswith(below) and (not is_inside or path[len(below) :].partition("/")[0] in _OF_RUNS):
+        is_of_run = path.startswith(below) and (not is_inside or path[len(below) :].partition("/")[0] in _OF_RUNS)
+        if is_of_run or path.startswith(codes):
             passed_over += 1
         else:
             yield info, path
+    where = "storage.root or storage.codes" if storage.codes else "storage.root"
     if passed_over == len(listed):
         raise UserError(
-            f"{key}: {public_url(pattern)} finds only files in {public_url(storage.root)} (storage.root), where this "
-            f"run writes; name others, or another storage.root"
+            f"{key}: {public_url(pattern)} finds only files in {public_url(storage.root)} ({where}), where this run "
+            f"writes; name others, or another storage.root"
         )
     if passed_over:
         what = count_of(passed_over, "objects")
-        log.info("%s: %s passed over %s in storage.root", key, printable(public_url(pattern)), what)
+        log.info("%s: %s passed over %s in %s", key, printable(public_url(pattern)), what, where)
 
 
 def _listed(key: str, pattern: str, storage: Storage, is_known: Callable[[str], bool]) -> ObjectInfos:

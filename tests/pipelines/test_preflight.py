@@ -48,6 +48,19 @@ def refused(tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[
     return told[0]
 
 
+def test_a_store_of_codes_that_cannot_be_used_is_refused_before_a_codec_is_trained(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(tree, tmp_path, capsys, "storage.codes=https://h/codes")
+    assert "https://h/codes: this can be read at most" in said
+    assert "set storage.codes to a folder of this machine or to an s3://" in said
+    tree["storage"]["codes"] = codes = f"{tmp_path}/data/a.txt/codes"
+    assert main(["run", str(write_recipe(tmp_path / "recipe.yaml", tree))]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith(f"ringworld: {codes}")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_what_can_run_is_planned(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["sources"]["clips"]["fields"] = ["[caption],vision", "vision"]
     assert main(["plan", str(write_recipe(tmp_path / "recipe.yaml", tree))]) == 0

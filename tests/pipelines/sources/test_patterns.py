@@ -25,16 +25,19 @@ from testing.miniature import text_recipe
 from testing.s3_server import ObjectStore
 
 
-def recipe(data: Path | str, root: str = "/nowhere/run", options: Any = None, **source: Any) -> Recipe:
+def recipe(
+    data: Path | str, root: str = "/nowhere/run", options: Any = None, codes: str | None = None, **source: Any
+) -> Recipe:
     tree = text_recipe(data, root)
+    tree["storage"]["codes"] = codes
     tree["sources"] = {"a": {"urls": ["*"], **source}}
     tree["train"]["stages"][0]["mixture"] = {"a": 1}
     tree["storage"]["options"] = options or {}
     return Recipe.model_validate(tree)
 
 
-def listing(data: Path | str, root: str = "/nowhere/run", options: Any = None, **source: Any) -> Listing:
-    return list_sources(recipe(data, root, options, **source))
+def listing(data: Path | str, root: str = "/nowhere/run", options: Any = None, **more: Any) -> Listing:
+    return list_sources(recipe(data, root, options, **more))
 
 
 def keys(found: Sequence[SourceObject], heldout: bool | None = None) -> list[str]:
@@ -171,6 +174,15 @@ def test_the_files_of_a_run_are_no_sources_of_it(place: Any, tmp_path: Path, cap
     ]
     with pytest.raises(UserError, match=r"finds only files in .*run \(storage\.root\), where this run writes"):
         listed(urls=["run/stages/**/*.jsonl"], root=root)
+
+
+def test_codes_are_no_sources_wherever_they_are_kept(place: Any) -> None:
+    listed = place("x.jsonl", "shared/codes/0/data/y.jsonl")
+    (one,) = listed(urls=["x.jsonl"])
+    codes = one.url.removesuffix("x.jsonl") + "shared/codes"
+    assert keys(listed(urls=["**/*.jsonl"], codes=codes)) == ["x.jsonl"]
+    with pytest.raises(UserError, match=r"finds only files in .* \(storage\.root or storage\.codes\), where this run"):
+        listed(urls=["shared/**/*.jsonl"], codes=codes)
 
 
 def test_a_run_is_recognized_through_a_link(tmp_path: Path) -> None:
