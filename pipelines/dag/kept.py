@@ -1,8 +1,8 @@
 """Stages that keep the data that they began with, although the sources have changed since.
 
 A training that has begun does not begin anew because a file was put in the bucket: it goes on with what it was packed,
-and new documents reach the next training stage or the next run. So it is with all that only such a stage reads. What
-the recipe itself asks for is another matter: where that changes, nothing is kept.
+and new documents reach the next training stage or the next run. So it is with all that only such a stage reads. Where
+the recipe changes, or a version of Ringworld makes other output, nothing is kept.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Kept:
 
 
 def requests(stages: Sequence[Stage[Any]], rebuilds: Mapping[str, int]) -> dict[str, str]:
-    """What the recipe asks of each stage, as a hash: all that determines its output, but for what the sources hold."""
+    """What is asked of each stage, as a hash: all that determines its output, but for what the sources hold."""
     asked: dict[str, str] = {}
     for stage in stages:
         of_inputs = {name: asked[name] for name in stage.inputs}
-        facts = [stage.name, stage.kind, stage.requested(), rebuilds.get(stage.name, 0), of_inputs]
-        asked[stage.name] = digest(facts)
+        versions = [stage.output_version, rebuilds.get(stage.name, 0)]
+        asked[stage.name] = digest([stage.name, stage.kind, stage.requested(), versions, of_inputs])
     return asked
 
 

@@ -93,7 +93,7 @@ def _kept(stage: Stage[Any], own: Kept, history: Store, today: Declaration) -> P
 
     today: as it would be declared with the data that are there now.
     """
-    notes = (f"keeps the data that it began with{f', of {own.began}' if own.began else ''}",)
+    notes = (f"keeps the data that it began with, of {own.began}",)
     declared = own.declaration
     planned = _there(stage, declared, history.at(own.folder), declared.fingerprint, notes)
     return planned if planned.status == "done" or declared.inputs == today.inputs else None

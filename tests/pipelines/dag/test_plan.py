@@ -312,6 +312,15 @@ def test_what_the_recipe_or_a_rebuild_asks_for_is_made_of_what_is_there_now(no_r
     assert rebuilt == {name: "done" if name in ("pack-0", "train-0") else "run" for name in rebuilt}
 
 
+def test_a_training_is_not_kept_whose_data_this_version_makes_otherwise(
+    no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    run_stages(plan(curriculum(3), store), store)
+    monkeypatch.setattr(Between, "output_version", 2)
+    assert set(statuses(plan(curriculum(3), store)).values()) == {"run"}
+
+
 def test_a_training_that_has_begun_on_data_that_are_gone_begins_anew(no_ray: None, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     first = plan(curriculum(3, trained=1), store)
