@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from pipelines.clean.folders import STAGES, StageFolder, refusing_damage
 from pipelines.dag.manifest import StageOutput, is_fingerprint, read_manifest
-from pipelines.dag.records import in_threads
 from pipelines.sources.listing import read_objects
 from pipelines.tokenize.codes.index import DATA, INDEX, CodesIndex
 from pipelines.tokenize.codes.place import DESCRIPTION
@@ -26,6 +25,7 @@ from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import UserError
 from storage.public_url import object_url
 from storage.store import Store
+from storage.threads import in_threads
 from tokenization.codecs.codes_file import object_id
 
 _MEDIA = '"media"'

@@ -24,10 +24,10 @@ from pipelines.dag.manifest import (
     read_manifest,
     refuse_newer,
 )
-from pipelines.dag.records import in_threads
 from pipelines.train.stage import TrainStage
 from storage.errors import UserError
 from storage.store import Store
+from storage.threads import in_threads
 
 STAGES = "stages"
 

@@ -8,27 +8,22 @@ files lack is read from the footers. Both are kept for all that a stage ever mad
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import UserError
 from storage.store import Store
+from storage.threads import in_threads
+from tokenization.shards.shard import hash_file
 
 log = logging.getLogger("ringworld")
 
 Record = dict[str, Any]
-In = TypeVar("In")
-Out = TypeVar("Out")
-
-THREADS = 32
-"""Requests under way at once: with 25 ms each, a thousand take less than a second."""
 RECORD_KEY = "ringworld.record"
 """Of a Parquet file's key-value metadata: the record, as JSON."""
 _BULK = "records"
@@ -159,7 +154,7 @@ class FooterRecords:
     def _read_footer(self, name: str) -> Record:
         try:
             with self._store.local_copy(name) as path, open(path, "rb") as file:
-                return read_record(file) | {"file": name, "sha256": hash_of(file)}
+                return read_record(file) | {"file": name, "sha256": hash_file(file)}
         except (pa.ArrowException, KeyError, ValueError):
             raise UserError(
                 f"{self._store.path(name)}: this is not the Parquet file that was written (a power cut, a full disk?); "
@@ -170,20 +165,3 @@ class FooterRecords:
 def read_record(file: BinaryIO) -> Record:
     """The record in the footer of a Parquet file."""
     return cast(Record, json.loads(pq.read_metadata(file).metadata[RECORD_KEY.encode()]))
-
-
-def hash_of(file: BinaryIO) -> str:
-    """sha256, as hex, of a seekable file from its beginning."""
-    file.seek(0)
-    return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-
-
-def in_threads(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """What a function makes of each item, in their order, by `THREADS` at a time."""
-    items = list(items)
-    if len(items) < 2:  # not worth a thread
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(min(THREADS, len(items)), "records") as pool:
-        for start in range(0, len(items), 16 * THREADS):  # no more results wait in memory than this
-            yield from pool.map(work, items[start : start + 16 * THREADS])

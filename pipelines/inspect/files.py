@@ -122,7 +122,10 @@ def _documents(parquet: pq.ParquetFile) -> dict[str, Any]:
 def _codes(parquet: pq.ParquetFile) -> dict[str, Any]:
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    counts = {name: sum(one.num_values for one in columns if one.path_in_schema.startswith(f"{name}.")) for name in _OF}
+    frames, codes = (
+        sum(one.num_values for one in columns if one.path_in_schema.startswith(f"{name}."))
+        for name in ("numbers", "codes")
+    )
     objects, encoders = set[bytes](), Counter[str]()
     for batch in parquet.iter_batches(columns=["object", "encoder"], use_threads=False):
         objects.update(batch["object"].to_pylist())
@@ -131,14 +134,13 @@ def _codes(parquet: pq.ParquetFile) -> dict[str, Any]:
         "kind": "codes",
         "media": parquet.metadata.num_rows,
         "objects": len(objects),
-        "frames": counts["numbers"],
-        "codes": counts["codes"],
+        "frames": frames,
+        "codes": codes,
         "media_by_encoder": dict(sorted(encoders.items())),
         "row_groups": len(groups),
     }
 
 
-_OF = ("numbers", "codes")
 _TABLES: list[tuple[pa.Schema, Callable[[pq.ParquetFile], dict[str, Any]]]] = [
     (SCHEMA, _documents),
     (CODES_SCHEMA, _codes),

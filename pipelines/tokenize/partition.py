@@ -84,10 +84,10 @@ class Partitions(Mapping[str, Partition]):
 
     def held(self, windows: bool) -> dict[str, Held]:
         """What each holds. windows: whether videos are cut in documents. No partition is made for it."""
-        kinds = [*(["image"] if windows else ["image", "video"])]
+        whole = ["image"] if windows else ["image", "video"]
         kind, url = self._objects.column("kind").cast(pa.large_string()), self._objects.column("url")
         is_text_file = np.fromiter((is_one_record(one.as_py()) for one in url), bool, len(url))
-        is_one = _is_in(kind, kinds) | (_is_in(kind, ["text"]) & is_text_file)
+        is_one = _is_in(kind, whole) | (_is_in(kind, ["text"]) & is_text_file)
         size = np.where(is_one, 0, np.maximum(1, self._objects.column("size").to_numpy()))
         source = self._objects.column("source").cast(pa.large_string())
         return {

@@ -133,8 +133,7 @@ def tokenize_by(
         run_partitions("tokenize", submit, list(parts), committed, decode, on_done, on_piece)
     finally:
         quarantine.report()
-    for name in place.shared.names(PIECES):
-        place.shared.delete(name)
+    place.shared.delete_many(place.shared.names(PIECES))
     quarantine.check()
     check_heldout(recipe, parts.objects, matched)
     if not totals["documents"]:

@@ -18,7 +18,7 @@ import ray
 
 from pipelines.cluster.same_code import as_driver
 from pipelines.dag.partitions import Pieces
-from pipelines.dag.records import RECORD_KEY, hash_of
+from pipelines.dag.records import RECORD_KEY
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import media_of
 from pipelines.tokenize.codes.codes import Codes, OvertakenError
@@ -41,6 +41,7 @@ from storage.object_store.errors import StoreError
 from storage.retry import Backoff, retry
 from storage.store import Store
 from tokenization.shards.document_parquet import to_batches, write_batches
+from tokenization.shards.shard import hash_file
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 from tokenization.text.tokenizer_files import fetch_tokenizer
 
@@ -113,7 +114,7 @@ def _tokenized(part: Partition, job: TokenizeJob, pool: Any, store: Store) -> di
     where = {"partition": part.name, "source": part.source, "heldout": part.heldout}
     with store.writing(name) as file:
         write_batches(file, documents, lambda: {RECORD_KEY: json.dumps({**where, **asdict(tally)}, sort_keys=True)})
-        sha256 = hash_of(file)
+        sha256 = hash_file(file)
         if codes:
             codes.commit()
     made = codes.frames_added if codes else 0

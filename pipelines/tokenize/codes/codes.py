@@ -16,14 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 
 from pipelines.tokenize.codes.index import DATA
 from pipelines.tokenize.codes.place import CodesPlace
-from storage.errors import BadData
+from storage.errors import BadData, UserError
 from tokenization.codecs.codes_file import CodesFile, CodesWriter, MediumCodes, object_id
 
 log = logging.getLogger("ringworld")
@@ -40,6 +41,36 @@ class OvertakenError(Exception):
     """Another task has just committed codes of the same media: they are in the store now, and are the ones to use."""
 
 
+class _Unwritten:
+    """A file of codes that is being filled, in a temporary file without a name."""
+
+    def __init__(self) -> None:
+        self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by `finished`
+        self._writer, self._named = CodesWriter(self._file), hashlib.sha256()
+        self._codes, self._since = 0, time.monotonic()
+
+    def add(self, row: MediumCodes) -> None:
+        """One medium more."""
+        self._writer.write(row)
+        self._named.update(row.object + row.member.encode() + b"\0" + row.numbers.tobytes())
+        self._codes += row.codes.size
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is large or old enough to be committed."""
+        return self._codes >= _FILE_CODES or time.monotonic() - self._since > _FILE_SECONDS
+
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[tuple[BinaryIO, str, list[bytes]]]:
+        """The file, which is gone when the block ends; a name that says which frames of which media it has; and the
+        objects that have them.
+        """
+        objects = self._writer.objects
+        with self._file:
+            self._writer.close()
+            yield self._file, self._named.hexdigest()[:32], objects
+
+
 class Codes:
     """The codes that one task finds and makes. To be closed by `commit`, before what is built of them is committed."""
 
@@ -49,7 +80,7 @@ class Codes:
         self._members = functools.lru_cache(_KEPT_MEMBERS)(self._read_members)
         self._rows = functools.lru_cache(_KEPT_ROWS)(self._read_rows)
         self._files_of = functools.lru_cache(_KEPT_MEMBERS)(self._find)
-        self._writer: CodesWriter | None = None
+        self._unwritten: _Unwritten | None = None
         self.frames_added = 0
 
     def find(self, identity: Identity, choose: Callable[[int], np.ndarray]) -> MediumCodes | None:
@@ -81,28 +112,20 @@ class Codes:
     ) -> None:
         """Keep the codes of a medium that has just been encoded. Raises `OvertakenError`, as `commit`."""
         url, etag, member = identity
-        if self._writer is None:
-            self._scratch = tempfile.TemporaryFile()  # noqa: SIM115 - lives until it is committed
-            self._writer, self._named = CodesWriter(cast(BinaryIO, self._scratch)), hashlib.sha256()
-            self._codes, self._since = 0, time.monotonic()
-        row = MediumCodes(object_id(url, etag), member, total, numbers, times, codes, encoder)
-        self._writer.write(row)
-        self._named.update(row.object + member.encode() + b"\0" + numbers.tobytes())
-        self._codes += codes.size
+        self._unwritten = self._unwritten or _Unwritten()
+        self._unwritten.add(MediumCodes(object_id(url, etag), member, total, numbers, times, codes, encoder))
         self.frames_added += len(codes)
-        if self._codes >= _FILE_CODES or time.monotonic() - self._since > _FILE_SECONDS:
+        if self._unwritten.is_due:
             self.commit()
 
     def commit(self) -> None:
         """Make what was added visible. Raises `OvertakenError` where another task was first with the same media."""
-        if self._writer is None:
+        if self._unwritten is None:
             return
-        writer, self._writer = self._writer, None
-        objects = writer.objects
-        writer.close()
-        with self._scratch as scratch:
-            name, is_first = self._create(scratch, self._named.hexdigest()[:32])
-        ray.get(self._place.index.add.remote(name, objects))
+        unwritten, self._unwritten = self._unwritten, None
+        with unwritten.finished() as (file, stem, objects):
+            name, is_first = self._create(file, stem)
+        self._ask("add", name, objects)
         if not is_first:
             raise OvertakenError(name)
 
@@ -141,8 +164,19 @@ class Codes:
                 log.warning("tokenize: passed over the codes in %s (%s)", self._place.store.path(name), error)
 
     def _find(self, object: bytes) -> list[str]:
-        (names,) = ray.get(self._place.index.find.remote([object]))
+        (names,) = self._ask("find", [object])
         return cast("list[str]", names)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the index returns."""
+        try:
+            return ray.get(getattr(self._place.index, method).remote(*arguments))
+        except RayActorError as error:
+            raise UserError(
+                f"tokenize: the index of the codes in {self._place.store.path()}, a process on the driver's node, died "
+                f"too often ({str(error).splitlines()[0]}); look for the reason in Ray's worker logs, and run the same "
+                f"command again"
+            ) from error
 
     def _open(self, name: str) -> CodesFile:
         return CodesFile(self._place.store.open_ranged(name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dag.manifest import digest
-from pipelines.dag.records import in_threads
 from storage.errors import BadData
 from storage.object_store.errors import StoreError
 from storage.store import Store
+from storage.threads import in_threads
 from tokenization.codecs.codes_file import ID_BYTES, CodesFile
 
 log = logging.getLogger("ringworld")
@@ -43,19 +44,20 @@ class CodesIndex:
         keys, files = [self._keys], [self._files]
         known: set[str] = set()
         present = set(self._store.names(DATA))
-        for table in in_threads(self._read_index, self._store.names(INDEX)):
-            names = table.column("file").unique().to_pylist()
-            fresh = [name for name in names if name in present and name not in known]
-            numbers = dict(zip(fresh, range(len(self._names), len(self._names) + len(fresh))))
-            self._names += fresh
-            known.update(fresh)
-            of_row = np.array([numbers.get(name, -1) for name in table.column("file").to_pylist()], np.int32)
+        for table in in_threads(partial(_index_table, self._store), self._store.names(INDEX)):
+            named = table.column("file").combine_chunks().dictionary_encode()
+            names = named.dictionary.to_pylist()
+            is_fresh = np.array([name in present and name not in known for name in names], bool)
+            numbers = np.where(is_fresh, len(self._names) + np.cumsum(is_fresh) - 1, -1).astype(np.int32)
+            self._names += [name for name, fresh in zip(names, is_fresh) if fresh]
+            known.update(names)
+            of_row = numbers[named.indices.to_numpy()]
             keys.append(_keys(table.column("object").combine_chunks())[of_row >= 0])
             files.append(of_row[of_row >= 0])
         self._keys, self._files = np.concatenate(keys), np.concatenate(files)
         order = np.argsort(self._keys, kind="stable")
         self._keys, self._files = self._keys[order], self._files[order]
-        for name, objects in in_threads(self._read_footer, sorted(present - known)):
+        for name, objects in in_threads(partial(_objects_of, self._store), sorted(present - known)):
             self.add(name, objects)
 
     def find(self, objects: Sequence[bytes]) -> list[list[str]]:
@@ -74,15 +76,6 @@ class CodesIndex:
         for one in objects:
             self._added.setdefault(_key(one), []).append(len(self._names) - 1)
 
-    def _read_index(self, name: str) -> pa.Table:
-        return _index_table(self._store, name)
-
-    def _read_footer(self, name: str) -> tuple[str, list[bytes]]:
-        with contextlib.suppress(BadData, FileNotFoundError), self._store.open_ranged(name) as file:
-            return name, CodesFile(file).objects
-        log.warning("tokenize: passed over %s, which is no whole file of codes", self._store.path(name))
-        return name, []
-
 
 def write_index(store: Store) -> None:
     """Write an index file of the files that are in none yet, if they are many."""
@@ -92,8 +85,7 @@ def write_index(store: Store) -> None:
     missing = [name for name in store.names(DATA) if name not in indexed]
     if len(missing) <= _UNINDEXED:
         return
-    index = CodesIndex(store)
-    rows = [(one, name) for name, objects in in_threads(index._read_footer, missing) for one in objects]
+    rows = [(one, name) for name, objects in in_threads(partial(_objects_of, store), missing) for one in objects]
     objects, files = pa.array([one for one, _ in rows], pa.binary(ID_BYTES)), pa.array([name for _, name in rows])
     _create_index(store, pa.table({"object": objects, "file": files.dictionary_encode()}))
 
@@ -102,9 +94,8 @@ def renew_index(store: Store) -> None:
     """Write the index files anew that name files of codes that have been removed."""
     present = pa.array(store.names(DATA), pa.string())
     stale, rows = [], []
-    index = CodesIndex(store)
     names = store.names(INDEX)
-    for name, table in zip(names, in_threads(index._read_index, names)):
+    for name, table in zip(names, in_threads(partial(_index_table, store), names)):
         is_there = pc.is_in(table.column("file").cast(pa.string()), value_set=present)
         if not pc.all(is_there).as_py():
             stale.append(name)
@@ -136,11 +127,19 @@ def _index_table(store: Store, name: str) -> pa.Table:
         return _INDEX_SCHEMA.empty_table()
 
 
+def _objects_of(store: Store, name: str) -> tuple[str, list[bytes]]:
+    """The name of a file of codes, and the objects that it has media of, from its footer; none of a damaged file."""
+    with contextlib.suppress(BadData, FileNotFoundError), store.open_ranged(name) as file:
+        return name, CodesFile(file).objects
+    log.warning("tokenize: passed over %s, which is no whole file of codes", store.path(name))
+    return name, []
+
+
 def _key(object: bytes) -> int:
     return int.from_bytes(object[:8], "little")
 
 
 def _keys(objects: pa.FixedSizeBinaryArray) -> np.ndarray:
     """uint64 [n]: `_key` of each object."""
-    joined = b"".join(objects.to_pylist())
-    return np.frombuffer(joined, "<u8")[::2].copy()
+    halves = np.frombuffer(objects.buffers()[1] or b"", "<u8").reshape(-1, ID_BYTES // 8)
+    return halves[objects.offset : objects.offset + len(objects), 0].copy()

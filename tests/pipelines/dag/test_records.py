@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dag import records as module
-from pipelines.dag.records import RECORD_KEY, FooterRecords, JsonRecords, hash_of, in_threads, read_record
+from pipelines.dag.records import RECORD_KEY, FooterRecords, JsonRecords, read_record
 from storage.errors import UserError
 from storage.store import Store
+from tokenization.shards.shard import hash_file
 
 FOLDER = "documents"
 
@@ -29,7 +30,7 @@ def commit(store: Store, partition: str, documents: int = 0) -> dict[str, Any]:
     with store.writing(f"{FOLDER}/{partition}.parquet") as file:
         table = pa.table({"tokens": range(documents)}).replace_schema_metadata({RECORD_KEY: json.dumps(record)})
         pq.write_table(table, file)
-        sha256 = hash_of(file)
+        sha256 = hash_file(file)
     return {**record, "file": f"{FOLDER}/{partition}.parquet", "sha256": sha256}
 
 
@@ -251,21 +252,9 @@ def test_a_small_stage_has_a_file_a_record(store: Store) -> None:
     assert list(records.load([])) == []
 
 
-def test_work_in_threads_comes_in_order_and_raises_what_it_raises() -> None:
-    assert list(in_threads(str, range(1500))) == [str(number) for number in range(1500)]
-
-    def work(number: int) -> int:
-        if number == 700:
-            raise FileNotFoundError(number)
-        return number
-
-    with pytest.raises(FileNotFoundError):
-        list(in_threads(work, range(1500)))
-
-
 def test_the_hash_is_of_the_whole_file_wherever_it_was_read_to(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x" * 100)
     with (tmp_path / "x").open("rb") as file:
         plain: BinaryIO = file
         plain.read(50)
-        assert hash_of(plain) == Store(str(tmp_path)).sha256("x")
+        assert hash_file(plain) == Store(str(tmp_path)).sha256("x")
