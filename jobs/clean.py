@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from jobs.run import add_overrides
 from storage.printable import printable
 
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
@@ -31,14 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a recipe whose outputs stay, although others are later; may be given several times",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the recipes, as of `ringworld run`; may be given several times",
-    )
+    add_overrides(parser, "the recipes")
     parser.add_argument("--yes", action="store_true", help="remove what is listed")
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
 

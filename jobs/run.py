@@ -23,17 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile-all-ranks", action="store_true", help="of every worker instead of the first")
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """The recipe, what to change of it, the stages to make again, and how far to go."""
-    parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
+def add_overrides(parser: argparse.ArgumentParser, what: str) -> None:
+    """What to change of recipes. what: which, for the help."""
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe, e.g. --set train.stages.0.lr=3e-4; may be given several times",
+        help=f"override a key of {what}, e.g. --set train.stages.0.lr=3e-4; may be given several times",
     )
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The recipe, what to change of it, the stages to make again, and how far to go."""
+    parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/quickstart.yaml")
+    add_overrides(parser, "the recipe")
     parser.add_argument(
         "--rebuild",
         action="append",

@@ -27,15 +27,6 @@ from tokenization.codecs.vqgan.model import VQGAN, build_vqgan
 
 CLIPS, FPS = 10_000, 4
 SHARE = 0.05
-_SIZES: dict[str, Any] = {
-    "resolution": 64,
-    "channels": [32, 32, 32],
-    "res_blocks": 1,
-    "latent_channels": 16,
-    "embed_dim": 16,
-    "codebook_size": 512,
-    "norm_groups": 8,
-}
 
 
 def growth_report(clips: int = CLIPS) -> dict[str, Any]:
@@ -47,7 +38,7 @@ def growth_report(clips: int = CLIPS) -> dict[str, Any]:
         bucket = Store(f"{store.url}/data", store.options)
         for number in range(clips):
             _put(bucket, number, clip)
-        VQGAN(build_vqgan(VQGANConfig(**_SIZES), seed=5)).save(folder / "vqgan")
+        VQGAN(build_vqgan(VQGANConfig.small(), seed=5)).save(folder / "vqgan")
         tree = _tree(folder, store.url, store.options)
         rows = [_row("first", tree)]
         _put(bucket, clips, clip)
@@ -81,7 +72,7 @@ def _tree(folder: Path, url: str, options: dict[str, Any]) -> dict[str, Any]:
     made = recipe(url, f"{url}/run", text_tokenizer={})
     made["storage"] = {"root": f"{url}/run", "data": f"{url}/data", "options": options}
     made["sources"] = {"clips": {"urls": ["*/*.mp4"], "fields": ["vision"]}}
-    made["vqgan"] = {"config": _SIZES, "weights": str(folder / "vqgan")}
+    made["vqgan"] = {"config": "small", "weights": str(folder / "vqgan")}
     made["tokenize"] = {"fps": FPS, "decode": {"workers": 2}}
     made["train"]["stages"] = [made["train"]["stages"][1] | {"mixture": {"clips": 1}}]
     return made

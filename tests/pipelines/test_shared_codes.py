@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,10 @@ def start(path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def ended(runs: Iterable[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    return [(run.wait(300), said) for run in runs for said in [run.communicate()[1]]]
+def ended(runs: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """The exit code of each and what it said, which is read while it runs."""
+    said = [run.communicate(timeout=300)[1] for run in runs]
+    return [(run.returncode, one) for run, one in zip(runs, said, strict=True)]
 
 
 def output(folder: Path) -> StageOutput[TokenizeRecord]:
