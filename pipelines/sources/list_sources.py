@@ -53,7 +53,8 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Listing:
     side = _side_data(f"sources.{name}.side", source, recipe)
     keys, kinds = _keys(name, found.urls, recipe), _kinds(name, found.urls, source)
     inner = inner_patterns(recipe, name)
-    heldout = _heldout(name, recipe, _names(name, found, keys, recipe), set(inner.values()) if _hold(kinds) else set())
+    unseen = set(inner.values()) if _some_hold_media(kinds) else set()
+    heldout = _heldout(name, recipe, _names(name, found, keys, recipe), unseen)
     whole = Listing.of_columns(
         key=keys,
         source=name,
@@ -148,8 +149,8 @@ def _side_column(found: Found, side: SideData) -> list[str | None]:
     ]
 
 
-def _hold(kinds: Sequence[Kind]) -> bool:
-    """Whether some hold media."""
+def _some_hold_media(kinds: Sequence[Kind]) -> bool:
+    """Whether there are objects that hold media."""
     return not WITH_INSIDES.isdisjoint(kinds)
 
 
