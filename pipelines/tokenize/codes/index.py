@@ -27,6 +27,7 @@ log = logging.getLogger("ringworld")
 DATA, INDEX = "data", "index"
 """Folders of an encoding."""
 _INDEX_SCHEMA = pa.schema([("object", pa.binary(ID_BYTES)), ("file", pa.string())])
+_UNSORTED = 1 << 16  # objects that are added before they are sorted in, at least; each takes 200 bytes meanwhile
 _UNINDEXED = 16  # files whose footers are read one by one, at most, before an index file is written of them
 
 
@@ -41,7 +42,7 @@ class CodesIndex:
 
     def load(self) -> None:
         """Read the index files, and the footers of files that are in none."""
-        keys, files = [self._keys], [self._files]
+        keys, files = [], []
         known: set[str] = set()
         present = set(self._store.names(DATA))
         for table in in_threads(partial(_index_table, self._store), self._store.names(INDEX)):
@@ -54,9 +55,7 @@ class CodesIndex:
             of_row = numbers[named.indices.to_numpy()]
             keys.append(_keys(table.column("object").combine_chunks())[of_row >= 0])
             files.append(of_row[of_row >= 0])
-        self._keys, self._files = np.concatenate(keys), np.concatenate(files)
-        order = np.argsort(self._keys, kind="stable")
-        self._keys, self._files = self._keys[order], self._files[order]
+        self._sort_in(keys, files)
         for name, objects in in_threads(partial(_objects_of, self._store), sorted(present - known)):
             self.add(name, objects)
 
@@ -75,6 +74,17 @@ class CodesIndex:
         self._names.append(name)
         for one in objects:
             self._added.setdefault(_key(one), []).append(len(self._names) - 1)
+        if len(self._added) > max(_UNSORTED, len(self._keys) // 8):
+            added = [(key, file) for key, files in self._added.items() for file in files]
+            keys, numbers = zip(*added)
+            self._sort_in([np.array(keys, np.uint64)], [np.array(numbers, np.int32)])
+            self._added = {}
+
+    def _sort_in(self, keys: Sequence[np.ndarray], files: Sequence[np.ndarray]) -> None:
+        """Keys of objects, and the number of a file for each."""
+        self._keys, self._files = np.concatenate([self._keys, *keys]), np.concatenate([self._files, *files])
+        order = np.argsort(self._keys, kind="stable")
+        self._keys, self._files = self._keys[order], self._files[order]
 
 
 def write_index(store: Store) -> None:

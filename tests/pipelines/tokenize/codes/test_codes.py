@@ -106,3 +106,14 @@ def test_the_index_finds_what_its_files_and_the_footers_name(
     files = index.find(sought)
     assert [len(one) for one in files] == [1, 1, 1, 1, 1, 0]
     assert sorted(one[0] for one in files[:5]) == place.store.names(DATA)
+
+
+def test_objects_are_found_before_and_after_they_are_sorted_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tokenize.codes.index._UNSORTED", 5)
+    index = CodesIndex(Store(str(tmp_path)))
+    objects = [object_id(f"s3://b/{number}.mp4", "1") for number in range(40)]
+    for number, one in enumerate(objects):
+        index.add(f"data/{number}", [one, objects[0]])
+        assert index.find([one]) != [[]]
+    assert index.find(objects[1:]) == [[f"data/{number}"] for number in range(1, 40)]
+    assert index.find(objects[:1]) == [sorted(f"data/{number}" for number in range(40))]
