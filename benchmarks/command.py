@@ -57,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     kernels.set_defaults(bench=_kernels)
 
+    gpu = benchmarks.add_parser("gpu", help="on a GPU: is it right there, how fast, and how long a context fits")
+    gpu.add_argument("--minutes", type=float, default=9.0, help="the script ends well inside them (default 9)")
+    gpu.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts or groups of them (default: all)")
+    gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    gpu.add_argument("--tiny", action="store_true", help="the smallest sizes: with --device cpu a rehearsal of it all")
+    gpu.add_argument("--json", type=Path, metavar="FILE", help="the report, whole after every row")
+    gpu.set_defaults(bench=_gpu)
+
     train = benchmarks.add_parser("train", help="steps of the engine, beside plain transformers and torch")
     train.add_argument("--context", type=int, default=4096, help="tokens of a packed sequence (default 4096)")
     train.add_argument("--sequences", type=int, default=4, metavar="N", help="of a global batch (default 4)")
@@ -188,6 +196,16 @@ def _kernels(arguments: argparse.Namespace) -> int:
     print_kernels(report)
     _write(report, arguments.json)
     return 0
+
+
+def _gpu(arguments: argparse.Namespace) -> int:
+    from benchmarks.gpu.parts import chosen
+    from benchmarks.gpu.report import failed, gpu_report, print_gpu
+
+    parts = chosen(arguments.only)
+    report = gpu_report(parts, arguments.device, arguments.tiny, arguments.minutes, arguments.json)
+    print_gpu(report)
+    return 1 if failed(report) else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

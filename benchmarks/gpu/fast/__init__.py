@@ -1,0 +1,1 @@
+"""What has to be fast on a card, beside peers and the reckoned floor."""

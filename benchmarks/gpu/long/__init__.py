@@ -1,0 +1,1 @@
+"""The longest training context of one card, predicted and measured."""

@@ -1,0 +1,1 @@
+"""What only several cards can show."""

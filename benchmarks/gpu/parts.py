@@ -1,0 +1,29 @@
+"""All parts of the GPU script, in order of worth: what a lent card proves first when its time is short."""
+
+from __future__ import annotations
+
+from benchmarks.gpu.part import Part
+from storage.errors import UserError
+
+ENGINE = ("deepspeed", "pydantic", "transformers")
+
+PARTS: tuple[Part, ...] = (
+    Part(
+        "kernels",
+        "right",
+        "block attention forward and backward against fp64: head sizes, groups of heads, lengths, empty runs, strides",
+        "benchmarks.gpu.right.kernels:run",
+        seconds=45,
+        skips=frozenset({"FlashAttention-3"}),
+    ),
+)
+"""A part's place is its worth; its limit is what it may take of the whole."""
+
+
+def chosen(names: list[str]) -> tuple[Part, ...]:
+    """The parts of these names or groups, in order of worth; all where none is named. Raises UserError."""
+    known = {name for part in PARTS for name in (part.name, part.group)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only {name}: there is no such part; there are {', '.join(p.name for p in PARTS)}")
+    return tuple(part for part in PARTS if not names or part.name in names or part.group in names)
