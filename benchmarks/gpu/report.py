@@ -119,7 +119,7 @@ def _strain(row: Row) -> float:
 
 
 def _number(row: Row) -> float:
-    """What was measured; JSON has infinity and NaN as words."""
+    """What was measured, also where it is infinite or NaN, which a row has as words."""
     return float(row["measured"])
 
 
