@@ -39,9 +39,8 @@ def sequences(
     first_span = np.cumsum(examples.n_spans) - examples.n_spans
     columns = _Columns(*(examples.pool, examples.start, examples.length), examples.spans, first_span, examples.n_spans)
     for group, lineage in zip(groups, _lineages(examples, groups)):
-        tokens = np.full(context, PAD_ID, dtype=np.int32)
-        weight = np.zeros(context, dtype=np.float32)
-        boundaries = np.full(len(group) + 2, context, dtype=np.int32)
+        tokens, weight = np.empty(context, np.int32), np.empty(context, np.float32)
+        boundaries = np.empty(len(group) + 2, np.int32)
         member, modality, n_targets = _fill(columns, group, starts, shares, tokens, weight, boundaries)
         if n_targets:
             one = json.loads(examples.lineage[group[member]].as_py())
@@ -87,6 +86,7 @@ def _fill(
 ) -> tuple[int, int, int]:
     """Write a group's tokens, weights and boundaries; returns the member and what `weigh` refuses of it, or zeros."""
     boundaries[0] = end = 0
+    weights[:] = 0
     for member in range(len(group)):
         one = group[member]
         start, length, span = examples.start[one], examples.length[one], examples.first_span[one]
@@ -97,4 +97,6 @@ def _fill(
         if n_targets:
             return member, modality, n_targets
         boundaries[member + 1] = end
+    tokens[end:] = PAD_ID
+    boundaries[len(group) + 1 :] = len(tokens)
     return 0, 0, 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import re
 import tarfile
@@ -75,17 +74,19 @@ def write_shard(fileobj: BinaryIO, sequences: Iterable[PackedSequence], vocabula
 
 def _write_members(sink: _HashedFile, name: str, sequence: PackedSequence) -> IndexEntry:
     tensors, description = _encoded_tensors(sequence), _encoded_description(sequence)
-    entry = (sequence.key, sink.position + BLOCK, len(tensors), len(description), sequence.n_examples, crc32(tensors))
-    members = ((f"{name}.safetensors", tensors), (f"{name}.json", description))
-    parts = ((header(member, len(body)), body, padding(len(body))) for member, body in members)
-    sink.write(b"".join(itertools.chain.from_iterable(parts)))  # one write and one hash, not six of each
+    size = sum(map(len, tensors))
+    checksum = functools.reduce(lambda crc, part: crc32(part, crc), tensors, 0)
+    entry = (sequence.key, sink.position + BLOCK, size, len(description), sequence.n_examples, checksum)
+    before = (header(f"{name}.safetensors", size), *tensors, padding(size))
+    after = (header(f"{name}.json", len(description)), description, padding(len(description)))
+    sink.write(b"".join(before + after))  # one copy, one write and one hash
     return IndexEntry(*entry)
 
 
-def _encoded_tensors(sequence: PackedSequence) -> bytes:
-    """A safetensors file of a sequence's arrays."""
+def _encoded_tensors(sequence: PackedSequence) -> list[bytes | memoryview]:
+    """A safetensors file of a sequence's arrays, in parts."""
     before, names = _tensors_header(*(len(getattr(sequence, name)) for name in _DTYPES))
-    return b"".join((before, *(getattr(sequence, name).data for name in names)))
+    return [before, *(getattr(sequence, name).data.cast("B") for name in names)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -286,29 +287,30 @@ class _Totals:
     """The counts of `ShardStats`, and the targets by the name of their modality, over sequences added one by one."""
 
     def __init__(self, vocabulary: JointVocabulary) -> None:
-        self._names = (*_COUNTS, *vocabulary.sizes)
+        self._names = tuple(vocabulary.sizes)
         self._starts = np.array([one.start for one in vocabulary.modalities], np.int64)
-        self._sums = [0] * len(self._names)
+        self._from_here = np.zeros(len(self._starts), np.int64)
+        self._sums = [0] * len(_COUNTS)
 
     def add(self, sequence: PackedSequence) -> None:
-        from_here = _targets_from(sequence.tokens, sequence.loss_weight, self._starts).tolist()
+        _add_targets(sequence.tokens, sequence.loss_weight, self._starts, self._from_here)
         n_filled = int(sequence.cu_seqlens[sequence.n_examples])
         counts = (1, len(sequence.tokens), n_filled, _n_documents(sequence.lineage), sequence.n_examples)
-        targets = (n - further for n, further in zip(from_here, [*from_here[1:], 0]))
-        self._sums = [total + count for total, count in zip(self._sums, (*counts, *targets))]
+        self._sums = [total + count for total, count in zip(self._sums, counts)]
 
     def by_name(self) -> dict[str, int]:
-        return dict(zip(self._names, self._sums))
+        targets = self._from_here - np.append(self._from_here[1:], 0)
+        return {**dict(zip(_COUNTS, self._sums)), **dict(zip(self._names, targets.tolist()))}
 
 
 @compiled
-def _targets_from(tokens: np.ndarray, loss_weight: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """int64 [M]: tokens with loss of each modality and of those whose ranges come after it."""
-    counts = np.zeros(len(starts), np.int64)
+def _add_targets(tokens: np.ndarray, loss_weight: np.ndarray, starts: np.ndarray, sums: np.ndarray) -> None:
+    """Add to int64 [M] the tokens with loss of each modality and of those whose ranges come after it."""
     for modality in range(len(starts)):
+        count = 0
         for at in range(len(tokens)):
-            counts[modality] += (loss_weight[at] > 0) & ((modality == 0) | (tokens[at] >= starts[modality]))
-    return counts
+            count += (loss_weight[at] > 0) & ((modality == 0) | (tokens[at] >= starts[modality]))
+        sums[modality] += count
 
 
 def _n_documents(lineage: Sequence[Mapping[str, Any]]) -> int:
