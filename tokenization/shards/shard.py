@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import operator
 import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +30,8 @@ from tokenization.shards.index import IndexEntry, ShardIndex, ShardStats
 from tokenization.shards.tar_member import BLOCK, end, header, padding
 from tokenization.vocabulary import JointVocabulary
 
-_DTYPES = {"tokens": np.int32, "cu_seqlens": np.int32, "loss_weight": np.float32}
-_SAFETENSORS = {np.int32: "I32", np.float32: "F32"}
+_DTYPES = {name: np.dtype(kind) for name, kind in (("tokens", "i4"), ("cu_seqlens", "i4"), ("loss_weight", "f4"))}
+_SAFETENSORS = {np.dtype("i4"): "I32", np.dtype("f4"): "F32"}
 _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _SAFE_KEY = re.compile("[A-Za-z0-9-][A-Za-z0-9_-]{0,79}")
 _HASH_CHUNK = 1 << 22
@@ -181,7 +182,7 @@ def _layout(header: bytes) -> tuple[tuple[str, int, int], ...]:
     for name, dtype in _DTYPES.items():
         tensor = described[name]
         (count,), (start, stop) = tensor["shape"], tensor["data_offsets"]
-        if tensor["dtype"] != _SAFETENSORS[dtype] or stop - start != count * np.dtype(dtype).itemsize or start < 0:
+        if tensor["dtype"] != _SAFETENSORS[dtype] or stop - start != count * dtype.itemsize or start < 0:
             raise ValueError(f"{name} is described as {tensor}")
         layout.append((name, count, start))
     return tuple(layout)
@@ -287,20 +288,20 @@ class _Totals:
     """The counts of `ShardStats`, and the targets by the name of their modality, over sequences added one by one."""
 
     def __init__(self, vocabulary: JointVocabulary) -> None:
-        self._names = tuple(vocabulary.sizes)
+        self._names = (*_COUNTS, *vocabulary.sizes)
         self._starts = np.array([one.start for one in vocabulary.modalities], np.int64)
-        self._from_here = np.zeros(len(self._starts), np.int64)
         self._sums = [0] * len(_COUNTS)
+        self._from_here = np.zeros(len(self._starts), np.int64)
 
     def add(self, sequence: PackedSequence) -> None:
         _add_targets(sequence.tokens, sequence.loss_weight, self._starts, self._from_here)
         n_filled = int(sequence.cu_seqlens[sequence.n_examples])
         counts = (1, len(sequence.tokens), n_filled, _n_documents(sequence.lineage), sequence.n_examples)
-        self._sums = [total + count for total, count in zip(self._sums, counts)]
+        self._sums = list(map(operator.add, self._sums, counts))
 
     def by_name(self) -> dict[str, int]:
         targets = self._from_here - np.append(self._from_here[1:], 0)
-        return {**dict(zip(_COUNTS, self._sums)), **dict(zip(self._names, targets.tolist()))}
+        return dict(zip(self._names, (*self._sums, *targets.tolist())))
 
 
 @compiled
@@ -323,33 +324,43 @@ def _problems(sequence: PackedSequence, context: int) -> list[str]:
     """Reasons why a sequence cannot be trained on: wrong dtypes, shapes or boundaries."""
     tokens, boundaries, loss_weight = arrays = (sequence.tokens, sequence.cu_seqlens, sequence.loss_weight)
     problems = [
-        f"{name} is {array.dtype}, not {np.dtype(dtype)}"
+        f"{name} is {array.dtype}, not {dtype}"
         for (name, dtype), array in zip(_DTYPES.items(), arrays)
         if array.dtype != dtype
     ]
     if len(tokens) != context or len(loss_weight) != context:
         problems.append(f"{len(tokens)} tokens and {len(loss_weight)} weights, not {context}")
-    elif not _rises(boundaries, context):
-        problems.append(f"cu_seqlens does not rise from 0 to {context}")
-    elif len(boundaries) - 1 - sequence.n_examples not in (0, 1):
-        problems.append(f"{sequence.n_examples} examples in {len(boundaries) - 1} runs")
-    elif _has_misplaced_loss(loss_weight, boundaries, sequence.n_examples):
-        problems.append("loss on the first token of a document or on padding")
+    elif flaw := _flaw(loss_weight, boundaries, sequence.n_examples):
+        problems.append(
+            (
+                f"cu_seqlens does not rise from 0 to {context}",
+                f"{sequence.n_examples} examples in {len(boundaries) - 1} runs",
+                "loss on the first token of a document or on padding",
+            )[flaw - 1]
+        )
     if len(sequence.lineage) != sequence.n_examples:
         problems.append(f"lineage of {len(sequence.lineage)} documents for {sequence.n_examples} examples")
     return problems
 
 
 @compiled
-def _rises(boundaries: np.ndarray, context: int) -> bool:
-    if len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != context:
-        return False
-    return bool((boundaries[1:] > boundaries[:-1]).all())
-
-
-@compiled
-def _has_misplaced_loss(loss_weight: np.ndarray, boundaries: np.ndarray, n_examples: int) -> bool:
-    return bool(loss_weight[boundaries[:-1]].any() or loss_weight[boundaries[n_examples] :].any())
+def _flaw(loss_weight: np.ndarray, boundaries: np.ndarray, n_examples: int) -> int:
+    """0, or which comes first: 1 boundaries that do not rise, 2 too many or few runs, 3 loss where none may be."""
+    runs = len(boundaries) - 1
+    if runs < 1 or boundaries[0] != 0 or boundaries[runs] != len(loss_weight):
+        return 1
+    for run in range(runs):
+        if boundaries[run] >= boundaries[run + 1]:
+            return 1
+    if runs - n_examples != 0 and runs - n_examples != 1:
+        return 2
+    for run in range(runs):
+        if loss_weight[boundaries[run]] != 0:
+            return 3
+    for at in range(boundaries[n_examples], len(loss_weight)):
+        if loss_weight[at] != 0:
+            return 3
+    return 0
 
 
 def _read_exactly(fileobj: BinaryIO, size: int) -> bytes:
