@@ -133,6 +133,7 @@ def run_stage(stage: PlannedStage, context: StageContext) -> None:
         stage.declaration,
         made.record,
         made.quarantine,
+        made.quarantined,
         stage.fingerprint,
         {name: "/".join(output.store.url.split("/")[-3:]) for name, output in context.inputs.items()},
         made_by(stage.stage.libraries),

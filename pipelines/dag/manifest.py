@@ -86,14 +86,16 @@ class Declaration:
 class Manifest(Generic[R]):
     """What a stage made, from what, by which settings and versions.
 
-    record: of the stage's own type: `outputs`, which later stages read, and `figures`, for people. fingerprint: of the
-    declaration. input_folders: where the inputs were read, below the run's root. made_by: versions of the code and of
-    libraries. seconds: of work in the driver that committed it. finished: UTC, ISO 8601. format: of its file.
+    record: of the stage's own type: `outputs`, which later stages read, and `figures`, for people. quarantined: how
+    many entries there are, of which `quarantine` has the first. fingerprint: of the declaration. input_folders: where
+    the inputs were read, below the run's root. made_by: versions of the code and of libraries. seconds: of work in the
+    driver that committed it. finished: UTC, ISO 8601. format: of its file.
     """
 
     declaration: Declaration
     record: R
     quarantine: tuple[Mapping[str, Any], ...] = ()
+    quarantined: int = 0
     fingerprint: str = ""
     input_folders: Mapping[str, str] = field(default_factory=dict)
     made_by: Mapping[str, str] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class Manifest(Generic[R]):
             declaration=Declaration.from_json(tree),
             record=TypeAdapter(record).validate_python({key: tree.get(key) or {} for key in ("outputs", "figures")}),
             quarantine=tuple(tree.get("quarantine", ())),
+            quarantined=tree.get("quarantined", len(tree.get("quarantine", ()))),
             fingerprint=tree["fingerprint"],
             input_folders=tree.get("input_folders", {}),
             made_by=tree.get("made_by", {}),

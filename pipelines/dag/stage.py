@@ -46,10 +46,14 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Made(Generic[R]):
-    """What a stage returns: its record, and what it put in quarantine, an entry with a reason each."""
+    """What a stage returns: its record, and what it put in quarantine, an entry with a reason each.
+
+    quarantined: how many there are, of which `quarantine` may list the first alone.
+    """
 
     record: R
     quarantine: tuple[Mapping[str, Any], ...] = ()
+    quarantined: int = 0
 
 
 class Stage(ABC, Generic[R]):

@@ -56,7 +56,7 @@ def _describe_stage(store: Store) -> dict[str, Any]:
         "finished": manifest.finished,
         "seconds": manifest.seconds,
         "figures": manifest.record.figures,
-        "quarantined": len(manifest.quarantine),
+        "quarantined": manifest.quarantined,
         "inputs": manifest.declaration.inputs,
         "made_by": manifest.made_by,
         **({"sets": outputs["sets"]} if "sets" in outputs else {}),

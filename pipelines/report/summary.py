@@ -57,7 +57,8 @@ def _stage(stage: Stage[Any], manifest: Manifest[Any], outputs: Outputs) -> dict
         "fingerprint": manifest.fingerprint,
         "inputs": [one for one in stage.inputs if one in outputs],
         "counts": list(stage.summary(manifest)),
-        "quarantined": len(manifest.quarantine),
+        "quarantined": manifest.quarantined,
+        "not_listed": manifest.quarantined - len(manifest.quarantine),
     }
 
 

@@ -138,17 +138,17 @@ def tokenize_by(
     check_heldout(recipe, parts.objects, matched)
     if not totals["documents"]:
         raise UserError("sources: no document came out of them; see the quarantine list of the tokenize stage")
+    bad = quarantine.entries
     write_partitions(place.own, [tokenized[name] for name in parts])
     outputs = TokenizeOutputs(
         partitions=PARTITIONS,
         text_tokenizer=tokenizer,
-        files={**place.own.hashes(TOKENIZER), PARTITIONS: place.own.sha256(PARTITIONS)},
+        files={**place.own.hashes(TOKENIZER), PARTITIONS: place.own.sha256(PARTITIONS), **bad.write(place.own)},
         made_of={**made_of, "text_tokenizer": tokenizer.fingerprint},
         codes=CodesUsed(codes.encoding, recipe.storage.codes and public_url(place.codes.path())) if codes else None,
     )
-    entries = tuple(sorted(quarantine.entries, key=lambda entry: (entry["url"], entry["record"] or 0)))
-    figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=len(entries))
-    return Made(TokenizeRecord(outputs, figures), entries)
+    figures = TokenizeFigures(**totals, units=quarantine.units, quarantined=bad.count)
+    return Made(TokenizeRecord(outputs, figures), bad.listed(), bad.count)
 
 
 def _keep_tokenizer(recipe: Recipe, store: Store) -> KeptTokenizer:
