@@ -29,6 +29,7 @@ from tokenization.codecs.vqgan.import_lwm import load_lwm_vqgan
 from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.codecs.vqgan.train import train_vqgan
 from tokenization.media.frame_sampling import FrameRequest
+from tokenization.permutation import derive_key, permute
 
 log = logging.getLogger("ringworld")
 
@@ -99,10 +100,11 @@ def _training(recipe: Recipe) -> tuple[VQGANConfig, VQGANTraining]:
 
 
 def _gather(recipe: Recipe, objects: Sequence[SourceObject], scratch: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 [n, H, W, 3] of all objects, memory-mapped from `scratch`, and weights float [n].
+    """Frames uint8 [n, H, W, 3] of the objects, memory-mapped from `scratch`, and weights float [n].
 
-    Each object gives its share of `max_frames` at most, and weighs the same however many it gives. What cannot be read
-    is left out here; the tokenize stage puts it in quarantine.
+    Each object gives its share of `max_frames` at most, and weighs the same however many it gives; of more objects than
+    `max_frames` as many are drawn and opened. What cannot be read is left out here; the tokenize stage puts it in
+    quarantine.
     """
     sizes, settings = _training(recipe)
     size, options, limits = sizes.resolution, recipe.storage.options, recipe.tokenize.decoder_limits
@@ -110,6 +112,7 @@ def _gather(recipe: Recipe, objects: Sequence[SourceObject], scratch: Any) -> tu
         raise UserError(
             "vqgan.train: no video or image to train on that is not held out; add sources or name vqgan.weights"
         )
+    objects = _drawn(objects, settings.max_frames, recipe.seed)
     request = FrameRequest(fps=settings.fps, size=size, max_frames=math.ceil(settings.max_frames / len(objects)))
     weights: list[float] = []
     for found in objects:
@@ -129,3 +132,11 @@ def _gather(recipe: Recipe, objects: Sequence[SourceObject], scratch: Any) -> tu
         raise UserError("vqgan.train: none of the videos and images can be read; see the warnings above")
     frames = np.memmap(scratch, dtype=np.uint8, mode="r", shape=(len(weights), size, size, 3))
     return frames, np.array(weights)
+
+
+def _drawn(objects: Sequence[SourceObject], most: int, seed: int) -> Sequence[SourceObject]:
+    """`most` of the objects in their order, drawn by the seed, or all where they are no more."""
+    if len(objects) <= most:
+        return objects
+    chosen = permute(np.arange(most), len(objects), derive_key(seed))
+    return [objects[number] for number in np.sort(chosen).tolist()]

@@ -15,6 +15,42 @@ from pipelines.sources.media import object_frames
 from testing.tiny_run import VQGAN_SIZES, tiny_recipe, write_clip
 
 
+def recipe_of(folder: Path, names: list[str], tokenize: dict[str, Any], **train: Any) -> Recipe:
+    """Of clips with these names, on which a VQGAN is trained."""
+    (folder / "data").mkdir()
+    for name in names:
+        write_clip(folder / "data" / f"{name}.mp4", 1, 4)
+    tree = tiny_recipe(folder).model_dump(mode="json")
+    tree["sources"] = {"clips": {"urls": ["*.mp4"], "fields": ["vision"]}}
+    tree["train"]["stages"] = [{**tree["train"]["stages"][1], "mixture": {"clips": 1}}]
+    tree["vqgan"] = {"config": VQGAN_SIZES, "train": {"steps": 1, **train}}
+    tree["tokenize"] |= tokenize
+    return Recipe.model_validate(tree)
+
+
+def test_of_more_objects_than_frames_some_are_drawn_and_no_other_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def decode(found: Any, *arguments: Any) -> Iterator[Any]:
+        opened.append(found.key)
+        return object_frames(found, *arguments)
+
+    monkeypatch.setattr("pipelines.codecs.vqgan.object_frames", decode)
+    recipe = recipe_of(tmp_path, list("abcdefgh"), {}, max_frames=3)
+    drawn = []
+    for seed in (0, 0, 1, 2, 3):
+        with (tmp_path / "scratch").open("w+b") as scratch:
+            frames, weights = _gather(recipe.model_copy(update={"seed": seed}), list_sources(recipe), scratch)
+        assert len(frames) == len(weights) == len(opened) == 3
+        assert opened == sorted(opened)
+        drawn.append(tuple(opened))
+        opened.clear()
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
 def test_the_frames_to_train_on_are_decoded_within_the_limits_of_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -25,14 +61,7 @@ def test_the_frames_to_train_on_are_decoded_within_the_limits_of_the_recipe(
         return object_frames(*arguments)
 
     monkeypatch.setattr("pipelines.codecs.vqgan.object_frames", decode)
-    (tmp_path / "data").mkdir()
-    write_clip(tmp_path / "data" / "a.mp4", 1, 4)
-    tree = tiny_recipe(tmp_path).model_dump(mode="json")
-    tree["sources"] = {"clips": {"urls": ["*.mp4"], "fields": ["vision"]}}
-    tree["train"]["stages"] = [{**tree["train"]["stages"][1], "mixture": {"clips": 1}}]
-    tree["vqgan"] = {"config": VQGAN_SIZES, "train": {"steps": 1}}
-    tree["tokenize"] |= {"decoder_memory_gib": 1.5, "decoder_cpu_seconds": 77}
-    recipe = Recipe.model_validate(tree)
+    recipe = recipe_of(tmp_path, ["a"], {"decoder_memory_gib": 1.5, "decoder_cpu_seconds": 77})
     with (tmp_path / "scratch").open("w+b") as scratch:
         frames, _ = _gather(recipe, list_sources(recipe), scratch)
         assert len(frames)
