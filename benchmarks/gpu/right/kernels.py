@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.part import Bench
-from benchmarks.gpu.right.dense import dense_attention, relative_error
 from model.attention.flash_kernels import attend, attend_, attend_backward_, cuda_kernel
 from model.attention.plan.runs import Run, Runs
+from testing.dense_attention import dense_attention, random_tensors, relative_error
 
 LIMITS = {torch.bfloat16: 8e-3, torch.float16: 1.5e-3, torch.float32: 1e-5}
 """Largest relative error of out, dq, dk and dv, by the inputs' dtype."""
+LEAST = 0.1
+"""Root mean square of an exact tensor below which its error is measured by this much; a random one has about 1."""
 LSE_LIMIT = 1e-3
 """Largest absolute error of a log-sum-exp, which kernels give in fp32, of scores from half precision."""
 LENGTHS = (1, 2, 7, 63, 64, 65, 127, 129, 1000, 1024, 4097, 16384)
@@ -37,7 +39,7 @@ def run(bench: Bench) -> None:
     dtypes = (torch.bfloat16, torch.float16) if bench.on_cuda else (torch.float32,)
     lengths = bench.size(LENGTHS, (1, 7, 65))
     for length in lengths:
-        _check(bench, f"one document of {length}", _document(length), length, length, dtypes[0])
+        _check(bench, f"one document of {length}", _document(length), length, dtypes[0])
     for size in bench.size(HEAD_SIZES, (16, 20)):
         for heads, kv_heads in bench.size(GROUPS, ((4, 2),)):
             what = f"head size {size}, {heads} heads over {kv_heads}"
@@ -57,8 +59,8 @@ def _document(length: int) -> list[tuple[slice, list[Run]]]:
     return [(slice(0, length), [Run(0, length, 0, length, True)])]
 
 
-def _packed(length: int) -> tuple[list[tuple[slice, list[Run]]], int, int]:
-    """Four documents whose keys come in four blocks, one of them without a run: blocks, queries, keys."""
+def _packed(length: int) -> tuple[list[tuple[slice, list[Run]]], int]:
+    """Four documents whose keys come in four blocks, one of them without a run: blocks, tokens."""
     ends = [0, length // 2, length // 2 + 1, 3 * length // 4, length]
     half = ends[1] // 2
     own = [
@@ -70,51 +72,41 @@ def _packed(length: int) -> tuple[list[tuple[slice, list[Run]]], int, int]:
     older = [Run(half, ends[1], 0, quarter, False)]
     rest = [Run(half, half + quarter, quarter, half, False), Run(half + quarter, ends[1], quarter, half, False)]
     everything = slice(0, length)
-    return [(everything, own), (everything, older), (everything, []), (everything, rest)], length, length
+    return [(everything, own), (everything, older), (everything, []), (everything, rest)], length
 
 
 def _check(
     bench: Bench,
     what: str,
     blocks: list[tuple[slice, list[Run]]],
-    queries: int,
-    keys: int,
+    length: int,
     dtype: torch.dtype,
     heads: int = 4,
     kv_heads: int = 2,
     size: int = 64,
     strided: bool = False,
 ) -> None:
-    tensors = random_tensors(queries, keys, heads, kv_heads, size, dtype, bench.device, strided)
+    tensors = random_tensors(length, heads, kv_heads, size, dtype, device=bench.device)
+    if strided:
+        tensors = [_heads_outermost(x) for x in tensors]
     out, lse, *gradients = by_blocks(tensors, blocks)
     exact_out, exact_lse, *exact = dense_attention(tensors, [run for _, runs in blocks for run in runs])
-    worst = max(map(relative_error, (out, *gradients), (exact_out, *exact)), key=lambda x: x if x == x else torch.inf)
+    errors = (relative_error(x, y, LEAST) for x, y in zip((out, *gradients), (exact_out, *exact)))
+    worst = max(errors, key=lambda x: x if x == x else torch.inf)
     bench.check(f"{what}: out, dq, dk, dv", worst, at_most=LIMITS[dtype])
     bench.check(f"{what}: lse", float((lse.double() - exact_lse).abs().max()), at_most=LSE_LIMIT)
 
 
-def _repeats(bench: Bench, blocks: list[tuple[slice, list[Run]]], queries: int, keys: int, dtype: torch.dtype) -> None:
-    tensors = random_tensors(queries, keys, 4, 2, 64, dtype, bench.device)
+def _repeats(bench: Bench, blocks: list[tuple[slice, list[Run]]], length: int, dtype: torch.dtype) -> None:
+    tensors = random_tensors(length, 4, 2, 64, dtype, device=bench.device)
     first, *others = ([x.clone() for x in by_blocks(tensors, blocks)] for _ in range(4))
     differ = sum(not torch.equal(x, y) for other in others for x, y in zip(first, other))
     bench.check("deterministic: tensors that differ in any bit over three repetitions", differ, at_most=0)
 
 
-def random_tensors(
-    queries: int,
-    keys: int,
-    heads: int,
-    kv_heads: int,
-    size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    strided: bool = False,
-) -> list[Tensor]:
-    """[q [T, H, D], k, v [N, Hkv, D], grad_out [T, H, D]] of one seed; strided: heads lie outermost in memory."""
-    generator = torch.Generator(device).manual_seed(queries + size)
-    shapes = ((queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads))
-    drawn = [torch.randn(*shape, size, generator=generator, device=device).to(dtype) for shape in shapes]
-    return [x.transpose(0, 1).contiguous().transpose(0, 1) for x in drawn] if strided else drawn
+def _heads_outermost(x: Tensor) -> Tensor:
+    """The same [T, H, D] in another order of memory."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def by_blocks(tensors: list[Tensor], blocks: list[tuple[slice, list[Run]]]) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from model.attention import flash_kernels as kernels
 from model.attention.flash_kernels import attend, attend_, attend_backward_
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Run
-from tests.model.attention_groups import dense_results, packed_results, random_tensors, relative_error
+from testing.dense_attention import dense_results, random_tensors, relative_error
+from testing.packed_attention import packed_results
+from tests.model.attention.varlen_kernels import varlen_backward, varlen_forward
 
 # One document of 40 tokens whose keys come in two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [
@@ -140,48 +141,3 @@ def counted(make: Callable[..., Tensor], made: list[Tensor]) -> Callable[..., Te
         return tensor
 
     return call
-
-
-def sequences(cu_q: Tensor, cu_k: Tensor) -> list[tuple[slice, slice]]:
-    assert cu_q.dtype == cu_k.dtype == torch.int32
-    return [(slice(*a), slice(*b)) for a, b in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()))]
-
-
-def batched(x: Tensor) -> Tensor:
-    return x.transpose(0, 1)[None]
-
-
-def varlen_forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, dropout: float, causal: bool,
-    debug: bool, *, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What FlashAttention's variable-length forward returns: out [rows, H, D] and lse [H, rows]."""
-    assert q.shape[-1] % 8 == 0
-    parts = []
-    for rows, keys in sequences(cu_q, cu_k):
-        parts.append(
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                batched(q[rows]), batched(k[keys]), batched(v[keys]), 0.0, causal, scale=scale
-            )
-        )
-    return torch.cat([out[0].transpose(0, 1) for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], dim=1)
-
-
-def varlen_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int,
-    max_k: int, dropout: float, causal: bool, rng_state: Tensor, unused: Tensor, *, scale: float,
-) -> list[Tensor]:  # fmt: skip
-    """The gradients of `varlen_forward`, from the out and lse given."""
-    assert lse.shape == (q.shape[1], len(q))
-    columns: list[list[Any]] = [[], [], []]
-    for rows, keys in sequences(cu_q, cu_k):
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(batched(x) for x in (grad[rows], q[rows], k[keys], v[keys], out[rows])),
-            lse[None, :, rows].transpose(1, 2).contiguous().transpose(1, 2),
-            0.0,
-            causal,
-            scale=scale,
-        )
-        for column, part in zip(columns, grads):
-            column.append(part[0].transpose(0, 1))
-    return [torch.cat(column) for column in columns]

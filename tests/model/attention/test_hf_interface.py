@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.attention.hf_interface import NAME, ring_attention_forward
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
+from testing.dense_attention import random_tensors, relative_error
 from testing.reorder import dispatch, in_order
-from tests.model.attention_groups import random_tensors, relative_error, run_in_processes
+from tests.model.attention_groups import run_in_processes
 
 CU_SEQLENS = np.array([0, 37, 38, 90, 128])
 VOCABULARY = 50

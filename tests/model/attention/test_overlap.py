@@ -22,7 +22,9 @@ from model.attention.p2p import Transfer
 from model.attention.plan.options import Route
 from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.sequence_plan import SequencePlan
-from tests.model.attention_groups import ThreadExchange, forward_backward, random_tensors, run_in_threads
+from testing.dense_attention import random_tensors
+from testing.packed_attention import forward_backward
+from testing.thread_ranks import ThreadExchange, run_in_threads
 
 BACKWARD = 2.5
 """What a pair costs in the backward, in forwards."""

@@ -16,17 +16,11 @@ from model.attention.plan.layouts import Assignment
 from model.attention.plan.planner import LAYOUTS, plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
 from model.attention.ring import packed_ring_attention
+from testing.dense_attention import dense_results, random_tensors, relative_error
+from testing.packed_attention import every_plan, forward_backward, packed_order, packed_results
 from testing.reorder import dispatch, in_order
-from tests.model.attention_groups import (
-    dense_results,
-    forward_backward,
-    packed_order,
-    packed_results,
-    random_tensors,
-    relative_error,
-    run_in_processes,
-    run_in_threads,
-)
+from testing.thread_ranks import run_in_threads
+from tests.model.attention_groups import run_in_processes
 
 # By name: boundaries within 240 tokens, which divide by P for all P below.
 MIXES = {
@@ -52,17 +46,10 @@ TELLING = ("zigzag", "shared-0.5%", "scattered")
 """Layouts that between them cut documents in every way."""
 
 
-def every_plan(
-    cu_seqlens: list[int], sp: int, kv_heads: int, layouts: Iterable[str] = TELLING
-) -> Iterator[SequencePlan]:
-    """Plans by every Ulysses degree and route; one where a ring of one rank leaves nothing to choose."""
-    boundaries = np.array(cu_seqlens)
-    for degree in (u for u in range(1, sp + 1) if sp % u == 0 and kv_heads % u == 0):
-        ring = sp // degree
-        for name in layouts if ring > 1 else list(layouts)[:1]:
-            assignment = {**LAYOUTS, "scattered": scattered}[name](boundaries, ring)
-            for route in ("direct", "relay") if ring > 1 else ("direct",):
-                yield SequencePlan(boundaries, assignment, ring, degree, route, name)
+def plans(cu_seqlens: list[int], sp: int, kv_heads: int, layouts: Iterable[str] = TELLING) -> Iterator[SequencePlan]:
+    """Every plan by layouts of these names."""
+    known = {**LAYOUTS, "scattered": scattered}
+    return every_plan(np.array(cu_seqlens), sp, kv_heads, {name: known[name] for name in layouts})
 
 
 def assert_equals_dense(mix: str, heads: str, dtype: torch.dtype, bound: float, layouts: Iterable[str]) -> None:
@@ -70,7 +57,7 @@ def assert_equals_dense(mix: str, heads: str, dtype: torch.dtype, bound: float, 
     tensors = random_tensors(cu_seqlens[-1], *HEADS[heads], dtype)
     reference = dense_results(tensors, np.array(cu_seqlens))
     for sp in RANKS:
-        for plan in every_plan(cu_seqlens, sp, HEADS[heads][1], layouts):
+        for plan in plans(cu_seqlens, sp, HEADS[heads][1], layouts):
             results = packed_results(tensors, plan)
             errors = {n: relative_error(x, r) for n, x, r in zip(("out", "dq", "dk", "dv"), results, reference)}
             assert max(errors.values()) <= bound, (plan, errors)
@@ -106,7 +93,7 @@ def test_random_mixes_equal_dense_attention(seed: int) -> None:
     cu_seqlens = [0, *cuts.tolist(), n_tokens]
     tensors = random_tensors(n_tokens, 4, 2, 40, torch.float64, seed)
     reference = dense_results(tensors, np.array(cu_seqlens))
-    for plan in every_plan(cu_seqlens, sp, 2):
+    for plan in plans(cu_seqlens, sp, 2):
         assert max(relative_error(x, r) for x, r in zip(packed_results(tensors, plan), reference)) <= 1e-12
 
 
@@ -129,7 +116,7 @@ def test_half_precision_is_as_near_as_a_single_kernel_call(mix: str) -> None:
     reference = dense_results(tensors, np.array(cu_seqlens))
     single = single_kernel_results(tensors, np.array(cu_seqlens))
     for sp in (1, 3, 8):
-        for plan in every_plan(cu_seqlens, sp, 2):
+        for plan in plans(cu_seqlens, sp, 2):
             for x, one, r in zip(packed_results(tensors, plan), single, reference):
                 assert x.dtype == torch.bfloat16
                 assert relative_error(x, r) <= 1.1 * relative_error(one, r)
@@ -161,7 +148,7 @@ def test_changing_one_document_leaves_the_others_bit_identical(dtype: torch.dtyp
     after = [x.clone() for x in before]
     for x, y in zip(after, random_tensors(240, 4, 2, 24, dtype, seed=1)):
         x[50:140] = 30 * y[50:140]
-    for plan in every_plan(cu_seqlens, 4, 2):
+    for plan in plans(cu_seqlens, 4, 2):
         for x, y in zip(packed_results(before, plan), packed_results(after, plan)):
             assert torch.equal(x[:50], y[:50])
             assert torch.equal(x[140:], y[140:])
@@ -170,7 +157,7 @@ def test_changing_one_document_leaves_the_others_bit_identical(dtype: torch.dtyp
 
 def test_two_runs_are_bitwise_equal() -> None:
     tensors = random_tensors(240, 6, 2, 24, torch.float32)
-    for plan in every_plan(MIXES["two, cut unevenly"], 4, 2):
+    for plan in plans(MIXES["two, cut unevenly"], 4, 2):
         first = packed_results(tensors, plan)
         for _ in range(2):
             assert all(torch.equal(x, y) for x, y in zip(first, packed_results(tensors, plan)))
@@ -254,7 +241,7 @@ def test_cuda_equals_cpu_on_identical_plans(mix: str, heads: str) -> None:
         on_cpu = packed_results(tensors, plan)
         on_cuda = packed_results([x.cuda() for x in tensors], plan)
         for x, y in zip(on_cuda, on_cpu):
-            assert relative_error(x, y.double()) <= 2e-2
+            assert relative_error(x.cpu(), y) <= 2e-2
 
 
 @pytest.mark.slow
@@ -263,7 +250,7 @@ def test_gloo_processes_give_bitwise_what_threads_give(sp: int) -> None:
     cases = [
         (random_tensors(240, 4, 2, 24, dtype), plan)
         for dtype, mix in ((torch.float32, "two, cut unevenly"), (torch.bfloat16, "ends on rank edges"))
-        for plan in every_plan(MIXES[mix], sp, 2, ("shared-0.5%", "scattered"))
+        for plan in plans(MIXES[mix], sp, 2, ("shared-0.5%", "scattered"))
     ]
     by_rank = run_in_processes(every_case, sp, cases)
     for i, (tensors, plan) in enumerate(cases * 2):

@@ -17,7 +17,7 @@ from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.options import Layout
 from model.attention.plan.planner import LAYOUTS, TIGHTEST, TOLERANCES, candidates, plan_sequence
 from model.attention.plan.segments import Traffic, cut_at_documents, traffic
-from tests.model.attention_groups import allowed_pairs
+from testing.dense_attention import allowed_pairs
 
 GQA = AttentionShape(heads=32, kv_heads=8)
 

@@ -17,8 +17,8 @@ from model.attention.plan.planner import LAYOUTS
 from model.attention.plan.runs import Run, cut_runs
 from model.attention.plan.segments import stage_of_distance, traffic
 from model.attention.plan.sequence_plan import SequencePlan
+from testing.dense_attention import allowed_pairs
 from testing.reorder import dispatch, in_order
-from tests.model.attention_groups import allowed_pairs
 
 
 @st.composite
