@@ -16,6 +16,15 @@ PARTS: tuple[Part, ...] = (
         seconds=45,
         skips=frozenset({"FlashAttention-3"}),
     ),
+    Part(
+        "ring",
+        "right",
+        "packed ring attention and Ulysses, 2 to 8 ranks as threads on one card, every layout and route, against fp64",
+        "benchmarks.gpu.right.ring:run",
+        seconds=40,
+        packages=("numba", "pydantic"),
+        skips=frozenset({"plans beyond the part's time"}),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
