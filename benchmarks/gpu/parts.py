@@ -25,6 +25,14 @@ PARTS: tuple[Part, ...] = (
         packages=("numba", "pydantic"),
         skips=frozenset({"plans beyond the part's time"}),
     ),
+    Part(
+        "loss",
+        "right",
+        "the chunked loss over both softmaxes, forward and both gradients, against fp64",
+        "benchmarks.gpu.right.loss:run",
+        seconds=20,
+        packages=("pydantic", "transformers"),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 

@@ -6,24 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from model.llama.loss import LossHead, token_nll
+from testing.dense_loss import dense_nll
 from tests.model.peak_memory import Widths, peak_bytes
 from tests.model.two_modalities import TwoSoftmaxes
 
 TEXT, VISION, WIDTH = 48, 24, 16
 RANGES = (range(TEXT), range(TEXT, TEXT + VISION))
-
-
-def dense(hidden, weight, labels, text_size):
-    """The formula itself: all logits at once, cross entropy over the label's own slice."""
-    logits = (hidden @ weight.t()).double()
-    nll = torch.zeros(len(labels), dtype=torch.float64)
-    text, vision = (labels >= 0) & (labels < text_size), labels >= text_size
-    nll[text] = F.cross_entropy(logits[text, :text_size], labels[text], reduction="none")
-    nll[vision] = F.cross_entropy(logits[vision, text_size:], labels[vision] - text_size, reduction="none")
-    return nll
 
 
 def weighted_loss(hidden, weight, labels, weights, ranges, chunk=1024):
@@ -45,9 +35,9 @@ def test_nll_and_gradients_equal_the_dense_formula_for_any_chunk(n, chunk, seed,
     hidden, weight, labels, upstream = inputs(n, seed, high=TEXT if kind == "text" else TEXT + VISION)
     nll = token_nll(hidden, weight, labels, RANGES, chunk)
     ours = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
-    reference = dense(hidden, weight, labels, TEXT)
+    reference = dense_nll(hidden, weight, labels, RANGES)
     theirs = torch.autograd.grad((reference * upstream).sum(), (hidden, weight))
-    # Both sum WIDTH products in fp32, in an order of their own: a logit near 16 is then off by a few of its roundings.
+    # A logit near 16, of WIDTH products summed in fp32, is off by a few of its roundings.
     torch.testing.assert_close(nll.double(), reference, rtol=1e-6, atol=1e-5)
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6 * max(1, n))
@@ -65,7 +55,7 @@ def test_targets_without_weight_change_nothing_and_get_no_gradient():
     weights = weights.masked_fill(torch.arange(32) % 3 == 0, 0.0)
     weighted_loss(hidden, weight, labels, weights, RANGES, chunk=5).backward()
     assert hidden.grad[::3].abs().max() == 0
-    expected = (weights.double() * dense(hidden, weight, labels, TEXT)).sum()
+    expected = (weights.double() * dense_nll(hidden, weight, labels, RANGES)).sum()
     assert weighted_loss(hidden, weight, labels, weights, RANGES).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -108,7 +98,7 @@ def test_bf16_weights_accumulate_their_gradient_in_fp32():
     hidden, weight, labels, _ = inputs(2048, dtype=torch.bfloat16, low=0)
     token_nll(hidden, weight, labels, RANGES, chunk=4).sum().backward()
     exact_h, exact_w = (t.detach().double().requires_grad_() for t in (hidden, weight))
-    dense(exact_h, exact_w, labels, TEXT).sum().backward()
+    dense_nll(exact_h, exact_w, labels, RANGES).sum().backward()
     assert weight.grad.dtype == torch.bfloat16
     assert (weight.grad.double() - exact_w.grad).norm() / exact_w.grad.norm() < 5e-3
 
@@ -155,14 +145,8 @@ def test_each_of_three_modalities_has_a_softmax_of_its_own():
     ranges = (range(30), range(30, 60), range(60, TEXT + VISION))
     hidden, weight, labels, upstream = inputs(64, low=0)
     nll = token_nll(hidden, weight, labels, ranges, 7)
-    logits = (hidden @ weight.t()).double()
-    reference = torch.zeros(64, dtype=torch.float64)
-    for ids in ranges:
-        rows = (labels >= ids.start) & (labels < ids.stop)
-        assert rows.any()
-        reference[rows] = F.cross_entropy(
-            logits[rows, ids.start : ids.stop], labels[rows] - ids.start, reduction="none"
-        )
+    assert all(((labels >= ids.start) & (labels < ids.stop)).any() for ids in ranges)
+    reference = dense_nll(hidden, weight, labels, ranges)
     torch.testing.assert_close(nll.double(), reference, rtol=1e-6, atol=1e-5)
     ours, theirs = (torch.autograd.grad((one * upstream).sum(), (hidden, weight)) for one in (nll, reference))
     for mine, other in zip(ours, theirs):
