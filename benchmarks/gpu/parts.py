@@ -33,6 +33,15 @@ PARTS: tuple[Part, ...] = (
         seconds=20,
         packages=("pydantic", "transformers"),
     ),
+    Part(
+        "rope",
+        "right",
+        "rotary tables and rotations up to position 1,048,575 against Python's doubles and fp64",
+        "benchmarks.gpu.right.rope:run",
+        seconds=40,
+        packages=("transformers",),
+        skips=frozenset({"compile", "liger"}),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
