@@ -16,7 +16,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Writes over q and k, and over their gradients."""
-    q, k = LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    q, k, *_ = LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)  # some return the tables too
     return q.transpose(1, 2), k.transpose(1, 2)
 
 
