@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,8 @@ class _Worker:
 
 
 def _work(pipe: Connection, device: str, tiny: bool) -> None:
+    # Read when cuBLAS is first used; without it torch refuses deterministic products.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     where = torch.device(device, 0) if device == "cuda" else torch.device(device)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
