@@ -63,15 +63,15 @@ class MicroBatchLoss(nn.Module):
 def _sums(nll: Tensor, batch: RankBatch, ranges: Mapping[str, range]) -> dict[str, Tensor]:
     labels, weights = batch.labels, batch.loss_weight
     counted = weights != 0
-    sums = {}
-    for name, ids in ranges.items():
-        mask = counted & (labels >= ids.start) & (labels < ids.stop)
-        sums[f"{name}_weighted"] = (weights * nll)[mask].sum(dtype=torch.float64)
-        sums[f"{name}_nll"] = nll[mask].sum(dtype=torch.float64)
-        sums[f"{name}_targets"] = mask.sum(dtype=torch.float64)
-    # A row of sums a source, over zeros elsewhere: a selection by a mask would make the host wait for a GPU.
+    # A row of sums a mask, over zeros elsewhere: a selection by a mask would make the host wait for a GPU.
     figures = torch.stack((weights * nll, nll * counted, counted.to(nll.dtype)))
-    by_source = [figures.where(batch.source == n, 0).sum(1, dtype=torch.float64) for n in range(batch.n_sources)]
-    for name, values in zip(SUMS, torch.stack(by_source, 1)):
-        sums[f"source_{name}"] = values
-    return sums
+
+    def where(mask: Tensor) -> Tensor:
+        return figures.where(mask, 0).sum(1, dtype=torch.float64)
+
+    sums: dict[str, Tensor] = {}
+    for name, ids in ranges.items():
+        of_modality = where((labels >= ids.start) & (labels < ids.stop))
+        sums |= {f"{name}_{what}": value for what, value in zip(SUMS, of_modality)}
+    by_source = torch.stack([where(batch.source == n) for n in range(batch.n_sources)], 1)
+    return sums | {f"source_{what}": values for what, values in zip(SUMS, by_source)}
