@@ -72,12 +72,13 @@ class _ChunkedNLL(torch.autograd.Function):
         exact = torch.promote_types(weight.dtype, torch.float32)
         nll = hidden.new_zeros(len(labels), dtype=exact)
         lse = torch.zeros_like(nll)
-        for rows, ids in _chunks(labels, ranges, chunk):
+        chunks = _chunks(labels, ranges, chunk)
+        for rows, ids in chunks:
             logits = F.linear(hidden[rows], weight[ids.start : ids.stop]).to(exact)
             lse[rows] = torch.logsumexp(logits, dim=-1)
             nll[rows] = lse[rows] - logits.gather(1, labels[rows, None] - ids.start).squeeze(1)
         ctx.save_for_backward(hidden, weight, labels, lse)
-        ctx.ranges, ctx.chunk = ranges, chunk
+        ctx.chunks = chunks  # found once: their number makes the host wait for a GPU
         return nll
 
     @staticmethod
@@ -86,7 +87,7 @@ class _ChunkedNLL(torch.autograd.Function):
         hidden, weight, labels, lse = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if ctx.needs_input_grad[1] else None
-        for rows, ids in _chunks(labels, ctx.ranges, ctx.chunk):
+        for rows, ids in ctx.chunks:
             some, table = hidden[rows], weight[ids.start : ids.stop]
             # d nll / d logits = softmax - onehot, written over the chunk's only fp32 buffer.
             grad = F.linear(some, table).to(lse.dtype).sub_(lse[rows, None]).exp_()

@@ -87,7 +87,7 @@ def activation_bytes(
         mlp=in_mlp,
         attention=in_attention,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
-        final=(2 * row + norm + 12) * tokens,
+        final=(2 * row + norm + 20) * tokens,  # and the loss of each, its lse, weight and row
         loss=row * tokens + head_gradient + chunk,
         batch=tokens * (3 * 8 + 4 + 2 * head * FP32),
     )
