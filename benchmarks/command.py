@@ -47,16 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     attention.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     attention.set_defaults(bench=_attention)
 
-    kernels = benchmarks.add_parser("kernels", help="on a GPU: what cutting attention into blocks costs")
-    kernels.add_argument("--contexts", type=int, nargs="+", default=[2**17, 2**20], metavar="S")
-    kernels.add_argument("--ranks", type=int, default=64)
-    kernels.add_argument("--mix", default="lwm")
-    kernels.add_argument("--seed", type=int, default=0)
-    kernels.add_argument("--heads", type=int, default=32)
-    kernels.add_argument("--kv-heads", type=int, default=8)
-    kernels.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-    kernels.set_defaults(bench=_kernels)
-
     gpu = benchmarks.add_parser("gpu", help="on a GPU: is it right there, how fast, and how long a context fits")
     gpu.add_argument("--minutes", type=float, default=9.0, help="the script ends well inside them (default 9)")
     gpu.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts or groups of them (default: all)")
@@ -181,19 +171,6 @@ def _attention(arguments: argparse.Namespace) -> int:
     else:
         report = overlap_report(settings, arguments.slow_exchange)
         print_overlap(report)
-    _write(report, arguments.json)
-    return 0
-
-
-def _kernels(arguments: argparse.Namespace) -> int:
-    from benchmarks.kernels import kernels_report
-    from benchmarks.tables import print_kernels
-    from model.attention.plan.hardware import AttentionShape, Hardware
-
-    _at_least_one(arguments, "ranks", "heads", "kv_heads")
-    shape = AttentionShape(heads=arguments.heads, kv_heads=arguments.kv_heads)
-    report = kernels_report(arguments.contexts, arguments.ranks, arguments.mix, arguments.seed, shape, Hardware())
-    print_kernels(report)
     _write(report, arguments.json)
     return 0
 

@@ -74,26 +74,6 @@ def print_overlap(report: dict) -> None:
     print_tables(table, claims_table(report["claims"]))
 
 
-def print_kernels(report: dict) -> None:
-    """One line a context."""
-    table = Table(title=f"Block calls of the busiest of {report['settings']['ranks']} ranks, beside one call")
-    _columns(
-        table, "S", "layout/Ulysses", "runs", "blocks, ms", "one call, ms", "blocks/one call", "TFLOP/s", "of peak"
-    )
-    for row in report["rows"]:
-        table.add_row(
-            short(row["context"]),
-            f"{row['layout']}/{row['ulysses']}",
-            str(row["runs"]),
-            f"{1e3 * row['blocks_seconds']:.2f}",
-            f"{1e3 * row['ideal_seconds']:.2f}",
-            f"{row['blocks_over_ideal']:.3f} (at most {report['target']:g})",
-            f"{row['blocks_tflops']:.0f}",
-            f"{row['blocks_share_of_peak']:.2f}",
-        )
-    print_tables(table)
-
-
 def _systems() -> Sequence[str]:
     return ("tightest", "chosen", *PEERS)
 

@@ -42,6 +42,15 @@ PARTS: tuple[Part, ...] = (
         packages=("transformers",),
         skips=frozenset({"compile", "liger"}),
     ),
+    Part(
+        "attention",
+        "fast",
+        "a rank's part of ring attention beside one kernel call of the same work, and beside peers' figures",
+        "benchmarks.gpu.fast.attention:run",
+        seconds=45,
+        packages=("numba", "pydantic"),
+        skips=frozenset({"out of time"}),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
