@@ -51,6 +51,15 @@ PARTS: tuple[Part, ...] = (
         packages=("numba", "pydantic"),
         skips=frozenset({"out of time"}),
     ),
+    Part(
+        "stack",
+        "fast",
+        "layers of the 7B, forward and backward, from 8K to 1M tokens: tokens/s, MFU, memory",
+        "benchmarks.gpu.fast.stack:run",
+        seconds=90,
+        packages=("numba", "pydantic", "transformers"),
+        skips=frozenset({"out of time"}),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
