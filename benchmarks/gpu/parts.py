@@ -60,6 +60,15 @@ PARTS: tuple[Part, ...] = (
         packages=("numba", "pydantic", "transformers"),
         skips=frozenset({"out of time"}),
     ),
+    Part(
+        "layers",
+        "fast",
+        "a decoder layer of the 7B by kernels torch, compile and liger, side by side",
+        "benchmarks.gpu.fast.layers:run",
+        seconds=60,
+        packages=("numba", "pydantic", "transformers"),
+        skips=frozenset({"compile", "liger"}),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
