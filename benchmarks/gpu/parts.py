@@ -69,6 +69,14 @@ PARTS: tuple[Part, ...] = (
         packages=("numba", "pydantic", "transformers"),
         skips=frozenset({"compile", "liger"}),
     ),
+    Part(
+        "waits",
+        "fast",
+        "how often the host waits for the card in a step of the engine, and where",
+        "benchmarks.gpu.fast.waits:run",
+        seconds=40,
+        packages=("numba", *ENGINE),
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 
