@@ -30,7 +30,8 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.mixes import document_mix
 from tokenization.document import PackedSequence
-from tokenization.loader.loader import Loader, join_sequences
+from tokenization.loader.join import join_sequences
+from tokenization.loader.loader import Loader
 from tokenization.loader.order import SequenceOrder
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import write_shard

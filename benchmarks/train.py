@@ -54,7 +54,7 @@ from model.training.rank_batch import Dispatcher, attention_shape
 from model.training.settings import EngineSettings
 from storage.store import Store
 from tokenization.document import PackedSequence
-from tokenization.loader.loader import join_sequences
+from tokenization.loader.join import join_sequences
 
 SYSTEMS: dict[str, int] = {
     "ours": 1,

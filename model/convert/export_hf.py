@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.checkpoint.snapshot import safetensors_header
 from model.llama.hf_weights import CONFIG, INDEX
 from model.llama.llama import empty_llama
 from model.training.engine import TrainingEngine
-from model.training.parameter_groups import whole_shape
+from model.training.master_weights import master_weight
 from storage.store import Store
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -48,14 +48,6 @@ def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None =
                 weights[name] = weight.to("cpu", dtype, copy=True)
         engine.mesh.on_rank_zero(partial(_put_weights, target, file, weights))
     engine.mesh.on_rank_zero(partial(_put_description, target, llama, files))
-
-
-def master_weight(engine: TrainingEngine, parameter: nn.Parameter) -> Tensor:
-    """The fp32 master weight of one of the model's parameters, whole, on every rank's device. Collective."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    whole = safe_get_full_fp32_param(parameter) if engine.settings.zero else parameter.detach()
-    return whole.reshape(whole_shape(parameter))
 
 
 def _clear(target: Store) -> None:

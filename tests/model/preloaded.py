@@ -10,7 +10,7 @@ import torch
 from model.attention.plan.planner import plan_sequence
 
 plan_sequence(np.array([0, 20, 48]), 2)  # numba loads its tables at the first call
-MODULES = ["tests.model.play_batch"]
+MODULES = ["testing.law_batch", "testing.padded_reference", "model.checkpoint"]
 # DeepSpeed looks for GPUs as it is imported, after which processes that are forked could not use one.
 if not torch.cuda.is_available():
     MODULES += ["deepspeed.ops.adam", "deepspeed.runtime.zero.muon.original_muon", "functorch.compile"]

@@ -18,23 +18,14 @@ import pytest
 import torch
 
 from model.layers.memory_settings import MemorySettings
-from model.training.engine import TrainingEngine
 from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.micro_batch_loss import micro_batch_loss
-from model.training.parameter_groups import whole_shape
 from model.training.rank_batch import Dispatcher
+from testing.engine_state import whole_gradient, whole_weights
+from testing.law_batch import N_SEQUENCES, global_batch, rank_batches, relative_difference, tiny_engine, tiny_llama
+from testing.padded_reference import PaddedReference
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import (
-    N_SEQUENCES,
-    PaddedReference,
-    global_batch,
-    rank_batches,
-    relative_difference,
-    tiny_engine,
-    tiny_llama,
-)
-from tests.model.whole_state import whole_weights
 from tokenization.loader.batch import MicroBatch
 
 STEPS = 4
@@ -98,17 +89,6 @@ def train(group: Any, sp: int, cases: Sequence[Case] = CASES) -> dict[Case, tupl
         results[case] = (gradient, weights, metrics)
         engine.close()
     return results
-
-
-def whole_gradient(engine: TrainingEngine) -> dict[str, torch.Tensor]:
-    """A copy of the accumulated gradient by name, on every rank."""
-    from deepspeed.utils import safe_get_full_grad
-
-    gradient = {}
-    for name, parameter in engine.model.named_parameters():
-        shape = whole_shape(parameter)
-        gradient[name] = safe_get_full_grad(parameter).reshape(shape).clone()
-    return gradient
 
 
 def share(

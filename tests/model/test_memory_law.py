@@ -10,8 +10,9 @@ from __future__ import annotations
 import pytest
 
 from model.layers.memory_settings import MemorySettings
+from testing.law_batch import N_SEQUENCES, relative_difference
+from testing.padded_reference import PaddedReference
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import N_SEQUENCES, PaddedReference, relative_difference
 from tests.model.test_gradient_law import STEPS, TOLERANCE, Case, Sharing, assert_padded_training, share, train
 
 EVERYTHING = MemorySettings("all-but-attention", True, 50, True, True)  # no length is a multiple of 50

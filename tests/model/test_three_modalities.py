@@ -19,12 +19,13 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.rank_batch import Dispatcher, attention_shape
 from model.training.settings import EngineSettings
+from testing.engine_state import whole_gradient
+from testing.law_batch import CONTEXT, SEED, law_documents, relative_difference, tiny_config
+from testing.law_batch import VOCABULARY as TWO
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import CONTEXT, SEED, play_documents, relative_difference, tiny_config
-from tests.model.play_batch import VOCABULARY as TWO
-from tests.model.test_gradient_law import TOLERANCE, whole_gradient
+from tests.model.test_gradient_law import TOLERANCE
 from tokenization.document import Document
-from tokenization.loader.loader import join_sequences
+from tokenization.loader.join import join_sequences
 from tokenization.packing.pack import pack
 
 VOCABULARY = TWO.extended("audio", 50)
@@ -35,7 +36,7 @@ def documents() -> list[Document]:
     """Those of the gradient law, with audio codes in the last third of every second."""
     codes = np.random.default_rng(1)
     made = []
-    for number, document in enumerate(play_documents("vision-text")):
+    for number, document in enumerate(law_documents("vision-text")):
         tokens = document.tokens.copy()
         if number % 2:
             start = 2 * len(tokens) // 3

@@ -23,7 +23,7 @@ from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.models import trained_model
 from storage.store import Store
 from tokenization.document import PackedSequence
-from tokenization.loader.loader import join_sequences
+from tokenization.loader.join import join_sequences
 from tokenization.media.frame_sampling import uniform_sample
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import read_sequence

@@ -21,9 +21,10 @@ from model.training.engine import TrainingEngine
 from model.training.mesh import Mesh, build_mesh
 from storage.errors import UserError
 from storage.store import Store
+from testing.engine_state import differing, whole_state, whole_weights
+from testing.law_batch import rank_batches, tiny_engine
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, save_checkpoint, tiny_engine
-from tests.model.whole_state import differing, whole_state, whole_weights
+from tests.model.checkpoint.saving import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

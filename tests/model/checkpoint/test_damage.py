@@ -20,9 +20,10 @@ from model.training.mesh import build_mesh
 from model.training.settings import EngineSettings
 from storage.errors import UserError
 from storage.store import Store
+from testing.engine_state import whole_weights
+from testing.law_batch import rank_batches, tiny_config, tiny_engine
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, save_checkpoint, tiny_config, tiny_engine
-from tests.model.whole_state import whole_weights
+from tests.model.checkpoint.saving import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,9 @@ from model.training.mesh import build_mesh
 from storage.errors import UserError
 from storage.lease import LEASE, Fence
 from storage.store import Store
+from testing.law_batch import rank_batches, tiny_engine
 from tests.model.attention_groups import failure, run_in_processes
-from tests.model.play_batch import rank_batches, save_checkpoint, tiny_engine
+from tests.model.checkpoint.saving import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

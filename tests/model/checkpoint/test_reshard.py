@@ -15,9 +15,10 @@ import torch
 from model import checkpoint
 from model.training.mesh import Mesh, build_mesh
 from storage.store import Store
+from testing.engine_state import MOMENTS, adam_counters, differing, whole_state
+from testing.law_batch import rank_batches, relative_difference, tiny_engine
 from tests.model.attention_groups import run_in_processes
-from tests.model.play_batch import rank_batches, relative_difference, save_checkpoint, tiny_engine
-from tests.model.whole_state import MOMENTS, adam_counters, differing, whole_state
+from tests.model.checkpoint.saving import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,10 @@ from model.training.mesh import build_mesh
 from storage.errors import UserError
 from storage.retry import Backoff
 from storage.store import Store
+from testing.engine_state import differing, whole_state
+from testing.law_batch import rank_batches, tiny_config, tiny_engine
 from tests.model.attention_groups import failure, run_in_processes
-from tests.model.play_batch import rank_batches, save_checkpoint, tiny_config, tiny_engine
-from tests.model.whole_state import differing, whole_state
+from tests.model.checkpoint.saving import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from model.llama.config import llama_config
 from model.llama.llama import build_llama
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher, RankBatch
+from testing.law_batch import VOCABULARY, tiny_llama
 from tests.model.peak_memory import Widths, peak_bytes
-from tests.model.play_batch import VOCABULARY, tiny_llama
 from tokenization.loader.batch import MicroBatch
 
 N_TOKENS = 1024

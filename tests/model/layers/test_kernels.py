@@ -20,8 +20,8 @@ from model.layers.kernels import interface as loading
 from model.layers.kernels.interface import LayerKernels, missing_for
 from model.layers.memory_settings import MemorySettings
 from model.llama.rope import rope_tables
+from testing.law_batch import tiny_llama
 from tests.model.peak_memory import peak_bytes
-from tests.model.play_batch import tiny_llama
 
 THETA, HEAD, EPS = 5e7, 16, 1e-6
 HEADS, KV_HEADS, HIDDEN, WIDE = 4, 2, 32, 64

@@ -12,7 +12,7 @@ from model.llama.config import PRESETS, llama_config
 from model.llama.flops import peak_flops, step_flops
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
-from tests.model.play_batch import VOCABULARY, global_batch, tiny_config, tiny_llama
+from testing.law_batch import VOCABULARY, global_batch, tiny_config, tiny_llama
 
 
 def test_a_step_by_hand() -> None:

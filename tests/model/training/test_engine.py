@@ -20,10 +20,11 @@ from model.training.mesh import Mesh, build_mesh
 from model.training.rank_batch import RankBatch
 from model.training.settings import EngineSettings
 from storage.errors import UserError
+from testing.engine_state import whole_weights
+from testing.law_batch import LENGTHS, global_batch, rank_batches, tiny_engine
+from testing.padded_reference import PaddedReference
 from tests.model.attention_groups import failure, run_in_processes
-from tests.model.play_batch import LENGTHS, PaddedReference, global_batch, rank_batches, tiny_engine
 from tests.model.start_memory import N_LAYER, N_PARAMETERS, save_text_model, starts
-from tests.model.whole_state import whole_weights
 
 SMALL = 16 << 20  # bytes of what a start imports and makes beside weights
 WARM_UP = Schedule(peak=1e-2, warmup_steps=2)

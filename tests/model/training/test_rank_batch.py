@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from model.attention.plan.hardware import AttentionShape, Hardware
 from model.attention.plan.planner import LAYOUTS
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
+from testing.law_batch import CONTEXT, SEED, VOCABULARY, law_documents, tiny_config
 from testing.reorder import in_order
-from tests.model.play_batch import CONTEXT, SEED, VOCABULARY, play_documents, tiny_config
 from tokenization.loader.batch import MicroBatch
 from tokenization.loader.loader import Loader
 from tokenization.loader.order import SequenceOrder
@@ -124,7 +124,7 @@ def test_a_gpu_holds_the_same_numbers() -> None:
 
 def test_a_loader_resumed_anywhere_dispatches_the_same_shares() -> None:
     file = io.BytesIO()
-    sequences = pack(play_documents("vision-text") * 8, CONTEXT, VOCABULARY, "vision-text", seed=SEED)
+    sequences = pack(law_documents("vision-text") * 8, CONTEXT, VOCABULARY, "vision-text", seed=SEED)
     stats = write_shard(file, sequences, VOCABULARY)
     shards = ShardSet(CONTEXT, VOCABULARY, "vision-text", ("play.tar",), (stats,))
     order = SequenceOrder(SEED, (len(shards),))

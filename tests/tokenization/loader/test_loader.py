@@ -17,7 +17,8 @@ import pytest
 from storage.errors import BadData, UserError
 from tokenization.document import Document, PackedSequence
 from tokenization.loader.batch import Batch, MicroBatch
-from tokenization.loader.loader import Loader, join_sequences
+from tokenization.loader.join import join_sequences
+from tokenization.loader.loader import Loader
 from tokenization.loader.order import SequenceOrder
 from tokenization.packing.pack import pack
 from tokenization.shards.index import ShardSet

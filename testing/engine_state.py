@@ -1,14 +1,24 @@
-"""All that an engine's optimizer holds, put together from all ranks by DeepSpeed's own means: for tests to compare."""
+"""All that an engine's optimizer holds, put together from all ranks by DeepSpeed's own means, to be compared."""
 
 from __future__ import annotations
 
 import torch
 
-from model.convert.export_hf import master_weight
 from model.training.engine import TrainingEngine
+from model.training.master_weights import master_weight
 from model.training.parameter_groups import whole_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_gradient(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    """A copy of the accumulated gradient by name, in fp32, on every rank. Collective."""
+    from deepspeed.utils import safe_get_full_grad
+
+    gradient = {}
+    for name, parameter in engine.model.named_parameters():
+        gradient[name] = safe_get_full_grad(parameter).reshape(whole_shape(parameter)).clone()
+    return gradient
 
 
 def whole_weights(engine: TrainingEngine) -> dict[str, torch.Tensor] | None:
