@@ -43,6 +43,15 @@ PARTS: tuple[Part, ...] = (
         skips=frozenset({"compile", "liger"}),
     ),
     Part(
+        "law",
+        "right",
+        "the gradient law in fp32 and bf16: ZeRO stages, accumulation, offloading, recomputation, tiles, fused kernels",
+        "benchmarks.gpu.right.law:run",
+        seconds=75,
+        packages=(*ENGINE, "numba", "pyarrow"),
+        skips=frozenset({"kernels compile", "kernels liger"}),
+    ),
+    Part(
         "attention",
         "fast",
         "a rank's part of ring attention beside one kernel call of the same work, and beside peers' figures",
