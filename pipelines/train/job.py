@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from pipelines.pack.record import PackRecord
 from pipelines.recipe import Recipe, TrainStage
@@ -15,6 +16,7 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
+_COLLECTIVE_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,10 @@ class TrainJob:
     store: Store
     skip: tuple[str, ...] = ()
     profile: ProfiledSteps | None = None
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        """After which torch ends a worker whose collective does not: later than `train.hang_seconds` does, which names
+        the worker that the others wait for.
+        """
+        return timedelta(seconds=max(_COLLECTIVE_SECONDS, 2 * self.recipe.training.hang_seconds))

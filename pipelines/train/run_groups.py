@@ -33,7 +33,6 @@ from storage.retry import STORE_AWAY, retry
 
 log = logging.getLogger("ringworld")
 
-_COLLECTIVE_SECONDS = 1800  # of torch's own time-out, which is to come after ours
 _ANSWER_SECONDS = 60.0  # for the watch to answer
 _BIRTH_SECONDS = 300.0  # the first time, when its process has to be started
 # `train_in_groups` counts and judges every failure, a node's pre-emption too.
@@ -117,8 +116,8 @@ def _ask(label: str, answer: ray.ObjectRef, seconds: float = _ANSWER_SECONDS) ->
 
 
 def _fit(job: TrainJob, watch: Any, attempt: int, size: int) -> None:
-    train, pool = job.recipe.training, job.recipe.training.resources
-    timeout = int(max(_COLLECTIVE_SECONDS, 2 * train.hang_seconds))
+    pool = job.recipe.training.resources
+    timeout = int(job.collective_timeout.total_seconds())
     with tempfile.TemporaryDirectory() as scratch, own_errors():
         _Trainer(
             as_driver(_train),

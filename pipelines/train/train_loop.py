@@ -45,7 +45,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
         torch.use_deterministic_algorithms(True)
     watch = config["watch"]
     with HeartbeatSender(watch, config["attempt"], dist.get_rank()) as heartbeat:
-        _Rank(job, build_mesh(job.stage.sp, heartbeat.piece), watch, heartbeat).run()
+        _Rank(job, build_mesh(job.stage.sp, heartbeat.piece, job.collective_timeout), watch, heartbeat).run()
 
 
 class _Rank:
