@@ -11,20 +11,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product, starmap
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from model.layers.memory_settings import MemorySettings
-from model.training.lr_schedule import Schedule
 from model.training.mesh import build_mesh
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import Dispatcher
 from testing.engine_state import whole_gradient, whole_weights
-from testing.law_batch import N_SEQUENCES, global_batch, rank_batches, relative_difference, tiny_engine, tiny_llama
+from testing.law_batch import global_batch, rank_batches, relative_difference, tiny_engine, tiny_llama
 from testing.padded_reference import PaddedReference
+from testing.sharings import SHARINGS, Sharing, gradients_by_sharing
 from tests.model.attention_groups import run_in_processes
 from tokenization.loader.batch import MicroBatch
 
@@ -51,17 +51,6 @@ CASES = [
     Case(2, 2, objective="text"),
     Case(3, 1, objective="text"),
 ]
-
-
-class Sharing(NamedTuple):
-    """One way to share a sequence; what is None is the planner's choice."""
-
-    layout: str | None = None
-    ulysses: int | None = None
-    route: str | None = None
-
-
-SHARINGS = [Sharing(), *starmap(Sharing, product(("contiguous", "zigzag", "shared-0.5%"), (1, 2), ("direct", "relay")))]
 
 
 def train(group: Any, sp: int, cases: Sequence[Case] = CASES) -> dict[Case, tuple]:
@@ -91,20 +80,8 @@ def train(group: Any, sp: int, cases: Sequence[Case] = CASES) -> dict[Case, tupl
     return results
 
 
-def share(
-    group: Any, sp: int, sharings: Sequence[Sharing] = SHARINGS, **settings: Any
-) -> dict[Sharing, dict[str, torch.Tensor]]:
-    """The gradient by each of `sharings` at the initial weights, which a learning rate of 0 keeps."""
-    mesh = build_mesh(sp)
-    engine = tiny_engine(mesh, Schedule(peak=0.0), **{"zero_stage": 2, "grad_accum": N_SEQUENCES, **settings})
-    gradients = {}
-    for sharing in sharings:
-        # A sequence a micro-batch, the first of them one document: however it is shared, some of it must travel.
-        engine.accumulate(*rank_batches(mesh, N_SEQUENCES, **sharing._asdict()))
-        gradients[sharing] = whole_gradient(engine)
-        engine.update()
-    engine.close()
-    return gradients
+def share(group: Any, sp: int) -> dict[Sharing, dict[str, torch.Tensor]]:
+    return gradients_by_sharing(build_mesh(sp))
 
 
 @pytest.fixture(scope="module")

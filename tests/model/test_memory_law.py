@@ -10,10 +10,12 @@ from __future__ import annotations
 import pytest
 
 from model.layers.memory_settings import MemorySettings
+from model.training.mesh import build_mesh
 from testing.law_batch import N_SEQUENCES, relative_difference
 from testing.padded_reference import PaddedReference
+from testing.sharings import Sharing, gradients_by_sharing
 from tests.model.attention_groups import run_in_processes
-from tests.model.test_gradient_law import STEPS, TOLERANCE, Case, Sharing, assert_padded_training, share, train
+from tests.model.test_gradient_law import STEPS, TOLERANCE, Case, assert_padded_training, train
 
 EVERYTHING = MemorySettings("all-but-attention", True, 50, True, True)  # no length is a multiple of 50
 CASES = {
@@ -75,4 +77,7 @@ def test_training_that_saves_memory_equals_padded_training_over_ulysses_and_ring
 def share_lean(group: object) -> dict[str, dict]:
     lean = {"zero_stage": 3, "grad_accum": N_SEQUENCES, "memory": EVERYTHING}
     some = {"torch": SHARINGS, "compile": SHARINGS[:1]}
-    return {kernels: share(group, 4, sharings, kernels=kernels, **lean) for kernels, sharings in some.items()}
+    mesh = build_mesh(4)
+    return {
+        kernels: gradients_by_sharing(mesh, sharings, kernels=kernels, **lean) for kernels, sharings in some.items()
+    }
