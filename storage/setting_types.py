@@ -22,6 +22,7 @@ def _no_bool(value: Any) -> Any:
 
 _Number = BeforeValidator(_no_bool)
 Positive = Annotated[int, Field(gt=0, lt=2**63), _Number]
+AtLeast2 = Annotated[int, Field(ge=2, lt=2**63), _Number]
 Count = Annotated[int, Field(ge=0, lt=2**63), _Number]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]

@@ -15,6 +15,8 @@ def whole_gradient(engine: TrainingEngine) -> dict[str, torch.Tensor]:
     """A copy of the accumulated gradient by name, in fp32, on every rank. Collective."""
     from deepspeed.utils import safe_get_full_grad
 
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what is offloaded may still be on its way to the host
     gradient = {}
     for name, parameter in engine.model.named_parameters():
         gradient[name] = safe_get_full_grad(parameter).reshape(whole_shape(parameter)).clone()

@@ -59,7 +59,9 @@ def plan_memory(
     # Of a layer's gathered weights autograd holds those whose products it will not compute again.
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
-    zero = zero_bytes(n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share)
+    zero = zero_bytes(
+        n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share, settings.zero_group
+    )
     weights, masters, gradients, update = zero.weights, zero.masters, zero.gradients, zero.update
     if settings.memory.offload_optimizer:
         masters, update, gradients = 0, 0, gradients - FP32 * -(-n_parameters // world)

@@ -21,10 +21,10 @@ SUB_GROUP = 10**9
 class ZeroBytes:
     """Bytes on one rank.
 
-    weights, masters (fp32 weights and moments): always there. gradients: there from one backward to the update.
-    buffers: of the backward's gradients and ZeRO-3's gathered weights. reduction: copies while gradients are reduced.
-    update: held by the optimizer's step besides weights and masters. reduced: share of the model whose gradients are
-    collected before they are first reduced.
+    weights, with those held for a group, masters (fp32 weights and moments): always there. gradients: there from one
+    backward to the update. buffers: of the backward's gradients and ZeRO-3's gathered weights. reduction: copies while
+    gradients are reduced. update: held by the optimizer's step besides weights and masters. reduced: share of the model
+    whose gradients are collected before they are first reduced.
     """
 
     weights: int
@@ -42,11 +42,19 @@ def reduce_bucket(n_parameters: int) -> int:
 
 
 def zero_bytes(
-    n_parameters: int, layer_parameters: int, stage: int, itemsize: int, world: int, grad_accum: int, kept_share: float
+    n_parameters: int,
+    layer_parameters: int,
+    stage: int,
+    itemsize: int,
+    world: int,
+    grad_accum: int,
+    kept_share: float,
+    group: int | None = None,
 ) -> ZeroBytes:
     """See `ZeroBytes`.
 
-    layer_parameters: of one layer. itemsize: of weights, 4 or 2. kept_share: share of the weights whose gathered copies
+    layer_parameters: of one layer. group: ranks that hold all weights among them too, at stage 3; None: only the world
+    does. itemsize: of weights, 4 or 2. kept_share: share of the weights whose gathered copies
     autograd holds from the forward on, at stage 3.
     """
     n, own = n_parameters, -(-n_parameters // world)
@@ -60,7 +68,8 @@ def zero_bytes(
         held = max(int(kept_share * n), 2 * layer_parameters) * itemsize  # by autograd: one layer's, twice, at least
         buffers = itemsize * bucket + gathered + held
         update = 3 * FP32 * min(own, SUB_GROUP) + itemsize * bucket + owned
-        return ZeroBytes(itemsize * own, masters, owned, buffers, copies, update, bucket / n)
+        of_group = itemsize * -(-n // group) if group is not None and group < world else 0
+        return ZeroBytes(itemsize * own + of_group, masters, owned, buffers, copies, update, bucket / n)
     if stage == 1 and itemsize == FP32:
         rest = FP32 * (n - bucket)  # the bucket alone holds the gradients that are in it
         return ZeroBytes(FP32 * n, masters, rest, FP32 * bucket, max(FP32 * bucket, owned), 3 * owned, 1.0)

@@ -39,6 +39,7 @@ from model.training.micro_batch_loss import SUMS, MicroBatchLoss
 from model.training.parameter_groups import parameter_groups
 from model.training.rank_batch import RankBatch, check_same_plans
 from model.training.settings import EngineSettings
+from model.training.zero_group import known_to_deepspeed, open_group
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class TrainingEngine:
         self.step = 0
         mesh.on_rank_zero(weights.check)
         self.modalities = tuple(modality_ranges(weights.config))
-        self.deepspeed = _initialize(weights, mesh, settings)
+        self._zero_group = open_group(mesh, settings)
+        with known_to_deepspeed(self._zero_group):
+            self.deepspeed = _initialize(weights, mesh, settings, self._zero_group)
         self.clock = StepClock(self.deepspeed.device)
         self._exchange: Exchange | None = None
         if mesh.sp_group is not None:
@@ -191,6 +194,8 @@ class TrainingEngine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, so that the next stage's engine can use their memory."""
         self.deepspeed.destroy()
+        if self._zero_group is not None:
+            dist.destroy_process_group(self._zero_group)
 
     def _check_plans(self, micro_batches: Sequence[RankBatch]) -> None:
         if self.mesh.sp_group is not None and micro_batches:
@@ -231,7 +236,7 @@ class TrainingEngine:
         }
 
 
-def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
+def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings, zero_group: dist.ProcessGroup | None) -> Any:
     """The DeepSpeed engine around a model of these weights, with torch's AdamW."""
     import deepspeed  # imported here: it takes seconds
     import deepspeed.ops
@@ -243,8 +248,8 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings) -> Any:
     model = empty_llama(weights.config, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     apply_memory_settings(model, settings.memory)
     fuse(model, settings.kernels)
-    config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()))
-    _fill(model, weights, mesh, config if settings.zero == 3 else None)
+    config = _deepspeed_config(settings, sum(p.numel() for p in model.parameters()), zero_group)
+    _fill(model, weights, mesh, config if settings.zero == 3 else None, zero_group)
     module = MicroBatchLoss(model)
     groups = parameter_groups(module, settings.decay)
     optimizer = torch.optim.AdamW(groups, 0.0, settings.betas, settings.eps, settings.weight_decay)
@@ -270,10 +275,17 @@ def _import_muon_uncompiled() -> None:
         compiler.compile = compiled
 
 
-def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mapping[str, Any] | None) -> None:
+def _fill(
+    model: LlamaForCausalLM,
+    weights: Weights,
+    mesh: Mesh,
+    sharding: Mapping[str, Any] | None,
+    zero_group: dist.ProcessGroup | None,
+) -> None:
     """Put rank 0's weights, and memory for them elsewhere, on the training device; DeepSpeed sends them to all ranks.
 
     sharding: DeepSpeed's settings of ZeRO-3, by which each weight is sent and split before the next is read.
+    zero_group: the ranks that then hold it among them too.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -288,15 +300,18 @@ def _fill(model: LlamaForCausalLM, weights: Weights, mesh: Mesh, sharding: Mappi
 
     def shard(module: nn.Module) -> None:
         if sharding is not None:
-            deepspeed.zero.Init(module=module, config_dict_or_path=sharding)
+            deepspeed.zero.Init(module=module, config_dict_or_path=sharding, zero_param_parallel_group=zero_group)
 
     fill(model, weight, shard)
 
 
-def _deepspeed_config(settings: EngineSettings, n_parameters: int) -> dict[str, Any]:
+def _deepspeed_config(
+    settings: EngineSettings, n_parameters: int, zero_group: dist.ProcessGroup | None
+) -> dict[str, Any]:
     zero = {
         "stage": settings.zero,
         "reduce_bucket_size": reduce_bucket(n_parameters),
+        "zero_hpz_partition_size": 1 if zero_group is None else zero_group.size(),
         **settings.memory.zero_options(torch.cuda.is_available()),
         **settings.zero_options,
     }

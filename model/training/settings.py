@@ -10,7 +10,7 @@ from pydantic import Field
 
 from model.layers.kernels.interface import Kernels
 from model.layers.memory_settings import MemorySettings
-from storage.setting_types import Above0, AtLeast0, Finite, OutputNeutral, Positive
+from storage.setting_types import Above0, AtLeast0, AtLeast2, Finite, OutputNeutral, Positive
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Decay = Literal["all", "matrices"]
@@ -39,6 +39,23 @@ class TrainingSettings:
     """What runs a layer's norms, rotary embedding and SwiGLU; it changes rounding alone. torch: a kernel for each
     operation. compile: each part fused by torch.compile, on CPU or GPU. liger: Liger Kernel's, on a GPU, by the
     optional package `ringworld[liger]`."""
+    zero_group: OutputNeutral[AtLeast2 | None] = None
+    """Of ZeRO 3: so many neighbouring ranks, such as those of a node, hold all weights among them, beside their share
+    of the world's. Only the first forward pass after an update gathers weights from the whole world. None: every pass
+    does."""
+
+    def unfit_group(self, world: int | None = None) -> str | None:
+        """What is wrong with `zero_group` at this ZeRO stage, and on so many ranks if given, or None."""
+        if self.zero_group is None:
+            return None
+        if self.zero_group < 2:
+            return f"zero_group must be 2 or more ranks, not {self.zero_group}; drop it"
+        if self.zero != 3:
+            return f"zero_group {self.zero_group} needs ZeRO stage 3, not {self.zero}; set zero: 3 or drop it"
+        if world is not None and world % self.zero_group:
+            workers = f"the {world} training workers"
+            return f"zero_group {self.zero_group} does not divide {workers}; choose a divisor of {world}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -61,5 +78,5 @@ class EngineSettings(TrainingSettings):
             raise ValueError(f'decay must be "all" or "matrices", not {self.decay!r}')
         if self.grad_accum < 1:
             raise ValueError(f"grad_accum must be 1 or more, not {self.grad_accum}")
-        if wrong := self.memory.unfit_for(self.zero):
+        if wrong := self.memory.unfit_for(self.zero) or self.unfit_group():
             raise ValueError(wrong)

@@ -235,7 +235,7 @@ def _check_attention(model: Model, train: Train, key: str, stage: TrainStage) ->
 
 
 def _check_memory(train: Train, key: str, stage: TrainStage) -> None:
-    """The stage's ZeRO stage goes with the precision and with what is offloaded."""
+    """The stage's ZeRO stage goes with the precision, with the group that holds weights and with what is offloaded."""
     here = train.for_stage(stage)
     if here.zero == 0 and train.precision == "bf16":
         named = "train" if stage.zero is None else key
@@ -243,6 +243,9 @@ def _check_memory(train: Train, key: str, stage: TrainStage) -> None:
             f"{named}.zero 0 trains in fp32 only, and train.precision is bf16; set {named}.zero: 1, whose weights are "
             f"replicated too"
         )
+    if wrong := here.unfit_group(train.workers):
+        named = "train" if stage.zero_group is None else key
+        raise ValueError(f"{named}.{wrong} in {key}")
     if wrong := here.memory.unfit_for(here.zero):
         named = "train.memory" if stage.memory is None else f"{key}.memory"
         raise ValueError(f"{named}.{wrong} in {key}")

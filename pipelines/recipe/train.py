@@ -15,7 +15,7 @@ from model.llama.sizes import llama_sizes
 from model.training.settings import TrainingSettings
 from pipelines.recipe.base import Config, Resources, user_error_as_value_error
 from pipelines.recipe.data import PackedData
-from storage.setting_types import Above0, AtLeast0, Count, Finite, OutputNeutral, Positive, Text
+from storage.setting_types import Above0, AtLeast0, AtLeast2, Count, Finite, OutputNeutral, Positive, Text
 
 
 class Model(Config):
@@ -67,6 +67,8 @@ class TrainStage(PackedData):
     """Sequences that one forward pass concatenates (short contexts leave a device idle)."""
     zero: OutputNeutral[Literal[0, 1, 2, 3] | None] = None
     """DeepSpeed ZeRO stage of this stage; None: train.zero."""
+    zero_group: OutputNeutral[AtLeast2 | None] = None
+    """Ranks that hold all weights among them in this stage; None: train.zero_group."""
     memory: OutputNeutral[MemorySettings | None] = None
     """What this stage saves of memory; None: train.memory."""
     export: OutputNeutral[Text | None] = None
@@ -169,5 +171,5 @@ class Train(TrainingSettings):
 
     def for_stage(self, stage: TrainStage) -> Train:
         """These settings with the stage's own in their place, where it has any."""
-        own = {key: getattr(stage, key) for key in ("attention", "memory", "zero")}
+        own = {key: getattr(stage, key) for key in ("attention", "memory", "zero", "zero_group")}
         return replace(self, **{key: value for key, value in own.items() if value is not None})

@@ -7,6 +7,7 @@ micro-batches, and where those do not divide evenly, the last ones of some worke
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -27,9 +28,9 @@ _ANSWER = 10.0  # seconds that a node has to start a task
 
 
 def group_sizes(train: Train, stage: TrainStage) -> list[int]:
-    """The numbers of workers within the recipe's range that form a mesh, the fastest first."""
-    least = train.min_workers or train.workers
-    sizes = [size for size in range(train.workers, least - 1, -1) if size % stage.sp == 0]
+    """The numbers of workers within the recipe's range that form a mesh and whole groups, the fastest first."""
+    least, group = train.min_workers or train.workers, train.for_stage(stage).zero_group or 1
+    sizes = [size for size in range(train.workers, least - 1, -1) if size % math.lcm(stage.sp, group) == 0]
     return sorted(sizes, key=lambda size: rounds(stage, size))
 
 

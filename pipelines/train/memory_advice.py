@@ -8,6 +8,7 @@ workers that it may get, with each sequence one document, which takes most.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -92,15 +93,17 @@ def _stage_memory(
 def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainStage]:
     """The stage with less memory, the least cost in time first.
 
-    Each saving counts more than all that are cheaper together: a higher ZeRO stage, norms and MLP run again, a tiled
-    MLP, all but the attention run again, the attention too, activations to the host, the optimizer's state, the
-    weights, and twice the ranks to a sequence.
+    Each saving counts more than all that are cheaper together: a wider group that holds the weights, a higher ZeRO
+    stage, norms and MLP run again, a tiled MLP, all but the attention run again, the attention too, activations to the
+    host, the optimizer's state, the weights, and twice the ranks to a sequence.
     """
     here = train.for_stage(stage)
     now, zero = here.memory, here.zero
+    groups = _wider_groups(here.zero_group, math.gcd(workers, train.workers))
     either, variants = (False, True), []
-    for stage_up, rung, tiled, acts, optimizer, weights, doublings in product(
-        range(max(zero, 1), 4), range(_LADDER.index(now.activations), 4), either, either, either, either, range(4)
+    stages, rungs = range(max(zero, 1), 4), range(_LADDER.index(now.activations), 4)
+    for wider, stage_up, rung, tiled, acts, optimizer, weights, doublings in product(
+        range(len(groups)), stages, rungs, either, either, either, either, range(4)
     ):
         if (weights and stage_up < 3) or (weights and not optimizer) or (acts and rung < 2):
             continue
@@ -111,13 +114,28 @@ def _by_cost(train: Train, stage: TrainStage, workers: int) -> Iterator[TrainSta
             offload_optimizer=optimizer or now.offload_optimizer,
             offload_parameters=weights or now.offload_parameters,
         )
-        changed = stage.model_copy(update={"zero": stage_up, "sp": stage.sp << doublings, "memory": memory})
+        changed = stage.model_copy(
+            update={
+                "zero": stage_up,
+                "zero_group": groups[wider],
+                "sp": stage.sp << doublings,
+                "memory": memory,
+            }
+        )
         if workers % changed.sp == 0 and stage.context * stage.rows % changed.sp == 0:
-            rungs = (0, 4, 16, 32)[rung]
-            cost = stage_up - zero + rungs + 8 * tiled + 64 * acts + 128 * optimizer + 256 * weights + 512 * doublings
+            cost = wider / len(groups) + stage_up - zero + (0, 4, 16, 32)[rung] + 8 * tiled
+            cost += 64 * acts + 128 * optimizer + 256 * weights + 512 * doublings
             variants.append((cost, changed))
     for _, changed in sorted(variants, key=lambda variant: variant[0]):
         yield changed
+
+
+def _wider_groups(group: int | None, widest: int) -> list[int | None]:
+    """The group that holds all weights, then twice, four times ... as wide ones, as far as they divide the widest."""
+    if group is None:
+        return [None]
+    doubled = [group << n for n in range((widest // group).bit_length()) if widest % (group << n) == 0]
+    return [*doubled, *([] if widest in doubled else [widest])]
 
 
 def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, Any]:
@@ -126,6 +144,8 @@ def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, 
     changes: dict[str, Any] = {}
     if before.zero != after.zero:
         changes["zero"] = after.zero
+    if before.zero_group != after.zero_group:
+        changes["zero_group"] = after.zero_group
     if stage.sp != changed.sp:
         changes["sp"] = changed.sp
     if before.memory != after.memory:

@@ -43,6 +43,7 @@ class Case(NamedTuple):
     objective: str = "vision-text"
     memory: MemorySettings = MemorySettings()
     kernels: str = "torch"
+    zero_group: int | None = None
 
 
 CASES = [
@@ -65,6 +66,7 @@ def train(group: Any, sp: int, cases: Sequence[Case] = CASES) -> dict[Case, tupl
             grad_accum=case.grad_accum,
             memory=case.memory,
             kernels=case.kernels,
+            zero_group=case.zero_group,
         )
         weights, metrics = [], []
         for step in range(STEPS):

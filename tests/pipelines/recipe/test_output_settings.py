@@ -41,9 +41,9 @@ def test_what_is_marked_neutral_is_left_out_at_every_depth() -> None:
 
 WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", "clip_norm", "bad_steps"}
 HOW_TRAINING_RUNS = {
-    *("workers", "min_workers", "resources", "zero", "loss_chunk", "memory", "hardware", "attention", "stages"),
+    *("workers", "min_workers", "resources", "zero", "zero_group", "loss_chunk", "memory", "hardware", "attention"),
     *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
-    *("kernels", "deterministic", "tensorboard", "wandb", "grace_seconds"),
+    *("stages", "kernels", "deterministic", "tensorboard", "wandb", "grace_seconds"),
 }
 """The gradient is the same on any mesh, at any ZeRO stage, by any saving of memory and by any kernels, and a checkpoint
 fits them all: a run goes on when they change, and no stage is trained again."""
@@ -51,7 +51,7 @@ WHAT_A_STAGE_COMPUTES = {
     *("name", "context", "rope_theta", "steps", "batch_tokens", "mixture", "objective", "lr", "final_lr"),
     *("warmup_steps", "min_document_tokens", "max_document_tokens"),
 }
-HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "memory", "tokens"}
+HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "zero_group", "memory", "tokens"}
 """`tokens` is another way to say `steps`."""
 HOW_TOKENIZE_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
 

@@ -97,6 +97,10 @@ def test_local_paths_hold_wherever_workers_run(tmp_path: Path, monkeypatch: pyte
         ("train.memory.offload_activations=true", ["train.memory", "choose all-but-attention or full"]),
         ("train.memory.offload_parameters=true", ["train.memory.offload_parameters needs ZeRO stage 3", "zero: 3"]),
         ("train.stages.1.memory={offload_parameters: true}", ["train.stages.1.memory.offload_parameters needs"]),
+        ("train.zero_group=2", ["train.zero_group 2 needs ZeRO stage 3, not 1", "or drop it in train.stages.0"]),
+        ("train.stages.1.zero_group=2", ["train.stages.1.zero_group 2 needs ZeRO stage 3", "in train.stages.1"]),
+        ("train.zero_group=1", ["train.zero_group", "greater than or equal to 2"]),
+        ("train.zero_group=true", ["train.zero_group", "true is no number"]),
         ("train.kernels=fused", ["train.kernels", "'torch', 'compile' or 'liger'"]),
         ("train.kernels=liger", ["train.kernels liger needs a GPU a worker", "set train.resources.gpus: 1"]),
     ],
@@ -151,6 +155,16 @@ def test_a_stage_may_save_memory_in_its_own_way() -> None:
         MemorySettings("full"),
     ]
     assert [train.for_stage(stage).zero for stage in train.stages] == [train.zero, 3, train.zero]
+
+
+def test_a_group_that_holds_the_weights_divides_the_workers_and_may_be_a_stages_own() -> None:
+    common = ["train.zero=3", "train.workers=4", "train.zero_group=2", "train.stages.1.zero_group=4"]
+    common += [f"train.stages.{number}.sp=4" for number in range(3)]
+    train = load_recipe(QUICKSTART, common).train
+    assert [train.for_stage(stage).zero_group for stage in train.stages] == [2, 4, 2]
+    said = "zero_group 3 does not divide the 4 training workers; choose a divisor of 4 in train.stages.1"
+    with pytest.raises(UserError, match=said):
+        load_recipe(QUICKSTART, [*common, "train.stages.1.zero_group=3"])
 
 
 def test_the_hardware_is_by_default_an_h100_or_a_cpu_core() -> None:

@@ -38,6 +38,8 @@ def train_of(workers: int, min_workers: int | None, **stage: Any) -> tuple[Train
         (6, 1, {"rows": 2}, [6, 5, 4, 3, 2, 1]),
         (14, 9, {}, [14, 13, 12, 11, 10, 9]),
         (9, 6, {"sp": 2}, [8, 6]),
+        (12, 2, {"sp": 2, "zero": 3, "zero_group": 3}, [12, 6]),
+        (8, 1, {"zero": 3, "zero_group": 4}, [8, 4]),
     ],
 )
 def test_sizes_form_a_mesh_the_fastest_first(workers: int, min_workers: int | None, stage: Any, sizes: Any) -> None:

@@ -98,6 +98,28 @@ def test_the_host_holds_a_weight_at_the_start_then_a_checkpoint_and_at_the_end_a
     assert fewer == {"a checkpoint being written": pytest.approx(2 * 12 * own, abs=12)}
 
 
+def test_a_group_holds_all_weights_a_second_time_and_a_wider_one_less() -> None:
+    n_parameters = million().memory.device["masters and moments"] * 128 // 12
+    plain = million().memory
+    for group in (8, 32):
+        memory = million(None, f"train.zero_group={group}").memory
+        assert memory.device["weights"] - plain.device["weights"] == pytest.approx(2 * n_parameters / group, abs=1e3)
+        assert memory.peak - plain.peak == memory.device["weights"] - plain.device["weights"]
+    offloading = "train.memory={offload_optimizer: true, offload_parameters: true}"
+    on_host = million(None, offloading, "train.zero_group=8").memory.on_host["training"]["weights"]
+    assert on_host == million(None, "train.zero_group=8").memory.device["weights"]
+    assert million(None, "train.zero_group=128").memory == plain
+
+
+def test_the_first_thing_advised_is_a_wider_group() -> None:
+    narrow, wide = (million(None, f"train.zero_group={group}").memory.peak for group in (8, 16))
+    device = (narrow + wide) / 2 / GIB
+    stage = million(device, "train.zero_group=8")
+    assert stage.advice is not None
+    assert stage.advice[0] == {"zero_group": 16}
+    assert million(device, "train.zero_group=8", "train.stages.4.zero_group=16").memory == stage.advice[1]
+
+
 def test_without_a_gpu_the_node_holds_the_device_too() -> None:
     stage = million()
     assert stage.host_bytes(stage.memory) == stage.memory.host_peak
