@@ -86,6 +86,15 @@ PARTS: tuple[Part, ...] = (
         seconds=40,
         packages=("numba", *ENGINE),
     ),
+    Part(
+        "communicators",
+        "many",
+        "ZeRO-3 and the ring on two cards at once: the law, one order of launches, no hang",
+        "benchmarks.gpu.many.communicators:run",
+        seconds=75,
+        packages=(*ENGINE, "numba", "pyarrow"),
+        cards=2,
+    ),
 )
 """A part's place is its worth; its limit is what it may take of the whole."""
 

@@ -143,7 +143,7 @@ class _Law:
         self.weights = RoundedWeights(tiny_config(bench.size(SIZES, TINY)), SEED)
         gradient, weights, losses = self._padded(torch.float64).train(STEPS)
         self.exact = _Trained(gradient, weights[1:], losses[1:])
-        self.theirs = _error(self._padded(torch.bfloat16).gradient(), gradient)
+        self.theirs = rms_error(self._padded(torch.bfloat16).gradient(), gradient)
         bench.check("bf16, plain transformers: error of the gradient", self.theirs, at_most=SOUND)
 
     def _padded(self, dtype: torch.dtype) -> PaddedReference:
@@ -162,7 +162,7 @@ class _Law:
         """To the yardstick."""
         ours = _train(self.mesh, self.weights, way, "bf16")
         what = f"bf16, {way}: error of the gradient, in those of plain transformers"
-        self.bench.check(what, _error(ours.gradient, self.exact.gradient) / self.theirs, at_most=YARDSTICK)
+        self.bench.check(what, rms_error(ours.gradient, self.exact.gradient) / self.theirs, at_most=YARDSTICK)
         return ours
 
     def hold_same(self, way: Way, ours: _Trained, first: _Trained) -> None:
@@ -190,7 +190,7 @@ def _train(mesh: Mesh, weights: Weights, way: Way, precision: str) -> _Trained:
     return _Trained(gradient, states, losses)
 
 
-def _error(gradient: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+def rms_error(gradient: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     """Root of the mean square, over the parameters, of each one's relative error: no single small one decides it."""
     errors = torch.stack([relative_norm(gradient[name], exact[name]) for name in exact])
     return float(errors.square().mean().sqrt())
