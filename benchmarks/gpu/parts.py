@@ -49,7 +49,7 @@ PARTS: tuple[Part, ...] = (
         "benchmarks.gpu.right.law:run",
         seconds=75,
         packages=(*ENGINE, "numba", "pyarrow"),
-        skips=frozenset({"kernels compile", "kernels liger"}),
+        skips=frozenset({"compile", "liger"}),
     ),
     Part(
         "attention",

@@ -16,7 +16,6 @@ things are held against it or to each other, since no single one would do:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -111,7 +110,6 @@ FUSED = (Way(), Way(3, 2, EVERYTHING))
 
 def run(bench: Bench) -> None:
     """fp32, bf16, bf16 to the bit; then both precisions with fused kernels, whose compilation takes longest."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which torch refuses deterministic products
     law = _Law(bench)
     ways = bench.size(WAYS, TINY_WAYS)
     for way in ways:
@@ -218,7 +216,7 @@ def _fused(bench: Bench, kernels: Kernels) -> Iterator[bool]:
     if why is None and bench.left < FUSED_SECONDS[kernels]:
         why = "no time was left for it"
     if why is not None:
-        bench.skip(f"kernels {kernels}", why)
+        bench.skip(kernels, why)
         yield False
         return
     with contextlib.nullcontext() if bench.on_cuda else torch.compiler.set_stance("force_eager"):
