@@ -108,6 +108,7 @@ def test_positions_that_are_off_by_one_within_a_document_fail(monkeypatch: pytes
     assert "fp32, ZeRO 2: gradient" in why(rehearse()[0])
 
 
+@pytest.mark.faults
 def test_documents_that_attend_across_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = law.rank_batches
 
@@ -128,6 +129,7 @@ def test_documents_that_attend_across_fail(monkeypatch: pytest.MonkeyPatch) -> N
     assert "fp32, ZeRO 2: gradient" in why(rehearse()[0])
 
 
+@pytest.mark.faults
 def test_an_attention_that_is_restored_out_of_order_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(self: SavedResults) -> Any:
         self.results = type(self.results)((out.roll(1, 0), lse) for out, lse in self.results)
@@ -141,6 +143,7 @@ def test_an_attention_that_is_restored_out_of_order_fails(monkeypatch: pytest.Mo
     assert "gradients that differ in any bit" in reasons
 
 
+@pytest.mark.faults
 def test_kernels_that_compute_something_else_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     from model.layers import fused_layers
 
@@ -157,6 +160,7 @@ def test_kernels_that_compute_something_else_fail(monkeypatch: pytest.MonkeyPatc
     assert all("compile" in reason for reason in reasons)
 
 
+@pytest.mark.faults
 def test_an_update_that_differs_between_stages_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     update = TrainingEngine.update
 
