@@ -174,6 +174,7 @@ def nodes(installed: Path) -> Iterator[RayNodes]:
         made.stop()
 
 
+@pytest.mark.faults
 def test_a_node_with_other_code_makes_nothing_whether_it_joins_a_run_or_was_there_before_it(
     nodes: RayNodes, installed: Path, sources: Path, tmp_path: Path
 ) -> None:

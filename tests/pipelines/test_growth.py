@@ -131,6 +131,7 @@ def same(one: Document, other: Document) -> bool:
     return np.array_equal(one.tokens, other.tokens) and dict(one.provenance) == dict(other.provenance)
 
 
+@pytest.mark.faults
 def test_what_is_added_removed_or_changed_is_made_again_and_nothing_else(
     grow: Grow, data: Path, sources: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def tail(made: dict[str, Any]) -> None:
     made["sources"]["clips"] |= {"heldout_tail": 0.4}
 
 
+@pytest.mark.faults
 def test_other_documents_of_the_same_media_encode_nothing(grow: Grow, data: Path) -> None:
     first = grow()
     for change in (fields, window, fewer, heldout, tail):

@@ -31,7 +31,7 @@ from testing.s3_server import KEY, SECRET, ObjectStore, free_ports
 from testing.tensorboard_events import shown_by_tensorboard, shown_of
 from tests.pipelines.test_resume import steps
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 @dataclass(kw_only=True)
