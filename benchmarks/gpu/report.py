@@ -41,7 +41,7 @@ def gpu_report(parts: Sequence[Part], device: str, tiny: bool, minutes: float, p
         entry = report["parts"][name]
         if row["kind"] == "started":
             entry["state"] = "running"
-            Console().print(f"{name}: {entry['about']}", highlight=False)
+            Console().print(f"{name}: {entry['about']}", highlight=False, soft_wrap=True)
         elif row["kind"] in LAST and "what" not in row:
             entry |= {"state": row["kind"], **{key: value for key, value in row.items() if key != "kind"}}
         else:
@@ -85,15 +85,19 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def print_gpu(report: dict[str, Any]) -> None:
-    """The report for a terminal: a line a part, then what failed, was skipped or missed its goal, and why."""
+    """The report for a terminal: what failed, was skipped or missed its goal, and why; last a table, a line a part.
+
+    Goals are left out of a rehearsal's: its speeds are of no meaning.
+    """
     console = Console()
+    rehearsal = report["settings"]["device"] != "cuda"
     table = Table(title=f"{report['machine'].get('gpu', 'rehearsal on the CPU')}, {report['machine']['date']}")
     for heading in ("part", "state", "s", "checks", "goals met", "worst or best"):
         table.add_column(heading)
     notes = []
     for name, entry in report["parts"].items():
         checks, goals = (_of(entry, kind) for kind in ("check", "goal"))
-        met = f"{sum(row['met'] for row in goals)}/{len(goals)}" if goals else ""
+        met = f"{sum(row['met'] for row in goals)}/{len(goals)}" if goals and not rehearsal else ""
         held = f"{sum(row['holds'] for row in checks)}/{len(checks)}" if checks else ""
         told = max(checks, key=_strain, default=None)
         worst = f"{told['what']}: {_number(told):.2g}" if told else ""
@@ -101,10 +105,10 @@ def print_gpu(report: dict[str, Any]) -> None:
         if "why" in entry:
             notes.append(f"{name}: {entry['state']}: {entry['why']}")
         notes += [f"{name}: skipped {row['what']}: {row['why']}" for row in _of(entry, "skipped")]
-        notes += [_goal(name, row) for row in goals]
-    console.print(table)
+        notes += [] if rehearsal else [_goal(name, row) for row in goals]
     for note in notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def _of(entry: dict[str, Any], kind: str) -> list[Row]:

@@ -24,6 +24,8 @@ GRACE = 15.0
 """Seconds beyond its limit after which a part that does not look at its time is ended."""
 RESERVE = 10.0
 """Seconds of the whole time that no part is given."""
+REHEARSED = 2
+"""Cards for which processes stand in where there is none."""
 LEAST = 5.0
 """Seconds under which no further part is begun."""
 
@@ -39,7 +41,7 @@ def run_parts(
     end = time.monotonic() + 60 * minutes - RESERVE
     worker: _Worker | None = None
     for part in parts:
-        cards = torch.cuda.device_count() if device == "cuda" else 1
+        cards = torch.cuda.device_count() if device == "cuda" else REHEARSED
         left = end - time.monotonic()
         if why := part.missing(cards):
             each(part.name, {"kind": "skipped", "why": why})

@@ -89,10 +89,10 @@ def test_a_skip_that_was_not_declared_is_a_failure() -> None:
 
 
 def test_what_a_machine_lacks_is_skipped_by_name() -> None:
-    report = report_of(part("sound", packages=("no_such_package",)), part("slow", cards=2))
+    report = report_of(part("sound", packages=("no_such_package",)), part("slow", cards=3))
     assert [entry["state"] for entry in report["parts"].values()] == ["skipped", "skipped"]
     assert report["parts"]["sound"]["why"] == "not installed: no_such_package"
-    assert report["parts"]["slow"]["why"] == "needs 2 cards, here is 1"
+    assert report["parts"]["slow"]["why"] == "needs 3 cards, here are 2"
     assert failed(report) == []
 
 
