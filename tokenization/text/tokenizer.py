@@ -112,7 +112,7 @@ def check_text_tokenizer(path: str = "") -> None:
     if file.suffix == ".json":
         load_text_tokenizer(path)
     else:
-        _sentencepiece_model(file)
+        sentencepiece_model(file)
 
 
 @lru_cache(maxsize=8)
@@ -174,15 +174,20 @@ def _special_tokens(file: Path) -> tuple[str, str]:
 
 
 def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]:
-    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, and how texts are encoded.
+    tokenizer, special, vocab, merges = sentencepiece_bpe(sentencepiece_model(file))
+    return tokenizer, special, _EncodeParts(tokenizer, vocab, merges)
 
-    Sentencepiece merges the neighbours with the highest-scored union first, the leftmost of equals. `generate_merges`
-    ranks by score, then by the length of the left part, which gives the same order for the equal-scored runs of spaces.
-    Transformers' own LlamaTokenizer ranks by id instead (5.23), which breaks every double space.
+
+def sentencepiece_bpe(proto: Any) -> tuple[Tokenizer, tuple[int, int], dict[str, int], Merges]:
+    """The `tokenizers` BPE with the ids of a sentencepiece BPE model, its BOS and EOS ids, its pieces and its merges.
+
+    The BPE encodes pieces of text whose spaces are `SPACE`, with the first space before them. Sentencepiece merges the
+    neighbours with the highest-scored union first, the leftmost of equals. `generate_merges` ranks by score, then by
+    the length of the left part, which gives the same order for the equal-scored runs of spaces. Transformers' own
+    LlamaTokenizer ranks by id instead (5.23), which breaks every double space.
     """
     from transformers.convert_slow_tokenizer import generate_merges  # imported late: it takes 0.7 s
 
-    proto = _sentencepiece_model(file)
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     merges = generate_merges(vocab, scores, skip_tokens=vocab.keys() - scores.keys())
@@ -191,11 +196,10 @@ def _from_sentencepiece(file: Path) -> tuple[Tokenizer, tuple[int, int], Encode]
     strip_prefix = decoders.Strip(" ", 1, 0)
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip_prefix]
     tokenizer.decoder = decoders.Sequence(steps)
-    special = proto.trainer_spec.bos_id, proto.trainer_spec.eos_id
-    return tokenizer, special, _EncodeParts(tokenizer, vocab, merges)
+    return tokenizer, (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id), vocab, merges
 
 
-def _sentencepiece_model(file: Path) -> Any:
+def sentencepiece_model(file: Path) -> Any:
     """The model in a file, of the kind that can be used. Raises UserError on any other file."""
     from sentencepiece import sentencepiece_model_pb2
 
