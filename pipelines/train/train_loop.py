@@ -16,6 +16,7 @@ import transformers
 
 from model import checkpoint
 from model.attention.flash_kernels import kernel_name
+from model.checkpoint.stored_weights import CONFIG
 from model.convert.export_hf import export_hf
 from model.llama.initial_weights import BlankWeights, Weights
 from model.training.engine import TrainingEngine
@@ -169,7 +170,8 @@ class _Rank:
         """Begin to commit engine, loader, bad-step watch, and the steps since the last checkpoint."""
         self.heartbeat.at(self.engine.step, "save")
         recipe = self.job.recipe.public_json()
-        client_state = {"loader": self.state, "bad_steps": self.bad_steps.state, "recipe": recipe}
+        config = self.engine.model.config.to_dict()
+        client_state = {"loader": self.state, "bad_steps": self.bad_steps.state, "recipe": recipe, CONFIG: config}
         publish = self.monitor.take()
 
         def before_commit() -> None:

@@ -1,9 +1,10 @@
 """A text tokenizer as the files that `transformers.AutoTokenizer` loads, with the ids of our own encoding.
 
 In: the model file of a tokenizer. Out: the bytes of `tokenizer.json` and `tokenizer_config.json`. Of a sentencepiece
-model the merges are those of `tokenizer`, ranked by score; transformers' own converter for Llama ranks them by id, which
-breaks double spaces. A `tokenizer.json` is copied. The configuration names no class of transformers' own, whose
-constructors would build the tokenizer anew, and sets `split_special_tokens`, to which a literal "<s>" in a text is text.
+model the merges are those of `tokenizer`, ranked by score; transformers' own converter for Llama ranks them by id,
+which breaks double spaces. A `tokenizer.json` is copied. The configuration names no class of transformers' own, whose
+constructors would build the tokenizer anew, and sets `split_special_tokens`, by which a literal "<s>" in a text is
+text.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _check(files: Mapping[str, bytes], ours: TextTokenizer, file: Path) -> None:
         )
     for text in PROBE:
         if theirs.encode(text, add_special_tokens=False) != ours.encode(text).tolist():
-            raise UserError(f"{file}: transformers encodes {text!r} to other ids; name another text tokenizer")
+            raise UserError(f"{file}: transformers encodes {text!r} to other ids; name another tokenizer")
 
 
 def _json(value: Any) -> bytes:

@@ -21,7 +21,8 @@ from tokenization.text.hf_files import PROBE, tokenizer_files
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 
 EMOJI = (
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f3f4\U000e0067\U000e007f\u2764\ufe0f\U0001f1eb\U0001f1f7"
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f3f4\U000e0067\U000e007f"
+    + "\u2764\ufe0f\U0001f1eb\U0001f1f7"
 )
 SCRIPTS = "".join(map(chr, [*range(32, 127), *range(0xA1, 0x250), *range(0x391, 0x450), *range(0x5D0, 0x5EA)]))
 WIDE = "".join(map(chr, [*range(0x4E00, 0x4E80), *range(0xAC00, 0xAC40), *range(0x900, 0x950), *range(0x3041, 0x3090)]))
