@@ -72,7 +72,8 @@ class TrainStage(PackedData):
     memory: OutputNeutral[MemorySettings | None] = None
     """What this stage saves of memory; None: train.memory."""
     export: OutputNeutral[Text | None] = None
-    """URL that the finished stage's Hugging Face checkpoint is copied to."""
+    """URL to which the finished stage's model is exported, as `ringworld export` does, in the place of another that was
+    exported there."""
 
     @model_validator(mode="before")
     @classmethod

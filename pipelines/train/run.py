@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator
 
 from pipelines.cluster.heartbeat import start_watch
@@ -22,7 +21,6 @@ from pipelines.train.metrics.steps import read_metrics, tokens_per_second
 from pipelines.train.record import TrainFigures, TrainOutputs, TrainRecord
 from pipelines.train.run_groups import train_in_groups
 from storage.errors import BadData, UserError
-from storage.store import Store
 
 
 def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
@@ -35,8 +33,6 @@ def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
     with following(line, watch), bad_data_as_user_error(label):
         interruptions = train_in_groups(job, watch)
     steps = list(read_metrics(store))
-    if stage.export:
-        _export(store, Store(stage.export, recipe.storage.options, store.fence))
     shown = ("reason", "step", "workers", "seconds")
     losses = ("lost_sequences", "lost_tokens") if job.skip else ()
     figures = TrainFigures(
@@ -62,9 +58,3 @@ def bad_data_as_user_error(label: str) -> Iterator[None]:
     except BadData as error:
         remedy = "to go on without such shards, set train.max_bad_shards and run again"
         raise UserError(f"{label}: {error}; {remedy}") from error
-
-
-def _export(store: Store, target: Store) -> None:
-    for name in store.names(MODEL):
-        with store.open(name) as source, target.writing(name.removeprefix(f"{MODEL}/")) as file:
-            shutil.copyfileobj(source, file, 2**24)

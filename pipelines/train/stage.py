@@ -12,6 +12,7 @@ from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest, url_digest
 from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.export.folder import check_target
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
@@ -83,10 +84,12 @@ class TrainStage(Stage[TrainRecord]):
         return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=gpus)
 
     def check(self) -> None:
-        """Raise UserError where kernels or Weights & Biases cannot be used as the recipe asks."""
+        """Raise UserError where kernels, Weights & Biases or a place to export to cannot be used as the recipe asks."""
         if missing := missing_for(self.recipe.training.kernels):
             raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
+        if (target := self._export_target()) is not None:
+            check_target(target, replace=True, key=f"export of the training stage {self.stage.name}")
 
     def run(self, context: StageContext) -> Made[TrainRecord]:
         """Train in groups of Ray Train workers."""
@@ -106,7 +109,20 @@ class TrainStage(Stage[TrainRecord]):
             profile=context.profile,
         )
         with bar(self.name, self.stage.steps, "step") as line:
-            return Made(train_stage(job, line))
+            record = train_stage(job, line)
+        if (target := self._export_target(context.store)) is not None:
+            from pipelines.export.trained import just_trained
+            from pipelines.export.write import export_model
+
+            trained = just_trained(context.store, context.inputs, record, self.recipe.public_json())
+            export_model(trained, target, replace=True)
+        return Made(record)
+
+    def _export_target(self, held: Store | None = None) -> Store | None:
+        """Where the recipe has the model exported to. held: a store whose lease covers what is written there."""
+        if self.stage.export is None:
+            return None
+        return Store(self.stage.export, self.recipe.storage.options, held.fence if held else None)
 
     def summary(self, manifest: Manifest[TrainRecord]) -> tuple[str, ...]:
         """Steps and tokens."""

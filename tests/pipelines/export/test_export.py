@@ -1,0 +1,219 @@
+"""An exported model stands alone: stock transformers loads it, `open_model` has all that was behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from model.llama.llama import inference, load_llama
+from pipelines.dag.manifest import MANIFEST
+from pipelines.export.folder import Description, ModelFolder, open_model
+from pipelines.export.trained import find_trained
+from pipelines.export.write import export_model
+from storage.errors import UserError
+from storage.store import Store
+from testing.tiny_run import VOCABULARY
+from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.text.tokenizer import load_text_tokenizer
+
+
+@pytest.fixture(scope="session")
+def exported(run, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """Of the run's last stage, with the run moved away."""
+    target = tmp_path_factory.mktemp("exported") / "model"
+    root = Path(run[0].storage.root)
+    copy = shutil.copytree(root, target.with_name("run"))
+    export_model(find_trained(str(copy)), Store(str(target)))
+    shutil.rmtree(copy)
+    return open_model(str(target))
+
+
+def copied(exported: ModelFolder, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported.store.path(), tmp_path / "model"))
+
+
+def test_stock_transformers_has_the_trained_models_logits_and_our_ids(exported: ModelFolder, run) -> None:
+    folder = exported.store.path()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = "a red  square <vision> and </s> a literal <s>"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert ids[0].tolist() == [VOCABULARY.bos_id, *load_text_tokenizer().encode(text).tolist()]
+    ours = load_llama(Path(run[1]["train-video"].path("model")))
+    with inference(ours):
+        torch.testing.assert_close(model(ids).logits, ours(ids).logits, atol=1e-6, rtol=1e-5)
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def test_a_literal_vision_marker_is_text_by_both_tokenizers(exported: ModelFolder) -> None:
+    theirs = AutoTokenizer.from_pretrained(exported.store.path())
+    ids = exported.tokenizer.encode("<vision>").tolist()
+    assert theirs.encode("<vision>", add_special_tokens=False) == ids
+    assert max(ids) < exported.vocabulary.text_size
+    assert theirs.decode(ids) == exported.tokenizer.decode(ids) == "<vision>"
+
+
+def test_the_folder_alone_has_vocabulary_codec_tokenizer_and_weights(exported: ModelFolder, run) -> None:
+    assert exported.vocabulary == VOCABULARY
+    assert exported.config.max_position_embeddings == 512
+    vqgan, made = exported.codec(), VQGAN.load(run[1]["vqgan"].path("weights"))
+    assert vqgan.fingerprint == made.fingerprint == exported.description.codecs["vision"].fingerprint
+    assert exported.description.codecs["vision"].fps == 8
+    frames = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(vqgan.encode(frames), made.encode(frames))
+    ours = load_llama(Path(run[1]["train-video"].path("model")))
+    for name, weight in exported.llama().state_dict().items():
+        torch.testing.assert_close(weight, ours.state_dict()[name], rtol=0, atol=0)
+    with pytest.raises(UserError, match="the model has no codec of audio"):
+        exported.codec("audio")
+
+
+def test_every_file_is_described_by_its_hash(exported: ModelFolder) -> None:
+    store = exported.store
+    assert exported.description.files == {
+        name: store.sha256(name) for name in store.names() if name != "ringworld.json"
+    }
+
+
+def test_stock_generation_ends_at_eos(exported: ModelFolder) -> None:
+    made = GenerationConfig.from_pretrained(exported.store.path())
+    assert (made.bos_token_id, made.eos_token_id, made.pad_token_id) == (1, 2, 2)
+
+
+def test_the_model_card_says_how_it_was_trained_and_from_what(exported: ModelFolder) -> None:
+    card = (Path(exported.store.path()) / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "| text | 128 | 10000 | 4 | 1.02k |  | 7.000 | books 1 |" in card
+    assert "| video | 512 | 10000 | 4 | 2.05k |  | 7.000 | books 0.2, clips 0.8 |" in card
+    assert re.search(r"\| books \| 3 \| [\d.]+kB \| text \|", card)
+    assert "5 documents of 12.3k tokens were made of them, 32 frames among them." in card
+    assert (
+        "| vision | 32000 to 32255 | 64 | `<eof>` 32064, `<eov>` 32065 | vqgan in `codecs/vision`, 8 frames/s |" in card
+    )
+    assert "| train-video |" in card
+    assert "code 0123456789abcdef" in card
+
+
+@pytest.mark.parametrize("name", ["text", "train-text"])
+def test_a_stage_is_named_in_its_run_or_given_as_a_folder(run, root: Path, name: str, tmp_path: Path) -> None:
+    by_name = find_trained(str(root), name)
+    folder = root / "stages" / "train-text"
+    assert by_name.store.path() == find_trained(str(folder)).store.path() == run[1]["train-text"].path()
+    assert find_trained(run[1]["train-text"].path()).step == 4
+    assert find_trained(str(root)).declaration.stage == "train-video"
+
+
+def test_the_same_export_carries_on_where_it_was_killed(
+    run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    writing, made = Store.writing, []
+
+    def killed(store: Store, name: str, exclusive: bool = False):
+        if name.startswith("codecs/"):
+            raise KeyboardInterrupt
+        made.append(name)
+        return writing(store, name, exclusive)
+
+    trained = find_trained(str(root))
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "writing", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(trained, Store(str(target)))
+    assert "model.safetensors" in made
+    assert not (target / "config.json").exists()
+    with pytest.raises(
+        UserError, match=f"^{target}: its export was not finished; run the same `ringworld export` again"
+    ):
+        open_model(str(target))
+    written = (target / "model.safetensors").stat().st_mtime_ns
+    export_model(find_trained(str(root)), Store(str(target)))
+    assert (target / "model.safetensors").stat().st_mtime_ns == written
+    assert open_model(str(target)).vocabulary == VOCABULARY
+
+
+def test_a_weight_file_that_was_damaged_meanwhile_is_written_again(root: Path, exported: ModelFolder, tmp_path) -> None:
+    target = copied(exported, tmp_path)
+    (target / "model.safetensors").write_bytes(b"x" * 100)
+    export_model(find_trained(str(root)), Store(str(target)))
+    assert Store(str(target)).sha256("model.safetensors") == exported.description.files["model.safetensors"]
+
+
+def test_another_model_is_replaced_only_where_that_is_asked_for(root: Path, exported: ModelFolder, tmp_path) -> None:
+    target = copied(exported, tmp_path)
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds another exported model \(train-video, step 4\)"):
+        export_model(find_trained(str(root), "text"), Store(str(target)))
+    assert open_model(str(target)).description == exported.description
+    export_model(find_trained(str(root), "text"), Store(str(target)), replace=True)
+    assert open_model(str(target)).description.origin.stage == "train-text"
+    assert open_model(str(target)).config.max_position_embeddings == 128
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds something else \(thesis.txt\)"):
+        export_model(find_trained(str(root)), Store(str(tmp_path)), replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="this is a file; set --out to a new folder"):
+        export_model(find_trained(str(root)), Store(str(tmp_path / "thesis.txt")))
+
+
+def test_weights_that_are_not_what_was_committed_are_not_exported(run, root: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(root, tmp_path / "run")
+    (weights,) = (copy / "stages" / "train-video").glob("*/model/model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: what is to be exported is not what was committed"):
+        export_model(find_trained(str(copy)), Store(str(tmp_path / "model")))
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+def test_a_bucket_holds_an_export_as_a_folder_does(root: Path, exported: ModelFolder) -> None:
+    export_model(find_trained(str(root)), Store("memory://models/tiny"))
+    there = open_model("memory://models/tiny")
+    assert there.description == exported.description
+    assert there.tokenizer.encode("a  b").tolist() == exported.tokenizer.encode("a  b").tolist()
+    assert there.codec().fingerprint == exported.codec().fingerprint
+    assert there.llama().config.vocab_size == VOCABULARY.size
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda folder: None, "no exported model is there; make one by `ringworld export"),
+        (lambda folder: (folder / "ringworld.json").write_text('{"format": 9}'), "has format 9, this version reads 1"),
+        (lambda folder: (folder / "ringworld.json").write_text('{"format": 1}'), "not what an export writes"),
+        (lambda folder: (folder / "ringworld.json").write_text("[]"), "not what an export writes"),
+    ],
+)
+def test_what_is_no_export_is_not_opened(tmp_path: Path, make, reason: str) -> None:
+    make(tmp_path)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        open_model(str(tmp_path))
+
+
+def test_without_media_there_is_no_codec(root: Path, tmp_path: Path, run) -> None:
+    trained = find_trained(str(root))
+    stages = {name: one for name, one in trained.stages.items() if name != "vqgan"}
+    written = export_model(dataclasses.replace(trained, stages=stages), Store(str(tmp_path / "model")))
+    assert isinstance(written, Description)
+    assert not written.codecs
+    assert not [name for name in written.files if name.startswith("codecs/")]
+
+
+def test_of_two_that_ended_in_one_second_the_last_of_the_curriculum_counts(root: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(root, tmp_path / "run")
+    for path in copy.glob(f"stages/train-*/*/{MANIFEST}"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2025-01-02T00:00:00+00:00"}))
+    assert find_trained(str(copy)).declaration.stage == "train-video"
