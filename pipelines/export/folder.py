@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +141,9 @@ def write_folder(target: Store, description: Description, parts: Sequence[Part],
     names = set(target.names())
     held = _read_description(target) if DESCRIPTION in names else None
     is_same = held is not None and held.origin == description.origin
+    if held and is_same and not replace and CONFIG in names and _holds(target, held, names):
+        log.info("%s holds this model already", public_url(target.path()))
+        return held
     target.delete(CONFIG)  # from here on the folder is no model
     if not is_same:
         target.delete_many(sorted(filter(_is_own, names)))
@@ -261,6 +264,12 @@ def _is_folder(target: Store) -> bool:
 def _is_own(name: str) -> bool:
     """Whether a file is one that an export writes; others in the folder stay."""
     return name in _OWN or name.startswith(f"{CODECS}/") or ("/" not in name and name.endswith(_OWN_ENDS))
+
+
+def _holds(target: Store, description: Description, names: Collection[str]) -> bool:
+    """Whether all files are there as they were described."""
+    files = description.files
+    return bool(files) and files.keys() <= set(names) and all(target.sha256(one) == files[one] for one in files)
 
 
 def _is_whole(target: Store, part: Part) -> bool:

@@ -89,7 +89,8 @@ class TrainStage(Stage[TrainRecord]):
             raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
         if (target := self._export_target()) is not None:
-            check_target(target, replace=True, key=f"export of the training stage {self.stage.name}")
+            index = [stage.name for stage in self.recipe.curriculum].index(self.stage.name)
+            check_target(target, replace=True, key=f"train.stages.{index}.export ({self.stage.name})")
 
     def run(self, context: StageContext) -> Made[TrainRecord]:
         """Train in groups of Ray Train workers."""

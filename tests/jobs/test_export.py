@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs.cli import main
 from model.checkpoint.manifest import committed_steps
 from pipelines.export.folder import open_model
+from pipelines.export.trained import find_trained
+from pipelines.export.write import export_model
 from storage.store import Store
 from testing.finished_stages import only_folder
 from testing.s3_server import ObjectStore
@@ -93,19 +95,14 @@ def test_a_checkpoint_of_a_stage_that_is_not_finished_is_exported(undisturbed: P
     assert f"the checkpoint of step {step}" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_a_bucket_takes_an_export(
-    undisturbed: Path, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipelines.export.trained import find_trained
-    from pipelines.export.write import export_model
-
+def test_a_bucket_takes_an_export(undisturbed: Path, object_store: ObjectStore) -> None:
     target = Store("s3://data/exported/model", object_store.options)
     written = export_model(find_trained(str(undisturbed)), target)
     assert target.sha256("model.safetensors") == written.files["model.safetensors"]
     there = open_model("s3://data/exported/model", object_store.options)
-    assert there.description == written
+    assert (there.description.origin, there.description.files) == (written.origin, written.files)
     assert there.llama().config.vocab_size == 768
-    assert export_model(find_trained(str(undisturbed)), target) == written
+    assert export_model(find_trained(str(undisturbed)), target) == there.description
 
 
 @pytest.mark.parametrize(

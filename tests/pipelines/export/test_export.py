@@ -139,6 +139,13 @@ def test_the_same_export_carries_on_where_it_was_killed(
     assert open_model(str(target)).vocabulary == VOCABULARY
 
 
+def test_a_model_that_is_there_already_is_left_as_it_is(root: Path, exported: ModelFolder, tmp_path: Path) -> None:
+    target = copied(exported, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    assert export_model(find_trained(str(root)), Store(str(target))) == exported.description
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
+
+
 def test_a_weight_file_that_was_damaged_meanwhile_is_written_again(root: Path, exported: ModelFolder, tmp_path) -> None:
     target = copied(exported, tmp_path)
     (target / "model.safetensors").write_bytes(b"x" * 100)
