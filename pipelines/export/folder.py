@@ -124,7 +124,7 @@ def check_target(target: Store, origin: Origin | None = None, replace: bool = Fa
         raise UserError(f"{where}: holds something else ({names[0]}), which stays as it is; set {key} to a new folder")
     if not names or replace or CONFIG not in names:
         return
-    held = _read_description(target)
+    held = read_description(target)
     if held is None or held.origin != origin:
         of = f"{held.origin.stage}, step {held.origin.step}" if held else "another version"
         raise UserError(f"{where}: holds another exported model ({of}); set {key} to a new folder, or give --replace")
@@ -139,7 +139,7 @@ def write_folder(target: Store, description: Description, parts: Sequence[Part],
     check_target(target, description.origin, replace)
     target.sweep_temporaries()
     names = set(target.names())
-    held = _read_description(target) if DESCRIPTION in names else None
+    held = read_description(target) if DESCRIPTION in names else None
     is_same = held is not None and held.origin == description.origin
     if held and is_same and not replace and CONFIG in names and _holds(target, held, names):
         log.info("%s holds this model already", public_url(target.path()))
@@ -230,7 +230,7 @@ def open_model(url: str, options: dict[str, Any] | None = None) -> ModelFolder:
     store = Store(url.rstrip("/") or url, options or {})
     where = public_url(store.path())
     with first_contact(url):
-        description, is_whole = _read_description(store), store.exists(CONFIG)
+        description, is_whole = read_description(store), store.exists(CONFIG)
     if description is None:
         raise UserError(
             f"{where}: no exported model is there; make one by `ringworld export RUN --out DIR` and give that folder"
@@ -240,7 +240,7 @@ def open_model(url: str, options: dict[str, Any] | None = None) -> ModelFolder:
     return ModelFolder(store, description)
 
 
-def _read_description(store: Store) -> Description | None:
+def read_description(store: Store) -> Description | None:
     """That of a folder, None where there is none. Raises UserError where a later version wrote it, or it is damaged."""
     tree = store.read_json(DESCRIPTION)
     if tree is None:

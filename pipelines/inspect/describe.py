@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from model import checkpoint
 from pipelines.dag.manifest import MANIFEST, STARTED, PlainRecord, is_fingerprint, read_manifest
+from pipelines.export.folder import CONFIG, DESCRIPTION, read_description
 from pipelines.inspect.files import describe_file, is_file
 from storage.errors import UserError
 from storage.store import Store
@@ -15,7 +17,7 @@ _MARKS = {
     "stage": (MANIFEST, STARTED),
     "run": ("stages",),
     "checkpoint": (checkpoint.COMMIT,),
-    "model": ("config.json",),
+    "model": (CONFIG, DESCRIPTION),
 }
 """Names of which a folder of a kind has one at least; the first kind in this order counts."""
 
@@ -74,11 +76,21 @@ def _describe_checkpoint(store: Store) -> dict[str, Any]:
 
 
 def _describe_model(store: Store) -> dict[str, Any]:
-    config = store.read_json("config.json") or {}
+    config, exported = store.read_json(CONFIG) or {}, read_description(store)
     sizes = ("vocab_size", "modality_sizes", "text_vocab_size", "hidden_size", "num_hidden_layers")
     keys = ("architectures", *sizes, "max_position_embeddings")
     rope = config.get("rope_parameters") or {}
-    return {**{key: config.get(key) for key in keys}, "rope_theta": rope.get("rope_theta"), "files": store.names()}
+    own = {**{key: config.get(key) for key in keys}, "rope_theta": rope.get("rope_theta"), "files": store.names()}
+    if exported is None:
+        return own
+    codecs = {name: codec.folder for name, codec in exported.codecs.items()}
+    return {
+        "name": exported.name,
+        "is_whole": bool(exported.files and config),
+        **asdict(exported.origin),
+        **own,
+        "codecs": codecs,
+    }
 
 
 def checkpoint_manifest(store: Store) -> checkpoint.manifest.Manifest:

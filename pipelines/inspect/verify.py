@@ -16,6 +16,7 @@ from operator import call
 from model import checkpoint
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import PlainRecord, StageOutput, read_manifest
+from pipelines.export.folder import CONFIG, read_description
 from pipelines.inspect.describe import checkpoint_manifest, recognise, stage_folders
 from pipelines.inspect.files import is_file
 from pipelines.tokenize.record import PARTITIONS, TokenizeRecord, read_partitions
@@ -112,6 +113,13 @@ def _of_checkpoint(store: Store, prefix: str = "") -> Iterator[Check]:
 
 
 def _of_model(store: Store) -> Iterator[Check]:
+    """An exported model has the hashes of all its files, and the folder that training leaves those in its manifest."""
+    if (exported := read_description(store)) is not None:
+        if not exported.files:
+            yield partial(list, [f"{CONFIG}: missing, for the export was not finished"])
+        for name, sha256 in exported.files.items():
+            yield partial(_check, name, _hash, store, name, sha256)
+        return
     for name in store.names():
         if name.endswith(".safetensors"):
             yield partial(_check, name, _safetensors, store, name)
@@ -141,7 +149,7 @@ def _shard(store: Store, name: str, stats: ShardStats, vocabulary: JointVocabula
 
 
 def _safetensors(store: Store, name: str) -> list[str]:
-    """A model folder has no hashes; all that can be checked is that its tensors can be read."""
+    """Of a model without hashes all that can be checked is that its tensors can be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

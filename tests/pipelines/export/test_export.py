@@ -18,6 +18,8 @@ from pipelines.dag.manifest import MANIFEST
 from pipelines.export.folder import Description, ModelFolder, open_model
 from pipelines.export.trained import find_trained
 from pipelines.export.write import export_model
+from pipelines.inspect.describe import describe
+from pipelines.inspect.verify import verify
 from storage.errors import UserError
 from storage.store import Store
 from testing.tiny_run import VOCABULARY
@@ -224,3 +226,15 @@ def test_of_two_that_ended_in_one_second_the_last_of_the_curriculum_counts(root:
     for path in copy.glob(f"stages/train-*/*/{MANIFEST}"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2025-01-02T00:00:00+00:00"}))
     assert find_trained(str(copy)).declaration.stage == "train-video"
+
+
+def test_inspect_says_which_model_an_export_is_and_verifies_every_file(exported: ModelFolder, tmp_path: Path) -> None:
+    target = copied(exported, tmp_path)
+    found = describe(str(target))
+    assert (found["kind"], found["stage"], found["step"], found["is_whole"]) == ("model", "train-video", 4, True)
+    assert found["codecs"] == {"vision": "codecs/vision"}
+    assert verify(str(target)) == []
+    (target / "tokenizer.json").write_text("{}")
+    (target / "codecs" / "vision" / "config.json").unlink()
+    problems = verify(str(target))
+    assert [problem.partition(":")[0] for problem in problems] == ["codecs/vision/config.json", "tokenizer.json"]
