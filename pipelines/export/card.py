@@ -43,6 +43,7 @@ def model_card(trained: Trained, description: Description, config: LlamaConfig, 
             _trainings(trained),
         ),
         "Losses are nats a target token in training, of the first and the last step.",
+        *_evaluation(trained),
         "## Data",
         *_data(trained),
         "## Lineage",
@@ -134,6 +135,15 @@ def _training(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Row:
     context, theta = stage.get("context"), stage.get("rope_theta")
     named = [context_name(context) if context else "", f"{theta:g}" if theta else ""]
     return (stage.get("name", ""), *named, steps, count(tokens), *losses, mixture)
+
+
+def _evaluation(trained: Trained) -> Iterator[str]:
+    if not trained.heldout:
+        return
+    keys = ("source", "modality", "targets", "nats_per_token", "unigram_heldout")
+    rows = [[f"{row[key]:.3f}" if isinstance(row[key], float) else row[key] for key in keys] for row in trained.heldout]
+    yield "## Held-out loss"
+    yield _table(("source", "modality", "targets", "nats a token", "unigram entropy of the same tokens"), rows)
 
 
 def _data(trained: Trained) -> Iterator[str]:

@@ -145,15 +145,17 @@ def write_folder(target: Store, description: Description, parts: Sequence[Part],
         log.info("%s holds this model already", public_url(target.path()))
         return held
     target.delete(CONFIG)  # from here on the folder is no model
-    if not is_same:
-        target.delete_many(sorted(filter(_is_own, names)))
-        names = set()
-    target.write_json(DESCRIPTION, dataclasses.asdict(description))
+    left = {name for name in names if is_same and any(part.name == name for part in parts)}
+    target.delete_many(sorted(filter(_is_own, names - left - {DESCRIPTION})))
+    if held is not None:
+        target.write_json(DESCRIPTION, dataclasses.asdict(description))
+    elif not target.create_json(DESCRIPTION, dataclasses.asdict(description)):
+        raise UserError(f"{public_url(target.path())}: another export has begun there just now; set --out elsewhere")
     files = {}
     for part in parts:
         if part.name == CONFIG:
             continue
-        if part.name in names and part.name.endswith(_OWN_ENDS[0]) and _is_whole(target, part):
+        if part.name in left and part.name.endswith(_OWN_ENDS[0]) and _is_whole(target, part):
             log.info("%s is there", part.name)
             files[part.name] = target.sha256(part.name)
         else:

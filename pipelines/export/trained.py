@@ -27,6 +27,7 @@ from pipelines.dag.manifest import (
     record_json,
     refuse_newer,
 )
+from pipelines.evaluate.stage import EvaluateStage
 from pipelines.inspect.lineage import stages_before
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
@@ -51,7 +52,7 @@ class Trained:
     store: the folder of its training stage's fingerprint. stages: all that it was made from, by name. record: the
     stage's own, as JSON; empty where it is not finished. step: the last one trained. checkpoint: whether its weights
     are those of that step's checkpoint, not the model that the stage left. recipe: without secrets; None where no
-    checkpoint has it any more.
+    checkpoint has it any more. heldout: rows of the run's evaluation of this model, where it has been evaluated.
     """
 
     store: Store
@@ -61,6 +62,7 @@ class Trained:
     step: int
     checkpoint: bool
     recipe: Mapping[str, Any] | None
+    heldout: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def declaration(self) -> Declaration:
@@ -117,7 +119,7 @@ def find_trained(url: str, stage: str | None = None) -> Trained:
     stage: of a run, the name of the training stage; None: the one that was finished last. Raises UserError where
     nothing trained is there.
     """
-    store = Store(url.rstrip("/") or url)
+    store = Store(Store(url.rstrip("/") or url).path())  # of a relative path, so that the folders above it are known
     with first_contact(url):
         if store.exists(checkpoint.COMMIT):
             return _of_checkpoint(store)
@@ -153,8 +155,9 @@ def trained_in(store: Store, step: int | None = None) -> Trained:
         )
     record = record_json(manifest.record)
     last = int(record["figures"]["steps"]) if step is None else step
-    recipe = _kept_recipe(store, step)
-    return Trained(store, manifest, stages_before(store, manifest), record, last, step is not None, recipe)
+    stages, recipe = stages_before(store, manifest), _kept_recipe(store, step)
+    heldout = _heldout(store, manifest) if step is None else ()
+    return Trained(store, manifest, stages, record, last, step is not None, recipe, heldout)
 
 
 def just_trained(
@@ -223,6 +226,17 @@ def _kept_recipe(store: Store, step: int | None) -> Mapping[str, Any] | None:
         for one in steps:
             return manifest_of(checkpoints, one).client_state.get("recipe")
     return None
+
+
+def _heldout(store: Store, manifest: Manifest[Any]) -> tuple[Mapping[str, Any], ...]:
+    """Of the last evaluation in the run of the model in a stage's folder, the rows that are of this model."""
+    history, stage = Store(store.url.rsplit("/", 2)[0]).at(EvaluateStage.kind), manifest.declaration.stage
+    found = [read_manifest(history.at(name), PlainRecord) for name in history.folders() if is_fingerprint(name)]
+    of_this = [one for one in found if one and one.declaration.inputs.get(stage) == manifest.fingerprint]
+    if not of_this:
+        return ()
+    rows = max(of_this, key=lambda one: one.finished).record.figures.get("heldout", ())
+    return tuple(row for row in rows if f"{TRAIN}-{row['stage']}" == stage)
 
 
 def _vocabulary(packed: StageOutput[PackRecord]) -> JointVocabulary | None:

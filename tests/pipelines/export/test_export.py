@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from model.llama.llama import inference, load_llama
-from pipelines.dag.manifest import MANIFEST
-from pipelines.export.folder import Description, ModelFolder, open_model
+from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord
+from pipelines.export.folder import Description, ModelFolder, check_target, open_model
 from pipelines.export.trained import find_trained
-from pipelines.export.write import export_model
+from pipelines.export.write import export_model, origin_of
 from pipelines.inspect.describe import describe
 from pipelines.inspect.verify import verify
 from storage.errors import UserError
@@ -103,6 +103,36 @@ def test_the_model_card_says_how_it_was_trained_and_from_what(exported: ModelFol
     assert "code 0123456789abcdef" in card
 
 
+def test_the_card_has_the_held_out_loss_of_a_model_that_was_evaluated(root: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(root, tmp_path / "run")
+    trained = find_trained(str(copy))
+    row = {"source": "clips", "modality": "vision", "targets": 1234, "nats_per_token": 4.5, "unigram_heldout": 5.25}
+    rows = [{"stage": "text", **row}, {"stage": "video", **row}]
+    declaration = Declaration("evaluate", "evaluate", {}, 1, {"train-video": trained.manifest.fingerprint})
+    manifest = Manifest(declaration, PlainRecord({}, {"heldout": rows}), fingerprint=declaration.fingerprint)
+    Store(str(copy)).write_json(f"stages/evaluate/{declaration.fingerprint[:16]}/{MANIFEST}", manifest.to_json())
+    export_model(find_trained(str(copy)), Store(str(tmp_path / "model")))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.count("| clips | vision | 1,234 | 4.500 | 5.250 |") == 1
+    export_model(find_trained(str(copy), "text"), Store(str(tmp_path / "other")))
+    assert "Held-out" not in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_a_path_relative_to_the_run_is_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "stages" / "train-text")
+    assert find_trained(".").of_kind("tokenize")
+    (name,) = (path.name for path in Path().iterdir())
+    assert find_trained(name).of_kind("tokenize")
+
+
+def test_of_two_exports_that_begin_at_once_one_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "create_json", lambda store, name, value: False)
+    with pytest.raises(UserError, match="another export has begun there just now"):
+        export_model(find_trained(str(root)), Store(str(tmp_path / "model")))
+
+
 @pytest.mark.parametrize("name", ["text", "train-text"])
 def test_a_stage_is_named_in_its_run_or_given_as_a_folder(run, root: Path, name: str, tmp_path: Path) -> None:
     by_name = find_trained(str(root), name)
@@ -139,6 +169,33 @@ def test_the_same_export_carries_on_where_it_was_killed(
     export_model(find_trained(str(root)), Store(str(target)))
     assert (target / "model.safetensors").stat().st_mtime_ns == written
     assert open_model(str(target)).vocabulary == VOCABULARY
+
+
+@pytest.mark.parametrize("stage", ["text", "video"])
+def test_whenever_a_replacement_is_killed_the_folder_is_still_known_for_an_export(
+    root: Path, exported: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    trained, kills = find_trained(str(root), stage), 0
+    change = {name: getattr(Store, name) for name in ("writing", "delete", "delete_many")}
+    for at in range(40):
+        target, changes = Path(shutil.copytree(exported.store.path(), tmp_path / f"{at}" / "model")), iter(range(at))
+
+        def killed(method: str, *words: object, changes=changes) -> object:
+            if next(changes, None) is None:
+                raise KeyboardInterrupt
+            return change[method](*words)
+
+        with monkeypatch.context() as patched:
+            for name in change:
+                patched.setattr(Store, name, lambda *words, name=name, killed=killed: killed(name, *words))
+            try:
+                export_model(trained, Store(str(target)), replace=True)
+                break
+            except KeyboardInterrupt:
+                kills += 1
+        check_target(Store(str(target)), origin_of(trained), replace=True)
+    assert kills > 5
+    assert open_model(str(target)).description.origin == origin_of(trained)
 
 
 def test_a_model_that_is_there_already_is_left_as_it_is(root: Path, exported: ModelFolder, tmp_path: Path) -> None:
