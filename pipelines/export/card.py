@@ -88,7 +88,8 @@ def _use(description: Description) -> Iterator[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
         'model = AutoModelForCausalLM.from_pretrained("DIR")\n'
-        'print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"))[0]))',
+        'prompt = tokenizer("Once", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))",
         "python",
     )
     if description.codecs:

@@ -63,6 +63,7 @@ def tokenizer_files(file: Path, context: int) -> dict[str, bytes]:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],  # a Llama has no use for token types
     }
     files = {TOKENIZER: _json(found), TOKENIZER_CONFIG: _json(config)}
     _check(files, ours, file)

@@ -103,6 +103,16 @@ def test_the_model_card_says_how_it_was_trained_and_from_what(exported: ModelFol
     assert "code 0123456789abcdef" in card
 
 
+def test_the_cards_code_runs(exported: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (Path(exported.store.path()) / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, object] = {}
+    for code in (first, second):
+        exec(code.replace("DIR", exported.store.path()), names)
+    assert capsys.readouterr().out.startswith("<s> Once")
+    assert names["vqgan"].config.codebook_size == 64
+
+
 def test_the_card_has_the_held_out_loss_of_a_model_that_was_evaluated(root: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(root, tmp_path / "run")
     trained = find_trained(str(copy))
@@ -171,7 +181,6 @@ def test_the_same_export_carries_on_where_it_was_killed(
     assert open_model(str(target)).vocabulary == VOCABULARY
 
 
-@pytest.mark.slow
 def test_whenever_a_replacement_is_killed_the_folder_is_still_known_for_an_export(
     root: Path, exported: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
