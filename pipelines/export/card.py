@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.dag.manifest import StageOutput, record_json
+from pipelines.dag.manifest import record_json
 from pipelines.export.folder import Description
 from pipelines.export.trained import TRAIN, Trained
 from pipelines.report.numbers import context_name, count
@@ -106,25 +106,10 @@ def _use(description: Description) -> Iterator[str]:
 
 
 def _trainings(trained: Trained) -> Iterator[Row]:
-    earlier = trained.of_kind(TRAIN)
-    for output in _in_order(earlier):
+    for output in trained.earlier():
         yield _training(output.manifest.declaration.settings, record_json(output.record)["figures"])
     figures = {"steps": trained.step, **({} if trained.checkpoint else trained.record["figures"])}
     yield _training(trained.settings, figures)
-
-
-def _in_order(trainings: Mapping[str, StageOutput[Any]]) -> list[StageOutput[Any]]:
-    """Each after the one whose weights it started from."""
-    depth = {
-        name: sum(other in trainings for other in output.manifest.declaration.inputs)
-        for name, output in trainings.items()
-    }
-    names = list(trainings)
-    for name in names:  # as long a chain as there are stages
-        for other in trainings[name].manifest.declaration.inputs:
-            if other in trainings:
-                depth[name] = max(depth[name], depth[other] + 1)
-    return [trainings[name] for name in sorted(names, key=lambda name: (depth[name], names.index(name)))]
 
 
 def _training(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Row:

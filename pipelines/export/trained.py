@@ -27,7 +27,6 @@ from pipelines.dag.manifest import (
     record_json,
     refuse_newer,
 )
-from pipelines.evaluate.stage import EvaluateStage
 from pipelines.inspect.lineage import stages_before
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
@@ -41,8 +40,8 @@ from storage.store import Store
 from storage.urls import first_contact
 from tokenization.vocabulary import JointVocabulary
 
-TRAIN = "train"
-"""The kind of a training stage, and how its folder's name begins."""
+TRAIN, EVALUATE = "train", "evaluate"
+"""Kinds of stages, whose classes import this room; the name of a training stage begins with its kind."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,15 @@ class Trained:
     def of_kind(self, kind: str) -> dict[str, StageOutput[Any]]:
         """Of what it was made from the stages of a kind, by name."""
         return {name: one for name, one in self.stages.items() if one.manifest.declaration.kind == kind}
+
+    def earlier(self) -> list[StageOutput[Any]]:
+        """The training stages before it, first to last, each of which started from the weights of the one before."""
+        trainings, found = self.of_kind(TRAIN), list[StageOutput[Any]]()
+        inputs = self.declaration.inputs
+        while before := next((trainings[name] for name in inputs if name in trainings), None):
+            found.append(before)
+            inputs = before.manifest.declaration.inputs
+        return found[::-1]
 
     def vocabulary(self) -> JointVocabulary:
         """That of the sequences which it was trained on. Raises UserError where their sets are gone."""
@@ -230,7 +238,7 @@ def _kept_recipe(store: Store, step: int | None) -> Mapping[str, Any] | None:
 
 def _heldout(store: Store, manifest: Manifest[Any]) -> tuple[Mapping[str, Any], ...]:
     """Of the last evaluation in the run of the model in a stage's folder, the rows that are of this model."""
-    history, stage = Store(store.url.rsplit("/", 2)[0]).at(EvaluateStage.kind), manifest.declaration.stage
+    history, stage = Store(store.url.rsplit("/", 2)[0]).at(EVALUATE), manifest.declaration.stage
     found = [read_manifest(history.at(name), PlainRecord) for name in history.folders() if is_fingerprint(name)]
     of_this = [one for one in found if one and one.declaration.inputs.get(stage) == manifest.fingerprint]
     if not of_this:

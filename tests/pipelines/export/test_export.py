@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from model.llama.llama import inference, load_llama
-from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord
+from pipelines.dag.manifest import MANIFEST, Declaration, Manifest, PlainRecord, StageOutput
 from pipelines.export.folder import Description, ModelFolder, check_target, open_model
 from pipelines.export.trained import find_trained
 from pipelines.export.write import export_model, origin_of
@@ -111,6 +111,32 @@ def test_the_cards_code_runs(exported: ModelFolder, capsys: pytest.CaptureFixtur
         exec(code.replace("DIR", exported.store.path()), names)
     assert capsys.readouterr().out.startswith("<s> Once")
     assert names["vqgan"].config.codebook_size == 64
+
+
+def test_of_a_long_curriculum_the_card_has_the_stages_in_their_order(root: Path) -> None:
+    trained, stages, before = find_trained(str(root), "text"), {}, {}
+    for name in ("train-a", "train-b", "train-c", "train-d"):
+        manifest = Manifest(Declaration(name, "train", {}, 1, before), PlainRecord())
+        stages, before = {name: StageOutput(trained.store, manifest), **stages}, {"pack": "", name: ""}
+    last = dataclasses.replace(trained.manifest, declaration=Declaration("train-e", "train", {}, 1, before))
+    long = dataclasses.replace(trained, manifest=last, stages=stages)
+    names = [output.manifest.declaration.stage for output in long.earlier()]
+    assert names == ["train-a", "train-b", "train-c", "train-d"]
+
+
+def test_weights_in_several_files_are_exported_with_their_index(run, root: Path, tmp_path: Path) -> None:
+    trained = find_trained(str(shutil.copytree(root, tmp_path / "run")))
+    folder = Path(trained.store.path("model"))
+    model = load_llama(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="5MB")
+    trained = dataclasses.replace(trained, record={**trained.record, "outputs": {}})
+    written = export_model(trained, Store(str(tmp_path / "model")))
+    assert len([name for name in written.files if name.startswith("model-")]) > 1
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    for name, weight in open_model(str(tmp_path / "model")).llama().state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=0, atol=0)
+        torch.testing.assert_close(weight, again[name], rtol=0, atol=0)
 
 
 def test_the_card_has_the_held_out_loss_of_a_model_that_was_evaluated(root: Path, tmp_path: Path) -> None:
