@@ -42,7 +42,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | 
     """The attention of q over one block of keys: out [T, H, D] and lse [T, H], in the accumulator dtype.
 
     q [T, H, D]; k, v [N, Hkv, D], all of one dtype, Hkv dividing H. runs: together they meet every query exactly once,
-    as a rank's runs over its own keys do. scale: 1 / sqrt(D) where None. CUDA takes fp16 and bf16 only.
+    as a rank's runs over its own keys do. scale: 1 / sqrt(D) where None. On CUDA fp32 has no flash kernel:
+    it is computed by tiles of the matrix of scores, for inference alone.
     """
     dtype = accumulator_dtype(q.dtype)
     out, lse = torch.empty_like(q, dtype=dtype), q.new_empty(q.shape[:2], dtype=dtype)
@@ -57,7 +58,7 @@ def attend_(
 ) -> None:
     """Merge the attention of q over a further block of keys, any runs of it, into what `attend` returned."""
     for a, b, block_out, block_lse in _forward(q, k, v, runs, scale):
-        _merge_(out[a:b], lse[a:b], block_out, block_lse)
+        merge_(out[a:b], lse[a:b], block_out, block_lse)
 
 
 def attend_backward_(
@@ -99,6 +100,8 @@ _Results = Iterator[tuple[int, int, Tensor, Tensor]]
 def _forward(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
     if _on_cpu(q):
         yield from _forward_cpu(q, k, v, runs, scale)
+    elif _has_no_kernel(q):
+        yield from _forward_dense(q, k, v, runs, scale)
     else:
         for call in _calls(runs):
             yield from _forward_cuda(q, k, v, call, scale)
@@ -108,8 +111,16 @@ def _on_cpu(q: Tensor) -> bool:
     return q.device.type == "cpu"
 
 
-def _merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """Join two softmax results over disjoint keys. Dividing by a + b keeps the rounding of lse out of the output."""
+def _has_no_kernel(q: Tensor) -> bool:
+    """FlashAttention on CUDA takes half precision alone."""
+    return q.is_cuda and q.dtype.itemsize > 2
+
+
+def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
+    """Join the softmax result over further keys into another, in place.
+
+    Dividing by a + b keeps the rounding of lse out of the output.
+    """
     top = torch.maximum(lse, block_lse)
     a, b = (lse - top).exp_(), (block_lse - top).exp_()
     total = a + b
@@ -158,6 +169,29 @@ def _backward_cpu(inputs: Sequence[Tensor], lse: Tensor, run: Run, scale: float 
     batched = [_batched(x.to(lse.dtype)) for x in rows]
     gradients = _cpu_backward(*batched, lse[queries].t().unsqueeze(0), 0.0, run.causal, scale=scale)
     return map(_unbatched, gradients)
+
+
+DENSE_SCORES = 2**24
+"""Scores of one tile."""
+
+
+def _forward_dense(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], scale: float | None) -> _Results:
+    """Tile after tile of queries, by products and a softmax: on any device and in any dtype, slower than a kernel."""
+    kv_heads = k.shape[1]
+    for q0, q1, k0, k1, causal in runs:
+        keys, values = (x[k0:k1].transpose(0, 1) for x in (k, v))  # [Hkv, N, D]
+        tile = max(1, DENSE_SCORES // (q.shape[1] * (k1 - k0)))
+        for a in range(q0, q1, tile):
+            b = min(q1, a + tile)
+            n = b - q0 if causal else k1 - k0
+            queries = q[a:b].unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)  # [Hkv, G, T, D]
+            scores = (queries * _scale(q, scale)) @ keys[:, None, :n].transpose(2, 3)
+            if causal:
+                later = torch.ones(b - a, n, dtype=torch.bool, device=q.device).triu_(a - q0 + 1)
+                scores.masked_fill_(later, -torch.inf)
+            lse = scores.logsumexp(-1)
+            out = (scores - lse.unsqueeze(-1)).exp_() @ values[:, None, :n]
+            yield a, b, out.permute(2, 0, 1, 3).flatten(1, 2), lse.permute(2, 0, 1).flatten(1, 2)
 
 
 # --- CUDA: all runs of one kind in one variable-length call, whose sequences are the runs. ---

@@ -47,13 +47,13 @@ def test_plans_for_which_no_time_is_left_are_said() -> None:
 
 @pytest.mark.usefixtures("fewer_plans")
 def test_a_merge_in_bf16_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    merge_ = flash_kernels._merge_
+    merge_ = flash_kernels.merge_
 
     def rounded(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
         merge_(out, lse, block_out, block_lse)
         out.copy_(out.bfloat16())
 
-    monkeypatch.setattr(flash_kernels, "_merge_", rounded)
+    monkeypatch.setattr(flash_kernels, "merge_", rounded)
     broken = rehearse("ring").broken
     assert "merge of eight blocks: out" in broken
     assert "one document, 8 ranks, Ulysses 1, zigzag, relay: error over one kernel's" in broken
