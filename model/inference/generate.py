@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+from model.attention.p2p import Group
 from model.inference.kv_decoder import Decoder, choose, guided
 from model.llama.llama import inference
 from tokenization.vocabulary import JointVocabulary
+
+ASK_EVERY = 16
+"""Tokens between two looks at which rows have ended, where a look makes the host wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +48,35 @@ def generate_text(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     eos_id: int | None = None,
+    group: Group = None,
 ) -> list[np.ndarray]:
     """Continue each prompt in text; greedy unless a temperature is given.
 
     prompts: integer arrays [L_b] of joint ids, with frames for image and video understanding. Returns int32 arrays of
-    at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none).
+    at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none). Rows that
+    have ended are dropped. group: the ranks that share the cache and call this alike; None for one.
     """
     eos = vocabulary.eos_id if eos_id is None else eos_id
-    drawn: list[torch.Tensor] = []
     with inference(model):
-        decoder = Decoder(model, prompts)
+        decoder = Decoder(model, prompts, room=max_new_tokens, group=group)
+        drawn = torch.full((len(prompts), max_new_tokens), eos, device=decoder.device)
+        going = torch.arange(len(prompts), device=decoder.device)
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
         for step in range(max_new_tokens):
-            ids = choose(decoder.logits(0, vocabulary.text_size), top_k, temperature, generator)
-            ids = ids.masked_fill(finished, eos)
+            ids = decoder.agreed(choose(decoder.logits(0, vocabulary.text_size), top_k, temperature, generator))
+            drawn[going, step] = ids
             finished |= ids == eos
-            drawn.append(ids)
-            if finished.all() or step == max_new_tokens - 1:
+            if step == max_new_tokens - 1:
                 break
+            if decoder.device.type == "cpu" or step % ASK_EVERY == ASK_EVERY - 1:
+                left = (~finished).nonzero().flatten().tolist()
+                if not left:
+                    break
+                if len(left) < len(going):
+                    decoder.keep(left)
+                    going, finished, ids = going[left], finished[left], ids[left]
             decoder.append(ids)
-    rows = torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32) if drawn else np.zeros((len(prompts), 0), np.int32)
+    rows = drawn.cpu().numpy().astype(np.int32)
     return [row[: int(np.argmax(row == eos))] if (row == eos).any() else row for row in rows]
 
 
@@ -77,13 +90,15 @@ def stream_frames(
     rest: Sampling = VIDEO,
     unconditional_ids: np.ndarray | None = None,
     generator: torch.Generator | None = None,
+    group: Group = None,
 ) -> Iterator[np.ndarray]:
     """Yield n_frames frames as they are finished, each int32 [codes_per_frame] of VQGAN codes.
 
     prompt_ids: joint ids [L] up to where the first frame begins: `..<vision>` for text to image or video, then
     `codes <eof> codes <eof>` for a continuation. unconditional_ids: the prompt that guidance pushes away from, in LWM
     `<s><vision>` (plus the given frames, in a continuation); needed where a guidance is not 1, and dropped from the
-    batch as soon as no guidance is left. first, rest: settings of the first frame and of the others. Raises ValueError
+    batch as soon as no guidance is left. first, rest: settings of the first frame and of the others. group: the ranks
+    that share the cache and call this alike; None for one. Raises ValueError
     when guidance has no unconditional prompt or the prompt's frames were ended with `<eov>`.
     """
     settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
@@ -101,17 +116,19 @@ def stream_frames(
             # Entered anew for each frame: a consumer that pauses the stream gets the model back as it was.
             with inference(model):
                 if decoder is None:
-                    decoder = Decoder(model, [prompt_ids, unconditional_ids] if is_guided else [prompt_ids])  # type: ignore[list-item]
-                elif len(decoder.mask) == 2 and not is_guided:
-                    decoder.keep(torch.zeros(1, dtype=torch.long, device=decoder.device))
+                    prompts = [prompt_ids, unconditional_ids] if is_guided else [prompt_ids]
+                    room = n_frames * (codes_per_frame + 1)
+                    decoder = Decoder(model, prompts, room=room, group=group)  # type: ignore[arg-type]
+                elif len(decoder) == 2 and not is_guided:
+                    decoder.keep([0])
                 for _ in range(codes_per_frame):
                     logits = decoder.logits(vision.start, vision.start + vision.n_codes)
                     logits = guided(logits, setting.guidance) if len(logits) == 2 else logits
-                    code = choose(logits, setting.top_k, setting.temperature, generator)
+                    code = decoder.agreed(choose(logits, setting.top_k, setting.temperature, generator))
                     codes.append(code)
-                    decoder.append((code + vision.start).expand(len(decoder.mask)))
+                    decoder.append((code + vision.start).expand(len(decoder)))
                 if index < len(settings) - 1:
-                    decoder.append(torch.full((len(decoder.mask),), vocabulary.eof_id, device=decoder.device))
+                    decoder.append(torch.full((len(decoder),), vocabulary.eof_id, device=decoder.device))
             yield torch.cat(codes).cpu().numpy().astype(np.int32)
 
     return frames()

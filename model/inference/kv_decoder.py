@@ -1,72 +1,202 @@
-"""A batch of prompts decoded token by token with a KV cache: the loop that text and frame generation share.
+"""A batch of sequences extended and decoded over a KV cache that one rank holds, or several share.
 
-Prompts of different lengths are padded on the left, padding is masked out of attention, and positions start at each
-prompt's first token. Long prompts enter in chunks, which bound the activations.
+In: a model, prompts as id arrays, and the ranks that share the cache, each of which makes the same calls in the same
+order on the same model. Out: the logits of every row's next token, on every rank. Prompts enter in chunks through the
+ring (`prefill.py`), and every rank keeps the keys that it made; new tokens' keys go to the ranks by turns, so that none
+fills up before the others. Decoding repeats the model's position-wise part on every rank, which reads all the weights
+once a token either way, and shares what grows with the context: the attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import LlamaForCausalLM
+
+from model.attention.flash_kernels import pinned
+from model.attention.p2p import Exchange, Group, as_exchange
+from model.attention.plan.hardware import CPU_CORES, AttentionShape, Hardware
+from model.inference.cached_attention import ChunkAttention, StepAttention, gather
+from model.inference.forward import Attention, final_hidden
+from model.inference.kv_cache import KVCache, KVShape, Row
+from model.inference.prefill import Chunk, plan_chunks
+from model.llama.config import attention_sizes
+
+PREFILL_CHUNK = 4096
+"""Tokens a rank of a chunk."""
+LEAST_ROOM = 64
+"""Tokens of a row that a rank makes room for at once, where no more are announced."""
+
+
+class RankLost(RuntimeError):  # noqa: N818 - it names what happened
+    """Another of the ranks that share the cache ended or is out of reach; what was decoded together cannot go on."""
 
 
 class Decoder:
-    """State of a batch of B sequences: KV cache, mask, and the hidden state that predicts the next token.
+    """State of a batch of B sequences: this rank's cache, and the hidden states that predict the next tokens.
 
-    Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty.
+    Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty. prefill_chunk:
+    tokens a rank that enter at once. room: tokens a row that will be appended, as far as is known: memory for them is
+    made beside the prompt's; where it ends, more is made. group: the ranks that share the cache; None for one.
     """
 
-    def __init__(self, model: LlamaForCausalLM, prompts: Sequence[np.ndarray], prefill_chunk: int = 4096):
-        lengths = [len(prompt) for prompt in prompts]
-        if not lengths or min(lengths) == 0:
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        prompts: Sequence[np.ndarray],
+        prefill_chunk: int = PREFILL_CHUNK,
+        room: int = 0,
+        group: Group = None,
+    ):
+        if not prompts or min(map(len, prompts)) == 0:
             raise ValueError("every prompt needs at least one token")
+        heads, kv_heads, head_dim = attention_sizes(model.config)
+        weight = model.lm_head.weight
+        shape = KVShape(model.config.num_hidden_layers, kv_heads, head_dim)
         self.model = model
-        self.device = model.lm_head.weight.device
-        self.cache = DynamicCache(config=model.config)
-        longest = max(lengths)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        self.hidden: Tensor  # [B, D], final hidden state of the last token
-        self.mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, dtype=np.int64))
-            self.mask[row, longest - len(prompt) :] = True
-        ids, self.mask = ids.to(self.device), self.mask.to(self.device)
-        # Without padding no mask is given, which lets the attention run its causal kernel.
-        self.padded = min(lengths) != longest
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
-        self.next_position = positions[:, -1:] + 1
-        for start in range(0, longest, prefill_chunk):
-            end = min(start + prefill_chunk, longest)
-            self._advance(ids[:, start:end], positions[:, start:end], self.mask[:, :end])
+        self.device = weight.device
+        self.exchange: Exchange = as_exchange(group)
+        self.prefill_chunk, self.room = prefill_chunk, room
+        self.cache = KVCache(shape, weight.dtype, weight.device, [Row() for _ in prompts])
+        self.hidden = weight.new_empty(len(prompts), weight.shape[1])  # [B, D], of the last token
+        self._heads_per_kv = heads // kv_heads
+        self._scale = model.model.layers[0].self_attn.scaling
+        self._attention = AttentionShape(heads, kv_heads, head_dim, weight.dtype.itemsize)
+        self.extend(prompts)
+
+    def __len__(self) -> int:
+        """B, rows that are decoded."""
+        return len(self.cache.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row so far, which is the position of its next one."""
+        return [row.length for row in self.cache.rows]
 
     def logits(self, first: int, last: int) -> Tensor:
         """fp32 logits [B, last - first] of the next token over the ids first..last-1 only."""
         return torch.nn.functional.linear(self.hidden, self.model.lm_head.weight[first:last]).float()
 
+    def extend(self, tokens: Sequence[np.ndarray]) -> None:
+        """Extend each row by its own tokens, integer arrays [n_b], through the ring; none where the array is empty."""
+        if len(tokens) != len(self):
+            raise ValueError(f"{len(tokens)} arrays of tokens for {len(self)} rows")
+        hardware = CPU_CORES if self.device.type == "cpu" else Hardware()
+        size = self.exchange.size
+        chunks = plan_chunks([len(new) for new in tokens], self.prefill_chunk, size, self._attention, hardware)
+        given = np.zeros(len(self), np.int64)
+        for chunk in chunks:
+            np.add.at(given, [piece.row for piece in chunk.pieces], chunk.held[self.exchange.rank])
+        room = -(-self.room // size)
+        self.cache.reserve([int(n) + room if len(new) else 0 for n, new in zip(given, tokens)])
+        for chunk in chunks:
+            self._prefill(chunk, tokens)
+
     def append(self, ids: Tensor) -> None:
-        """Extend every sequence by one token. ids: int64 [B]."""
-        self.mask = torch.cat((self.mask, self.mask.new_ones(len(self.mask), 1)), dim=1)
-        self._advance(ids.unsqueeze(1), self.next_position, self.mask)
-        self.next_position = self.next_position + 1
+        """Extend every row by one token. ids: int64 [B], the same on every rank (see `agreed`)."""
+        rank, size = self.exchange.rank, self.exchange.size
+        # By turns, from row to row too.
+        mine = [(row.length + number) % size == rank for number, row in enumerate(self.cache.rows)]
+        if any(turn and row.room == 0 for turn, row in zip(mine, self.cache.rows)):
+            self.cache.reserve([max(LEAST_ROOM, row.stored // 4) for row in self.cache.rows])
+        positions = torch.tensor(self.lengths)
+        writes = self.cache.claim([(number, number, number + 1) for number, turn in enumerate(mine) if turn])
+        reads = self.cache.reads([(number, 1) for number in range(len(self))], self._heads_per_kv)
+        self.hidden = self._forward(ids, positions, StepAttention(writes, reads, self.exchange, self._scale))
+        for row in self.cache.rows:
+            row.length += 1
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences only. rows: int64, their indices."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.hidden, self.next_position = self.mask[rows], self.hidden[rows], self.next_position[rows]
+    def agreed(self, ids: Tensor) -> Tensor:
+        """Rank 0's choice of the next tokens, int64 [B], on every rank: draws of different devices may differ."""
+        with _ranks_alive(self.exchange):
+            mine = ids if self.exchange.rank == 0 else ids[:0]
+            return gather(mine, [len(ids)] + [0] * (self.exchange.size - 1), self.exchange)[0]
 
-    def _advance(self, ids: Tensor, positions: Tensor, mask: Tensor) -> None:
-        output = self.model.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask if self.padded else None,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.hidden = output.last_hidden_state[:, -1]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows only, in this order."""
+        self.cache = self.cache.select(rows)
+        self.hidden = self.hidden[list(rows)]
+
+    def fork(self, rows: Sequence[int]) -> Decoder:
+        """Another decoder whose rows begin as these rows; one may be named many times. Both go on independently.
+
+        The keys so far are shared, not copied: many questions about one prompt are one prefill, a fork and an `extend`.
+        """
+        fork = object.__new__(Decoder)
+        fork.__dict__ |= self.__dict__
+        fork.cache = self.cache.fork(rows)
+        fork.hidden = self.hidden[list(rows)]
+        return fork
+
+    def _prefill(self, chunk: Chunk, tokens: Sequence[np.ndarray]) -> None:
+        rank, size = self.exchange.rank, self.exchange.size
+        rows = self.cache.rows
+        lengths = [rows[piece.row].length for piece in chunk.pieces]
+        old = [i for i, length in enumerate(lengths) if length]
+        queries = [(chunk.pieces[i].row, int(chunk.held[peer, i])) for peer in range(size) for i in old]
+        reads = self.cache.reads(queries, self._heads_per_kv)
+        ends = np.cumsum([0, *chunk.held[rank]]).tolist()
+        writes = self.cache.claim([(piece.row, *ends[i : i + 2]) for i, piece in enumerate(chunk.pieces)])
+        asking = [chunk.ranges(peer, old) for peer in range(size)]
+        attention = ChunkAttention(writes, chunk.plan.rank(rank), asking, reads, self.exchange, self._scale)
+        hidden = self._forward(*_share(chunk, tokens, lengths, rank), attention)
+        self._take_last(chunk, [len(new) for new in tokens], hidden)
+        for piece in chunk.pieces:
+            rows[piece.row].length += piece.end - piece.start
+
+    def _take_last(self, chunk: Chunk, lengths: Sequence[int], hidden: Tensor) -> None:
+        """The hidden states of rows that end in this chunk, from the ranks that hold their last tokens to all."""
+        ending = [i for i, piece in enumerate(chunk.pieces) if piece.end == lengths[piece.row]]
+        if not ending:
+            return
+        places = chunk.last_tokens(ending)
+        by_rank = [
+            [(at, i) for i, (owner, at) in zip(ending, places) if owner == peer] for peer in range(self.exchange.size)
+        ]
+        mine = hidden[[at for at, _ in by_rank[self.exchange.rank]]]
+        with _ranks_alive(self.exchange):
+            found = gather(mine, [len(ones) for ones in by_rank], self.exchange)
+        order = [chunk.pieces[i].row for ones in by_rank for _, i in ones]
+        self.hidden = self.hidden.index_copy(0, torch.tensor(order, device=self.device), torch.cat(found))
+
+    def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        ids, positions = (pinned(x).to(self.device, non_blocking=True) for x in (ids, positions))
+        with _ranks_alive(self.exchange):
+            return final_hidden(self.model, ids, positions, attention)
+
+
+def _share(chunk: Chunk, tokens: Sequence[np.ndarray], lengths: Sequence[int], rank: int) -> tuple[Tensor, Tensor]:
+    """ids and positions int64 [T] of what a rank holds of a chunk, whose rows had `lengths` tokens before."""
+    new = [np.asarray(tokens[piece.row])[piece.start : piece.end] for piece in chunk.pieces]
+    ids = np.zeros(chunk.plan.n_tokens, np.int64)
+    ids[: sum(map(len, new))] = np.concatenate(new)
+    positions = chunk.plan.positions.copy()
+    positions[: sum(map(len, new))] += np.repeat(lengths, list(map(len, new)))
+    mine = chunk.plan.indices(rank)
+    return torch.from_numpy(ids[mine]), torch.from_numpy(positions[mine])
+
+
+@contextmanager
+def _ranks_alive(exchange: Exchange) -> Iterator[None]:
+    """Name the loss of another rank as what it is, among other failures of a step."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError, OSError) as error:
+        if exchange.size > 1 and not isinstance(error, torch.OutOfMemoryError) and _is_lost(error):
+            raise RankLost(
+                f"rank {exchange.rank} of {exchange.size} that share the cache lost another one: {error}"
+            ) from error
+        raise
+
+
+def _is_lost(error: Exception) -> bool:
+    words = str(error).lower()
+    return isinstance(error, dist.DistError) or any(sign in words for sign in ("connection", "timed out", "peer"))
 
 
 def guided(logits: Tensor, guidance: float) -> Tensor:

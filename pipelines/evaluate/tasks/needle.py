@@ -91,14 +91,12 @@ def ask(
     The prompt passes through the model once.
     """
     with inference(model):
-        decoder = Decoder(model, [prompt])
-        after_prompt = decoder.hidden, decoder.mask, decoder.next_position
+        decoder = Decoder(model, [prompt], room=answer_tokens)
+        told = decoder.fork([0])
         logits = []
         for token in torch.from_numpy(truth.astype(np.int64)).to(decoder.device):
-            logits.append(decoder.logits(0, vocabulary.text_size)[0])
-            decoder.append(token[None])
-        decoder.cache.crop(-len(truth))
-        decoder.hidden, decoder.mask, decoder.next_position = after_prompt
+            logits.append(told.logits(0, vocabulary.text_size)[0])
+            told.append(token[None])
         answer: list[int] = []
         while len(answer) < answer_tokens:
             token = choose(decoder.logits(0, vocabulary.text_size), None, 0.0, None)
