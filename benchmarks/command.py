@@ -112,6 +112,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenize.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     tokenize.set_defaults(bench=_tokenize)
 
+    inference = benchmarks.add_parser("inference", help="prefill and decoding at length, beside transformers")
+    inference.add_argument("--contexts", type=int, nargs="+", default=[1024, 16384, 65536], metavar="S")
+    inference.add_argument("--prefill", type=int, default=65536, metavar="S", help="of a prompt (default 65536)")
+    inference.add_argument("--tokens", type=int, default=64, metavar="N", help="decoded a round (default 64)")
+    inference.add_argument("--rounds", type=int, default=3, help="of each system, by turns; the fastest counts")
+    inference.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    inference.set_defaults(bench=_inference)
+
     memory = benchmarks.add_parser("memory", help="the peak of a training step, measured beside what is predicted")
     memory.add_argument("--contexts", type=int, nargs="+", default=[8192, 16384, 32768], metavar="S")
     memory.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="P", help="that share a sequence")
@@ -285,6 +293,19 @@ def _memory(arguments: argparse.Namespace) -> int:
         raise UserError(f"--contexts {bad[0]} is less than 1024 or no multiple of every --ranks")
     report = memory_report(arguments.contexts, arguments.ranks)
     print_memory(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _inference(arguments: argparse.Namespace) -> int:
+    from benchmarks.inference import Settings, inference_report, print_inference
+
+    _at_least_one(arguments, "prefill", "tokens", "rounds")
+    if min(arguments.contexts) < 1:
+        raise UserError(f"--contexts {min(arguments.contexts)} is less than 1")
+    settings = Settings(tuple(arguments.contexts), arguments.prefill, arguments.tokens, arguments.rounds)
+    report = inference_report(settings)
+    print_inference(report)
     _write(report, arguments.json)
     return 0
 

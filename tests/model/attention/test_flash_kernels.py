@@ -141,3 +141,15 @@ def counted(make: Callable[..., Tensor], made: list[Tensor]) -> Callable[..., Te
         return tensor
 
     return call
+
+
+@pytest.mark.parametrize("scores", [7, 2**24])
+def test_tiles_of_scores_give_what_the_kernel_gives(monkeypatch, scores):
+    """What fp32 takes on a GPU, run here: both kinds of runs, grouped-query heads, tiles of one query and of all."""
+    monkeypatch.setattr(kernels, "DENSE_SCORES", scores)
+    q, k, v, _ = random_tensors(20, 4, 2, 8, torch.float32)
+    runs = [Run(0, 8, 0, 8, True), Run(8, 20, 3, 20, False)]
+    out, lse = attend(q, k, v, runs)
+    for a, b, tile_out, tile_lse in kernels._forward_dense(q, k, v, runs, None):
+        torch.testing.assert_close(tile_out, out[a:b])
+        torch.testing.assert_close(tile_lse, lse[a:b])
