@@ -153,11 +153,11 @@ def _ours_decoded(decoder: Decoder, n_tokens: int) -> tuple[list[int], Seconds]:
     return torch.cat(ids).tolist(), seconds
 
 
-def _generated(plain: LlamaForCausalLM, prompt: np.ndarray, n_tokens: int) -> list[int]:
+def _generated(plain: Any, prompt: np.ndarray, n_tokens: int) -> list[int]:
     ids = torch.from_numpy(prompt)[None]
     settings = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}
     found = plain.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **settings)
-    return found[0, len(prompt) :].tolist()
+    return list(found[0, len(prompt) :].tolist())
 
 
 def _prefill(ours: LlamaForCausalLM, plain: LlamaForCausalLM, settings: Settings) -> dict[str, dict]:

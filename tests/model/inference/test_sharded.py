@@ -58,6 +58,7 @@ def test_packed_prompts_of_all_lengths_give_what_transformers_gives_for_each_alo
         torch.testing.assert_close(logits, results[0][0], rtol=0, atol=0)  # every rank has the same bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_processes_give_what_transformers_gives(ranks):
     for logits, chosen in run_in_processes(greedy, ranks, PROMPTS, 40, TOKENS):
