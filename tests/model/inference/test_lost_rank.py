@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,13 +42,10 @@ def decode(rank: int, folder: str, phase: str) -> None:
 
 @pytest.mark.parametrize("phase", ["prefill", "decoding"])
 def test_the_loss_of_a_rank_ends_the_others_with_a_sentence(phase, tmp_path):
-    start = time.monotonic()
-    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
-        mp.start_processes(decode, args=(str(tmp_path), phase), nprocs=2, start_method="spawn", join=False).join(
-            grace_period=60
-        )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "ended").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    started = mp.start_processes(decode, args=(str(tmp_path), phase), nprocs=2, start_method="spawn", join=False)
+    survivor, lost = started.processes
+    lost.join(100)
+    assert lost.exitcode == -signal.SIGKILL
+    survivor.join(25)  # less than the group's timeout: the lost connection is noticed, not waited for
+    assert survivor.exitcode == 0
     assert "rank 0 of 2 that share the cache lost another one" in (tmp_path / "ended").read_text(encoding="utf-8")
-    assert time.monotonic() - start < 120
