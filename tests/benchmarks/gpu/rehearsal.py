@@ -27,7 +27,10 @@ class Rehearsal:
     @property
     def broken(self) -> set[str]:
         """What is checked and does not hold."""
-        return {row["what"] for row in self.rows if row["kind"] == "check" and not row["holds"]}
+        return {row["what"] for row in self.of("check") if not row["holds"]}
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["kind"] == kind]
 
 
 def rehearse(name: str, seconds: float = 60.0) -> Rehearsal:
