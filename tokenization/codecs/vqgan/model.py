@@ -58,10 +58,14 @@ class VQGAN:
             raise ValueError(f"frames {frames.dtype} {frames.shape}, not uint8 [n, {size}, {size}, 3]")
         codes = np.empty((len(frames), self.config.codes_per_frame), dtype=np.int32)
         for rows, batch in self._batches(frames):
-            with self._inference():
-                latents = self.model.encode(pixels_of(batch)).latents
-            codes[rows] = nearest_codes(latents, self.codebook)[: rows.stop - rows.start].flatten(1).cpu().numpy()
+            found = nearest_codes(self.encode_latents(batch), self.codebook)
+            codes[rows] = found[: rows.stop - rows.start].flatten(1).cpu().numpy()
         return codes
+
+    def encode_latents(self, batch: torch.Tensor) -> torch.Tensor:
+        """Latents [n, D, h, w] of frames uint8 [n, H, W, 3] on the device, in one pass; fp32 or bf16."""
+        with self._inference():
+            return self.model.encode(pixels_of(batch)).latents
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Frames uint8 [n, H, W, 3] of codes [n, h*w] of any integer dtype.
