@@ -282,5 +282,11 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 
 def _padded_rows(x: Tensor, ranges: Iterable[Range]) -> Tensor:
-    """The rows of `ranges`, with zeros up to a head size that is a multiple of 8, as FlashAttention requires."""
-    return pad(rows_of(x, ranges), (0, -x.shape[-1] % 8))
+    """The rows of `ranges`, with zeros up to a head size that is a multiple of 8, as FlashAttention requires.
+
+    Where it is one already they are not copied, which padding by nothing would do.
+    """
+    rows, missing = rows_of(x, ranges), -x.shape[-1] % 8
+    if missing:
+        return pad(rows, (0, missing))
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
