@@ -46,34 +46,37 @@ def activation_bytes(
     tokens = plan.tokens_per_rank
     heads, kv_heads, head = attention_sizes(config)
     hidden, q, kv = config.hidden_size, heads * head, kv_heads * head
-    row = hidden * itemsize
-    norm = row  # the result
-    if not fused:
-        norm += row + (FP32 * hidden if itemsize < FP32 else 0)  # the normalised rows, fp32 rows before
+    row, wide = hidden * itemsize, config.intermediate_size * itemsize
+    # Of a norm: its result; torch's own also keeps the normalised row and, of half precision, the row in fp32.
+    exact = 0 if fused or itemsize == FP32 else FP32 * hidden
+    norm = row + (0 if fused else row + exact)
+    entry = 0 if exact else row  # what goes into a norm, unless its copy is kept
+    norm_backward = row if fused else 5 * FP32 * hidden
     lse = heads * FP32
     result = q * itemsize + lse
     attention = (q + 2 * kv) * itemsize + result + (q * itemsize if plan.ulysses > 1 else 0)
-    wide = config.intermediate_size * itemsize
     mlp = 0 if memory.mlp_tile else (3 if fused else 4) * wide
-    first, second = row + norm + attention, row + norm + mlp  # the layer's halves
-    # Kept of a layer; computed again before the MLP's backward; left of both for the attention's.
-    kept, again, left = {
-        "keep": (first + second, 0, -second),
-        "mlp": (row + row + attention + row, norm + mlp, norm - 2 * row),
-        "all-but-attention": (row + result, first + second - row - result, first - row - result),
-        "full": (row, first + second - row, first - row),
+    first, second = norm + attention, entry + norm + mlp  # the layer's halves, but for what goes into the first
+    # Kept of a layer; computed again before the MLP's backward; left of both for its norm's and for the attention's.
+    kept, again, left_of_norm, left = {
+        "keep": (entry + first + second, 0, exact - norm - mlp, -second),
+        "mlp": (3 * row + attention, norm + mlp, exact, -row),
+        "all-but-attention": (row + result, first - result + second, first - result + entry + exact, first - result),
+        "full": (row, first + second, first + entry + exact, first),
     }[memory.activations]
-    in_mlp = (again + 2 * row) * tokens
+    in_mlp = (again + row) * tokens
     if memory.mlp_tile:
         weights = 3 * hidden * config.intermediate_size
-        in_mlp += min(memory.mlp_tile, tokens) * 6 * wide + weights * _exact(itemsize)
+        in_mlp += row * tokens + min(memory.mlp_tile, tokens) * 6 * wide + weights * _exact(itemsize)
     else:
         in_mlp += 2 * wide * tokens
-    longest = max(run.q_end - run.q_start for rank in _some(plan) for run in plan.rank(rank).local)
-    of_runs = (q + 2 * kv) * (itemsize if on_cuda else FP32)
+    in_mlp = max(in_mlp, (left_of_norm + row + norm_backward) * tokens)
+    at_once = max(_queries_at_once(plan.rank(rank), on_cuda) for rank in _some(plan))
+    of_call = _card_backward(heads, kv_heads, head, itemsize) if on_cuda else (q + 2 * kv) * FP32
     if not on_cuda and itemsize < FP32:  # the CPU's kernel takes copies in fp32
-        of_runs += (3 * q + 2 * kv) * FP32
-    in_attention = (left + 2 * row + (q + 2 * kv) * (itemsize + FP32)) * tokens + of_runs * longest // plan.ulysses
+        of_call += (3 * q + 2 * kv) * FP32
+    sums = 2 * kv * itemsize + (q + 2 * kv) * FP32  # keys and values side by side, and the gradients' sums
+    in_attention = (left + 2 * row + sums) * tokens + of_call * at_once // plan.ulysses
     pinned = [row, q * itemsize, lse] if memory.activations == "all-but-attention" else [row]
     offloaded = memory.offload_activations and on_cuda  # of a CPU the device is the host
     if offloaded:  # at work, it is back
@@ -81,16 +84,37 @@ def activation_bytes(
     widest = max(map(len, modality_ranges(config).values()))
     head_gradient = config.vocab_size * hidden * _exact(itemsize)
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
+    final = (2 * row + norm + 20) * tokens  # with the loss of each, its lse, weight and row
+    loss = max(row * tokens + head_gradient + chunk, (entry + exact + norm_backward) * tokens - final)
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
         kept_host=sum(1 << (block * tokens - 1).bit_length() for block in pinned) if offloaded else 0,
         mlp=in_mlp,
         attention=in_attention,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
-        final=(2 * row + norm + 20) * tokens,  # and the loss of each, its lse, weight and row
-        loss=row * tokens + head_gradient + chunk,
+        final=final,
+        loss=loss,
         batch=tokens * (3 * 8 + 4 + 2 * head * FP32),
     )
+
+
+def _queries_at_once(plan: RankPlan, on_cuda: bool) -> int:
+    """Queries of the rank's own runs that one kernel call takes: a card's those of one kind, a CPU's a run."""
+    if on_cuda:
+        return max(sum(end - start for start, end in call.queries) for call in plan.local.calls)
+    return max(run.q_end - run.q_start for run in plan.local)
+
+
+def _card_backward(heads: int, kv_heads: int, head: int, itemsize: int) -> int:
+    """Bytes a token of FlashAttention-2's backward (torch's flash_api.cpp, mha_varlen_bwd).
+
+    The block's gradients; dq in fp32, of a head size rounded up to 32; a row's logsumexp and sum for each head; and,
+    where several query heads share a key, its gradients once for each of them.
+    """
+    rounded = -(-head // 32) * 32
+    gradients = (heads + 2 * kv_heads) * head * itemsize
+    shared = 2 * heads * head * itemsize if kv_heads < heads else 0
+    return gradients + shared + heads * (rounded + 2) * FP32
 
 
 def _some(plan: SequencePlan) -> range:

@@ -4,7 +4,7 @@ In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the w
 the device are the loss, the last layer's backward (all activations are still there), the first reduction of gradients,
 the first layer's backward (all gradients are there), and the update. Not counted on the host are the process itself
 (Python, torch, the CUDA runtime), its loader's batches, an upload's 32 MiB of parts, and, without a GPU, what counts as
-the device. Offloaded activations are counted in the powers of two in which torch allocates pinned memory.
+the device. Pinned host memory is counted in the powers of two in which torch allocates it for a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.attention.plan.sequence_plan import SequencePlan
 from model.convert.export_hf import FILE_BYTES
 from model.llama.config import attention_sizes
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
-from model.memory_estimate.zero import FP32, ZeroBytes, zero_bytes
+from model.memory_estimate.zero import FP32, Sizes, ZeroBytes, zero_bytes
 from model.training.settings import EngineSettings
 
 
@@ -59,16 +59,11 @@ def plan_memory(
     # Of a layer's gathered weights autograd holds those whose products it will not compute again.
     held = {"keep": n_layer, "mlp": n_attention}.get(settings.memory.activations, 0)
     kept_share = layers * held / n_parameters
-    zero = zero_bytes(
-        n_parameters, n_layer, settings.zero, itemsize, world, settings.grad_accum, kept_share, settings.zero_group
-    )
-    weights, masters, gradients, update = zero.weights, zero.masters, zero.gradients, zero.update
-    if settings.memory.offload_optimizer:
-        masters, update, gradients = 0, 0, gradients - FP32 * -(-n_parameters // world)
-    if settings.memory.offload_parameters:
-        weights = 0
-    fixed = {"weights": weights, "masters and moments": masters, "batch": acts.batch}
-    moments = _moments(acts, zero, fixed, max(0, gradients), update, layers)
+    zero = zero_bytes(Sizes(n_parameters, n_layer, largest), settings, world, kept_share, on_cuda)
+    fixed = {"weights": zero.weights, "masters and moments": zero.masters, "batch": acts.batch}
+    if zero.copies:
+        fixed["offloading's copies"] = zero.copies
+    moments = _moments(acts, zero, fixed, layers)
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(totals, key=lambda name: totals[name])
     on_host = _host_moments(n_parameters, largest, settings, zero, acts.kept_host * layers, world)
@@ -76,7 +71,7 @@ def plan_memory(
 
 
 def _moments(
-    acts: ActivationBytes, zero: ZeroBytes, fixed: Mapping[str, int], gradients: int, update: int, layers: int
+    acts: ActivationBytes, zero: ZeroBytes, fixed: Mapping[str, int], layers: int
 ) -> dict[str, dict[str, int]]:
     work = {"mlp": {"one layer at work": acts.mlp}}
     work["attention"] = {"one layer at work": acts.attention, "attention's exchange": acts.exchange}
@@ -91,15 +86,15 @@ def _moments(
     at_work = {} if at_once else layer
     reduction = {"ZeRO buffers": zero.buffers + zero.reduction}
     kept_then = {"activations kept": int(kept * max(0.0, 1 - zero.reduced))}
-    gradients_then = {"gradients": int(gradients * min(1.0, zero.reduced))}
+    gradients_then = {"gradients": int(zero.gradients * min(1.0, zero.reduced))}
     first = {"activations kept": acts.kept_layer + freed, **layer}
-    all_gradients = {"gradients": 0 if at_once and zero.buffers else gradients}
+    all_gradients = {"gradients": 0 if at_once and zero.buffers else zero.gradients}
     return {
         "loss": {**fixed, **buffers, "activations kept": kept, "loss": acts.final + acts.loss},
         "last layer": {**fixed, **buffers, "activations kept": kept + freed, **layer},
         "first reduction": {**fixed, **reduction, **kept_then, **at_work, **gradients_then},
         "first layer": {**fixed, **(buffers if at_once else reduction), **first, **all_gradients},
-        "update": {**fixed, "gradients and the optimizer's step": update},
+        "update": {**fixed, "gradients and the optimizer's step": zero.update},
     }
 
 
@@ -112,17 +107,18 @@ def _host_moments(
     """
     itemsize = FP32 if settings.precision == "fp32" else 2
     own = -(-n_parameters // world)
-    weights = {"weights": zero.weights} if settings.memory.offload_parameters else {}
-    kept = dict(weights)
-    if settings.memory.offload_optimizer:
-        kept |= {"masters and moments": zero.masters, "gradients": FP32 * own}
+    kept = dict(zero.offloaded)
+    weights = {part: size for part, size in kept.items() if part == "weights"}
     offloaded = {"activations": activations} if activations else {}
+    copy = {"a checkpoint being written": 3 * FP32 * own}
+    update = {"update": {**kept, **copy, "the optimizer's step": zero.offloaded_update}}
     exported = max(min(FILE_BYTES, itemsize * n_parameters), itemsize * largest)
     return {
         # A text table in fp32 beside the joint one, or a weight in fp32 beside itself in bf16.
         "start": {**weights, "a weight that rank 0 reads": 2 * FP32 * largest},
         # A checkpoint is of the masters and both moments.
-        "training": {**kept, **offloaded, "a checkpoint being written": 3 * FP32 * own},
+        "training": {**kept, **offloaded, **copy},
+        **(update if zero.offloaded_update else {}),
         "export": {**kept, "a file that rank 0 exports": exported},
     }
 
