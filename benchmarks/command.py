@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     gpu.add_argument("--tiny", action="store_true", help="the smallest sizes: with --device cpu a rehearsal of it all")
     gpu.add_argument("--json", type=Path, metavar="FILE", help="the report, whole after every row")
+    gpu.add_argument("--gather", type=Path, metavar="FOLDER", help="instead: fetch what a GPU's machine may lack")
+    gpu.add_argument("--python", default="3.12", help="with --gather: of that machine (default 3.12)")
+    gpu.add_argument("--also", nargs="+", default=[], metavar="PACKAGE", help="with --gather: further packages")
     gpu.set_defaults(bench=_gpu)
 
     train = benchmarks.add_parser("train", help="steps of the engine, beside plain transformers and torch")
@@ -184,6 +187,8 @@ def _attention(arguments: argparse.Namespace) -> int:
 
 
 def _gpu(arguments: argparse.Namespace) -> int:
+    if arguments.gather is not None:
+        return _gather(arguments)
     from benchmarks.gpu.parts import chosen
     from benchmarks.gpu.report import failed, gpu_report, print_gpu
 
@@ -191,6 +196,13 @@ def _gpu(arguments: argparse.Namespace) -> int:
     report = gpu_report(parts, arguments.device, arguments.tiny, arguments.minutes, arguments.json)
     print_gpu(report)
     return 1 if failed(report) else 0
+
+
+def _gather(arguments: argparse.Namespace) -> int:
+    from benchmarks.gpu.wheels import gather, how_to_use
+
+    print(how_to_use(arguments.gather, gather(arguments.gather, arguments.python, arguments.also)))
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
