@@ -88,6 +88,15 @@ PARTS: tuple[Part, ...] = (
         skips=frozenset({"out of time"}),
     ),
     Part(
+        "longest",
+        "long",
+        "the longest training context of one card: memory predicted by the plan, measured, and extrapolated",
+        "benchmarks.gpu.long.context:run",
+        seconds=110,
+        packages=(*ENGINE, "numba", "psutil"),
+        skips=frozenset({"contexts", "depths"}),
+    ),
+    Part(
         "layers",
         "fast",
         "a decoder layer of the 7B by kernels torch, compile and liger, side by side",

@@ -23,15 +23,17 @@ class ActivationBytes:
 
     kept_layer: of each layer between its forward and its backward, on the device; kept_host: on the host instead, in
     pinned blocks that torch's allocator rounds up to a power of two. mlp, attention: at work at once in that part of a
-    layer's backward, with what is computed again. exchange: keys and gradients of other ranks in the attention. final:
-    from the last layer to the loss. loss: a chunk's logits and the head's gradient. batch: ids, positions, labels,
-    weights and RoPE's tables.
+    layer's backward, with what is computed again. between: left of a layer when its MLP's gradients are ready, after
+    the one and before the other. exchange: keys and gradients of other ranks in the attention. final: from the last
+    layer to the loss. loss: a chunk's logits and the head's gradient. batch: ids, positions, labels, weights and RoPE's
+    tables.
     """
 
     kept_layer: int
     kept_host: int
     mlp: int
     attention: int
+    between: int
     exchange: int
     final: int
     loss: int
@@ -64,10 +66,9 @@ def activation_bytes(
         "all-but-attention": (row + result, first - result + second, first - result + entry + exact, first - result),
         "full": (row, first + second, first + entry + exact, first),
     }[memory.activations]
-    in_mlp = (again + row) * tokens
+    in_mlp, mlp_weights = (again + row) * tokens, 3 * hidden * config.intermediate_size
     if memory.mlp_tile:
-        weights = 3 * hidden * config.intermediate_size
-        in_mlp += row * tokens + min(memory.mlp_tile, tokens) * 6 * wide + weights * _exact(itemsize)
+        in_mlp += row * tokens + min(memory.mlp_tile, tokens) * 6 * wide + mlp_weights * _exact(itemsize)
     else:
         in_mlp += 2 * wide * tokens
     in_mlp = max(in_mlp, (left_of_norm + row + norm_backward) * tokens)
@@ -79,8 +80,7 @@ def activation_bytes(
     in_attention = (left + 2 * row + sums) * tokens + of_call * at_once // plan.ulysses
     pinned = [row, q * itemsize, lse] if memory.activations == "all-but-attention" else [row]
     offloaded = memory.offload_activations and on_cuda  # of a CPU the device is the host
-    if offloaded:  # at work, it is back
-        in_mlp, in_attention = in_mlp + kept * tokens, in_attention + kept * tokens
+    back = kept * tokens if offloaded else 0  # at work
     widest = max(map(len, modality_ranges(config).values()))
     head_gradient = config.vocab_size * hidden * _exact(itemsize)
     chunk = min(settings.loss_chunk, tokens) * (widest * (FP32 + itemsize) + 2 * row)
@@ -89,8 +89,9 @@ def activation_bytes(
     return ActivationBytes(
         kept_layer=0 if offloaded else kept * tokens,
         kept_host=sum(1 << (block * tokens - 1).bit_length() for block in pinned) if offloaded else 0,
-        mlp=in_mlp,
-        attention=in_attention,
+        mlp=in_mlp + back,
+        attention=in_attention + back,
+        between=max(0, (left + 2 * row) * tokens + back) + mlp_weights * itemsize,
         exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
         final=final,
         loss=loss,

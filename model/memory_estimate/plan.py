@@ -1,10 +1,10 @@
 """The peak of training's memory on one rank, predicted by part, without allocating anything.
 
 In: a Llama's sizes, the engine's settings, the plan of a packed sequence, the world. Out: `MemoryPlan`. The moments on
-the device are the loss, the last layer's backward (all activations are still there), the first reduction of gradients,
-the first layer's backward (all gradients are there), and the update. Not counted on the host are the process itself
-(Python, torch, the CUDA runtime), its loader's batches, an upload's 32 MiB of parts, and, without a GPU, what counts as
-the device. Pinned host memory is counted in the powers of two in which torch allocates it for a GPU.
+the device are the loss, the last layer's backward (all activations are still there), the first reduction of gradients
+and the last, the first layer's backward (all gradients are there), and the update. Not counted on the host are the
+process itself (Python, torch, the CUDA runtime), its loader's batches, an upload's 32 MiB of parts, and, without a GPU,
+what counts as the device. Pinned host memory is counted in the powers of two in which torch allocates it for a GPU.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _moments(
     kept, buffers = acts.kept_layer * layers, {"ZeRO buffers": zero.buffers}
     # A bucket as large as the model is reduced once, after the last layer's work is done.
     at_once = zero.reduced >= 1
-    at_work = {} if at_once else layer
+    between = {} if at_once else {"one layer at work": acts.between}
     reduction = {"ZeRO buffers": zero.buffers + zero.reduction}
     kept_then = {"activations kept": int(kept * max(0.0, 1 - zero.reduced))}
     gradients_then = {"gradients": int(zero.gradients * min(1.0, zero.reduced))}
@@ -92,8 +92,9 @@ def _moments(
     return {
         "loss": {**fixed, **buffers, "activations kept": kept, "loss": acts.final + acts.loss},
         "last layer": {**fixed, **buffers, "activations kept": kept + freed, **layer},
-        "first reduction": {**fixed, **reduction, **kept_then, **at_work, **gradients_then},
-        "first layer": {**fixed, **(buffers if at_once else reduction), **first, **all_gradients},
+        "first reduction": {**fixed, **reduction, **kept_then, **between, **gradients_then},
+        "first layer": {**fixed, **buffers, **first, **all_gradients},
+        "last reduction": {**fixed, **reduction, **between, "gradients": zero.gradients},
         "update": {**fixed, "gradients and the optimizer's step": zero.update},
     }
 
