@@ -243,7 +243,9 @@ def _initialize(weights: Weights, mesh: Mesh, settings: EngineSettings, zero_gro
 
     _import_muon_uncompiled()
     # On CPU it would compile a shared-memory collective at start-up: minutes, and a failure where there is no compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # On a GPU it has none, and to look at this table it would run the compilers of all its operators.
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")  # launchers set it; DeepSpeed refuses to start a lone process without
     model = empty_llama(weights.config, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     apply_memory_settings(model, settings.memory)

@@ -94,13 +94,14 @@ def _of_model(study: Study, filling: bool) -> None:
     bench = study.bench
     contexts, (few, more) = bench.size((65_536, 196_608), (2048, 5120)), bench.size((2, 4), (2, 10))
     _predict(study)
-    peaks = {layers: _measure(study, layers, contexts, host=layers == few and filling) for layers in (few, more)}
+    full = longest(
+        lambda tokens: study.peak(tokens, few) <= bench.size(FILLED, 0.35) * card(bench), bench.size(STEP, 64)
+    )
+    first = _measure(study, few, (*contexts, full) if filling else contexts, host=filling)
+    second = _measure(study, more, contexts)
+    peaks = {few: {tokens: peak for tokens, peak in first.items() if tokens in contexts}, more: second}
     if all(len(found) == len(contexts) for found in peaks.values()):
         _extrapolate(study, peaks)
-    if filling:
-        step = bench.size(STEP, 64)
-        full = longest(lambda tokens: study.peak(tokens, few) <= bench.size(FILLED, 0.35) * card(bench), step)
-        _measure(study, few, [full])
 
 
 @dataclass(frozen=True)
