@@ -1,0 +1,38 @@
+"""The whole GPU script, as a user would rehearse it: every part passes on a CPU, at its smallest, in one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.parts import PARTS
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+def test_every_part_passes_in_a_rehearsal(tmp_path: Path) -> None:
+    report = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "jobs.cli", "bench", "gpu", "--device", "cpu", "--tiny", "--minutes", "14"]
+    done = subprocess.run(
+        [*command, "--json", str(report)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    parts = json.loads(report.read_text())["parts"]
+    assert list(parts) == [part.name for part in PARTS]
+    wrong = {name: entry.get("why") for name, entry in parts.items() if entry["state"] != "passed"}
+    assert wrong == {part.name: f"needs {part.cards} cards, here is 1" for part in PARTS if part.cards > 1}
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, entry in parts.items():
+        for row in entry["rows"]:
+            assert row["kind"] != "goal" or row["met"] or row["profile"], (name, row["what"])
+        assert entry["state"] == "skipped" or entry["rows"], name
