@@ -54,7 +54,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         "cache",
         "right",
-        "cached decoding against the full forward: chunks, padded batches, rows that go on, in bf16 and fp32",
+        "cached decoding against the full forward: chunks, batches, rows that go on, in bf16 and fp32",
         "benchmarks.gpu.right.cache:run",
         seconds=15,
         packages=("numba", "pydantic", "transformers"),

@@ -7,7 +7,7 @@ cache of a step is filled with drawn keys and values, as no kernel's time depend
 in chunks; its MFU is by the operations of `model.llama.flops` over the data sheet's peak.
 
 That the timed thing is the right one is checked: tokens decoded against a full forward without a cache, every timed
-cache by a second attention kernel, operations against those that torch counts.
+cache by a step that merges its parts, operations against those that torch counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,9 @@ DECODING = 0.5
 PREFILL = 0.4
 """Goal: MFU of prefill, of 32 layers."""
 LIMIT = 0.03
-"""Relative error of hidden states in bf16 by another kernel or without a cache."""
+"""Relative error of hidden states in bf16 by another way or without a cache."""
+STEPS = 64
+"""Tokens for which a filled cache has room."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,13 @@ class Stack:
     @contextmanager
     def of(self, layers: int) -> Iterator[LlamaForCausalLM]:
         """Within it the model has its first `layers` layers only."""
-        config = self.model.config
-        before, config.num_hidden_layers = config.num_hidden_layers, layers
+        config, llama = self.model.config, self.model.model
+        before = config.num_hidden_layers, llama.layers
+        config.num_hidden_layers, llama.layers = layers, llama.layers[:layers]
         try:
             yield self.model
         finally:
-            config.num_hidden_layers = before
+            config.num_hidden_layers, llama.layers = before
 
 
 def run(bench: Bench) -> None:
@@ -169,9 +173,8 @@ def _step_seconds(stack: Stack, context: int, layers: int) -> float:
         decoder = _filled(model, context)
         seconds = seconds_of(_step(decoder), bench.device, rounds=bench.size(15, 3))
         if layers == stack.depths[-1]:
-            bench.check(
-                f"a step at {context} tokens: error over another kernel's", _other_kernel(decoder), at_most=LIMIT
-            )
+            what = f"a step at {context} tokens: error over the same with its keys in two parts"
+            bench.check(what, _in_two_parts(decoder), at_most=LIMIT)
     return seconds
 
 
@@ -187,27 +190,26 @@ def _step(decoder: Decoder) -> Callable[[], Tensor]:
 
 
 def _filled(model: LlamaForCausalLM, context: int) -> Decoder:
-    """A decoder whose cache holds so many tokens, of drawn keys and values."""
-    decoder = Decoder(model, [np.zeros(1, np.int64)])
-    layers: Any = decoder.cache.layers
-    for layer in layers:
-        shape = (*layer.keys.shape[:2], context, layer.keys.shape[3])
-        layer.keys, layer.values = (torch.randn(shape, dtype=layer.keys.dtype, device=decoder.device) for _ in range(2))
-    decoder.mask = decoder.mask.new_ones(1, context)
-    decoder.next_position = torch.full((1, 1), context, device=decoder.device)
+    """A decoder whose cache holds so many tokens, of drawn keys and values, with room for the steps that are timed."""
+    decoder = Decoder(model, [np.zeros(1, np.int64)], room=context + STEPS)
+    (row,) = decoder.cache.rows
+    (extent,) = row.extents
+    for kv in extent.slab.kv:
+        kv[:, :, extent.start : extent.start + context].normal_()
+    extent.used, extent.room = context, extent.room + extent.used - context
+    row.length = context
     return decoder
 
 
-def _other_kernel(decoder: Decoder) -> float:
-    """Error of a step's hidden state over that of the same step by ring attention's kernels."""
+def _in_two_parts(decoder: Decoder) -> float:
+    """Error of a step's hidden state over that of the same step of a fork, which merges two ranges of keys."""
     ids = torch.zeros(1, dtype=torch.int64, device=decoder.device)
+    fork = decoder.fork([0])
+    fork.append(ids)  # makes room of its own
+    fork = decoder.fork([0])
+    fork.append(ids)
     decoder.append(ids)
-    hidden = decoder.hidden
-    decoder.cache.crop(-1)
-    decoder.mask, decoder.next_position = decoder.mask[:, :-1], decoder.next_position - 1
-    with inference(decoder.model, "ring"):
-        decoder.append(ids)
-    return _error(hidden, decoder.hidden)
+    return _error(decoder.hidden, fork.hidden)
 
 
 def _explain_step(stack: Stack, context: int) -> Row:
@@ -237,46 +239,56 @@ def _cache_bytes(model: LlamaForCausalLM, context: int) -> int:
 
 
 def _prefills(stack: Stack, context: int) -> None:
-    """By transformers' attention, which decoders use, and by ring attention's kernels; their results have to agree."""
+    """By the decoder, and by one forward of transformers without a cache; their results have to agree."""
     bench = stack.bench
     prompt = np.random.default_rng(1).integers(0, IDS["text"], context)
     hidden = []
-    for attention in ("sdpa", "ring"):
+    for way, enter in (("the decoder in chunks", _in_chunks), ("transformers at once", _at_once)):
         if bench.on_cuda and bench.left < 2 + 15 * (context / CONTEXTS[-1]) ** 2:  # seconds of three layers, with room
-            return bench.skip("contexts", f"no time was left for a prefill of {context} by {attention}")
-        hidden.append(_prefill(stack, prompt, attention))
-    what = f"prefill of {context} tokens: error of one attention over the other's"
+            return bench.skip("contexts", f"no time was left for a prefill of {context} by {way}")
+        hidden.append(_prefill(stack, prompt, way, partial(enter, bench.size(4096, 16))))
+    what = f"prefill of {context} tokens: error of one way over the other's"
     bench.check(what, _error(*hidden), at_most=LIMIT)
     return None
 
 
-def _prefill(stack: Stack, prompt: np.ndarray, attention: str) -> Tensor:
-    """Says what it took; returns the last hidden state of the deeper stack."""
-    bench, context = stack.bench, len(prompt)
-    decoders: list[Decoder] = []
+def _in_chunks(chunk: int, model: LlamaForCausalLM, prompt: np.ndarray) -> Tensor:
+    return Decoder(model, [prompt], prefill_chunk=chunk).hidden
 
-    def enter(layers: int) -> None:
-        decoders.clear()  # two caches at once may not fit
-        with stack.of(layers) as model, inference(model, attention):
-            decoders.append(Decoder(model, [prompt], prefill_chunk=bench.size(4096, 16)))
+
+def _at_once(_: int, model: LlamaForCausalLM, prompt: np.ndarray) -> Tensor:
+    ids = torch.from_numpy(prompt).to(model.lm_head.weight.device).unsqueeze(0)
+    positions = torch.arange(len(prompt), device=ids.device).unsqueeze(0)
+    return model.model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
+
+
+def _prefill(
+    stack: Stack, prompt: np.ndarray, way: str, enter: Callable[[LlamaForCausalLM, np.ndarray], Tensor]
+) -> Tensor:
+    """Says what it took; returns the last hidden state [1, D] of the deeper stack."""
+    bench, context = stack.bench, len(prompt)
+    hidden: list[Tensor] = []
+
+    def run(layers: int) -> None:
+        with stack.of(layers) as model, inference(model):
+            hidden[:] = [enter(model, prompt)]
 
     warm_up = 1 if context < LONG else 0
     rounds = bench.size(3 if context < LONG else 1, 1)
-    seconds = [seconds_of(lambda: enter(layers), bench.device, rounds, warm_up) for layers in stack.depths]  # noqa: B023
-    hidden = decoders[0].hidden
-    decoders.clear()
+    seconds = [seconds_of(lambda: run(layers), bench.device, rounds, warm_up) for layers in stack.depths]  # noqa: B023
+    deeper = hidden[0]
     whole = extrapolated(stack.depths, seconds)
     mfu = _operations(stack.model, context, LAYERS) / whole / _peak(bench)
-    what = f"prefill of {context} tokens by {attention}"
+    what = f"prefill of {context} tokens by {way}"
     bench.figures(what, **_by_depth(stack, seconds), seconds=round(whole, 4))
 
     def explain() -> Row:
         few = stack.depths[0]
         flops, read = _operations(stack.model, context, few), read_bytes(stack.model, context, few)
-        return explained(lambda: enter(few), bench.device, flops, read)
+        return explained(lambda: run(few), bench.device, flops, read)
 
     bench.goal(f"{what}, extrapolated to {LAYERS} layers: MFU", mfu, at_least=PREFILL, explain=explain)
-    return hidden
+    return deeper
 
 
 def _operations(model: LlamaForCausalLM, context: int, layers: int) -> float:

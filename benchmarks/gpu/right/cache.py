@@ -38,17 +38,13 @@ DRAWN = (600, 1000)
 
 @dataclass(frozen=True)
 class Case:
-    """lengths: of the prompts. steps: tokens appended. kept: rows that go on after that for as many steps more.
-
-    attention: transformers' name of what attends; "ring" is the project's own, which takes no padding.
-    """
+    """lengths: of the prompts. steps: tokens appended. kept: rows that go on after that for as many steps more."""
 
     name: str
     lengths: tuple[int, ...]
     chunk: int
     steps: int
     kept: tuple[int, ...] = ()
-    attention: str = "sdpa"
 
 
 CASES = (
@@ -56,16 +52,14 @@ CASES = (
     Case("a prompt in one chunk", (512,), 512, 16),
     Case("a prompt in chunks that do not divide it", (1000,), 256, 16),
     Case("a prompt token by token", (37,), 1, 16),
-    Case("padded prompts, then two of them", (1, 7, 500, 777), 256, 12, kept=(3, 1)),
+    Case("prompts of different lengths, then two of them", (1, 7, 500, 777), 256, 12, kept=(3, 1)),
     Case("equal prompts, then one of them", (300, 300), 128, 12, kept=(1,)),
-    Case("a prompt in chunks, by ring attention", (1000,), 256, 16, attention="ring"),
     Case("a long prompt", (20_003,), 4096, 8),
 )
 TINY_CASES = (
     Case("a prompt of one token", (1,), 8, 4),
     Case("a prompt in chunks that do not divide it", (37,), 8, 4),
-    Case("padded prompts, then two of them", (1, 7, 25), 8, 4, kept=(2, 1)),
-    Case("a prompt in chunks, by ring attention", (37,), 8, 4, attention="ring"),
+    Case("prompts of different lengths, then two of them", (1, 7, 25), 8, 4, kept=(2, 1)),
 )
 
 
@@ -79,8 +73,7 @@ def run(bench: Bench) -> None:
             sequences = _sequences(case)
             logits = _full(exact, sequences, case)
             name = f"{case.name}, {model.config.num_attention_heads} heads over {kv_heads}"
-            if not (bench.on_cuda and case.attention == "ring"):  # the card's kernels take half precision alone
-                bench.check(f"{name}, fp32", _error(_cached(exact, sequences, case), logits), at_most=FP32_LIMIT)
+            bench.check(f"{name}, fp32", _error(_cached(exact, sequences, case), logits), at_most=FP32_LIMIT)
             ratio = _error(_cached(model, sequences, case), logits) / _error(_full(model, sequences, case), logits)
             bench.check(f"{name}, bf16: error over the full forward's in bf16", ratio, at_most=RATIO)
     return None
@@ -110,12 +103,12 @@ def _rows(case: Case) -> list[list[int]]:
 def _cached(model: LlamaForCausalLM, sequences: Sequence[np.ndarray], case: Case) -> Tensor:
     """fp32 logits [N, n], of every stage, step and row, by the decoder."""
     ends = list(case.lengths)
-    with inference(model, case.attention):
+    with inference(model):
         decoder = Decoder(model, [sequence[:end] for sequence, end in zip(sequences, ends)], case.chunk)
         drawn = [decoder.logits(*DRAWN)]
         for stage, rows in enumerate(_rows(case)):
             if stage:
-                decoder.keep(torch.tensor(rows, device=decoder.device))
+                decoder.keep(rows)
             for _ in range(case.steps):
                 following = [int(sequences[row][ends[row]]) for row in rows]
                 decoder.append(torch.tensor(following, device=decoder.device))

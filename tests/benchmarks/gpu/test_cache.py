@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from model.inference import cached_attention, kv_decoder
+from model.inference.cached_attention import ChunkAttention
+from model.inference.kv_cache import KVCache, store
 from model.inference.kv_decoder import Decoder
 from tests.benchmarks.gpu.rehearsal import rehearse
 
@@ -22,51 +23,32 @@ def test_decoding_as_it_is_passes() -> None:
 
 
 def _late_position(patch: pytest.MonkeyPatch) -> None:
-    append = Decoder.append
-
-    def late(self: Any, ids: Tensor) -> None:
-        self.next_position = self.next_position + 1
-        append(self, ids)
-        self.next_position = self.next_position - 1
-
-    patch.setattr(Decoder, "append", late)
+    patch.setattr(Decoder, "lengths", property(lambda self: [row.length + 1 for row in self.cache.rows]))
 
 
-def _no_mask(patch: pytest.MonkeyPatch) -> None:
-    advance = Decoder._advance
+def _positions_that_restart(patch: pytest.MonkeyPatch) -> None:
+    share = kv_decoder._share
+    patch.setattr(
+        kv_decoder,
+        "_share",
+        lambda chunk, tokens, lengths, rank: share(chunk, tokens, [0] * len(lengths), rank),
+    )
 
-    def unmasked(self: Any, *args: Tensor) -> None:
-        self.padded = False
-        advance(self, *args)
 
-    patch.setattr(Decoder, "_advance", unmasked)
-
-
-def _positions_with_padding(patch: pytest.MonkeyPatch) -> None:
-    advance = Decoder._advance
-
-    def counted(self: Any, ids: Tensor, positions: Tensor, mask: Tensor) -> None:
-        every = torch.arange(mask.shape[1])[-ids.shape[1] :]
-        advance(self, ids, every.expand_as(ids) if ids.shape[1] > 1 else positions, mask)
-
-    patch.setattr(Decoder, "_advance", counted)
+def _older_keys_left_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ChunkAttention, "_merge_older_", lambda *args: None)
 
 
 def _rows_of_others(patch: pytest.MonkeyPatch) -> None:
-    keep = DynamicCache.batch_select_indices
-    patch.setattr(DynamicCache, "batch_select_indices", lambda self, rows: keep(self, rows.flip(0)))
+    select = KVCache.select
+    patch.setattr(KVCache, "select", lambda self, rows: select(self, list(rows)[::-1]))
 
 
-def _forgotten_key(patch: pytest.MonkeyPatch) -> None:
-    update = DynamicLayer.update
+def _forgotten_value(patch: pytest.MonkeyPatch) -> None:
+    def forgetful(writes: Any, layer: int, k: Tensor, v: Tensor) -> None:
+        store(writes, layer, k, torch.cat((torch.zeros_like(v[:1]), v[1:])))
 
-    def forgetful(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = update(self, keys, values, *args, **kwargs)
-        values = values.clone()
-        values[:, :, :1] = 0
-        return keys, values
-
-    patch.setattr(DynamicLayer, "update", forgetful)
+    patch.setattr(cached_attention, "store", forgetful)
 
 
 @pytest.mark.slow
@@ -74,10 +56,10 @@ def _forgotten_key(patch: pytest.MonkeyPatch) -> None:
     ("wrong", "shows_in"),
     [
         (_late_position, "chunks"),
-        (_no_mask, "padded"),
-        (_positions_with_padding, "padded"),
-        (_rows_of_others, "padded"),
-        (_forgotten_key, "ring"),
+        (_positions_that_restart, "chunks"),
+        (_older_keys_left_out, "chunks"),
+        (_rows_of_others, "different lengths"),
+        (_forgotten_value, "chunks"),
     ],
 )
 def test_a_wrong_cache_fails(wrong: Any, shows_in: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from benchmarks.gpu.fast import decoding
-from model.attention import hf_interface
-from model.inference.kv_decoder import Decoder
+from model.attention import flash_kernels
+from model.attention.plan.runs import Runs
+from model.inference import kv_decoder
+from model.inference.kv_cache import KVCache
 from tests.benchmarks.gpu.rehearsal import rehearse
 
 
@@ -37,31 +38,37 @@ def _doubled_operations(patch: pytest.MonkeyPatch) -> None:
 
 
 def _skipped_layer(patch: pytest.MonkeyPatch) -> None:
-    advance = Decoder._advance
+    forward = kv_decoder.final_hidden
 
-    def shallow(self: Any, ids: Tensor, *args: Tensor) -> None:
-        config = self.model.config
-        config.num_hidden_layers -= ids.shape[1] == 1
-        advance(self, ids, *args)
-        config.num_hidden_layers += ids.shape[1] == 1
+    def shallow(model: Any, ids: Tensor, *args: Any) -> Tensor:
+        whole = model.model.layers
+        model.model.layers = whole[: len(whole) - (len(ids) == 1)]
+        try:
+            return forward(model, ids, *args)
+        finally:
+            model.model.layers = whole
 
-    patch.setattr(Decoder, "_advance", shallow)
+    patch.setattr(kv_decoder, "final_hidden", shallow)
 
 
 def _half_the_cache(patch: pytest.MonkeyPatch) -> None:
-    update = DynamicLayer.update
+    reads = KVCache.reads
 
-    def half(self: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        one = keys.shape[2] == 1
-        keys, values = update(self, keys, values, *args, **kwargs)
-        start = keys.shape[2] // 2 if one else 0
-        return keys[:, :, start:], values[:, :, start:]
+    def half(self: Any, queries: Any, *args: Any) -> Any:
+        found = reads(self, queries, *args)
+        if [n for _, n in queries] != [1]:
+            return found
+        parts = tuple(
+            (slab, Runs(run._replace(k_start=(run.k_start + run.k_end) // 2) for run in runs))
+            for slab, runs in found.parts
+        )
+        return found._replace(parts=parts)
 
-    patch.setattr(DynamicLayer, "update", half)
+    patch.setattr(KVCache, "reads", half)
 
 
-def _older_keys_left_out(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hf_interface, "attend_", lambda *args: None)
+def _parts_not_merged(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(flash_kernels, "merge_", lambda *args: None)
 
 
 @pytest.mark.slow
@@ -71,7 +78,7 @@ def _older_keys_left_out(patch: pytest.MonkeyPatch) -> None:
         (_doubled_operations, "operations"),
         (_skipped_layer, "tokens after"),
         (_half_the_cache, "tokens after"),
-        (_older_keys_left_out, "another kernel's"),
+        (_parts_not_merged, "in two parts"),
     ],
 )
 def test_a_wrong_measurement_fails(wrong: Any, shows_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
