@@ -118,7 +118,7 @@ PARTS: tuple[Part, ...] = (
         "fast",
         "tokens a second and seconds of prefill of a 7B at 1K to 256K tokens, beside the floor of its bytes",
         "benchmarks.gpu.fast.decoding:run",
-        seconds=40,
+        seconds=45,
         packages=("numba", "pydantic", "transformers"),
         skips=frozenset({"contexts"}),
     ),

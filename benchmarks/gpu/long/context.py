@@ -7,9 +7,9 @@ several contexts. Each peak is held against the prediction for that very model, 
 most of the card: there the layer at work takes what it would in a model of 32, whose other layers wait on the host.
 
 The longest context of 32 layers is then reckoned twice, by the plan, and by a plane through the peaks measured at two
-depths and two contexts; both have to agree. It is an extrapolation and named one. What it assumes of the host, where
-12 to 20 bytes a parameter and each layer's input wait, is said beside it: where this machine's host is too small, the
-longest that both allow is predicted too.
+depths and two contexts; both have to agree. It is an extrapolation and named one. What it asks of the host, where 20
+bytes a parameter and each layer's input wait, is said beside it, and what smaller hosts would allow, for some of which
+the optimizer stays on the card.
 
 A context is one document up to ONE_DOCUMENT tokens and documents of that length beyond: a peak does not depend on the
 documents (`tests/model/memory_estimate/test_activations.py`), a step's time does.
@@ -21,7 +21,6 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -70,8 +69,12 @@ OFFLOADED = MemorySettings("full", offload_activations=True, mlp_tile=4096, offl
 """All that waits is on the host: the longest context where the host is large enough."""
 ON_CARD = MemorySettings("full", offload_activations=True, mlp_tile=4096)
 """The optimizer on the card: the longest where the host has room for activations alone."""
+KEPT = MemorySettings("full", mlp_tile=4096, offload_optimizer=True)
+"""Activations on the card, the optimizer on the host."""
 ROOM = 2 * GIB
 """Of the card, left to the CUDA runtime and the allocator's fragments."""
+HOSTS = (128, 256, 512)
+"""GiB of memory beside a card, with which a longest context is predicted."""
 STEP = 4096
 """Contexts are multiples of it."""
 ONE_DOCUMENT = 65_536
@@ -173,14 +176,18 @@ def _bounds(tokens: int, bench: Bench) -> np.ndarray:
 
 
 def _predict(study: Study) -> None:
-    """The longest contexts of all layers: by the card alone, and by this machine's card and host."""
-    host = psutil.virtual_memory().total
+    """The longest contexts of all layers: by the card alone, and by the card and hosts of some sizes."""
     by_card = study.longest()
-    rows: dict[str, Any] = {"tokens": by_card, "host_gib_needed": round(waiting(study.plan(by_card)) / GIB, 1)}
-    for name, memory in (("all_offloaded", OFFLOADED), ("optimizer_on_card", ON_CARD)):
-        rows[f"tokens_with_this_host_{name}"] = replace(study, settings=_settings(memory)).longest(host)
-    what = f"{study.name}: longest context of {LAYERS} layers, predicted"
-    study.bench.figures(what, card_gib=round(card(study.bench) / GIB, 1), host_gib=round(host / GIB, 1), **rows)
+    ways = [replace(study, settings=_settings(memory)) for memory in (OFFLOADED, KEPT, ON_CARD)]
+    by_host = {str(gib): max(way.longest(gib * GIB) for way in ways) for gib in HOSTS}
+    study.bench.figures(
+        f"{study.name}: longest context of {LAYERS} layers, predicted",
+        tokens=by_card,
+        host_gib_needed=round(waiting(study.plan(by_card)) / GIB, 1),
+        tokens_by_host_gib=by_host,
+        card_gib=round(card(study.bench) / GIB, 1),
+        host_gib=round(psutil.virtual_memory().total / GIB, 1),
+    )
 
 
 def _extrapolate(study: Study, peaks: dict[int, dict[int, int]]) -> None:

@@ -30,9 +30,8 @@ def test_every_part_passes_in_a_rehearsal(tmp_path: Path) -> None:
     parts = json.loads(report.read_text())["parts"]
     assert list(parts) == [part.name for part in PARTS]
     wrong = {name: entry.get("why") for name, entry in parts.items() if entry["state"] != "passed"}
-    assert wrong == {part.name: f"needs {part.cards} cards, here is 1" for part in PARTS if part.cards > 1}
+    assert wrong == {}
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, entry in parts.items():
-        for row in entry["rows"]:
-            assert row["kind"] != "goal" or row["met"] or row["profile"], (name, row["what"])
-        assert entry["state"] == "skipped" or entry["rows"], name
+    assert all(entry["rows"] for entry in parts.values())
+    rows = [row for entry in parts.values() for row in entry["rows"]]
+    assert any(row["kind"] == "goal" and not row["met"] and row.get("profile") for row in rows), "none is explained"
