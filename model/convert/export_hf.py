@@ -19,15 +19,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.checkpoint.snapshot import safetensors_header
-from model.llama.hf_weights import CONFIG, INDEX
+from model.llama.hf_weights import CONFIG, FILE_BYTES, INDEX
 from model.llama.llama import empty_llama
 from model.training.engine import TrainingEngine
 from model.training.master_weights import master_weight
 from storage.store import Store
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-FILE_BYTES = 2 << 30
-"""Most bytes of weights in a file, and on rank 0's host meanwhile, unless it holds a single larger one."""
 
 
 def export_hf(engine: TrainingEngine, target: Store, dtype: torch.dtype | None = None) -> None:

@@ -18,6 +18,8 @@ from storage.errors import UserError
 CONFIG = "config.json"
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FILE_BYTES = 2 << 30
+"""Most bytes of weights in a file that is written, and on rank 0's host meanwhile, unless it holds a larger one."""
 
 
 class StoredWeights(Weights):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from transformers import LlamaConfig
 
 from model.attention.plan.sequence_plan import SequencePlan
-from model.convert.export_hf import FILE_BYTES
 from model.llama.config import attention_sizes
+from model.llama.hf_weights import FILE_BYTES
 from model.memory_estimate.activations import ActivationBytes, activation_bytes
 from model.memory_estimate.zero import FP32, Sizes, ZeroBytes, zero_bytes
 from model.training.settings import EngineSettings

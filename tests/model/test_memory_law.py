@@ -45,8 +45,6 @@ CASES = {
         Case(3, 1, memory=MemorySettings("keep", mlp_tile=50), kernels="compile"),
     ],
 }
-LONG = {(1, 1), (1, 2)}
-"""Meshes whose cases are left to `make test-faults`."""
 SHARINGS = [Sharing("zigzag", 2, "direct"), Sharing("shared-0.5%", 2, "relay"), Sharing("contiguous", 1, "relay")]
 
 
@@ -56,15 +54,15 @@ def reference() -> dict[str, tuple]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dp", "sp"), [pytest.param(*mesh, marks=[pytest.mark.faults] * (mesh in LONG)) for mesh in CASES]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize(("dp", "sp"), CASES)
 def test_training_that_saves_memory_equals_padded_training(dp, sp, reference):
     per_rank = run_in_processes(train, dp * sp, sp, CASES[dp, sp])
     assert_padded_training(per_rank, reference, f"dp{dp}sp{sp}")
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_training_that_saves_memory_equals_padded_training_over_ulysses_and_ring(reference):
     expected, _, _ = reference["vision-text"]
     for by_kernels in run_in_processes(share_lean, 4):

@@ -141,5 +141,6 @@ def _groups(
     member_place = permute(placed, len(lengths), derive_key(1) ^ key)
     order = np.lexsort((member_place, place))
     ends = np.flatnonzero(np.diff(place[order])) + 1
-    groups = [chosen for chosen in np.split(placed[order], ends) if len(chosen)]
+    members, bounds = placed[order], [0, *ends.tolist(), len(placed)]
+    groups = [members[start:end] for start, end in itertools.pairwise(bounds) if end > start]
     return groups, np.flatnonzero(sequence_of < 0)

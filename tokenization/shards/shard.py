@@ -86,8 +86,9 @@ def _write_members(sink: _HashedFile, name: str, sequence: PackedSequence) -> In
 
 def _encoded_tensors(sequence: PackedSequence) -> list[bytes | memoryview]:
     """A safetensors file of a sequence's arrays, in parts."""
-    before, names = _tensors_header(*(len(getattr(sequence, name)) for name in _DTYPES))
-    return [before, *(getattr(sequence, name).data.cast("B") for name in names)]
+    arrays = {"tokens": sequence.tokens, "cu_seqlens": sequence.cu_seqlens, "loss_weight": sequence.loss_weight}
+    before, names = _tensors_header(*map(len, arrays.values()))
+    return [before, *[arrays[name].data.cast("B") for name in names]]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,25 +7,34 @@ between runs is fixed: owner 0, mode 0644, time 0. The bytes are those that `tar
 
 from __future__ import annotations
 
+import functools
 import tarfile
 
 BLOCK = tarfile.BLOCKSIZE  # members and their headers begin at multiples of it
 
 _TEMPLATE = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # POSIX.1-1988
+_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)  # POSIX.1-1988
 _SUM = sum(_TEMPLATE) - sum(_TEMPLATE[_CHECKSUM]) + 8 * ord(" ") - sum(_TEMPLATE[_SIZE])
 
 
 def header(name: str, size: int) -> bytes:
     """The header block of a member. Raises ValueError on a name over 100 bytes or a body over 8 GiB."""
-    encoded, octal = name.encode("ascii"), b"%011o\0" % size
-    if len(encoded) > 100 or len(octal) > 12:
+    encoded = name.encode("ascii")
+    before, total, after = _around(size)
+    if len(encoded) > 100:
         raise ValueError(f"no plain header for {size} bytes named {name}")
+    return b"%b%b%06o\0 %b" % (encoded, before[len(encoded) :], total + sum(encoded), after)
+
+
+@functools.lru_cache(maxsize=1024)  # the tensors of sequences are of few sizes
+def _around(size: int) -> tuple[bytes, int, bytes]:
+    """A header without a name: what comes before its checksum, the sum of its bytes, and what comes after it."""
+    octal = b"%011o\0" % size
+    if len(octal) > 12:
+        raise ValueError(f"no plain header for {size} bytes")
     block = bytearray(_TEMPLATE)
-    block[: len(encoded)] = encoded
     block[_SIZE] = octal
-    block[_CHECKSUM] = b"%06o\0 " % (_SUM + sum(encoded) + sum(octal))
-    return bytes(block)
+    return bytes(block[: _CHECKSUM.start]), _SUM + sum(octal), bytes(block[_CHECKSUM.stop :])
 
 
 def padding(size: int) -> bytes:

@@ -36,7 +36,7 @@ from model.training.lr_schedule import Schedule
 from model.training.mesh import Mesh, build_mesh
 from model.training.rank_batch import Dispatcher, attention_shape
 from model.training.settings import EngineSettings
-from testing.launch_order import launches, left_waiting
+from testing.launch_order import Launch, launches, left_waiting
 from testing.law_batch import (
     SEED,
     TINY,
@@ -122,7 +122,8 @@ def _on_all_ranks(bench: Bench) -> list[dict[str, Any]] | None:
         bench.check("processes that hang", len(hung), at_most=0)
         if hung:
             return None
-        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(RANKS)]
+        with torch.serialization.safe_globals([Sharing, Launch]):
+            return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(RANKS)]
 
 
 def _wait(processes: Sequence[BaseProcess], seconds: float) -> None:

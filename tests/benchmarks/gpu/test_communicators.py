@@ -35,6 +35,7 @@ def why_it_fails(monkeypatch: pytest.MonkeyPatch, findings: Callable[..., None],
     return outcome["why"]
 
 
+@pytest.mark.faults
 def test_the_rehearsal_passes_on_two_groups_that_take_turns() -> None:
     outcome, rows = rehearse()
     assert outcome == {"kind": "passed"}, rows
@@ -56,6 +57,7 @@ def without_returned_gradients(*arguments: Any) -> None:
     RIGHT(*arguments)
 
 
+@pytest.mark.faults
 def test_gradients_of_keys_that_get_lost_on_their_way_home_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fp32, contiguous, 1, relay: gradient" in why_it_fails(monkeypatch, without_returned_gradients)
 

@@ -1,9 +1,11 @@
-"""The whole GPU script, as a user would rehearse it: every part passes on a CPU, at its smallest, in one command."""
+"""The whole GPU script, as a user would rehearse it: every part passes on a CPU, at its smallest, in one command.
+
+So it does where only what the script needs is installed.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.parts import PARTS
+from tests.benchmarks.gpu.absent import NEVER, environment_without
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +25,7 @@ def test_every_part_passes_in_a_rehearsal(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--json", str(report)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment_without(NEVER, tmp_path),
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,31 +10,25 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.parts import PARTS, chosen
+from tests.benchmarks.gpu.absent import NEVER, environment_without
 
 ROOT = Path(__file__).parents[3]
 ABSENT = (
-    "ray", "obstore", "av", "orjson", "isal", "braceexpand", "mistral_common", "deepspeed", "diffusers", "pydantic",
-    "pydantic_core", "hjson", "liger_kernel", "flash_attn_interface",
-)  # fmt: skip
-"""Also for the processes of the script: a file of this name is imported by every Python that finds it."""
-SITE = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {ABSENT!r} else PathFinder.find_spec(name, path, target)
-
-sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
-"""
+    *NEVER,
+    "deepspeed",
+    "diffusers",
+    "pydantic",
+    "pydantic_core",
+    "hjson",
+    "liger_kernel",
+    "flash_attn_interface",
+)
 
 
 @pytest.mark.slow
 def test_parts_that_need_what_is_absent_are_skipped_by_name_and_the_others_pass(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SITE)
     report = tmp_path / "gpu.json"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = environment_without(ABSENT, tmp_path)
     blocked = subprocess.run(
         [sys.executable, "-c", "import pydantic"], env=environment, check=False, capture_output=True
     )

@@ -71,6 +71,7 @@ def tokenized(folder: Path, root: str, **settings: Any) -> tuple[Store, Made[Tok
         return store, tokenize_by(encoders, None, made, partitions_of(made), {}, place, line)
 
 
+@pytest.mark.faults
 def test_pieces_leave_no_trace_in_the_output(folder: Path) -> None:
     whole, expected = tokenized(folder, "whole")
     cut, manifest = tokenized(folder, "cut", piece_seconds=4)
@@ -86,6 +87,7 @@ def test_pieces_leave_no_trace_in_the_output(folder: Path) -> None:
     shutil.rmtree(folder / "cut")
 
 
+@pytest.mark.faults
 def test_what_a_dead_run_left_of_a_video_is_not_made_again(folder: Path) -> None:
     made = made_of(folder, "half", piece_seconds=8)
     made = made.model_copy(update={"sources": {"clips": made.sources["clips"].model_copy(update={"heldout_tail": 0})}})

@@ -23,6 +23,7 @@ from tests.benchmarks.gpu.rehearsal import rehearse
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_rehearsal_measures_and_extrapolates_and_says_which() -> None:
     rehearsal = rehearse("stack")
     assert rehearsal.passed, rehearsal.last
@@ -47,6 +48,7 @@ class PretendedCard(Bench):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_cards_branches_choose_depths_by_its_memory_and_read_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "get_device_name": "NVIDIA H200",

@@ -15,6 +15,7 @@ from tests.benchmarks.gpu.rehearsal import rehearse
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_step_waits_for_the_loss_of_each_modality_and_for_the_norm_whatever_its_layers() -> None:
     rehearsal = rehearse("waits")
     assert rehearsal.passed, rehearsal.last
@@ -34,6 +35,7 @@ def test_a_step_waits_for_the_loss_of_each_modality_and_for_the_norm_whatever_it
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_layer_that_asks_for_a_value_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = RecomputingDecoderLayer._feed_forward
 
@@ -46,6 +48,7 @@ def test_a_layer_that_asks_for_a_value_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_steps_that_are_not_made_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingEngine, "train_step", TrainingEngine.eval_step)
     assert "steps made while counting" in rehearse("waits").last["why"]

@@ -20,6 +20,7 @@ SECONDS = 600.0  # of a busy machine
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_what_is_predicted_is_measured() -> None:
     done = rehearse("longest", SECONDS)
     assert done.passed, done.last
