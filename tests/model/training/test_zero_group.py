@@ -14,7 +14,7 @@ import torch.distributed as dist
 from model import checkpoint
 from model.layers.memory_settings import MemorySettings
 from model.memory_estimate.plan import parameter_counts
-from model.memory_estimate.zero import zero_bytes
+from model.memory_estimate.zero import Sizes, zero_bytes
 from model.training.engine import TrainingEngine
 from model.training.mesh import Mesh, build_mesh
 from model.training.settings import EngineSettings
@@ -158,7 +158,8 @@ def test_only_the_first_forward_after_an_update_gathers_from_the_world(ranks: li
 @pytest.mark.slow
 def test_a_rank_holds_the_weights_that_the_plan_of_its_memory_says(ranks: list[dict[str, Any]]) -> None:
     n_parameters, layer, _ = parameter_counts(tiny_config())
-    planned = zero_bytes(n_parameters, layer, 3, 4, RANKS, 2, 0, GROUP).weights
+    settings = EngineSettings(3, grad_accum=2, zero_group=GROUP)
+    planned = zero_bytes(Sizes(n_parameters, layer, layer), settings, RANKS, kept_share=0, on_cuda=False).weights
     assert planned == pytest.approx(4 * n_parameters * (1 / RANKS + 1 / GROUP), abs=8)
     for seen in ranks:
         assert planned <= seen["held"] < 1.01 * planned
