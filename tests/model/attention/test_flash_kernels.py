@@ -16,7 +16,7 @@ from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Run
 from testing.dense_attention import dense_results, random_tensors, relative_error
 from testing.packed_attention import packed_results
-from tests.model.attention.varlen_kernels import varlen_backward, varlen_forward
+from testing.varlen_attention import varlen_backward, varlen_forward
 
 # One document of 40 tokens whose keys come in two blocks, [0, 24) and [24, 40), and a second document of 8 tokens.
 BLOCKS = [

@@ -22,7 +22,7 @@ from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Run
 from testing.dense_attention import dense_results, random_tensors, relative_error
 from testing.operator_schemas import MODULES, OPERATORS, bound, recorded
-from tests.model.attention.varlen_kernels import varlen_backward, varlen_forward
+from testing.varlen_attention import varlen_backward, varlen_forward
 
 TORCH = recorded("torch")
 VERSIONS = sorted(TORCH, key=lambda version: [int(part) for part in version.split(".")])
