@@ -25,6 +25,7 @@ from storage.errors import UserError
 from storage.public_url import public_url
 from storage.store import Store
 from storage.urls import first_contact
+from tokenization.text.tokenizer_files import fetch_tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class TrainStage(Stage[TrainRecord]):
         return dataclasses.replace(Capacity().plus(train.resources, train.workers), gpus=gpus)
 
     def check(self) -> None:
-        """Raise UserError where kernels, Weights & Biases or a place to export to cannot be used as the recipe asks."""
+        """Raise UserError where kernels, Weights & Biases, or a place and a tokenizer to export cannot be used as the
+        recipe asks.
+        """
         if missing := missing_for(self.recipe.training.kernels):
             raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
         if (target := self._export_target()) is not None:
             index = [stage.name for stage in self.recipe.curriculum].index(self.stage.name)
             check_target(target, replace=True, key=f"train.stages.{index}.export ({self.stage.name})")
+            self._check_exported_tokenizer()
 
     def run(self, context: StageContext) -> Made[TrainRecord]:
         """Train in groups of Ray Train workers."""
@@ -118,6 +122,12 @@ class TrainStage(Stage[TrainRecord]):
             trained = just_trained(context.store, context.inputs, record, self.recipe.public_json())
             export_model(trained, target, replace=True)
         return Made(record)
+
+    def _check_exported_tokenizer(self) -> None:
+        from tokenization.text.hf_files import tokenizer_files  # a tokenizer's imports take time
+
+        file = fetch_tokenizer(self.recipe.text_tokenizer.path, self.recipe.storage.options)
+        tokenizer_files(file, self.stage.context)
 
     def _export_target(self, held: Store | None = None) -> Store | None:
         """Where the recipe has the model exported to. held: a store whose lease covers what is written there."""

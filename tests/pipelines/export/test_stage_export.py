@@ -92,3 +92,12 @@ def test_before_anything_is_trained_a_folder_with_something_else_is_refused(
         stage_of(run[0], tmp_path).check()
     with pytest.raises(UserError, match="this can be read at most"):
         stage_of(run[0], "https://host/model").check()
+
+
+def test_before_anything_is_trained_a_tokenizer_that_cannot_be_exported_is_refused(
+    run: tuple[Recipe, dict[str, Store]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenization.text.hf_files.SPACE", "_")
+    with pytest.raises(UserError, match="to other ids; name another tokenizer"):
+        stage_of(run[0], tmp_path / "model").check()
+    TrainStage(run[0], run[0].curriculum[1], "train-text").check()
