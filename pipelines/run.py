@@ -13,7 +13,7 @@ from pipelines.cluster.capacity import needed_at_once
 from pipelines.cluster.ray_cluster import ray_instance
 from pipelines.dag.code_versions import made_by
 from pipelines.dag.kept import REQUEST
-from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, read_manifest
+from pipelines.dag.manifest import FORMAT, MANIFEST, STARTED, Manifest, StageOutput, place_in_run, read_manifest
 from pipelines.dag.plan import REBUILDS, PlannedStage, plan
 from pipelines.dag.stage import Stage, StageContext
 from pipelines.dag.until import stages_until
@@ -135,7 +135,7 @@ def run_stage(stage: PlannedStage, context: StageContext) -> None:
         made.quarantine,
         made.quarantined,
         stage.fingerprint,
-        {name: "/".join(output.store.url.split("/")[-3:]) for name, output in context.inputs.items()},
+        {name: place_in_run(output.store) for name, output in context.inputs.items()},
         made_by(stage.stage.libraries),
         round(seconds, 3),
         _now(),

@@ -98,8 +98,8 @@ def stream_frames(
     `codes <eof> codes <eof>` for a continuation. unconditional_ids: the prompt that guidance pushes away from, in LWM
     `<s><vision>` (plus the given frames, in a continuation); needed where a guidance is not 1, and dropped from the
     batch as soon as no guidance is left. first, rest: settings of the first frame and of the others. group: the ranks
-    that share the cache and call this alike; None for one. Raises ValueError
-    when guidance has no unconditional prompt or the prompt's frames were ended with `<eov>`.
+    that share the cache and call this alike; None for one. Raises ValueError when guidance has no unconditional prompt
+    or the prompt's frames were ended with `<eov>`.
     """
     settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
     if any(s.guidance != 1 for s in settings) and unconditional_ids is None:

@@ -156,6 +156,11 @@ def shared_folder(store: Store) -> Store:
     return replace(store, url=store.url.rstrip("/").rpartition("/")[0])
 
 
+def place_in_run(store: Store) -> str:
+    """Where the folder of a stage's fingerprint is below the run's root: `stages/NAME/FINGERPRINT`."""
+    return "/".join(store.url.split("/")[-3:])
+
+
 def is_fingerprint(folder: str) -> bool:
     """Whether a folder of a stage is that of a fingerprint, not one of partitions' files."""
     return re.fullmatch("[0-9a-f]{16}", folder) is not None

@@ -23,6 +23,7 @@ from pipelines.dag.manifest import (
     PlainRecord,
     StageOutput,
     is_fingerprint,
+    place_in_run,
     read_manifest,
     record_json,
     refuse_newer,
@@ -172,7 +173,7 @@ def just_trained(
     store: Store, inputs: Mapping[str, StageOutput[Any]], record: TrainRecord, recipe: Mapping[str, Any]
 ) -> Trained:
     """The same of a stage that has trained and is about to commit its manifest. inputs: its own, as it read them."""
-    folders = {name: "/".join(output.store.url.split("/")[-3:]) for name, output in inputs.items()}
+    folders = {name: place_in_run(output.store) for name, output in inputs.items()}
     manifest = replace(_manifest(store), input_folders=folders)
     stages = stages_before(store, manifest)
     return Trained(store, manifest, stages, record_json(record), record.figures.steps, False, recipe)
