@@ -92,15 +92,15 @@ def print_gpu(report: dict[str, Any]) -> None:
     console = Console()
     rehearsal = report["settings"]["device"] != "cuda"
     table = Table(title=f"{report['machine'].get('gpu', 'rehearsal on the CPU')}, {report['machine']['date']}")
-    for heading in ("part", "state", "s", "checks", "goals met", "worst or best"):
+    for heading in ("part", "state", "s", "checks", "goals met", "nearest to its limit"):
         table.add_column(heading)
     notes = []
     for name, entry in report["parts"].items():
         checks, goals = (_of(entry, kind) for kind in ("check", "goal"))
         met = f"{sum(row['met'] for row in goals)}/{len(goals)}" if goals and not rehearsal else ""
         held = f"{sum(row['holds'] for row in checks)}/{len(checks)}" if checks else ""
-        told = max(checks, key=_strain, default=None)
-        worst = f"{told['what']}: {_number(told):.2g}" if told else ""
+        nearest = max(checks, key=_strain, default=None)
+        worst = f"{nearest['what']}: {_number(nearest):.2g}" if nearest else ""
         table.add_row(name, entry["state"], str(entry.get("seconds", "")), held, met, worst)
         if "why" in entry:
             notes.append(f"{name}: {entry['state']}: {entry['why']}")

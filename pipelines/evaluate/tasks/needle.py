@@ -92,11 +92,11 @@ def ask(
     """
     with inference(model):
         decoder = Decoder(model, [prompt], room=answer_tokens)
-        told = decoder.fork([0])
+        scored = decoder.fork([0])
         logits = []
         for token in torch.from_numpy(truth.astype(np.int64)).to(decoder.device):
-            logits.append(told.logits(0, vocabulary.text_size)[0])
-            told.append(token[None])
+            logits.append(scored.logits(0, vocabulary.text_size)[0])
+            scored.append(token[None])
         answer: list[int] = []
         while len(answer) < answer_tokens:
             token = choose(decoder.logits(0, vocabulary.text_size), None, 0.0, None)
