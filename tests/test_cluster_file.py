@@ -92,6 +92,7 @@ def test_the_nodes_get_the_token_that_their_start_commands_demand() -> None:
         assert [command.startswith("RAY_AUTH_MODE=token ray start") for command in commands] == [False, True]
 
 
+@pytest.mark.faults
 def test_a_job_of_somebody_with_the_token_runs_on_both_nodes(cluster: Cluster) -> None:
     submit = re.sub(r"-- .*", f'-- python -c "{NODES}"', lines("ray job submit"))
     done = cluster.shell(lines("export RAY_AUTH_MODE"), "ray status", submit)
@@ -100,6 +101,7 @@ def test_a_job_of_somebody_with_the_token_runs_on_both_nodes(cluster: Cluster) -
     assert re.search(r"Job 'raysubmit_\w+' succeeded", done.stdout + done.stderr)
 
 
+@pytest.mark.faults
 def test_somebody_without_the_token_is_refused(cluster: Cluster) -> None:
     done = cluster.shell("export RAY_AUTH_MODE=disabled", "ray status")
     assert done.returncode != 0

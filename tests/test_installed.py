@@ -124,6 +124,7 @@ with ray_instance(None, Capacity(cpus=1)):
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fill", [other_checkout, files_of_a_user])
 def test_tasks_and_actors_import_the_installed_code_in_whatever_folder_their_driver_is_started(
     fill: Callable[[Path], Path], installed: Path, tmp_path: Path

@@ -55,6 +55,7 @@ def report_of(*parts: Part, path: Path | None = None, minutes: float = 2.0) -> d
     return gpu_report(parts, "cpu", True, minutes, path)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_part_that_fails_or_dies_costs_itself_alone(tmp_path: Path) -> None:
     report = report_of(
@@ -72,6 +73,7 @@ def test_a_part_that_fails_or_dies_costs_itself_alone(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text()) == report
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_part_that_hangs_is_ended_and_what_it_measured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu.run.GRACE", 1.0)

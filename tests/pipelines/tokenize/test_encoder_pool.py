@@ -131,12 +131,14 @@ def test_a_users_mistake_in_the_weights_fails_every_call_with_its_sentence(tmp_p
             ray.get(call(pool, 4))
 
 
+@pytest.mark.faults
 def test_an_encoder_that_never_gets_ready_is_replaced_though_calls_wait(tmp_path: Path) -> None:
     (tmp_path / "hangs").touch()
     with encoder_pool(Doubler, (tmp_path, 0.0), size(1, 1), start_seconds=5) as pool:
         assert int(ray.get(call(pool, 4))[0][0]) == 8
 
 
+@pytest.mark.faults
 def test_encoders_that_cannot_start_fail_no_call_while_another_works(tmp_path: Path) -> None:
     with encoder_pool(Doubler, (tmp_path, 0.3), size(1, 2)) as pool:
         wait_until_ready(pool)

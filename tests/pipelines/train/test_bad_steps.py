@@ -66,6 +66,7 @@ def trained(folder: Path, **bad_steps: Any) -> tuple[dict[str, Any], list[dict[s
     return record_json(done)["figures"], list(read_metrics(store))
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_spike_is_skipped_or_rolled_back_and_counted(tmp_path: Path) -> None:
