@@ -330,7 +330,7 @@ def fetch_file(url: str, options: dict[str, Any] | None = None) -> Path:
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        raise UserError(f"{public_url(url)}: no such file or object; check it in the recipe") from None
+        raise UserError(f"{public_url(url)}: no such file or object; check its name") from None
     if isinstance(fs, LocalFileSystem):
         return Path(path)
     version = hashlib.sha256(f"{url} {etag_of(fs, path, info)}".encode()).hexdigest()

@@ -1,14 +1,21 @@
-"""LWM's checkpoint file, `params::FILE`, read in place: an index of its leaves, then any part of any leaf.
+"""LWM's checkpoint files, read in place: an index of the parameters' leaves, then any part of any leaf.
 
-The file is msgpack records one after another, without a header: [key path, bin]. The bin is msgpack again: an ext of
-type 1 around (shape, dtype name, C-order bytes), or, for arrays past 2^30 bytes, a map with the shape and a map of
-chunks, each such an ext over a flat stretch of the array. A leaf of the released 7B can be gigabytes, so nothing is
-unpacked whole: `msgpack` reads the small parts, and data stay in the mapped file until they are read.
+There are three formats, each without a header, told apart by what is in them:
+
+    params::FILE        msgpack records one after another, [key path, bin]; the bin is msgpack again, of a leaf
+    trainstate::FILE    the same, with the optimizer's leaves and counters beside the parameters, which are passed over
+    flax_params::FILE   one msgpack map of maps, whose ends are leaves
+
+A leaf is an ext of type 1 around (shape, dtype name, C-order bytes), or, for arrays past 2^30 bytes, a map with the
+shape and a map of chunks, each such an ext over a flat stretch of the array. A leaf of the released 7B can be
+gigabytes, so nothing is unpacked whole: `msgpack` reads the small parts, and data stay in the mapped file until they
+are read.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,9 +25,15 @@ import msgpack
 import torch
 from torch import Tensor
 
+from model.convert.lwm_settings import file_of
 from storage.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+ROOTS = ("transformer", "lm_head", "vision_head")
+"""What the flax paths of a model's parameters begin with."""
+_CHUNKED = "__msgpack_chunked_array__"
+_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,13 @@ class Leaf:
 
 
 def read_leaves(path: str | Path) -> dict[str, Leaf]:
-    """Index of the file at `path` (an LWM "params::" before it is dropped): flax paths joined by "/" to leaves.
+    """Index of the parameters in the file at `path`: flax paths joined by "/" to leaves.
 
-    A leading "params" of the key path, which train states carry, is left out. Raises UserError where the file is
-    missing, cut short or not of this format.
+    A prefix that names the format is dropped, and so is a leading "params" of the key paths. Leaves
+    that are none of the model's parameters are passed over. Raises UserError where the file is missing, cut short or of
+    no such format, or has no parameters.
     """
-    path = Path(str(path).removeprefix("params::"))
+    path = Path(file_of(str(path)))
     if not path.is_file():
         raise UserError(f"{path}: no such file; name an LWM checkpoint (the FILE of params::FILE)")
     with path.open("rb") as file:
@@ -65,18 +79,50 @@ def read_leaves(path: str | Path) -> dict[str, Leaf]:
     leaves: dict[str, Leaf] = {}
     cursor = _Cursor(mapped)
     try:
-        while cursor.at < len(mapped):
-            cursor.expect("array", 2)
-            key = [str(part) for part in cursor.small()]
-            cursor.header("bin")
-            while key[0] == "params" and len(key) > 1:
-                key = key[1:]
-            leaves["/".join(key)] = _leaf(cursor)
+        for key in _records(cursor):
+            kept = key
+            while kept and kept[0] == "params":
+                kept = kept[1:]
+            if kept and kept[0] in ROOTS:
+                leaves["/".join(kept)] = _leaf(cursor)
+            else:
+                cursor.skip()
     except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException) as error:
         raise UserError(
             f"{path}: byte {cursor.at} is not LWM's msgpack format ({error}); copy the file again, or name another"
         ) from error
+    if not leaves:
+        raise UserError(f"{path}: has none of the parameters of an LWM model; name a checkpoint of one")
     return leaves
+
+
+def _records(cursor: _Cursor) -> Iterator[tuple[str, ...]]:
+    """Key paths, each while the cursor stands before its value, over which the caller steps."""
+    if cursor.peek()[0] == "map":
+        yield from _nested(cursor, ())
+        if cursor.at < len(cursor.data):
+            raise ValueError("there is more behind the map")
+        return
+    while cursor.at < len(cursor.data):
+        cursor.expect("array", 2)
+        key = tuple(str(part) for part in cursor.small())
+        end = cursor.header("bin") + cursor.at
+        if end > len(cursor.data):
+            raise ValueError("the file was cut short")
+        yield key
+        if cursor.at != end:
+            raise ValueError(f"a record ends at byte {end}")
+
+
+def _nested(cursor: _Cursor, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if len(path) > _DEPTH:
+        raise ValueError(f"maps are nested deeper than {_DEPTH}")
+    for _ in range(cursor.header("map")):
+        key = (*path, str(cursor.small()))
+        if cursor.peek()[0] == "map" and not cursor.is_chunked():
+            yield from _nested(cursor, key)
+        else:
+            yield key
 
 
 def _leaf(cursor: _Cursor) -> Leaf:
@@ -115,7 +161,8 @@ def _array(cursor: _Cursor) -> tuple[tuple[int, ...], torch.dtype, tuple[int, in
     if name not in DTYPES:
         raise ValueError(f"dtype {name} is none of {', '.join(DTYPES)}")
     n_bytes = cursor.header("bin")
-    if n_bytes != prod(shape) * DTYPES[name].itemsize or cursor.at + n_bytes > len(cursor.data):
+    is_whole = n_bytes == prod(shape) * DTYPES[name].itemsize and cursor.at + n_bytes <= len(cursor.data)
+    if not is_whole or min(shape, default=0) < 0:
         raise ValueError(f"{n_bytes} bytes are no array {shape} of {name}, or the file was cut short")
     start, cursor.at = cursor.at, cursor.at + n_bytes
     return shape, DTYPES[name], (start, prod(shape))
@@ -123,6 +170,7 @@ def _array(cursor: _Cursor) -> tuple[tuple[int, ...], torch.dtype, tuple[int, in
 
 # By first byte of a header with an explicit length: kind, bytes of the length (big-endian; an ext has a type byte too).
 _HEADERS = {0xC4 + i: ("bin", 1 << i) for i in range(3)} | {0xC7 + i: ("ext", 1 << i) for i in range(3)}
+_HEADERS |= {0xD9 + i: ("str", 1 << i) for i in range(3)}
 _HEADERS |= {0xDC: ("array", 2), 0xDD: ("array", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)}
 _SMALL = 1 << 16
 
@@ -159,12 +207,37 @@ class _Cursor:
         self.at += unpacker.tell()
         return value
 
+    def is_chunked(self) -> bool:
+        """Whether the map at this place is an array in chunks."""
+        at = self.at
+        is_array = self.header("map") > 0 and self.peek()[0] == "str" and self.small() == _CHUNKED
+        self.at = at
+        return is_array
+
+    def skip(self) -> None:
+        """Step over the object at this place, whatever it is. Raises ValueError where the file ends before it does."""
+        left = 1
+        while left:
+            left -= 1
+            kind, length, size = self._parse()
+            if kind in ("map", "array"):
+                self.at += size
+                left += length * (2 if kind == "map" else 1)
+            elif kind in ("bin", "ext", "str"):
+                self.at += size + length
+            else:
+                self.small()
+            if self.at > len(self.data) or left > len(self.data):
+                raise ValueError("the file was cut short")
+
     def _parse(self) -> tuple[str, int, int]:
         first = self.data[self.at]
         if 0x80 <= first <= 0x8F:
             return "map", first & 0x0F, 1
         if 0x90 <= first <= 0x9F:
             return "array", first & 0x0F, 1
+        if 0xA0 <= first <= 0xBF:
+            return "str", first & 0x1F, 1
         if 0xD4 <= first <= 0xD8:
             return "ext", 1 << (first - 0xD4), 2
         if first not in _HEADERS:

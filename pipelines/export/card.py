@@ -28,9 +28,8 @@ Row = Sequence[Any]
 def model_card(trained: Trained, description: Description, config: LlamaConfig, parameters: int) -> str:
     """The text of README.md. parameters: of the language model."""
     init = (trained.recipe or {}).get("model", {}).get("init")
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["ringworld", "llama"]}
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        _front(),
         f"# {description.name}",
         _summary(trained, description, config, parameters) + (f" It started from `{init}`." if init else ""),
         "## Vocabulary",
@@ -52,6 +51,29 @@ def model_card(trained: Trained, description: Description, config: LlamaConfig, 
         *_recipe(trained),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def imported_card(description: Description, config: LlamaConfig, parameters: int) -> str:
+    """The text of README.md of a model whose weights were imported. parameters: of the language model."""
+    origin, rope = description.origin, config.rope_parameters or {}
+    parts = [
+        _front(),
+        f"# {description.name}",
+        f"A plain `LlamaForCausalLM` of {count(parameters)} parameters ({config.num_hidden_layers} layers of "
+        f"{config.hidden_size}) for a context of {config.max_position_embeddings:,} tokens (RoPE theta "
+        f"{rope.get('rope_theta'):g}), in {origin.precision}. Its weights are those of an LWM checkpoint "
+        f"(arXiv 2402.08268), whose file has the sha256 `{origin.fingerprint}`.",
+        "## Vocabulary",
+        *_vocabulary(JointVocabulary.from_json(description.vocabulary), description),
+        "## Use",
+        *_use(description),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front() -> str:
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["ringworld", "llama"]}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
 
 
 def _summary(trained: Trained, description: Description, config: LlamaConfig, parameters: int) -> str:

@@ -55,7 +55,8 @@ log = logging.getLogger("ringworld")
 class Origin:
     """Which model it is: two exports of equal origins hold the same weights.
 
-    stage, fingerprint: of the training stage. step: the last one trained. precision: in which it was trained.
+    stage, fingerprint: of the training stage; of imported weights `import-lwm` and the sha256 of their file. step: the
+    last one trained. precision: in which it was trained, or is stored.
     """
 
     stage: str
@@ -190,10 +191,14 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        """The text tokenizer, whose ids are the first of the vocabulary."""
+        """The text tokenizer, whose ids are the first of the vocabulary. Raises UserError where the model has none."""
         from tokenization.text.hf_files import TOKENIZER, TOKENIZER_CONFIG
         from tokenization.text.tokenizer import load_text_tokenizer
 
+        if TOKENIZER not in self.description.files:
+            raise UserError(
+                f"{public_url(self.store.path())}: the model has no tokenizer; import it again with --tokenizer"
+            )
         return load_text_tokenizer(str(self.store.fetch_folder("", TOKENIZER, TOKENIZER_CONFIG) / TOKENIZER))
 
     @property
@@ -238,7 +243,7 @@ def open_model(url: str, options: dict[str, Any] | None = None) -> ModelFolder:
             f"{where}: no exported model is there; make one by `ringworld export RUN --out DIR` and give that folder"
         )
     if not is_whole or not description.files:
-        raise UserError(f"{where}: its export was not finished; run the same `ringworld export` again")
+        raise UserError(f"{where}: its export was not finished; run the same command again")
     return ModelFolder(store, description)
 
 

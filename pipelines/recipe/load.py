@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from model.convert.lwm_settings import file_of
 from pipelines.recipe import Recipe
 from pipelines.recipe.base import field_types
 from pipelines.recipe.yaml_tree import read_yaml
@@ -57,6 +58,8 @@ def _make_paths_absolute(tree: dict[str, Any]) -> None:
     paths = [(storage, key) for key in ("root", "data", "codes")]
     paths += [(tree.get("text_tokenizer"), "path"), (tree.get("vqgan"), "weights"), (tree.get("model"), "init")]
     paths += [(stage, "export") for stage in stages] if isinstance(stages, list) else []
+    if isinstance(model := tree.get("model"), dict) and isinstance(model.get("init"), str):
+        model["init"] = file_of(model["init"])  # LWM's formats are told apart by what is in the file
     for branch, key in paths:
         if isinstance(branch, dict) and isinstance(branch.get(key), str) and branch[key] and "://" not in branch[key]:
             branch[key] = os.path.abspath(join_url("", branch[key]))

@@ -16,6 +16,7 @@ from model.training.lr_schedule import Schedule
 from model.training.settings import EngineSettings, TrainingSettings
 from pipelines.recipe import Train, TrainStage
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
+from pipelines.train.lwm_init import lwm_file, lwm_weights
 from storage.errors import UserError
 from storage.store import Store
 from tokenization.loader.loader import accumulation
@@ -24,20 +25,30 @@ from tokenization.loader.loader import accumulation
 def initial_weights(job: TrainJob) -> Weights:
     """Those of the stage before as it exported them, of the recipe's checkpoint, or random ones by the seed.
 
-    A checkpoint is a Hugging Face Llama, or the folder of a train stage with one; it gets the rows of the modalities
-    that it lacks. Of one in an object store only the configuration is fetched here; the rest when a weight is read.
+    A checkpoint is a Hugging Face Llama, the folder of a train stage with one, or LWM's released file; it gets the rows
+    of the modalities that it lacks. Of a folder in an object store only the configuration is fetched here, the rest
+    when a weight is read; a file of LWM's, which has no such part, is fetched once a node.
     """
     recipe, stage = job.recipe, job.stage
     if job.before is None and recipe.model.init is None:
         ends = {"bos_id": job.vocabulary.bos_id, "eos_id": job.vocabulary.eos_id}
         config = llama_config(recipe.model.size, job.vocabulary.sizes, stage.context, stage.rope_theta, **ends)
         return RandomWeights(config, recipe.seed)
-    fetch = _fetcher(job)
-    config = stored_config(fetch(CONFIG), stage.context, stage.rope_theta)
     try:
-        return join_modalities(StoredWeights(config, fetch), job.vocabulary.sizes, recipe.seed)
+        return join_modalities(_stored(job), job.vocabulary.sizes, recipe.seed)
     except UserError as error:
         raise UserError(f"model.init {recipe.model.init}: {error}") from None
+
+
+def _stored(job: TrainJob) -> Weights:
+    """The weights of the checkpoint to start from."""
+    recipe, stage = job.recipe, job.stage
+    if job.before is None and recipe.model.init is not None:
+        file = lwm_file(recipe.model.init, recipe.storage.options)
+        if file is not None:
+            return lwm_weights(recipe, file, stage.context, stage.rope_theta)
+    fetch = _fetcher(job)
+    return StoredWeights(stored_config(fetch(CONFIG), stage.context, stage.rope_theta), fetch)
 
 
 def last_step_before(job: TrainJob) -> int | None:

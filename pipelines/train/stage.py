@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.layers.kernels.interface import missing_for
@@ -19,6 +20,7 @@ from pipelines.recipe import Recipe, output_settings
 from pipelines.recipe import TrainStage as TrainSettings
 from pipelines.report.numbers import count_of
 from pipelines.train.job import MODEL
+from pipelines.train.lwm_init import lwm_file, lwm_weights
 from pipelines.train.metrics.wandb import check_wandb
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
@@ -91,10 +93,19 @@ class TrainStage(Stage[TrainRecord]):
         if missing := missing_for(self.recipe.training.kernels):
             raise UserError(f"train.kernels {self.recipe.training.kernels}: {missing}, or set train.kernels: torch")
         check_wandb(self.recipe)
+        self._check_lwm()
         if (target := self._export_target()) is not None:
             index = [stage.name for stage in self.recipe.curriculum].index(self.stage.name)
             check_target(target, replace=True, key=f"train.stages.{index}.export ({self.stage.name})")
             self._check_exported_tokenizer()
+
+    def _check_lwm(self) -> None:
+        """Of a checkpoint of LWM's that is on this machine, that it is whole and of the recipe's sizes."""
+        init, options = self.recipe.model.init, self.recipe.storage.options
+        if self.previous or init is None or (file := lwm_file(init, options)) is None:
+            return
+        if Path(file).is_file():
+            lwm_weights(self.recipe, file, self.stage.context, self.stage.rope_theta)
 
     def run(self, context: StageContext) -> Made[TrainRecord]:
         """Train in groups of Ray Train workers."""
@@ -142,10 +153,14 @@ class TrainStage(Stage[TrainRecord]):
 
 
 def _weights_digest(url: str, options: dict[str, Any]) -> str:
-    """What identifies the weights to start from; those of a train stage's folder are in its `MODEL`.
+    """What identifies the weights to start from: LWM's file, or a folder's; a train stage's are in its `MODEL`.
 
     Raises UserError where there are none.
     """
+    with first_contact(url):
+        file = lwm_file(url, options)
+    if file is not None:
+        return url_digest("model.init", file, options)
     store = Store(url, options)
     with first_contact(url):
         found = next((place for place in (store.at(MODEL), store) if place.exists("config.json")), None)

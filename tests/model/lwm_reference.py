@@ -14,9 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.attention.plan.planner import plan_sequence
 from model.attention.plan.sequence_plan import SequencePlan
-from model.convert.flax_msgpack import DTYPES
-from model.convert.import_lwm import LAYER_NAMES, ROTATED, STACKED, llama_tensors, lwm_config, open_lwm
+from model.convert.flax_msgpack import DTYPES, Leaf
+from model.convert.import_lwm import LAYER_NAMES, ROTATED, STACKED, LWMWeights, lwm_config, open_lwm
 from model.llama.config import modality_ranges
+from model.llama.initial_weights import weight_shapes
 from model.llama.llama import build_llama
 from model.training.micro_batch_loss import micro_batch_loss
 from model.training.rank_batch import rank_batch
@@ -37,8 +38,14 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 def load(name: str) -> LlamaForCausalLM:
     leaves = open_lwm(DATA / f"{name}_fp32")
     model = build_llama(lwm_config(leaves, heads=4, context=256, rope_theta=THETA[name]), seed=0)
-    model.load_state_dict(dict(llama_tensors(leaves, model.config)), strict=True)
+    model.load_state_dict(llama_tensors(leaves, model.config), strict=True)
     return model
+
+
+def llama_tensors(leaves: Mapping[str, Leaf], config: LlamaConfig) -> dict[str, Tensor]:
+    """All weights of a Llama by name, of an LWM checkpoint."""
+    weights = LWMWeights(leaves, config)
+    return {name: weights.read(name) for name in weight_shapes(config)}
 
 
 def joint(tokens: np.ndarray, is_vision: np.ndarray) -> np.ndarray:

@@ -1,22 +1,19 @@
-"""LWM's checkpoint files: read in place, cut into layers, written as a plain Hugging Face Llama, and back."""
+"""LWM's checkpoint files of every format: read in place, and cut into the weights of a plain Llama, and back."""
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import msgpack
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, LlamaForCausalLM
 
 from model.convert.flax_msgpack import read_leaves
-from model.convert.import_lwm import convert_lwm, llama_tensors, lwm_config, open_lwm
-from model.llama.config import modality_ranges
+from model.convert.import_lwm import LWMWeights, lwm_config, open_lwm
+from model.llama.initial_weights import weight_shapes
 from storage.errors import UserError
-from tests.model.lwm_reference import CHUNKED, DATA, EVERY, TEXT, arrays, joint, lwm_tensors, write_leaves
-from tests.model.peak_memory import peak_bytes
+from tests.model.lwm_reference import CHUNKED, DATA, llama_tensors, lwm_tensors, write_leaves
 
 VISION = DATA / "vision_V1_fp32"
 
@@ -79,47 +76,14 @@ def test_writing_leaves_gives_back_the_released_file_byte_for_byte(tmp_path):
     assert (tmp_path / "file").read_bytes() == VISION.read_bytes()
 
 
-@pytest.mark.parametrize("max_shard_bytes", [60_000, 1 << 30])
-def test_converted_checkpoint_is_a_plain_llama_with_lwms_logits(tmp_path, max_shard_bytes):
-    """Loaded by transformers' own from_pretrained; the vision slice of the joint head is LWM's vision head."""
-    seen = []
-    convert_lwm(VISION, tmp_path / "hf", 4, 256, 5e7, max_shard_bytes=max_shard_bytes, progress=seen.append)
-    stock, report = LlamaForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert set(seen) == set(stock.state_dict())
-    files = sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors"))
-    if max_shard_bytes == 60_000:
-        index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
-        assert set(index["weight_map"].values()) == set(files)
-        assert index["metadata"]["total_size"] == sum(w.nbytes for w in stock.state_dict().values())
-        assert len(files) > 3
-    else:
-        assert files == ["model.safetensors"]
-    stored = arrays("vision_V1")
-    ids = torch.from_numpy(joint(stored["input_tokens"], stored["input_vision_masks"])).long()
-    ours = stock(ids).logits.detach().numpy()[:, EVERY - 1 :: EVERY]
-    np.testing.assert_allclose(ours[..., :TEXT], stored["text_logits"], rtol=0, atol=1.5e-5)
-    np.testing.assert_allclose(ours[..., TEXT:], stored["vision_logits"], rtol=0, atol=1.5e-5)
-    assert modality_ranges(AutoConfig.from_pretrained(tmp_path / "hf"))["text"] == range(TEXT)
-
-
-def test_conversion_to_bf16_rounds_once_and_says_so(tmp_path):
-    convert_lwm(DATA / "text_A_fp32", tmp_path / "hf", 4, 256, 1e6, dtype=torch.bfloat16)
-    stock = LlamaForCausalLM.from_pretrained(tmp_path / "hf")
-    leaves = open_lwm(DATA / "text_A_fp32")
-    assert stock.dtype == torch.bfloat16
-    for name, weight in llama_tensors(leaves, lwm_config(leaves, 4, 256, 1e6)):
-        assert torch.equal(stock.state_dict()[name], weight.bfloat16())
-
-
 @pytest.mark.parametrize(("name", "stacked"), [("text_A_fp32", False), ("vision_V1_fp32", True)])
 def test_exporting_is_the_inverse_of_importing(name, stacked):
     leaves = open_lwm(DATA / name)
     config = lwm_config(leaves, 4, 256, 1e6)
-    back = lwm_tensors(dict(llama_tensors(leaves, config)), config, stacked)
+    back = lwm_tensors(llama_tensors(leaves, config), config, stacked)
     assert set(back) == set(leaves)
     assert all(torch.equal(back[path], leaf.read()) for path, leaf in leaves.items())
-    restacked = lwm_tensors(dict(llama_tensors(leaves, config)), config, not stacked)
+    restacked = lwm_tensors(llama_tensors(leaves, config), config, not stacked)
     assert set(restacked) != set(leaves)
 
 
@@ -128,32 +92,8 @@ def test_an_npz_of_flax_paths_is_as_good(tmp_path):
     np.savez(tmp_path / "params.npz", **{path: leaf.read().numpy() for path, leaf in leaves.items()})
     again = open_lwm(tmp_path / "params.npz")
     config = lwm_config(leaves, 4, 256, 5e7)
-    one, two = dict(llama_tensors(leaves, config)), dict(llama_tensors(again, config))
+    one, two = llama_tensors(leaves, config), llama_tensors(again, config)
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def test_memory_is_one_shard_and_not_the_checkpoint(tmp_path):
-    """24 stacked layers in chunks: what is held at once stays far under the whole."""
-    width, layers = 128, 24
-    leaves = {path: leaf.read() for path, leaf in read_leaves(DATA / "text_A_fp32").items() if "/h/" not in path}
-    leaves["transformer/wte/embedding"] = torch.randn(64, width)
-    leaves["lm_head/kernel"] = torch.randn(width, 64)
-    leaves["transformer/ln_f/kernel"] = torch.ones(width)
-    for name, shape in {"wq": (width, width), "wk": (width, width), "wv": (width, width), "wo": (width, width)}.items():
-        leaves[f"transformer/h/scan_decoder/attention/{name}/kernel"] = torch.randn(layers, *shape)
-    for name, shape in {"w1": (width, 256), "w2": (256, width), "w3": (width, 256)}.items():
-        leaves[f"transformer/h/scan_decoder/feed_forward/{name}/kernel"] = torch.randn(layers, *shape)
-    for name in ("attention_norm", "ffn_norm"):
-        leaves[f"transformer/h/scan_decoder/{name}/kernel"] = torch.ones(layers, width)
-    with open(tmp_path / "file", "wb") as file:
-        write_leaves(file, leaves, chunk_bytes=1 << 18)
-    whole = sum(tensor.nbytes for tensor in leaves.values())
-    leaves.clear()
-    shard = 1 << 20
-    largest = 256 * width * 4
-    peak = peak_bytes(lambda: convert_lwm(tmp_path / "file", tmp_path / "hf", 4, 256, 1e6, max_shard_bytes=shard))
-    assert shard / 2 < peak < shard + 4 * largest
-    assert peak < whole / 8
 
 
 def _pickle(path):
@@ -170,23 +110,110 @@ def _cut_in_a_header(path):
 
 def _float8(path):
     array = msgpack.ExtType(1, msgpack.packb([[2], "float8", b"12"]))
-    path.write_bytes(msgpack.packb([["a"], msgpack.packb(array)]))
+    path.write_bytes(msgpack.packb([["transformer", "a"], msgpack.packb(array)]))
 
 
-@pytest.mark.parametrize("make", [_pickle, _cut, _cut_in_a_header, _float8, lambda path: path.write_bytes(b"")])
+def _negative(path):
+    array = msgpack.ExtType(1, msgpack.packb([[-2, -1], "float32", bytes(8)]))
+    path.write_bytes(msgpack.packb([["transformer", "a"], msgpack.packb(array)]))
+
+
+def _deep(path):
+    path.write_bytes(b"\x81\xa1a" * 100_000 + b"\x80")
+
+
+def _long_map(path):
+    path.write_bytes(b"\xdf\xff\xff\xff\xff" + b"\xa1a\xc0" * 10)
+
+
+def _long_record(path):
+    array = msgpack.packb(msgpack.ExtType(1, msgpack.packb([[1], "float32", bytes(4)])))
+    path.write_bytes(msgpack.packb([["transformer", "a"], array + b"more"]))
+
+
+DAMAGES = (_pickle, _cut, _cut_in_a_header, _float8, _negative, _deep, _long_map, _long_record)
+
+
+@pytest.mark.parametrize("make", [*DAMAGES, lambda path: path.write_bytes(b"")])
 def test_a_file_that_is_not_whole_or_not_lwms_is_a_users_mistake(tmp_path, make):
     make(tmp_path / "file")
     with pytest.raises(UserError, match="copy the"):
-        convert_lwm(tmp_path / "file", tmp_path / "hf", 4, 256, 1e6)
-    assert not (tmp_path / "hf").exists()
+        open_lwm(tmp_path / "file")
 
 
-def test_missing_files_existing_targets_and_wrong_heads_are_users_mistakes(tmp_path):
+def test_every_cut_of_a_file_is_refused_and_no_changed_byte_of_its_beginning_is_a_traceback(tmp_path):
+    """Nor an endless loop or a large allocation. Past the first header a changed byte is another number, mostly."""
+    whole = nested(VISION)
+    for end in np.random.default_rng(0).integers(1, len(whole), 50):
+        (tmp_path / "file").write_bytes(whole[:end])
+        with pytest.raises(UserError, match="copy the file again"):
+            open_lwm(tmp_path / "file")
+    refused = 0
+    for place in range(70):
+        for byte in (0, 0x7F, 0xC1, 0xDF, 0xFF):
+            (tmp_path / "file").write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            try:
+                weights_of(tmp_path / "file")
+            except UserError:
+                refused += 1
+    assert refused > 200
+
+
+def weights_of(path):
+    leaves = open_lwm(path)
+    weights = LWMWeights(leaves, lwm_config(leaves, 4, 256, 5e7))
+    weights.check()
+    return {name: weights.read(name) for name in weight_shapes(weights.config)}
+
+
+def nested(path, further=()):
+    """The `flax_params::` file of a checkpoint: one map of maps."""
+    tree = {"params": {}}
+    for key, value in msgpack.Unpacker(path.open("rb"), max_buffer_size=1 << 30):
+        node = tree["params"]
+        for part in key[:-1]:
+            node = node.setdefault(part, {})
+        node[key[-1]] = msgpack.unpackb(value)
+    return msgpack.packb(tree | dict(further))
+
+
+def test_one_nested_map_has_the_same_weights(tmp_path):
+    (tmp_path / "file").write_bytes(nested(VISION, {"step": 7, "rng": [b"x" * 100, {"a": None}]}))
+    assert_same(weights_of(f"flax_params::{tmp_path / 'file'}"), weights_of(VISION))
+
+
+@pytest.mark.parametrize("chunk_bytes", [3000, 1 << 30])
+def test_a_train_state_has_the_same_weights_beside_what_the_optimizer_keeps(tmp_path, chunk_bytes):
+    """int32 leaves and moments, before and behind the parameters, as flax's own serialization writes them."""
+
+    def record(path, value):
+        return msgpack.packb([path.split("/"), msgpack.packb(value)])
+
+    integer = msgpack.ExtType(1, msgpack.packb([[], "int32", bytes(4)]))
+    moment = msgpack.ExtType(1, msgpack.packb([[3], "float32", bytes(12)]))
+    with open(tmp_path / "file", "wb") as file:
+        file.write(record("step", integer) + record("opt_state/1/0/mu/params/transformer/ln_f/kernel", moment))
+        leaves = {f"params/params/{path}": leaf.read() for path, leaf in read_leaves(VISION).items()}
+        write_leaves(file, leaves, chunk_bytes)
+        file.write(record("opt_state/1/1/count", integer) + record("opt_state/1/2/empty", None))
+    assert_same(weights_of(f"trainstate::{tmp_path / 'file'}"), weights_of(VISION))
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_missing_files_wrong_heads_and_half_a_model_are_users_mistakes(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        convert_lwm(tmp_path / "none", tmp_path / "hf", 4, 256, 1e6)
-    with pytest.raises(UserError, match="already exists"):
-        convert_lwm(VISION, tmp_path, 4, 256, 1e6)
+        open_lwm(tmp_path / "none")
     with pytest.raises(UserError, match="heads: 5"):
-        convert_lwm(VISION, tmp_path / "hf", 5, 256, 1e6)
+        lwm_config(open_lwm(VISION), 5, 256, 1e6)
     with pytest.raises(UserError, match="no leaf"):
-        convert_lwm(DATA / "vision_V1_bf16_part", tmp_path / "hf", 4, 256, 1e6)
+        lwm_config(open_lwm(DATA / "vision_V1_bf16_part"), 4, 256, 1e6)
+    (tmp_path / "file").write_bytes(msgpack.packb({"step": 1}))
+    with pytest.raises(UserError, match="none of the parameters"):
+        open_lwm(tmp_path / "file")
+    leaves = {path: leaf for path, leaf in open_lwm(VISION).items() if "w2" not in path}
+    with pytest.raises(UserError, match=r"has no model\.layers\.0\.mlp\.down_proj\.weight"):
+        LWMWeights(leaves, lwm_config(leaves, 4, 256, 5e7)).check()

@@ -23,6 +23,7 @@ from pipelines.train.stage import TrainStage
 from storage.errors import UserError
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, tiny_recipe
+from tests.model.lwm_reference import lwm_tensors, write_leaves
 from tokenization.loader.batch import MicroBatch
 
 MESH = Mesh(dp=1, sp=4, rank=3, sp_group=None)
@@ -85,6 +86,41 @@ def test_a_run_starts_from_a_hugging_face_folder_or_from_a_stage_of_another_run(
         assert torch.equal(model.lm_head.weight[: VOCABULARY.text_size], text.lm_head.weight)
         assert model.config.max_position_embeddings == job.stage.context
     assert torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
+
+
+def lwm_job(tmp_path, name: str = "lwm", **sizes: int) -> TrainJob:
+    """One whose `model.init` is the LWM checkpoint of a model of text."""
+    text = build_llama(llama_config(SIZES, VOCABULARY.text_size, 64, 1e4), seed=5)
+    with (tmp_path / "lwm").open("wb") as file:
+        write_leaves(file, lwm_tensors(dict(text.named_parameters()), text.config, stacked=True))
+    job = job_of(tmp_path)
+    model = job.recipe.model.model_copy(update={"init": str(tmp_path / name), "size": {**SIZES, **sizes}})
+    return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"model": model}))
+
+
+def test_a_run_starts_from_a_released_lwm_checkpoint(tmp_path) -> None:
+    job = lwm_job(tmp_path)
+    model = whole_llama(initial_weights(job))
+    text = build_llama(llama_config(SIZES, VOCABULARY.text_size, 64, 1e4), seed=5)
+    assert model.config.vocab_size == VOCABULARY.size
+    for name, weight in text.named_parameters():
+        assert torch.equal(model.get_parameter(name)[: len(weight)], weight)
+    stage = TrainStage(job.recipe, job.stage, None)
+    stage._check_lwm()
+    before = stage.settings()["model"]["init"]
+    (tmp_path / "lwm").write_bytes((tmp_path / "lwm").read_bytes() + b"more")
+    assert stage.settings()["model"]["init"] != before
+
+
+def test_an_lwm_checkpoint_of_other_sizes_or_cut_short_is_refused_before_anything_runs(tmp_path) -> None:
+    job = lwm_job(tmp_path, num_hidden_layers=2)
+    stage = TrainStage(job.recipe, job.stage, None)
+    with pytest.raises(UserError, match=r"model\.size: num_hidden_layers is 2, in the LWM checkpoint .*lwm 1; give"):
+        stage.check()
+    job = lwm_job(tmp_path)
+    (tmp_path / "lwm").write_bytes((tmp_path / "lwm").read_bytes()[:-9])
+    with pytest.raises(UserError, match="is not LWM's msgpack format"):
+        TrainStage(job.recipe, job.stage, None).check()
 
 
 def test_the_weights_to_start_from_are_in_the_fingerprint_wherever_they_lie_in_the_folder(tmp_path) -> None:
