@@ -58,8 +58,15 @@ class Leaf:
             if lo < hi:
                 data = source[first_byte + lo * size : first_byte + hi * size]
                 target[(at + lo - start) * size : (at + hi - start) * size] = data
+                self._forget(first_byte + lo * size, first_byte + hi * size)
             at += count
         return out.reshape(shape)
+
+    def _forget(self, start: int, end: int) -> None:
+        """Take pages of the file out of the process again: else all that was ever read counts as its memory."""
+        if isinstance(self.buffer, mmap.mmap):
+            first = start - start % mmap.PAGESIZE
+            self.buffer.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def read_leaves(path: str | Path) -> dict[str, Leaf]:

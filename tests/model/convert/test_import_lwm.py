@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -217,3 +218,18 @@ def test_missing_files_wrong_heads_and_half_a_model_are_users_mistakes(tmp_path)
     leaves = {path: leaf for path, leaf in open_lwm(VISION).items() if "w2" not in path}
     with pytest.raises(UserError, match=r"has no model\.layers\.0\.mlp\.down_proj\.weight"):
         LWMWeights(leaves, lwm_config(leaves, 4, 256, 5e7)).check()
+
+
+def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path):
+    with open(tmp_path / "file", "wb") as file:
+        write_leaves(file, {f"transformer/{n}": torch.ones(1 << 22) for n in range(16)})
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0])
+
+    leaves = read_leaves(tmp_path / "file")
+    before = resident()
+    for leaf in leaves.values():
+        assert leaf.read().sum() == 1 << 22
+    assert resident() - before < 32 << 10  # KiB; the file has 256 MiB
