@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow.compute as pc
 
+from pipelines.evaluate.checks import check_tasks
 from pipelines.recipe import Recipe
 from pipelines.sources.known_fields import known_fields
 from pipelines.sources.listing import MEDIA, Listing, json_names
@@ -16,9 +16,6 @@ from storage.errors import UserError
 from storage.urls import first_contact
 from tokenization.field_spec import FieldSpec
 from tokenization.text.tokenizer_files import fetch_tokenizer
-
-_LONG_ENOUGH = 512
-"""Tokens from which a context holds a needle and the question about it, whatever the tokenizer."""
 
 
 def check_recipe(recipe: Recipe, objects: Listing) -> None:
@@ -32,8 +29,8 @@ def check_recipe(recipe: Recipe, objects: Listing) -> None:
     _check_objectives(recipe)
     _check_splits(objects)
     _check_tokenizer(recipe)
-    if objects.of_split(True, ["text"]):
-        _check_needle(recipe)
+    if recipe.train is not None:
+        check_tasks(recipe, objects)
 
 
 def _check_media(recipe: Recipe, name: str, objects: Listing) -> None:
@@ -143,19 +140,3 @@ def _overlap(held: _Part, trained_on: _Part) -> bool:
     if held.inner and set(json_names(held.inner)) <= set(json_names(trained_on.inner)):
         return False
     return max(held.start, trained_on.start) < min(held.end, trained_on.end)
-
-
-def _check_needle(recipe: Recipe) -> None:
-    """The question and the needle fit the contexts that may be too short for them."""
-    needle = recipe.evaluate.needle
-    short = [context for context in needle.contexts if context < _LONG_ENOUGH] if needle else []
-    if not needle or not short:
-        return
-    from pipelines.evaluate.tasks.needle_prompts import build_prompt, draw_needles  # a tokenizer's imports take time
-    from tokenization.text.tokenizer import load_text_tokenizer
-
-    tokenizer = load_text_tokenizer(str(fetch_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)))
-    for context in short:
-        for number in range(needle.rounds):
-            (drawn,) = draw_needles(1, np.random.default_rng([recipe.seed, context, number]))
-            build_prompt(np.zeros(1, np.int32), [(drawn, 0.0)], [drawn], context, tokenizer)

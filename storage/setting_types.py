@@ -1,7 +1,7 @@
 """Types of settings, for the dataclasses in which components declare theirs and for the recipe made of them.
 
 Bounds are pydantic's, which checks recipes. A setting affects the output unless its type says otherwise:
-`workers: OutputNeutral[Positive] = 1`; `pipelines.recipe.output_settings` reads the mark.
+`workers: OutputNeutral[Positive] = 1`; `pipelines.recipe.output_settings` reads the marks.
 """
 
 from __future__ import annotations
@@ -34,3 +34,9 @@ OUTPUT_NEUTRAL = "does not affect the output"
 
 OutputNeutral = Annotated[T, OUTPUT_NEUTRAL]
 """A setting that changes how fast or how safely something is made, and not what is made."""
+
+NEUTRAL_UNTIL_SET = "does not affect the output while it is None"
+"""The same of a type whose default is None."""
+
+NeutralUntilSet = Annotated[T | None, NEUTRAL_UNTIL_SET]
+"""A setting that earlier versions did not have: None, its default, makes what they made, and is known to no output."""

@@ -145,10 +145,11 @@ def generate_frames(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     unconditional_ids: np.ndarray | None = None,
+    group: Group = None,
 ) -> np.ndarray:
     """`stream_frames` with one setting for all frames, at once: int32 codes [n_frames, codes_per_frame]."""
     setting = Sampling(guidance, top_k, temperature)
     frames = stream_frames(
-        model, vocabulary, prompt_ids, n_frames, codes_per_frame, setting, setting, unconditional_ids, generator
+        model, vocabulary, prompt_ids, n_frames, codes_per_frame, setting, setting, unconditional_ids, generator, group
     )
     return np.stack([np.zeros(codes_per_frame, np.int32), *frames])[1:]

@@ -1,76 +1,60 @@
-"""What every part of the evaluation gets: the recipe and what the stages before made."""
+"""What every cell of an evaluation is given: settings, the model that is evaluated, data, and where results go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
-from pipelines.codecs.record import CodecRecord
-from pipelines.codecs.stage import CodecStage
-from pipelines.dag.manifest import StageOutput
-from pipelines.pack.record import PackRecord
-from pipelines.pack.stage import PackStage
-from pipelines.recipe import Kind as SourceKind
-from pipelines.recipe import Recipe
-from pipelines.sources.listing import Listing, read_objects
+from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
+from pipelines.evaluate.run_data import RunData
+from pipelines.evaluate.subject import Subject
+from pipelines.recipe.data import Storage
+from pipelines.recipe.evaluate import Evaluate
 from storage.store import Store
-from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
-from tokenization.text.tokenizer_files import fetch_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
-CONTINUATIONS = 4
-"""Windows of held-out clips that are continued."""
-
-Kind = Literal["loss", "needle", "reconstruction", "continuation", "prompt"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One unit of work, of retry and of resume. arguments: of the function that measures this kind, beside the name."""
-
-    name: str
-    kind: Kind
-    arguments: Mapping[str, Any]
+if TYPE_CHECKING:  # it imports torch, which the driver does without
+    from model.attention.p2p import Group
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """The inputs of the stage. `store` is the stage's own folder."""
+    """The same on every rank of a cell, but for `rank` and `group`.
 
-    recipe: Recipe
-    vocabulary: JointVocabulary
-    inputs: Mapping[str, StageOutput[Any]]
+    settings: of the recipe's `evaluate`. subject: the model; of a run, that of the last training stage. store: where
+    cells are committed; a cell writes files of its own there on rank 0 alone (`is_first`). storage: how URLs of the
+    settings are opened. limits: of what decodes files. run: None for an exported model without a recipe. group: the
+    ranks that share the cell and call `measure` alike; None for one.
+    """
+
+    settings: Evaluate
+    seed: int
+    subject: Subject
     store: Store
+    storage: Storage
+    limits: Limits = DEFAULT_LIMITS
+    run: RunData | None = None
+    rank: int = 0
+    group: Group = None
+
+    @classmethod
+    def of_run(cls, run: RunData, subject: Subject, store: Store) -> EvaluateJob:
+        """By the recipe of a run."""
+        recipe = run.recipe
+        limits = recipe.tokenize.decoder_limits
+        return cls(recipe.evaluate, recipe.seed, subject, store, recipe.storage, limits, run)
 
     @property
-    def last(self) -> str:
-        """The name of the last training stage."""
-        return self.recipe.curriculum[-1].name
+    def vocabulary(self) -> JointVocabulary:
+        """The joint vocabulary of the model."""
+        return self.subject.vocabulary
 
     @property
     def device(self) -> str:
-        """Where the models run."""
-        return "cuda" if self.recipe.evaluate.resources.gpus else "cpu"
+        """Where the model runs, "cpu" or "cuda"."""
+        return self.subject.device
 
     @property
-    def has_vision(self) -> bool:
-        """Whether there is a VQGAN and room in the vocabulary for its codes."""
-        return self.codec is not None and "vision" in self.vocabulary
-
-    @property
-    def codec(self) -> StageOutput[CodecRecord] | None:
-        """The VQGAN; None where all is text."""
-        return self.inputs.get(CodecStage.kind)
-
-    def packed(self, stage: str) -> StageOutput[PackRecord]:
-        """What was packed for a training stage."""
-        return self.inputs[PackStage.named(stage)]
-
-    def objects(self, kinds: tuple[SourceKind, ...], heldout: bool) -> Listing:
-        """The raw objects of these kinds in one split, in the listing's order."""
-        return read_objects(self.inputs["sources"].store, self.recipe).of_split(heldout, kinds)
-
-    def tokenizer(self) -> TextTokenizer:
-        """The recipe's text tokenizer."""
-        return load_text_tokenizer(str(fetch_tokenizer(self.recipe.text_tokenizer.path, self.recipe.storage.options)))
+    def is_first(self) -> bool:
+        """Whether this rank writes the cell's files."""
+        return self.rank == 0

@@ -1,4 +1,4 @@
-"""The run's VQGAN, and frames as PNG."""
+"""Frames as PNG."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipelines.codecs.vqgan import load_vqgan
 from pipelines.evaluate.job import EvaluateJob
 from storage.store import Store
-from tokenization.codecs.vqgan.model import VQGAN
 
 _GAP = 2
-
-
-def run_vqgan(job: EvaluateJob) -> VQGAN:
-    """The run's VQGAN."""
-    assert job.recipe.vqgan is not None
-    assert job.codec is not None
-    return load_vqgan(job.codec.store, job.recipe.vqgan, device=job.device)
 
 
 def strip(rows: list[np.ndarray], given: int = 0) -> np.ndarray:
@@ -47,3 +38,8 @@ def save_png(store: Store, name: str, picture: np.ndarray) -> str:
     with store.writing(name) as file:
         file.write(buffer.getvalue())
     return name
+
+
+def keep_picture(job: EvaluateJob, name: str, picture: np.ndarray) -> str:
+    """The same of a cell, once for all its ranks."""
+    return save_png(job.store, name, picture) if job.is_first else name

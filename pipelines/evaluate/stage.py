@@ -10,6 +10,7 @@ from pipelines.cluster.capacity import Capacity
 from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
+from pipelines.evaluate.haystack import text_digest
 from pipelines.evaluate.record import EvaluateRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
@@ -38,24 +39,31 @@ class EvaluateStage(Stage[EvaluateRecord]):
         return ("sources", *codec, *map(PackStage.named, names), *map(TrainStage.named, names))
 
     def settings(self) -> Mapping[str, Any]:
-        """What is measured."""
-        return {"evaluate": output_settings(self.recipe.evaluate), "seed": self.recipe.seed}
+        """What is measured, and which texts it is measured with where the recipe names some."""
+        settings = {"evaluate": output_settings(self.recipe.evaluate), "seed": self.recipe.seed}
+        text = text_digest(self.recipe.evaluate, self.recipe.storage)
+        return {**settings, "text": text} if text else settings
 
     def resources(self) -> Capacity:
-        """One task."""
-        return Capacity().plus(self.recipe.evaluate.resources, 1)
+        """One group of workers."""
+        return Capacity().plus(self.recipe.evaluate.resources, self.recipe.evaluate.sp)
 
     def run(self, context: StageContext) -> Made[EvaluateRecord]:
-        """Measure every part on the cluster."""
+        """Measure every cell on the cluster."""
         from pipelines.evaluate.job import EvaluateJob
+        from pipelines.evaluate.rebuilt import take_cells_before
         from pipelines.evaluate.run import evaluate_all
+        from pipelines.evaluate.run_data import RunData
         from pipelines.tokenize.vocabulary import joint_vocabulary
 
-        job = EvaluateJob(self.recipe, joint_vocabulary(self.recipe), context.inputs, context.store)
-        with bar(self.name, None, "part") as line:
+        run = RunData(self.recipe, joint_vocabulary(self.recipe), context.inputs)
+        job = EvaluateJob.of_run(run, run.trained(run.last), context.store)
+        take_cells_before(context.store)
+        with bar(self.name, None, "cell") as line:
             return Made(evaluate_all(job, line))
 
     def summary(self, manifest: Manifest[EvaluateRecord]) -> tuple[str, ...]:
-        """Parts and pictures."""
-        outputs = manifest.record.outputs
-        return (count_of(len(outputs.parts), "parts"), count_of(len(outputs.pictures), "pictures"))
+        """Cells, holes and pictures."""
+        outputs, holes = manifest.record.outputs, manifest.record.figures.holes or ()
+        counts = (count_of(len(outputs.parts), "cells"), count_of(len(outputs.pictures), "pictures"))
+        return (*counts[:1], count_of(len(holes), "holes"), *counts[1:]) if holes else counts

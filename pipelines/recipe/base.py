@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage.errors import UserError
-from storage.setting_types import OUTPUT_NEUTRAL, Above0, AtLeast0, Positive, Text
+from storage.setting_types import NEUTRAL_UNTIL_SET, OUTPUT_NEUTRAL, Above0, AtLeast0, Positive, Text
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -49,7 +49,9 @@ def output_settings(settings: Any) -> Any:
     if not isinstance(settings, BaseModel) and not dataclasses.is_dataclass(settings):
         return settings
     types = field_types(type(settings))
-    neutral = {name for name in types if OUTPUT_NEUTRAL in getattr(types[name], "__metadata__", ())}
+    marks = {name: getattr(types[name], "__metadata__", ()) for name in types}
+    neutral = {name for name in types if OUTPUT_NEUTRAL in marks[name]}
+    neutral |= {name for name in types if NEUTRAL_UNTIL_SET in marks[name] and getattr(settings, name) is None}
     return {name: output_settings(getattr(settings, name)) for name in types if name not in neutral}
 
 

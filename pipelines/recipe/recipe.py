@@ -1,4 +1,4 @@
-"""The whole recipe, what is measured at its end, and the checks that its parts fit together."""
+"""The whole recipe, and the checks that its parts fit together."""
 
 from __future__ import annotations
 
@@ -7,42 +7,12 @@ from typing import Any, cast
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.base import Config, Name, Resources
+from pipelines.recipe.base import Config, Name
 from pipelines.recipe.data import Pack, PackedData, Source, Storage, TextTokenizer, Tokenize, VisualTokenizer
+from pipelines.recipe.evaluate import Evaluate
 from pipelines.recipe.train import Model, Train, TrainStage
 from storage.public_url import public_below, public_url
-from storage.setting_types import AtLeast0, Count, OutputNeutral, Positive
-
-
-class Needle(Config):
-    """Needle in a haystack: context x depth."""
-
-    contexts: list[Positive] = Field(min_length=1)
-    depths: Positive = 5
-    rounds: Positive = 1
-
-
-class Generation(Config):
-    """Frames generated as continuation of a held-out clip and from text."""
-
-    prompt_frames: Positive = 4
-    frames: Positive = 4
-    prompts: list[str] = Field(default_factory=list)
-    guidance: AtLeast0 = 1.0
-    top_k: Positive = 1000
-    temperature: AtLeast0 = 1.0
-
-
-class Evaluate(Config):
-    """What is measured at the end."""
-
-    max_sequences: Positive = 64
-    """Held-out sequences scored at most, per stage and source."""
-    needle: Needle | None = None
-    generation: Generation | None = None
-    reconstructions: Count = 8
-    """Held-out frames shown beside their reconstruction."""
-    resources: OutputNeutral[Resources] = Resources()
+from storage.setting_types import Count
 
 
 class Recipe(Config):

@@ -12,7 +12,8 @@ import ray
 
 from pipelines.cluster.progress import bar
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.evaluate.run import cut_parts, measure_of
+from pipelines.evaluate.run_data import RunData
+from pipelines.evaluate.task_table import TASKS, all_cells
 from pipelines.pack.run import PackJob, PackPartition, _pack_partition
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
@@ -92,14 +93,15 @@ def train(folder: Path) -> dict[str, Any]:
 def evaluate(folder: Path) -> dict[str, Any]:
     """Held-out loss, and reconstruction, of models that are drawn at random from a seed."""
     recipe, outputs = make_run(folder)
-    job = EvaluateJob(recipe, VOCABULARY, outputs, Store(str(folder / "evaluate")))
+    run = RunData(recipe, VOCABULARY, outputs)
+    job = EvaluateJob.of_run(run, run.trained(run.last), Store(str(folder / "evaluate")))
     made: dict[str, Any] = {}
-    for part in cut_parts(job):
-        if part.kind == "loss":
-            result = measure_of(part.kind)(job, part.name, **part.arguments)
-            made |= {f"{part.name} {modality}": nats for modality, nats in result["nats"].items()}
-        if part.kind == "reconstruction":
-            made[part.name] = measure_of(part.kind)(job, part.name, **part.arguments)["psnr"]
+    for cell in all_cells(job, ["heldout", "reconstruction"]):
+        result = TASKS[cell.task].measure(job, cell)
+        if cell.task == "heldout":
+            made |= {f"{cell.name} {modality}": nats for modality, nats in result["nats"].items()}
+        else:
+            made[cell.name] = result["psnr"]
     return made
 
 

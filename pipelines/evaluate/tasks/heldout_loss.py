@@ -8,48 +8,73 @@ scores a sequence.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
-import torch
-from transformers import LlamaForCausalLM
 
-from model.llama.config import modality_ranges
-from model.training.micro_batch_loss import micro_batch_loss
-from model.training.rank_batch import Dispatcher
+from pipelines.evaluate.cell import Cell
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.evaluate.models import trained_model
+from pipelines.evaluate.record import Row
+from pipelines.evaluate.subject import TrainedSubject
+from pipelines.evaluate.table import tabulate
 from storage.store import Store
 from tokenization.document import PackedSequence
-from tokenization.loader.join import join_sequences
 from tokenization.media.frame_sampling import uniform_sample
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import read_sequence
 from tokenization.vocabulary import JointVocabulary
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+TITLE = "Held-out loss"
 COUNTED_TOKENS = 2**24
 """Tokens of training shards, at most, that a unigram model is counted on."""
 
 
-def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) -> dict[str, Any]:
-    """Score the model of train stage `stage` on the held-out sequences of `source` that pack stage `pack` made."""
-    packed = job.packed(pack)
+def lacks(job: EvaluateJob) -> str | None:
+    """See `task_table`."""
+    if job.run is None:
+        return "held-out sequences are those of a run; give its recipe by --recipe"
+    if not _packed_by(job):
+        return "the recipe's run has packed no held-out sequences; run it, with sources that hold something out"
+    return None
+
+
+def cells(job: EvaluateJob) -> list[Cell]:
+    """A model and a source each: of a run every stage on its own sources, and the last on all; else the one model."""
+    return [
+        Cell(f"loss-{stage or job.subject.name}-{source}", "heldout", {"stage": stage, "pack": pack, "source": source})
+        for stage, pack, source in _scored(job)
+    ]
+
+
+def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
+    """Score a model on the held-out sequences of a source: of train stage `stage`, or the job's subject where it is
+    None, as pack stage `pack` made them.
+    """
+    assert job.run is not None
+    stage, source = cell.arguments["stage"], cell.arguments["source"]
+    subject = job.subject if stage is None else job.run.trained(stage)
+    packed = job.run.packed(cell.arguments["pack"])
+    assert packed is not None
     shards = packed.shared
     heldout, train = (packed.record.read_set(shards, source, split) for split in ("heldout", "train"))
     assert heldout is not None
     assert train is not None
-    chosen = uniform_sample(len(heldout), job.recipe.evaluate.max_sequences)
-    sums = score_sequences(trained_model(job, stage), read_sequences(shards, heldout, chosen), job.device)
+    chosen = uniform_sample(len(heldout), job.settings.max_sequences)
+    sums = score_sequences(subject.model(job.group), read_sequences(shards, heldout, chosen), job.device)
     counts = target_counts(read_sequences(shards, heldout, chosen), job.vocabulary)
     counted = uniform_sample(len(train), max(1, COUNTED_TOKENS // train.context))
     train_counts = target_counts(read_sequences(shards, train, counted), job.vocabulary)
-    name = f"counts/{name}.safetensors"
-    with job.store.writing(name) as file:
-        file.write(safetensors.numpy.save({"heldout": counts, "train": train_counts}))
+    name = f"counts/{cell.name}.safetensors"
+    if job.is_first:
+        with job.store.writing(name) as file:
+            file.write(safetensors.numpy.save({"heldout": counts, "train": train_counts}))
     return {
-        "stage": stage,
+        "stage": stage or subject.name,
         "source": source,
         "context": heldout.context,
         "sequences": len(chosen),
@@ -58,6 +83,57 @@ def score_part(job: EvaluateJob, name: str, stage: str, pack: str, source: str) 
         "targets": {modality: round(sums[f"{modality}_targets"]) for modality in job.vocabulary.sizes},
         "counts": name,
     }
+
+
+def rows(job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """Rows of `tabulate`: for each stage over each source of its mixture and, as source "all", over all of them; then,
+    as stage "final", the last model over every source of the run, each packed by the last stage that reads it.
+    """
+    assert job.run is not None
+    losses = list(results.values())
+    if isinstance(job.subject, TrainedSubject):
+        by_stage = [
+            (stage.name, [loss for loss in losses if loss["stage"] == stage.name and loss["source"] in stage.mixture])
+            for stage in job.run.recipe.curriculum
+        ]
+        by_stage.append(("final", [loss for loss in losses if loss["stage"] == job.run.last]))
+    else:
+        by_stage = [(job.subject.name, losses)]
+    found: list[Row] = []
+    for stage, own in by_stage:
+        of_stage = [row for loss in own for row in tabulate(job, [loss], loss["source"])]
+        of_stage += tabulate(job, own, "all") if own else []
+        found += [{**row, "stage": stage} for row in of_stage]
+    return found
+
+
+def _scored(job: EvaluateJob) -> list[tuple[str | None, str, str]]:
+    """(model's stage, packing stage, source) of all that is scored; stage None: the job's subject."""
+    assert job.run is not None
+    packed_by = _packed_by(job)
+    if not isinstance(job.subject, TrainedSubject):
+        return [(None, pack, source) for source, pack in sorted(packed_by.items())]
+    stages, last = job.run.recipe.curriculum, job.run.recipe.curriculum[-1]
+    scored = [(stage.name, stage.name, source) for stage in stages for source in sorted(stage.mixture)]
+    scored += [(last.name, pack, source) for source, pack in sorted(packed_by.items()) if source not in last.mixture]
+    return [one for one in scored if _holds_out(job, one[1], one[2])]
+
+
+def _packed_by(job: EvaluateJob) -> dict[str, str]:
+    """The last stage that packed held-out sequences of each source that has some, by source."""
+    assert job.run is not None
+    stages = job.run.recipe.curriculum
+    return {
+        source: stage.name
+        for stage in stages
+        for source in sorted(stage.mixture)
+        if _holds_out(job, stage.name, source)
+    }
+
+
+def _holds_out(job: EvaluateJob, stage: str, source: str) -> bool:
+    packed = job.run.packed(stage) if job.run else None
+    return packed is not None and "heldout" in packed.record.outputs.sets.get(source, {})
 
 
 def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) -> Iterator[PackedSequence]:
@@ -73,6 +149,13 @@ def score_sequences(
     model: LlamaForCausalLM, sequences: Iterable[PackedSequence], device: str = "cpu"
 ) -> dict[str, float]:
     """Sums `NAME_{nll,targets}` of each modality over the targets with loss, each sequence and document by itself."""
+    import torch
+
+    from model.llama.config import modality_ranges
+    from model.training.micro_batch_loss import micro_batch_loss
+    from model.training.rank_batch import Dispatcher
+    from tokenization.loader.join import join_sequences
+
     names = modality_ranges(model.config)
     total = dict.fromkeys((f"{name}_{figure}" for name in names for figure in ("nll", "targets")), 0.0)
     dispatcher = Dispatcher()

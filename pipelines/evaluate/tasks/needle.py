@@ -8,54 +8,87 @@ taken out, so that depths, and presence and absence, differ in nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import LlamaForCausalLM
 
-from model.inference.kv_decoder import Decoder, choose
-from model.llama.llama import inference
-from pipelines.decoder.client import parsed_records
+from pipelines.evaluate.cell import Cell
+from pipelines.evaluate.haystack import haystack, lacks_text
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.evaluate.models import trained_model
+from pipelines.evaluate.record import Row
+from pipelines.evaluate.shared_prefill import prefilled
 from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
-from pipelines.sources.listing import content_of
-from storage.errors import BadData
-from tokenization.field_spec import FieldSpec
-from tokenization.readers.record import BadRecord
+from pipelines.recipe.evaluate import Needle as Settings
 from tokenization.text.tokenizer import TextTokenizer
-from tokenization.vocabulary import JointVocabulary
 
+if TYPE_CHECKING:
+    from model.inference.kv_decoder import Decoder
+
+TITLE = "Needle in a haystack"
 ANSWER_TOKENS = 24
+_LONG_ENOUGH = 512
+"""Tokens from which a context holds a needle and the question about it, whatever the tokenizer."""
 
 
-def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
-    """Ask the last stage's model at one context: a list over depths of each figure, means over the rounds."""
-    settings = job.recipe.evaluate.needle
-    assert settings is not None
-    tokenizer, model = job.tokenizer(), trained_model(job, job.last)
-    text = haystack(job, tokenizer, context * settings.rounds)
-    last = settings.depths - 1
-    depths = [number / last for number in range(settings.depths)] if last else [0.5]  # 0: the text's start, 1: its end
+def lacks(job: EvaluateJob) -> str | None:
+    """See `task_table`."""
+    if job.settings.needle is None:
+        return "evaluate.needle is not there; set needle.contexts"
+    return lacks_text(job)
+
+
+def check(job: EvaluateJob) -> None:
+    """The question and the needle fit the contexts that may be too short for them."""
+    settings = _settings(job)
+    short = [context for context in settings.contexts if context < _LONG_ENOUGH]
+    if not short:
+        return
+    tokenizer = job.subject.tokenizer()
+    for context in short:
+        for number in range(settings.rounds):
+            (drawn,) = draw_needles(1, np.random.default_rng([job.seed, context, number]))
+            build_prompt(np.zeros(1, np.int32), [(drawn, 0.0)], [drawn], context, tokenizer)
+
+
+def cells(job: EvaluateJob) -> list[Cell]:
+    """A context and a round each: what stands before the first needle is the same for all depths."""
+    settings = _settings(job)
+    return [
+        Cell(f"needle-{context}-{number}", "needle", {"context": context, "round": number})
+        for context in settings.contexts
+        for number in range(settings.rounds)
+    ]
+
+
+def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
+    """Ask about one needle at all depths, and where it is not there, in one context."""
+    from model.llama.llama import inference
+
+    settings, context, number = _settings(job), cell.arguments["context"], cell.arguments["round"]
+    tokenizer = job.subject.tokenizer()
+    text = haystack(job, context * settings.rounds)
+    own = np.roll(text, -number * context)
+    (needle,) = draw_needles(1, np.random.default_rng([job.seed, context, number]))
+    truth = follow(tokenizer, "is:", needle.number)
+    digits = digits_of(truth, tokenizer)
+    depths = [*_depths(settings), None]
+    hidden = [[] if depth is None else [(needle, depth)] for depth in depths]
+    prompts = [build_prompt(own, one, [needle], context, tokenizer).tokens for one in hidden]
     answers: list[dict[str, Any]] = []
-    for number in range(settings.rounds):
-        generator = np.random.default_rng([job.recipe.seed, context, number])
-        (needle,) = draw_needles(1, generator)
-        own = np.roll(text, -number * context)
-        truth = follow(tokenizer, "is:", needle.number)
-        digits = digits_of(truth, tokenizer)
-        for depth in [*depths, None]:
-            prompt = build_prompt(own, [] if depth is None else [(needle, depth)], [needle], context, tokenizer)
-            most = min(ANSWER_TOKENS, answer_buffer(context))
-            ids, logits = ask(model, prompt.tokens, truth, job.vocabulary, most)
+    model = job.subject.model(job.group)
+    with inference(model):
+        most = min(ANSWER_TOKENS, answer_buffer(context))
+        decoders = prefilled(model, prompts, most, job.group)
+        for depth, prompt in zip(depths, prompts):
+            decoder = next(decoders)
+            ids, logits = ask(decoder, truth, job.vocabulary.text_size, job.vocabulary.eos_id, most)
             answer = tokenizer.decode([token for token in ids if token < tokenizer.size])
             answers.append(
                 {
                     "round": number,
                     "depth": depth,
-                    "tokens": len(prompt.tokens),
+                    "tokens": len(prompt),
                     "needle": needle.number,
                     "answer": answer,
                     "found": found(answer, [needle]),
@@ -63,47 +96,68 @@ def needle_part(job: EvaluateJob, name: str, context: int) -> dict[str, Any]:
                     "choice_nats": choice_nats(logits[digits], truth[digits], tokenizer),
                 }
             )
+            del decoder  # before the next one is filled
+    return {"context": context, "haystack_tokens": len(text), "answers": answers}
 
-    def mean(depth: float | None, figure: str) -> float | None:
-        values = [one[figure] for one in answers if one["depth"] == depth]
-        return None if None in values else float(np.mean(values))
 
-    return {
-        "context": context,
-        "depths": depths,
-        "rounds": settings.rounds,
-        "haystack_tokens": len(text),
-        "accuracy": [mean(depth, "found") for depth in depths],
-        "digit_nats": [mean(depth, "digit_nats") for depth in depths],
-        "digit_nats_without": mean(None, "digit_nats"),
-        "choice_nats": [mean(depth, "choice_nats") for depth in depths],
-        "choice_nats_without": mean(None, "choice_nats"),
-        "accuracy_without": mean(None, "found"),
-        "answers": answers,
-    }
+def rows(job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """A row a context: a list over depths of each figure, means over the rounds that were measured."""
+    settings = _settings(job)
+    depths = _depths(settings)
+    found_rows: list[Row] = []
+    for context in settings.contexts:
+        own = [result for result in results.values() if result["context"] == context]
+        if not own:
+            continue
+        answers = [answer for result in own for answer in result["answers"]]
+
+        def mean(depth: float | None, figure: str, answers: Sequence[Mapping[str, Any]] = answers) -> float | None:
+            values = [one[figure] for one in answers if one["depth"] == depth]
+            return None if None in values else float(np.mean(values))
+
+        row: dict[str, Any] = {"part": f"needle-{context}", "context": context, "depths": depths, "rounds": len(own)}
+        row["haystack_tokens"] = own[0]["haystack_tokens"]
+        for figure, key in (("found", "accuracy"), ("digit_nats", "digit_nats"), ("choice_nats", "choice_nats")):
+            row[key] = [mean(depth, figure) for depth in depths]
+            row[f"{key}_without"] = mean(None, figure)
+        found_rows.append({**row, "answers": answers})
+    return found_rows
+
+
+def _settings(job: EvaluateJob) -> Settings:
+    assert job.settings.needle is not None
+    return job.settings.needle
+
+
+def _depths(settings: Settings) -> list[float]:
+    """0: the text's start, 1: its end."""
+    last = settings.depths - 1
+    return [number / last for number in range(settings.depths)] if last else [0.5]
 
 
 def ask(
-    model: LlamaForCausalLM, prompt: np.ndarray, truth: np.ndarray, vocabulary: JointVocabulary, answer_tokens: int
+    decoder: Decoder, truth: np.ndarray, text_size: int, eos_id: int, answer_tokens: int
 ) -> tuple[list[int], np.ndarray]:
     """The greedy answer's ids, and the logits float32 [len(truth), text ids] of each token of the true one.
 
-    The prompt passes through the model once.
+    decoder: of one row, which has the prompt; it goes on to the answer.
     """
-    with inference(model):
-        decoder = Decoder(model, [prompt], room=answer_tokens)
-        scored = decoder.fork([0])
-        logits = []
-        for token in torch.from_numpy(truth.astype(np.int64)).to(decoder.device):
-            logits.append(scored.logits(0, vocabulary.text_size)[0])
-            scored.append(token[None])
-        answer: list[int] = []
-        while len(answer) < answer_tokens:
-            token = choose(decoder.logits(0, vocabulary.text_size), None, 0.0, None)
-            if int(token) == vocabulary.eos_id:
-                break
-            answer.append(int(token))
-            decoder.append(token)
+    import torch
+
+    from model.inference.kv_decoder import choose
+
+    scored = decoder.fork([0])
+    logits = []
+    for token in torch.from_numpy(truth.astype(np.int64)).to(decoder.device):
+        logits.append(scored.logits(0, text_size)[0])
+        scored.append(token[None])
+    answer: list[int] = []
+    while len(answer) < answer_tokens:
+        token = decoder.agreed(choose(decoder.logits(0, text_size), None, 0.0, None))
+        if int(token) == eos_id:
+            break
+        answer.append(int(token))
+        decoder.append(token)
     return answer, torch.stack(logits).cpu().numpy()
 
 
@@ -120,27 +174,3 @@ def choice_nats(logits: np.ndarray, ids: np.ndarray, tokenizer: TextTokenizer) -
     if not np.isin(ids, ten).all():
         return None
     return nats(logits[:, ten], np.array([int(np.flatnonzero(ten == one)[0]) for one in ids]))
-
-
-def haystack(job: EvaluateJob, tokenizer: TextTokenizer, tokens: int) -> np.ndarray:
-    """Ids int32 of held-out text, one record after the other, as many as there are up to `tokens`."""
-    pieces: list[np.ndarray] = []
-    for text in _texts(job):
-        pieces.append(tokenizer.encode(text))
-        if sum(map(len, pieces)) >= tokens:
-            break
-    return np.concatenate([np.zeros(0, np.int32), *pieces])[:tokens]
-
-
-def _texts(job: EvaluateJob) -> Iterator[str]:
-    options = job.recipe.storage.options
-    for found_object in job.objects(("text",), heldout=True):
-        spec = FieldSpec.parse(job.recipe.sources[found_object.source].fields[0])
-        try:
-            content, limits = content_of(found_object, options), job.recipe.tokenize.decoder_limits
-            for record in parsed_records(content, found_object.url, spec.names, limits):
-                if not isinstance(record, BadRecord):
-                    values = [record[1].get(name) for name in spec.names]
-                    yield "\n\n".join(value for value in values if isinstance(value, str) and value)
-        except BadData:  # the tokenize stage has it in quarantine
-            continue

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.evaluate.cell import Cell
 from pipelines.evaluate.job import EvaluateJob
-from pipelines.evaluate.pictures import run_vqgan, save_png, strip
+from pipelines.evaluate.pictures import keep_picture, strip
 from pipelines.sources.listing import MEDIA
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
@@ -19,19 +20,35 @@ OBJECTS = 16
 FRAMES = 16
 """Frames of each, evenly spaced."""
 
+TITLE = "Reconstruction"
 
-def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, Any]:
+
+def lacks(job: EvaluateJob) -> str | None:
+    """See `task_table`."""
+    if not job.subject.has_codec:
+        return "the model has no codec of frames; evaluate one that was trained on videos"
+    return "the frames are those of a recipe's sources; give it by --recipe" if job.run is None else None
+
+
+def cells(job: EvaluateJob) -> list[Cell]:
+    """One for each split."""
+    splits = {"heldout": True, "train": False}
+    return [Cell(f"reconstruction-{name}", "reconstruction", {"heldout": held}) for name, held in splits.items()]
+
+
+def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
     """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
-    vqgan, recipe = run_vqgan(job), job.recipe
-    assert recipe.vqgan is not None
-    objects = job.objects(MEDIA, heldout)
-    request = FrameRequest(fps=recipe.tokenize.fps, size=recipe.vqgan.sizes.resolution, chunk=FRAMES, max_frames=FRAMES)
-    wanted = max(0, recipe.evaluate.reconstructions) if heldout else 0
+    assert job.run is not None
+    assert job.subject.fps is not None
+    vqgan, heldout = job.subject.codec(), cell.arguments["heldout"]
+    objects = job.run.objects(MEDIA, heldout)
+    request = FrameRequest(fps=job.subject.fps, size=vqgan.config.resolution, chunk=FRAMES, max_frames=FRAMES)
+    wanted = job.settings.reconstructions if heldout else 0
     clips: list[dict[str, Any]] = []
     every: list[tuple[np.ndarray, np.ndarray]] = []
     for found in (objects[number] for number in uniform_sample(len(objects), OBJECTS)):
         try:
-            chunks = object_frames(found, recipe.storage.options, request, recipe.tokenize.decoder_limits)
+            chunks = object_frames(found, job.storage.options, request, job.limits)
             parts = [chunk.frames for chunk in chunks]
         except BadData:  # the tokenize stage has it in quarantine
             continue
@@ -47,6 +64,6 @@ def reconstruct_part(job: EvaluateJob, name: str, heldout: bool) -> dict[str, An
     names = [clip["key"] for clip in clips for _ in range(clip["frames"])]
     pairs = []
     for place in uniform_sample(len(frames), wanted):
-        file = save_png(job.store, f"pictures/{name}-{place:05d}.png", strip([frames[[place]], back[[place]]]))
+        file = keep_picture(job, f"pictures/{cell.name}-{place:05d}.png", strip([frames[[place]], back[[place]]]))
         pairs.append({"file": file, "key": names[place], "psnr": psnr(frames[[place]], back[[place]])})
     return {"heldout": heldout, "objects": clips, "psnr": psnr(frames, back), "pairs": pairs}

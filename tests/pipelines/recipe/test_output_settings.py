@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pipelines.recipe import Train, TrainStage
 from pipelines.recipe.base import Config, field_types, output_settings
 from pipelines.recipe.load import load_recipe
-from storage.setting_types import OutputNeutral
+from storage.setting_types import NeutralUntilSet, OutputNeutral
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
@@ -28,6 +28,7 @@ class Outer(Config):
     inner: Inner = Inner()
     pairs: tuple[dict[str, Inner], ...] = ({"both": Inner()}, {"both": Inner(3)})
     pool: OutputNeutral[Inner | None] = None
+    later: NeutralUntilSet[Inner] = None
 
 
 def test_what_is_marked_neutral_is_left_out_at_every_depth() -> None:
@@ -36,6 +37,7 @@ def test_what_is_marked_neutral_is_left_out_at_every_depth() -> None:
         "inner": {"size": 1},
         "pairs": [{"both": {"size": 1}}, {"both": {"size": 3}}],
     }
+    assert output_settings(Outer(later=Inner(4)))["later"] == {"size": 4}
     assert output_settings(None) is None
 
 
@@ -54,6 +56,8 @@ WHAT_A_STAGE_COMPUTES = {
 HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "zero_group", "memory", "tokens"}
 """`tokens` is another way to say `steps`."""
 HOW_TOKENIZE_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
+HOW_EVALUATION_RUNS = {"resources", "sp", "cell_seconds"}
+NEUTRAL_UNTIL_SET_OF_EVALUATION = {"text"}
 
 
 def test_every_key_of_training_is_known_to_shape_the_model_or_not_to() -> None:
@@ -75,7 +79,8 @@ def test_what_a_recipe_makes_depends_on_these_keys_alone(path: Path) -> None:
 
     assert output_settings(recipe.tokenize) == without(recipe.tokenize, HOW_TOKENIZE_RUNS)
     assert output_settings(recipe.pack) == without(recipe.pack, {"pool", "stages"})
-    assert output_settings(recipe.evaluate) == without(recipe.evaluate, {"resources"})
+    unset = {key for key in NEUTRAL_UNTIL_SET_OF_EVALUATION if getattr(recipe.evaluate, key) is None}
+    assert output_settings(recipe.evaluate) == without(recipe.evaluate, HOW_EVALUATION_RUNS | unset)
     if recipe.train:
         assert output_settings(recipe.train) == without(recipe.train, HOW_TRAINING_RUNS)
     for stage in recipe.curriculum:

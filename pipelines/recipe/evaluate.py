@@ -1,0 +1,66 @@
+"""What is measured of a trained model: a class of settings a task, and what the evaluation runs on.
+
+A task whose settings are None is not measured by a recipe. A key that is added here is `NeutralUntilSet`, so that
+evaluations that do not set it stay what they were.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.recipe.base import Config, Resources
+from storage.setting_types import Above0, AtLeast0, Count, NeutralUntilSet, OutputNeutral, Positive, Text
+
+Texts = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+"""URLs, of which a single one needs no list."""
+
+
+class Needle(Config):
+    """Needle in a haystack: context x depth."""
+
+    contexts: list[Positive] = Field(min_length=1)
+    depths: Positive = 5
+    rounds: Positive = 1
+
+
+class Generation(Config):
+    """Frames generated as continuation of a held-out clip and from text."""
+
+    prompt_frames: Positive = 4
+    frames: Positive = 4
+    prompts: list[str] = Field(default_factory=list)
+    guidance: AtLeast0 = 1.0
+    top_k: Positive = 1000
+    temperature: AtLeast0 = 1.0
+
+
+class Evaluate(Config):
+    """What is measured at the end."""
+
+    max_sequences: Positive = 64
+    """Held-out sequences scored at most, per stage and source."""
+    needle: Needle | None = None
+    generation: Generation | None = None
+    reconstructions: Count = 8
+    """Held-out frames shown beside their reconstruction."""
+    text: NeutralUntilSet[Texts] = None
+    """Texts that fill the contexts of needles and the like: fsspec URLs with globs, relative ones below `storage.data`.
+    None: those that the recipe's sources hold out."""
+    resources: OutputNeutral[Resources] = Resources()
+    """Of one worker, and how many there are. A worker holds the model and measures one cell after another."""
+    sp: OutputNeutral[Positive] = 1
+    """Workers that share the context of one cell; there are `resources.workers` // `sp` such groups. Figures agree to
+    rounding whatever it is."""
+    cell_seconds: OutputNeutral[Above0] = 6 * 3600.0
+    """A cell that takes longer hangs: its workers are replaced."""
+
+    @model_validator(mode="after")
+    def _workers_make_a_group(self) -> Evaluate:
+        if self.resources.workers % self.sp:
+            raise ValueError(
+                f"evaluate.sp {self.sp} does not divide evaluate.resources.workers {self.resources.workers}; choose an "
+                f"sp that divides it or change the workers"
+            )
+        return self
