@@ -18,7 +18,8 @@ from pipelines.recipe.data import Storage
 from pipelines.recipe.evaluate import Evaluate
 from pipelines.sources.found import Found, find_objects
 from pipelines.sources.listing import content_of
-from storage.errors import BadData
+from storage.errors import BadData, UserError
+from storage.urls import NothingFoundError
 from tokenization.field_spec import FieldSpec
 from tokenization.readers.record import BadRecord
 from tokenization.readers.records import EXTENSIONS, extension_of
@@ -39,14 +40,19 @@ def lacks_text(job: EvaluateJob) -> str | None:
 
 
 def haystack(job: EvaluateJob, tokens: int) -> np.ndarray:
-    """Ids int32 of text, one record after the other, as many as there are up to `tokens`."""
+    """Ids int32 of text, one record after the other, as many as there are up to `tokens`.
+
+    Raises UserError where there is none at all.
+    """
     tokenizer = job.subject.tokenizer()
     pieces: list[np.ndarray] = []
     for text in texts(job):
         pieces.append(tokenizer.encode(text))
         if sum(map(len, pieces)) >= tokens:
             break
-    return np.concatenate([np.zeros(0, np.int32), *pieces])[:tokens]
+    if not any(map(len, pieces)):
+        raise UserError(f"{KEY}: no text can be read in its files, nor in those that are held out; name others")
+    return np.concatenate(pieces)[:tokens]
 
 
 def texts(job: EvaluateJob) -> Iterator[str]:
@@ -82,4 +88,7 @@ def text_digest(settings: Evaluate, storage: Storage) -> str | None:
 
 
 def _found(settings: Evaluate, storage: Storage) -> Found:
-    return find_objects(KEY, settings.text or (), storage, lambda url: extension_of(url) in EXTENSIONS)
+    try:
+        return find_objects(KEY, settings.text or (), storage, lambda url: extension_of(url) in EXTENSIONS)
+    except NothingFoundError as error:
+        raise UserError(f"{KEY}: {str(error).partition(';')[0]}; name text files that are there") from None

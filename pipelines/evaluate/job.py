@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
@@ -23,8 +24,9 @@ class EvaluateJob:
 
     settings: of the recipe's `evaluate`. subject: the model; of a run, that of the last training stage. store: where
     cells are committed; a cell writes files of its own there on rank 0 alone (`is_first`). storage: how URLs of the
-    settings are opened. limits: of what decodes files. run: None for an exported model without a recipe. group: the
-    ranks that share the cell and call `measure` alike; None for one.
+    settings are opened. limits: of what decodes files. run: None for an exported model without a recipe. folders: where
+    in `store` the cells of a task are; those that are not named, in the store itself. group: the ranks that share the
+    cell and call `measure` alike; None for one.
     """
 
     settings: Evaluate
@@ -34,6 +36,7 @@ class EvaluateJob:
     storage: Storage
     limits: Limits = DEFAULT_LIMITS
     run: RunData | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0
     group: Group = None
 
@@ -43,6 +46,11 @@ class EvaluateJob:
         recipe = run.recipe
         limits = recipe.tokenize.decoder_limits
         return cls(recipe.evaluate, recipe.seed, subject, store, recipe.storage, limits, run)
+
+    def of_task(self, task: str) -> EvaluateJob:
+        """The same, with the store of one task."""
+        folder = self.folders.get(task)
+        return replace(self, store=self.store.at(folder), folders={}) if folder else self
 
     @property
     def vocabulary(self) -> JointVocabulary:

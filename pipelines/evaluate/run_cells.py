@@ -53,18 +53,27 @@ def run_cells(job: EvaluateJob, cells: Sequence[Cell], on_done: Callable[[], Non
     on_done: called once a cell, also for those that were committed before, and for holes. Raises UserError where no
     group can start.
     """
-    results = Results()
-    for record in JsonRecords(job.store).load([cell.name for cell in cells]):
-        results.by_cell[record["partition"]] = record["result"]
+    results, waiting = committed(job, cells)
+    for _ in results.by_cell:
         on_done()
-    waiting = deque(cell for cell in cells if cell.name not in results.by_cell)
     if waiting:
-        _Run(job, waiting, results, on_done).until_done()
-    names = [cell.name for cell in cells if cell.name in results.by_cell]
-    results.by_cell = {name: results.by_cell[name] for name in names}
+        _Run(job, deque(waiting), results, on_done).until_done()
+    in_order = [cell.name for cell in cells if cell.name in results.by_cell]
+    results.by_cell = {name: results.by_cell[name] for name in in_order}
     order = {cell.name: number for number, cell in enumerate(cells)}
     results.holes.sort(key=lambda hole: order[hole.cell])
     return results
+
+
+def committed(job: EvaluateJob, cells: Sequence[Cell]) -> tuple[Results, list[Cell]]:
+    """The results that are there already, and the cells that are not."""
+    results = Results()
+    for task in dict.fromkeys(cell.task for cell in cells):
+        names = [cell.name for cell in cells if cell.task == task]
+        for record in JsonRecords(job.of_task(task).store).load(names):
+            results.by_cell[record["partition"]] = record["result"]
+    results.by_cell = {cell.name: results.by_cell[cell.name] for cell in cells if cell.name in results.by_cell}
+    return results, [cell for cell in cells if cell.name not in results.by_cell]
 
 
 class _Run:

@@ -61,13 +61,13 @@ class Task:
 
     def measure(self, job: EvaluateJob, cell: Cell) -> dict[str, Any]:
         """Measure a cell."""
-        result: dict[str, Any] = self._loaded.measure(job, cell)
+        result: dict[str, Any] = self._loaded.measure(job.of_task(self.name), cell)
         return result
 
     def rows(self, job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> tuple[Row, ...]:
         """The rows of all results by cell."""
         if hasattr(self._loaded, "rows"):
-            return tuple(self._loaded.rows(job, results))
+            return tuple(self._loaded.rows(job.of_task(self.name), results))
         return tuple({"part": name, **result} for name, result in results.items())
 
     def verdict(self, rows: Sequence[Row]) -> tuple[str, str] | None:
@@ -92,6 +92,11 @@ TASKS: dict[str, Task] = {
     )
 }
 """By name, in the order of the report."""
+
+
+def settings_key(task: str) -> str:
+    """The key of a task's own settings in `evaluate`, if it has any."""
+    return task.replace("-", "_")
 
 
 def all_cells(job: EvaluateJob, names: Sequence[str] = tuple(TASKS)) -> list[Cell]:

@@ -191,7 +191,7 @@ class _Worker:
             result = TASKS[cell.task].measure(replace(job, rank=self._rank, group=self._group), cell)
             record = {"partition": cell.name, "task": cell.task, "result": result}
             if self._rank == 0:
-                job.store.write_json(JsonRecords.name(cell.name), record)
+                job.of_task(cell.task).store.write_json(JsonRecords.name(cell.name), record)
             return Measured(record)
         except Exception as error:
             return Failure(_kind(error), _sentence(error), traceback.format_exc())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +18,13 @@ from pydantic import BaseModel, ValidationError
 from model.convert.lwm_settings import file_of
 from pipelines.recipe import Recipe
 from pipelines.recipe.base import field_types
+from pipelines.recipe.evaluate import Evaluate
 from pipelines.recipe.yaml_tree import read_yaml
 from storage.errors import UserError
 from storage.urls import join_url
+
+_EVALUATE = "evaluate"
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -47,6 +52,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def load_evaluate(overrides: Sequence[str], settings: Evaluate | None = None) -> Evaluate:
+    """Settings of an evaluation, those of a recipe or the defaults, with `key.path=value` overrides.
+
+    The keys are those of `evaluate`, with or without its name. Raises UserError on any mistake.
+    """
+    branch: dict[str, Any] = {} if settings is None else settings.model_dump(mode="json")
+    tree = {_EVALUATE: branch}
+    for override in overrides:
+        _apply_override(tree, override if override.startswith(f"{_EVALUATE}.") else f"{_EVALUATE}.{override}")
+    try:
+        return Evaluate.model_validate(tree[_EVALUATE])
+    except ValidationError as error:
+        raise UserError(f"--set: {_explain(error, (_EVALUATE,))}") from None
 
 
 def _make_paths_absolute(tree: dict[str, Any]) -> None:
@@ -96,13 +116,18 @@ def _place(node: Any, part: str, override: str) -> int | str:
     return int(part)
 
 
-def _explain(error: ValidationError) -> str:
-    """The first of pydantic's errors as one sentence, with the nearest known key for a misspelt one."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+def _explain(error: ValidationError, branch: tuple[str, ...] = ()) -> str:
+    """The first of pydantic's errors as one sentence; of a misspelt key before others, with the nearest known one.
+
+    branch: of the recipe, which was validated alone.
+    """
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] in _UNKNOWN_KEY), errors[0])
+    location = (*branch, *first["loc"])
+    key = ".".join(str(part) for part in location)
+    if first["type"] in _UNKNOWN_KEY:
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":

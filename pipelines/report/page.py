@@ -11,6 +11,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.evaluate.plain_table import plain_table
+from pipelines.evaluate.task_table import TASKS
 from pipelines.report import dag_svg as dag
 from pipelines.report import figures
 from pipelines.report.numbers import context_name, count
@@ -58,6 +60,10 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         reconstructions=[row for row in evaluation.get("reconstruction", []) if row["psnr"] is not None],
         continuations=[row for row in _generated(evaluation, "continuation") if "skipped" not in row],
         prompts=_generated(evaluation, "prompt"),
+        further=[
+            (TASKS[task].title, *plain_table(rows)) for task, rows in evaluation.get("further", {}).items() if rows
+        ],
+        holes=evaluation.get("holes", []),
         plots=plots,
         uris={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()},
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True, width=110),

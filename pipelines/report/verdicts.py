@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from statistics import fmean as mean
 from typing import Any
 
+from pipelines.evaluate.task_table import TASKS
+
 WELL_UNDER = 0.5
 """Nats under the unigram entropy from which a model has clearly learnt from context."""
 
@@ -21,7 +23,20 @@ def verdicts(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     if evaluation.get("needle"):
         found.append(_needle(evaluation["needle"]))
     found += _reconstruction(evaluation.get("reconstruction", [])) + _continuation(evaluation.get("generation", []))
+    for task, rows in evaluation.get("further", {}).items():
+        found += [verdict] if (verdict := TASKS[task].verdict(rows)) else []
+    found += _holes(evaluation.get("holes", []))
     return [{"grade": grade, "text": text} for grade, text in found]
+
+
+def _holes(holes: list[Mapping[str, Any]]) -> list[_Verdict]:
+    if not holes:
+        return []
+    first, more = holes[0], f", and {len(holes) - 1} more" if len(holes) > 1 else ""
+    cells = f"{len(holes)} cell{'s' if len(holes) > 1 else ''} of the evaluation"
+    missing = f"{first['cell']} ({first['reason']}){more}"
+    remedy = "mend the cause and run the recipe with --rebuild evaluate, which tries them alone again"
+    return [("bad", f"{cells} could not be measured and the figures are without: {missing}; {remedy}.")]
 
 
 def _loss(row: Mapping[str, Any]) -> _Verdict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,10 +15,14 @@ import pytest
 
 from pipelines.build import build_stages
 from pipelines.dag.manifest import StageOutput, record_json
-from pipelines.evaluate import run as evaluation
+from pipelines.evaluate.cell import Hole
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.record import EvaluateFigures, EvaluateOutputs, EvaluateRecord
+from pipelines.evaluate.run import rows_by_task
+from pipelines.evaluate.run_cells import Results
+from pipelines.evaluate.run_data import RunData
 from pipelines.evaluate.stage import EvaluateStage
+from pipelines.evaluate.task_table import TASKS, Task, all_cells
 from pipelines.recipe import Recipe
 from pipelines.report.page import shown_rows
 from pipelines.report.record import ReportRecord
@@ -48,20 +54,14 @@ HOSTILE = "s3://bucket/<script>alert(1)</script>.mp4"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe, made = make_run(tmp_path_factory.mktemp("run"))
     store = Store(recipe.storage.root).at("stages", "evaluate")
-    job = EvaluateJob(recipe, VOCABULARY, made, store)
-    parts = [part for part in evaluation.cut_parts(job) if part.name not in ("continuation-2", "continuation-3")]
-    records = [
-        {
-            "partition": one.name,
-            "kind": one.kind,
-            "result": evaluation.measure_of(one.kind)(job, one.name, **one.arguments),
-        }
-        for one in parts
-    ]
-    outputs = EvaluateOutputs(tuple(one.name for one in parts), tuple(store.names("pictures")))
+    data = RunData(recipe, VOCABULARY, made)
+    job = EvaluateJob.of_run(data, data.trained(data.last), store)
+    cells = [cell for cell in all_cells(job) if cell.name not in ("continuation-2", "continuation-3")]
+    results = Results({cell.name: TASKS[cell.task].measure(job, cell) for cell in cells})
+    outputs = EvaluateOutputs(tuple(results.by_cell), tuple(store.names("pictures")))
     bad = {"url": HOSTILE, "key": "k", "record": None, "reason": "not a video that can be read"}
     tokenize = TokenizeRecord(TokenizeOutputs(), TokenizeFigures(5, 12345, thinned_videos=2, frames_left_out=1500))
-    evaluated = EvaluateRecord(outputs, evaluation.collect(job, records))
+    evaluated = EvaluateRecord(outputs, EvaluateFigures.of(rows_by_task(job, cells, results), ()))
     for stage in build_stages(recipe):
         if isinstance(stage, TokenizeStage):
             done = output(stage, store, tokenize, 3.0)
@@ -158,6 +158,41 @@ def test_a_run_of_text_alone_with_nothing_held_out_has_a_report_too(run: Run, tm
     page = Page((tmp_path / "report.html").read_text())
     assert "Nothing was held out" in " ".join(page.words)
     assert "Generated frames" not in page.words
+
+
+def test_cells_that_could_not_be_measured_are_named_with_their_reasons(run: Run, tmp_path: Path) -> None:
+    evaluated = run.outputs["evaluate"]
+    holes = (Hole("needle-512-0", "needle", "a worker or its node died, 5 times"), Hole("needle-512-1", "needle", "it"))
+    figures = dataclasses.replace(evaluated.record.figures, holes=tuple(map(dataclasses.asdict, holes)))
+    record = EvaluateRecord(evaluated.record.outputs, figures)
+    manifest = dataclasses.replace(evaluated.manifest, record=record)
+    run.report(tmp_path, outputs={**run.outputs, "evaluate": StageOutput(evaluated.store, manifest)})
+    page = Page((tmp_path / "report.html").read_text())
+    assert "Holes" in page.words
+    assert "a worker or its node died, 5 times" in page.words
+    text = " ".join(page.words)
+    assert "2 cells of the evaluation could not be measured and the figures are without: needle-512-0 (a worker" in text
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["verdicts"][-1]["grade"] == "bad"
+    assert [hole["cell"] for hole in facts["evaluation"]["holes"]] == ["needle-512-0", "needle-512-1"]
+
+
+def test_a_task_without_a_plot_of_its_own_has_a_table_and_a_verdict(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("pipelines.evaluate.tasks.echo")
+    module.TITLE, module.verdict = "Echoes", lambda rows: ("fair", f"{len(rows)} echoes.")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(TASKS, "echo", Task("echo", "echo"))
+    evaluated = run.outputs["evaluate"]
+    rows = ({"word": "<b>", "share": 0.5, "answers": [{"long": 1}]}, {"word": "b", "share": None, "answers": []})
+    record = EvaluateRecord(evaluated.record.outputs, EvaluateFigures.of({"echo": rows}, ()))
+    manifest = dataclasses.replace(evaluated.manifest, record=record)
+    run.report(tmp_path, outputs={**run.outputs, "evaluate": StageOutput(evaluated.store, manifest)})
+    words = Page((tmp_path / "report.html").read_text()).words
+    start = words.index("Echoes")
+    assert [word for word in words[start:] if word][:7] == ["Echoes", "word", "share", "<b>", "0.500", "b", "-"]
+    assert "2 echoes." in words
 
 
 def test_secrets_in_storage_options_stay_out_of_the_report(run: Run, tmp_path: Path) -> None:
