@@ -29,6 +29,12 @@ def evaluate_all(job: EvaluateJob, line: Bar) -> EvaluateRecord:
     message = "evaluate: %s %s %s: %.3f nats/token, unigram %.3f on the same tokens, %.3f from training shards"
     for row in figures.heldout:
         log.info(message, *(row[key] for key in keys))
+    if results.holes:
+        log.warning(
+            "evaluate: %d of %d cells are holes; mend the cause and run with --rebuild evaluate to try them again",
+            len(results.holes),
+            len(cells),
+        )
     pictures = tuple(name for name in job.store.names("pictures") if name.endswith(".png"))
     return EvaluateRecord(EvaluateOutputs(tuple(map(JsonRecords.name, results.by_cell)), pictures), figures)
 

@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import psutil
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pipelines.cluster.heartbeat import Heartbeat, end_worker
 from pipelines.cluster.ray_cluster import own_errors
 from pipelines.cluster.same_code import as_driver
 from pipelines.dag.records import JsonRecords
@@ -34,6 +36,7 @@ from storage.errors import is_transient
 log = logging.getLogger("ringworld")
 
 _MEET = datetime.timedelta(minutes=5)  # that ranks wait for each other when a group starts
+_KILL_SECONDS = 30.0  # that killing processes may take
 _TELL_SECONDS = 5.0  # that the other ranks have to say how they ended, after the first
 
 Kind = Literal["error", "transient", "memory", "lost", "died", "hung"]
@@ -73,7 +76,8 @@ class WorkerGroup:
             worker.join.remote(rank, size, address, backend, pool.cpus, seconds)
             for rank, worker in enumerate(self._ranks)
         ]
-        self._answers: list[Measured | Failure] = []
+        self._answers: list[Measured | Failure | Heartbeat] = []
+        self._processes: list[Heartbeat] = []
         self._since = 0.0
         self.is_ready = False
         """Whether all have their places and have met."""
@@ -104,6 +108,7 @@ class WorkerGroup:
         if not done:
             return None
         if self.cell is None:
+            self._processes = [answer for answer in self._answers if isinstance(answer, Heartbeat)]
             self.is_ready = True
             return None
         self.cell = None
@@ -112,6 +117,8 @@ class WorkerGroup:
     def release(self, failure: Failure) -> bool:
         """After a failure: whether the group can go on with another cell."""
         self.cell = None
+        if failure.kind == "hung":  # a process that is stopped does not hear of its end from Ray
+            ray.wait([end_worker(one) for one in self._processes], num_returns=len(self._ranks), timeout=_KILL_SECONDS)
         return failure.kind in ("error", "transient") and len(self._ranks) == 1
 
     def close(self) -> None:
@@ -166,8 +173,10 @@ class _Worker:
         return host, self._store.port
 
     @as_driver
-    def join(self, rank: int, size: int, address: tuple[str, int] | None, backend: str, cpus: float, s: float) -> None:
-        """Meet the other ranks. s: seconds that one waits for another amid a cell."""
+    def join(
+        self, rank: int, size: int, address: tuple[str, int] | None, backend: str, cpus: float, seconds: float
+    ) -> Heartbeat:
+        """Meet the other ranks; which process this is. seconds: that one waits for another amid a cell."""
         import torch
         import torch.distributed as dist
         import transformers
@@ -176,13 +185,18 @@ class _Worker:
         torch.set_num_threads(max(1, int(cpus)))
         transformers.utils.logging.disable_progress_bar()  # the terminal has one bar already
         self._rank, self._group = rank, None
+        process, node = psutil.Process(), ray.get_runtime_context().get_node_id()
+        born = Heartbeat(0, rank, process.pid, process.create_time(), node)
         if address is None:
-            return
+            return born
         store = self._store if rank == 0 else TCPStore(*address, size, is_master=False, timeout=_MEET)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=s))
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=seconds)
+        )
         self._group = dist.group.WORLD
         device = "cuda" if backend == "nccl" else "cpu"
         dist.all_reduce(torch.zeros(1, device=device))  # without which NCCL exchanges nothing between two ranks alone
+        return born
 
     @as_driver
     def measure(self, job: EvaluateJob, cell: Cell) -> Measured | Failure:
