@@ -48,6 +48,22 @@ def packed_ring_attention(
     return heads_for_tokens(out, exchange, plan.ulysses)
 
 
+def attend_blocks(
+    q: Tensor, kv: Tensor, plan: RankPlan, exchange: Exchange, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The forward alone, over this rank's keys and then others': out [T, H, D] and lse [T, H], accumulator dtype.
+
+    q [T, H, D], kv [T, 2, Hkv, D], contiguous. At most three blocks of other ranks' keys are held at once.
+    """
+    steps = blocks(kv, plan, exchange)
+    keys, values = kv.unbind(1)
+    out, lse = attend(q, keys, values, next(steps).runs, scale)
+    for block in steps:
+        keys, values = block.kv.unbind(1)
+        attend_(out, lse, q, keys, values, block.runs, scale)
+    return out, lse
+
+
 class _PackedRingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,11 +72,7 @@ class _PackedRingAttention(torch.autograd.Function):
         if (stored := saved_result(q.device)) is not None:
             out, lse = stored
         else:
-            steps = blocks(torch.stack((k, v), 1), plan, exchange)
-            out, lse = attend(q, k, v, next(steps).runs, scale)
-            for block in steps:
-                keys, values = block.kv.unbind(1)
-                attend_(out, lse, q, keys, values, block.runs, scale)
+            out, lse = attend_blocks(q, torch.stack((k, v), 1), plan, exchange, scale)
             out = out.to(q.dtype)
             save_result(out, lse)
         ctx.save_for_backward(q, k, v, out, lse)

@@ -9,7 +9,7 @@ once a token either way, and shares what grows with the context: the attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -82,8 +82,13 @@ class Decoder:
         """fp32 logits [B, last - first] of the next token over the ids first..last-1 only."""
         return torch.nn.functional.linear(self.hidden, self.model.lm_head.weight[first:last]).float()
 
-    def extend(self, tokens: Sequence[np.ndarray]) -> None:
-        """Extend each row by its own tokens, integer arrays [n_b], through the ring; none where the array is empty."""
+    def extend(
+        self, tokens: Sequence[np.ndarray], on_hidden: Callable[[Chunk, Tensor], object] = lambda chunk, hidden: None
+    ) -> None:
+        """Extend each row by its own tokens, integer arrays [n_b], through the ring; none where the array is empty.
+
+        on_hidden: called with each chunk of them and the final hidden states [T, hidden] of what this rank holds of it.
+        """
         if len(tokens) != len(self):
             raise ValueError(f"{len(tokens)} arrays of tokens for {len(self)} rows")
         hardware = CPU_CORES if self.device.type == "cpu" else Hardware()
@@ -95,7 +100,7 @@ class Decoder:
         room = -(-self.room // size)
         self.cache.reserve([int(n) + room if len(new) else 0 for n, new in zip(given, tokens)])
         for chunk in chunks:
-            self._prefill(chunk, tokens)
+            on_hidden(chunk, self._prefill(chunk, tokens))
 
     def append(self, ids: Tensor) -> None:
         """Extend every row by one token. ids: int64 [B], the same on every rank (see `agreed`)."""
@@ -133,7 +138,7 @@ class Decoder:
         fork.hidden = self.hidden[list(rows)]
         return fork
 
-    def _prefill(self, chunk: Chunk, tokens: Sequence[np.ndarray]) -> None:
+    def _prefill(self, chunk: Chunk, tokens: Sequence[np.ndarray]) -> Tensor:
         rank, size = self.exchange.rank, self.exchange.size
         rows = self.cache.rows
         lengths = [rows[piece.row].length for piece in chunk.pieces]
@@ -148,6 +153,7 @@ class Decoder:
         self._take_last(chunk, [len(new) for new in tokens], hidden)
         for piece in chunk.pieces:
             rows[piece.row].length += piece.end - piece.start
+        return hidden
 
     def _take_last(self, chunk: Chunk, lengths: Sequence[int], hidden: Tensor) -> None:
         """The hidden states of rows that end in this chunk, from the ranks that hold their last tokens to all."""

@@ -7,12 +7,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-import torch
 
-from model.llama.config import llama_config
-from model.llama.llama import build_llama
 from pipelines.evaluate.table import cross_entropy, entropy
-from pipelines.evaluate.tasks.heldout_loss import read_sequences, score_sequences, target_counts
+from pipelines.evaluate.tasks.heldout_loss import read_sequences, target_counts
 from storage.store import Store
 from tokenization.document import Document
 from tokenization.packing.pack import pack
@@ -21,7 +18,6 @@ from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
 
 VOCABULARY = JointVocabulary.for_codebook(50, 20, 22)
-LLAMA = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def documents() -> list[Document]:
@@ -32,24 +28,6 @@ def documents() -> list[Document]:
         tokens[length // 2 :] = VOCABULARY["vision"].codes_to_ids(generator.integers(0, 20, length - length // 2))
         made.append(Document(f"d{number}", "s", tokens, ((2, length),)))
     return made
-
-
-def test_scores_of_packed_documents_are_those_of_each_document_alone_within_its_modality() -> None:
-    model = build_llama(llama_config(LLAMA, VOCABULARY.sizes, 40, 1e4), seed=1).eval()
-    sums = score_sequences(model, pack(documents(), 40, VOCABULARY, "vision-text"))
-    nats, targets = {"text": 0.0, "vision": 0.0}, {"text": 0, "vision": 0}
-    stock = build_llama(llama_config(LLAMA, VOCABULARY.sizes, 40, 1e4), seed=1, attention="eager").eval()
-    for document in documents():
-        with torch.no_grad():
-            logits = stock(torch.from_numpy(document.tokens).long()[None]).logits[0].double()
-        for place in range(2, len(document)):
-            label = int(document.tokens[place])
-            modality, ids = ("vision", slice(50, None)) if label >= 50 else ("text", slice(0, 50))
-            nats[modality] += float(logits[place - 1, ids].logsumexp(0) - logits[place - 1, label])
-            targets[modality] += 1
-    for modality in nats:
-        assert sums[f"{modality}_targets"] == targets[modality]
-        assert sums[f"{modality}_nll"] == pytest.approx(nats[modality], rel=1e-5)
 
 
 def test_of_shards_in_an_object_store_only_the_chosen_sequences_are_read(
