@@ -96,14 +96,24 @@ def build_prompt(
         raise UserError(f"evaluate.needle.contexts: {why}; use at least {context - room + 1}")
     text = np.resize(haystack, room)
     breaks = [break_before(text, round(depth * room), tokenizer) for _, depth in hidden]
-    pieces, places, done = [np.array([tokenizer.bos_id])], [0] * len(hidden), 0
-    for index in sorted(range(len(hidden)), key=breaks.__getitem__):
-        pieces.append(text[done : breaks[index]])
-        places[index] = sum(map(len, pieces))
-        pieces.append(sentences[index])
+    whole, places = hide(text, breaks, sentences)
+    tokens = np.concatenate([[tokenizer.bos_id], whole, end]).astype(np.int32)
+    return NeedlePrompt(tokens, tuple(1 + place for place in places))
+
+
+def hide(text: np.ndarray, breaks: Sequence[int], sentences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """Text ids [n] with each sentence put in at its break, int32, and where each then starts; of those at one break
+    the first comes first.
+    """
+    pieces: list[np.ndarray] = []
+    places, done, length = [0] * len(breaks), 0, 0
+    for index in sorted(range(len(breaks)), key=breaks.__getitem__):
+        length += breaks[index] - done
+        places[index] = length
+        length += len(sentences[index])
+        pieces += [text[done : breaks[index]], sentences[index]]
         done = breaks[index]
-    pieces += [text[done:], end]
-    return NeedlePrompt(np.concatenate(pieces).astype(np.int32), tuple(places))
+    return np.concatenate([*pieces, text[done:]]).astype(np.int32), places
 
 
 def answer_buffer(context: int) -> int:
