@@ -39,7 +39,7 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
 
 
 def word_f1(answer: str, accepted: Sequence[str]) -> float:
-    """The best F1 between the words of the answer and those of an accepted one; without words, whether both have none."""
+    """The best F1 of the words of the answer and those of an accepted one; without words, whether both have none."""
     return max(_f1(normalised(answer).split(), normalised(one).split()) for one in accepted)
 
 

@@ -61,6 +61,15 @@ def draw_needles(count: int, generator: np.random.Generator) -> list[Needle]:
     return [Needle(CITIES[city], str(number)) for city, number in zip(cities, numbers)]
 
 
+def draw_hidden(
+    count: int, asked: int, generator: np.random.Generator
+) -> tuple[list[tuple[Needle, float]], list[Needle]]:
+    """So many needles, each with a depth drawn from 0 to 1, and those of them that are asked for, in a drawn order."""
+    needles = draw_needles(count, generator)
+    hidden = [(needle, float(depth)) for needle, depth in zip(needles, generator.random(count))]
+    return hidden, [needles[number] for number in generator.permutation(count)[:asked]]
+
+
 def question(asked: Sequence[Needle]) -> str:
     """What stands after the text: it names the cities in order and begins the answer about the first."""
     *others, last = names = [needle.city for needle in asked]

@@ -14,6 +14,7 @@ from pipelines.evaluate.tasks.needle_prompts import (
     break_before,
     build_prompt,
     digits_of,
+    draw_hidden,
     draw_needles,
     follow,
     found,
@@ -107,3 +108,17 @@ def test_an_answers_ids_continue_the_question_and_its_digits_are_found() -> None
     whole = TOKENIZER.encode("number is: 1234567")
     assert list(whole[-len(truth) :]) == list(truth)
     assert [TOKENIZER.decode([truth[index]]) for index in digits_of(truth, TOKENIZER)] == list("1234567")
+
+
+def test_of_many_needles_hidden_at_drawn_depths_some_are_asked_for() -> None:
+    hidden, asked = draw_hidden(6, 3, np.random.default_rng(5))
+    needles = [needle for needle, _ in hidden]
+    assert len({needle.city for needle in needles}) == 6
+    assert len(asked) == len(set(asked)) == 3
+    assert set(asked) <= set(needles)
+    assert (hidden, asked) == draw_hidden(6, 3, np.random.default_rng(5))
+    depths = [depth for seed in range(50) for _, depth in draw_hidden(6, 3, np.random.default_rng(seed))[0]]
+    assert 0 <= min(depths) < 0.05
+    assert 0.95 < max(depths) <= 1
+    first = {draw_hidden(2, 1, np.random.default_rng(seed))[1][0] for seed in range(20)}
+    assert len(first) > 10

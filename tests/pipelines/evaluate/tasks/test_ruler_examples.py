@@ -1,4 +1,4 @@
-"""RULER's examples: what is hidden stands in them, they fill their context to the token, and answers are judged by it."""
+"""RULER's examples: what is hidden stands in them, they fill their context to the token, and answers are judged."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def body(made: Example) -> str:
 
 
 SLACK = {"niah_single_1": 40, "niah_multikey_2": 40, "niah_multikey_3": 90, "vt": 40, "cwe": 40, "fwe": 40, "qa_1": 60}
-"""The longest piece that such a text is made of, in tokens: less than it may be left over. Real text is cut anywhere."""
+"""The longest piece that such a text is made of, in tokens, which may be left over. Real text is cut anywhere."""
 
 
 @pytest.mark.parametrize("context", [1500, 4500])
