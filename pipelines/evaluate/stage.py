@@ -11,6 +11,7 @@ from pipelines.cluster.progress import bar
 from pipelines.dag.manifest import Manifest
 from pipelines.dag.stage import Made, Stage, StageContext
 from pipelines.evaluate.haystack import text_digest
+from pipelines.evaluate.named_files import files_digest
 from pipelines.evaluate.record import EvaluateRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe, output_settings
@@ -39,10 +40,11 @@ class EvaluateStage(Stage[EvaluateRecord]):
         return ("sources", *codec, *map(PackStage.named, names), *map(TrainStage.named, names))
 
     def settings(self) -> Mapping[str, Any]:
-        """What is measured, and which texts it is measured with where the recipe names some."""
+        """What is measured, and which texts and questions it is measured with where the recipe names some."""
         settings = {"evaluate": output_settings(self.recipe.evaluate), "seed": self.recipe.seed}
         text = text_digest(self.recipe.evaluate, self.recipe.storage)
-        return {**settings, "text": text} if text else settings
+        files = files_digest(self.recipe.evaluate, self.recipe.storage)
+        return {**settings, **({"text": text} if text else {}), **({"files": files} if files else {})}
 
     def resources(self) -> Capacity:
         """One group of workers."""

@@ -87,6 +87,12 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("heldout", "heldout_loss"),
         Task("needle", "needle"),
+        Task("multi-needle", "multi_needle"),
+        Task("ruler", "ruler_task"),
+        Task("perplexity", "perplexity"),
+        Task("choice", "choice"),
+        Task("qa", "qa"),
+        Task("video-needle", "video_needle"),
         Task("reconstruction", "reconstruction"),
         Task("generation", "generation"),
     )

@@ -11,6 +11,14 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.recipe.base import Config, Resources
+from pipelines.recipe.evaluation_tasks import (
+    MultiNeedle,
+    NamedChoices,
+    NamedShortAnswers,
+    Perplexity,
+    Ruler,
+    VideoNeedle,
+)
 from storage.setting_types import Above0, AtLeast0, Count, NeutralUntilSet, OutputNeutral, Positive, Text
 
 Texts = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
@@ -45,6 +53,14 @@ class Evaluate(Config):
     generation: Generation | None = None
     reconstructions: Count = 8
     """Held-out frames shown beside their reconstruction."""
+    multi_needle: NeutralUntilSet[MultiNeedle] = None
+    ruler: NeutralUntilSet[Ruler] = None
+    perplexity: NeutralUntilSet[Perplexity] = None
+    choice: NeutralUntilSet[NamedChoices] = None
+    """Files of multiple choice, each by the name that it has in the report."""
+    qa: NeutralUntilSet[NamedShortAnswers] = None
+    """Files of questions with short answers, likewise."""
+    video_needle: NeutralUntilSet[VideoNeedle] = None
     text: NeutralUntilSet[Texts] = None
     """Texts that fill the contexts of needles and the like: fsspec URLs with globs, relative ones below `storage.data`.
     None: those that the recipe's sources hold out."""

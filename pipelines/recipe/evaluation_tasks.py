@@ -1,4 +1,4 @@
-"""The settings of the evaluation's tasks at length and of those about a user's questions, each beside what it checks."""
+"""Settings of the evaluation at length and of that about a user's questions, each beside what it checks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.recipe.base import Config, Name, user_error_as_value_error
+from storage.reach import PUBLIC_WEB
 from storage.setting_types import AtLeast2, Positive, Text
 
 RulerTask = Literal[
@@ -86,6 +87,8 @@ class Questions(Config):
     """Of a video so many are shown at most, evenly spaced."""
     at_most: Positive | None = None
     """Of more questions so many are asked, evenly spaced."""
+    media_from: list[Text] = Field(default_factory=lambda: list(PUBLIC_WEB))
+    """As of a source: URL prefixes from which lines may name media, beside the file's own folder, bucket or host."""
     template: Text | None = None
     """The prompt, with {vision}, {context}, {question} and {choices} where those go; None: the task's own."""
 
@@ -127,8 +130,8 @@ class VideoNeedle(Config):
     """URL of a JSONL file of multiple choice about images (V-NIAH): its images are the needles. None: recognition."""
 
 
-NamedChoices = dict[Name, Choice]
-NamedShortAnswers = dict[Name, ShortAnswers]
+NamedChoices = Annotated[dict[Name, Choice], Field(min_length=1)]
+NamedShortAnswers = Annotated[dict[Name, ShortAnswers], Field(min_length=1)]
 
 
 def _check(template: str | None, letters: bool) -> None:

@@ -152,17 +152,21 @@ def _named(
             if isinstance(record, BadRecord):
                 if _is_of_split(found):
                     yield BadMedium(Origin(f"{found.key}/{record.index}", record.index), record.reason)
-            elif (medium := _of_record(found, *record, options)) is not None:
+            elif (medium := medium_of_record(found, *record, options)) is not None:
                 yield medium
     except BadData as error:
         if _is_of_split(found):
             yield BadMedium(Origin(found.key), str(error))
 
 
-def _of_record(
+def medium_of_record(
     found: SourceObject, number: int, fields: dict[str, Any], options: dict[str, Any]
 ) -> Medium | BadMedium | None:
-    """The medium that a record names; None if it belongs to the other split."""
+    """The medium that a record of a file names in the column `found.media`; None if it belongs to the other split.
+
+    number: of the record in its file. fields: of the record, from which that column is taken. Raises OSError on what
+    cannot be reached.
+    """
     key = f"{found.key}/{number}"
     named = fields.pop(found.media or "", None)
     if isinstance(named, bytes):
