@@ -24,6 +24,7 @@ from pipelines.dag.manifest import StageOutput, digest, read_manifest
 from pipelines.evaluate.cell import Cell, Hole
 from pipelines.evaluate.haystack import text_digest
 from pipelines.evaluate.job import EvaluateJob
+from pipelines.evaluate.named_files import files_digest
 from pipelines.evaluate.record import Row
 from pipelines.evaluate.run import rows_by_task
 from pipelines.evaluate.run_cells import Results, committed, run_cells
@@ -131,7 +132,9 @@ def _fingerprint(job: EvaluateJob, task: str) -> str:
         inputs = {name: output.manifest.fingerprint for name, output in sorted(job.run.outputs.items())}
         inputs["recipe"] = [job.run.recipe.public_json()["sources"], output_settings(job.run.recipe.tokenize)]
     model = [subject.fingerprint, subject.device, subject.precision]
-    return digest([task, model, job.seed, settings, inputs, text_digest(job.settings, job.storage)])
+    text = text_digest(job.settings, job.storage)
+    files = files_digest(job.settings, job.storage, f"{settings_key(task)}.")
+    return digest([task, model, job.seed, settings, inputs, text, *([files] if files else [])])
 
 
 def _written(job: EvaluateJob, task: str, cells: Sequence[Cell], results: Results) -> Evaluated:

@@ -62,7 +62,8 @@ def named_urls(settings: Evaluate) -> dict[str, str]:
     return named
 
 
-def files_digest(settings: Evaluate, storage: Storage) -> str | None:
-    """What identifies those files in their present versions; None where none are named."""
-    files = [(key, named_file(key, url, storage)) for key, url in sorted(named_urls(settings).items())]
-    return digest([[key, file.url, file.etag] for key, file in files]) if files else None
+def files_digest(settings: Evaluate, storage: Storage, key: str = "") -> str | None:
+    """What identifies those files in their present versions; None where none are named. key: of one task, else of all."""
+    named = {one: url for one, url in sorted(named_urls(settings).items()) if one.startswith(f"evaluate.{key}")}
+    files = [(one, named_file(one, url, storage)) for one, url in named.items()]
+    return digest([[one, file.url, file.etag] for one, file in files]) if files else None

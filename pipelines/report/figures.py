@@ -103,7 +103,7 @@ def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
         accuracy = np.array([row["accuracy"] for row in rows]).T
         labels = [f"{depth:.0%}" for depth in depths]
         contexts = [context_name(row["context"]) + ("*" if row["context"] > trained_context else "") for row in rows]
-        _cells(left, accuracy, accuracy, labels, contexts)
+        heat_cells(left, accuracy, accuracy, labels, contexts)
         left.set_title("right answers, share of rounds")
         left.set_ylabel("depth of the needle")
         for axis, key, title in (
@@ -111,7 +111,9 @@ def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
             (right, "choice_nats", "the same among ten digits"),
         ):
             nats = np.array([[*row[key], row[f"{key}_without"]] for row in rows], dtype=float).T
-            _cells(axis, nats, 1 - nats / np.nanmax([*nats.ravel(), math.log(10)]), [*labels, "no needle"], contexts)
+            heat_cells(
+                axis, nats, 1 - nats / np.nanmax([*nats.ravel(), math.log(10)]), [*labels, "no needle"], contexts
+            )
             axis.set_title(title)
         for axis in (left, middle, right):
             axis.set_xlabel("context, tokens" + (" (* over the trained)" if "*" in "".join(contexts) else ""))
@@ -180,7 +182,7 @@ def _legend(made: Figure, axis: Axes, colours: Mapping[str, str]) -> None:
     made.legend(loc="outside upper left", ncols=4)
 
 
-def _cells(axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+def heat_cells(axis: Axes, values: np.ndarray, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     """A table of coloured cells. values, shares: [rows, columns]; shares in 0..1 choose the colour."""
     many = len(columns) > 8
     for (y, x), value in np.ndenumerate(values):

@@ -14,9 +14,12 @@ from markupsafe import Markup
 from pipelines.evaluate.plain_table import plain_table
 from pipelines.evaluate.task_table import TASKS
 from pipelines.report import dag_svg as dag
-from pipelines.report import figures
+from pipelines.report import figures, task_figures
 from pipelines.report.numbers import context_name, count
 from pipelines.train.metrics.steps import modalities
+
+OWN_SECTIONS = ("multi-needle", "ruler", "perplexity", "choice", "qa", "video-needle")
+"""Tasks of whose rows the page shows more than a plain table."""
 
 
 def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -40,6 +43,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     every = evaluation.get("heldout", [])
     heldout = shown_rows(every)
     needle = evaluation.get("needle", [])
+    further = {task: rows for task, rows in (evaluation.get("further") or {}).items() if rows}
     # The report's own box, whose stage is not done while the page is drawn.
     page: dict[str, Any] = {"name": "report", "lane": "model", "below": None, "seconds": None}
     page |= {"counts": [], "quarantined": 0, "inputs": [stage["name"] for stage in facts["stages"]]}
@@ -49,6 +53,8 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         "needle": Markup(figures.needle_maps(needle, _last_context(facts))) if needle else "",
         "dag": dag.draw([*facts["stages"], page]),
     }
+    for task, draw in (("perplexity", task_figures.loss_by_position), ("video-needle", task_figures.film_map)):
+        plots[task.replace("-", "_")] = Markup(draw(further[task])) if task in further else ""
     return environment.get_template("page.html.j2").render(
         facts=facts,
         evaluation=evaluation,
@@ -60,9 +66,8 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         reconstructions=[row for row in evaluation.get("reconstruction", []) if row["psnr"] is not None],
         continuations=[row for row in _generated(evaluation, "continuation") if "skipped" not in row],
         prompts=_generated(evaluation, "prompt"),
-        further=[
-            (TASKS[task].title, *plain_table(rows)) for task, rows in evaluation.get("further", {}).items() if rows
-        ],
+        tasks={task.replace("-", "_"): rows for task, rows in further.items() if task in OWN_SECTIONS},
+        further=[(TASKS[task].title, *plain_table(rows)) for task, rows in further.items() if task not in OWN_SECTIONS],
         holes=evaluation.get("holes", []),
         plots=plots,
         uris={name: f"data:image/png;base64,{base64.b64encode(data).decode()}" for name, data in pictures.items()},

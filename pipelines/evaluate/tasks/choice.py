@@ -86,7 +86,7 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
 
 
 def rows(job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """A row a file: accuracy by the sum and by the mean over tokens, and what a guess would get."""
+    """A row a file: accuracy by the sum and by the mean over tokens, and what a guess gets; answers are in cells."""
     found: list[Row] = []
     for name, settings in _settings(job).items():
         own = [result for result in results.values() if result["name"] == name]
@@ -96,7 +96,6 @@ def rows(job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> list[Row]:
                 "accuracy": mean_of(answers, "is_right"),
                 "accuracy_by_mean": mean_of(answers, "is_right_by_mean"),
                 "chance": mean_of(answers, "chance"),
-                "answers": answers,
             }
             found.append({**counted(job, "choice", name, settings, own), "letters": settings.letters, **figures})
     return found

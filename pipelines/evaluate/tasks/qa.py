@@ -84,14 +84,14 @@ def first_line(answer: str) -> str:
 
 
 def rows(job: EvaluateJob, results: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """A row a file: means over its answers."""
+    """A row a file: means over its answers, which are in cells."""
     found: list[Row] = []
     for name, settings in _settings(job).items():
         own = [result for result in results.values() if result["name"] == name]
         answers = [answer for result in own for answer in result["answers"]]
         if own:
             figures = {key: mean_of(answers, key) for key in ("exact", "f1", "contained")}
-            found.append({**counted(job, "qa", name, settings, own), **figures, "answers": answers})
+            found.append({**counted(job, "qa", name, settings, own), **figures})
     return found
 
 

@@ -19,6 +19,7 @@ from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.run_data import RunData
 from pipelines.evaluate.task_table import TASKS, all_cells
 from pipelines.evaluate.tasks.needle_prompts import CITIES
+from pipelines.evaluate.tasks.ruler import retrieval
 from pipelines.recipe import output_settings
 from pipelines.recipe.evaluate import Evaluate
 from pipelines.sources.list_sources import list_sources
@@ -74,12 +75,19 @@ def with_settings(job: EvaluateJob, **evaluate: Any) -> EvaluateJob:
     return replace(job, settings=Evaluate.model_validate(evaluate))
 
 
-def measured(job: EvaluateJob, task: str) -> list[dict[str, Any]]:
-    """The rows of a task, after its check, through what is committed: plain JSON."""
+def results_of(job: EvaluateJob, task: str) -> dict[str, dict[str, Any]]:
+    """What the cells of a task commit, after its check."""
     assert TASKS[task].lacks(job) is None
     TASKS[task].check(job)
-    results = {cell.name: TASKS[task].measure(job, cell) for cell in all_cells(job, [task])}
-    return list(TASKS[task].rows(job, json.loads(json.dumps(results))))
+    return json.loads(json.dumps({cell.name: TASKS[task].measure(job, cell) for cell in all_cells(job, [task])}))
+
+
+def measured(job: EvaluateJob, task: str) -> list[dict[str, Any]]:
+    return list(TASKS[task].rows(job, results_of(job, task)))
+
+
+def answers_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [answer for result in results.values() for answer in result["answers"]]
 
 
 def test_several_needles_are_asked_for_in_every_context_and_case(job: EvaluateJob) -> None:
@@ -122,19 +130,22 @@ def test_no_more_needles_are_hidden_than_there_are_cities() -> None:
             assert fits
 
 
-def test_rulers_tasks_have_a_score_each_and_a_mean_at_every_context(job: EvaluateJob) -> None:
-    tasks = ["niah_single_1", "niah_multiquery", "vt"]
-    own = with_settings(job, ruler={"contexts": [500, 520], "tasks": tasks, "examples": 2, "squad": "squad.json"})
+def test_rulers_tasks_have_a_score_each_and_a_mean_at_every_context(
+    job: EvaluateJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = ["niah_multiquery", "vt"]
+    own = with_settings(job, ruler={"contexts": [480, 500], "tasks": tasks, "examples": 1, "squad": "squad.json"})
+    monkeypatch.setattr(retrieval, "ANSWER_TOKENS", 20)
     rows = measured(own, "ruler")
-    assert [row["context"] for row in rows] == [500, 520]
+    assert [row["context"] for row in rows] == [480, 500]
     for row in rows:
-        assert row["examples"] == 2 * 4
+        assert row["examples"] == 3
         assert {row[task] for task in (*tasks, "qa_1")} == {0.0}
         assert row["mean"] == 0.0
         assert row["is_whole"]
     grade, sentence = TASKS["ruler"].verdict(rows)
     assert grade == "bad"
-    assert "over 4 of the 13 tasks" in sentence
+    assert "over 3 of the 13 tasks" in sentence
 
 
 def test_of_ruler_a_context_with_a_hole_does_not_count_as_reached(job: EvaluateJob) -> None:
@@ -182,38 +193,39 @@ def test_choices_are_scored_as_one_whole_pass_scores_them_and_bad_lines_are_coun
     job: EvaluateJob, letters: bool
 ) -> None:
     own = with_settings(job, choice={"made": {"file": "choices.jsonl", "frames": 3, "letters": letters}})
-    (row,) = measured(own, "choice")
-    assert [answer["line"] for answer in row["answers"]] == [1, 2, 3, 4]
-    assert row["answers"][0]["name"] == "first"
+    results = results_of(own, "choice")
+    (row,) = TASKS["choice"].rows(own, results)
+    answers = answers_of(results)
+    assert [answer["line"] for answer in answers] == [1, 2, 3, 4]
+    assert answers[0]["name"] == "first"
     assert (row["asked"], row["of_questions"], row["left_out"]) == (4, 7, 4)
     reasons = {one["line"]: one["reason"] for one in row["reasons"]}
     assert list(reasons) == [5, 6, 7, 8]
     assert "no such object" in reasons[6]
     assert "/etc/hostname" in reasons[8]
     assert row["chance"] == pytest.approx((3 / 2 + 1 / 3) / 4)
-    for answer in row["answers"]:
+    for answer in answers:
         chosen = int(np.argmax(answer["log_probability"]))
         assert answer["is_right"] == (chosen == answer["right"])
         if letters:
             assert answer["tokens"] == [1] * len(answer["tokens"])
-    assert row["accuracy"] == np.mean([answer["is_right"] for answer in row["answers"]])
+    assert row["accuracy"] == np.mean([answer["is_right"] for answer in answers])
 
 
 def test_questions_about_one_film_are_answered_as_if_each_were_asked_alone(job: EvaluateJob) -> None:
     together = with_settings(job, choice={"made": {"file": "choices.jsonl", "frames": 3}})
-    (row,) = measured(together, "choice")
     alone = with_settings(job, choice={"made": {"file": "choices.jsonl", "frames": 3, "at_most": 1}})
-    (first,) = measured(alone, "choice")
-    assert first["asked"] == 1
-    np.testing.assert_allclose(
-        first["answers"][0]["log_probability"], row["answers"][0]["log_probability"], rtol=0, atol=1e-4
-    )
+    first, *others = answers_of(results_of(together, "choice"))
+    (one,) = answers_of(results_of(alone, "choice"))
+    assert len(others) == 3
+    np.testing.assert_allclose(one["log_probability"], first["log_probability"], rtol=0, atol=1e-4)
 
 
 def test_short_answers_are_judged_by_the_answers_that_a_line_accepts(job: EvaluateJob) -> None:
     own = with_settings(job, qa={"made": {"file": "answers.jsonl", "frames": 2, "answer_tokens": 5}})
-    (row,) = measured(own, "qa")
-    assert [answer["line"] for answer in row["answers"]] == [1, 2]
+    results = results_of(own, "qa")
+    (row,) = TASKS["qa"].rows(own, results)
+    assert [answer["line"] for answer in answers_of(results)] == [1, 2]
     assert (row["asked"], row["of_questions"], row["left_out"]) == (2, 2, 1)
     assert row["exact"] == row["f1"] == row["contained"] == 0.0
     assert TASKS["qa"].verdict([row])[0] == "bad"
