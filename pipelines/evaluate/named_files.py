@@ -63,7 +63,7 @@ def named_urls(settings: Evaluate) -> dict[str, str]:
 
 
 def files_digest(settings: Evaluate, storage: Storage, key: str = "") -> str | None:
-    """What identifies those files in their present versions; None where none are named. key: of one task, else of all."""
+    """What identifies those files in their present versions; None where there are none. key: of one task; "" of all."""
     named = {one: url for one, url in sorted(named_urls(settings).items()) if one.startswith(f"evaluate.{key}")}
     files = [(one, named_file(one, url, storage)) for one, url in named.items()]
     return digest([[one, file.url, file.etag] for one, file in files]) if files else None

@@ -111,9 +111,8 @@ def needle_maps(rows: Sequence[Mapping[str, Any]], trained_context: int) -> str:
             (right, "choice_nats", "the same among ten digits"),
         ):
             nats = np.array([[*row[key], row[f"{key}_without"]] for row in rows], dtype=float).T
-            heat_cells(
-                axis, nats, 1 - nats / np.nanmax([*nats.ravel(), math.log(10)]), [*labels, "no needle"], contexts
-            )
+            shares = 1 - nats / np.nanmax([*nats.ravel(), math.log(10)])
+            heat_cells(axis, nats, shares, [*labels, "no needle"], contexts)
             axis.set_title(title)
         for axis in (left, middle, right):
             axis.set_xlabel("context, tokens" + (" (* over the trained)" if "*" in "".join(contexts) else ""))

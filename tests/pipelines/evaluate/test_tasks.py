@@ -92,10 +92,10 @@ def answers_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_several_needles_are_asked_for_in_every_context_and_case(job: EvaluateJob) -> None:
     cases = [{"hidden": 3, "asked": 2}, {"hidden": 2, "asked": 1}]
-    own = with_settings(job, multi_needle={"contexts": [400, 450], "cases": cases, "rounds": 2})
+    own = with_settings(job, multi_needle={"contexts": [400], "cases": cases, "rounds": 2})
     rows = measured(own, "multi-needle")
     assert [(row["context"], row["hidden"], row["asked"]) for row in rows] == [
-        (context, hidden, asked) for context in (400, 450) for hidden, asked in ((3, 2), (2, 1))
+        (400, hidden, asked) for hidden, asked in ((3, 2), (2, 1))
     ]
     for row in rows:
         assert row["rounds"] == len(row["answers"]) == 2
@@ -265,7 +265,7 @@ def test_an_image_with_a_question_is_hidden_as_in_v_niah(job: EvaluateJob) -> No
 def test_a_film_that_is_too_short_and_candidates_that_are_too_few_leave_a_reason(job: EvaluateJob) -> None:
     for settings, reason in (
         ({"frames": [99]}, "no held-out video has 99 frames"),
-        ({"frames": [4], "candidates": 400}, "only 1?[0-9] different frames"),
+        ({"frames": [4], "candidates": 40}, "only 1?[0-9] different frames"),
     ):
         with pytest.raises(Exception, match=reason):
             measured(with_settings(job, video_needle=settings), "video-needle")

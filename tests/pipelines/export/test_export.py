@@ -27,17 +27,6 @@ from tokenization.codecs.vqgan.model import VQGAN
 from tokenization.text.tokenizer import load_text_tokenizer
 
 
-@pytest.fixture(scope="session")
-def exported(run, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """Of the run's last stage, with the run moved away."""
-    target = tmp_path_factory.mktemp("exported") / "model"
-    root = Path(run[0].storage.root)
-    copy = shutil.copytree(root, target.with_name("run"))
-    export_model(find_trained(str(copy)), Store(str(target)))
-    shutil.rmtree(copy)
-    return open_model(str(target))
-
-
 def copied(exported: ModelFolder, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported.store.path(), tmp_path / "model"))
 
