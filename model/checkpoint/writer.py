@@ -79,18 +79,24 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, client_state: Mapping[str, Any], before_commit: Callable[[], None] | None = None) -> SaveCost:
+    def save(
+        self,
+        client_state: Mapping[str, Any],
+        before_commit: Callable[[], None] | None = None,
+        exempt: Collection[int] = (),
+    ) -> SaveCost:
         """Begin to write the checkpoint of the engine's current step.
 
         client_state: plain JSON, equal on all ranks. before_commit: called by rank 0, in the thread, once all files are
-        written and before the commit; again where these are retried. Raises, on every rank, the error that finally
-        failed the save before on any rank: UserError where a disk is full.
+        written and before the commit; again where these are retried. exempt: steps whose committed checkpoints are kept
+        beside the newest. Raises, on every rank, the error that finally failed the save before on any rank: UserError
+        where a disk is full.
         """
         started = time.perf_counter()
         self.wait()
         waited = time.perf_counter()
         manifest = self._take(client_state)
-        arguments = (manifest, _random_state(), before_commit)
+        arguments = (manifest, _random_state(), before_commit, frozenset(exempt))
         self.cost = SaveCost(waited - started, time.perf_counter() - waited, self._snapshot.n_bytes)
         # A daemon, so that a worker that has failed elsewhere ends at once; the checkpoint is then torn.
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
@@ -138,12 +144,14 @@ class Writer:
             client_state=json.loads(json.dumps(client_state)),  # as it is now, whatever its owner does meanwhile
         )
 
-    def _run(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> None:
+    def _run(
+        self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None, exempt: Collection[int]
+    ) -> None:
         started, what = time.perf_counter(), f"checkpoint of step {manifest.step}"
         try:
             # This is the only copy of these steps. All ranks raise the same error, so all of them try again; the
             # training waits for them at its next save.
-            write = partial(self._write, manifest, random, before_commit)
+            write = partial(self._write, manifest, random, before_commit, exempt)
             n_bytes = retry(write, f"{what}: cannot be written just now", STORE_AWAY, warn=self._engine.mesh.rank == 0)
         except BaseException as error:  # raised where the training thread next looks
             self._failure = error
@@ -151,7 +159,9 @@ class Writer:
         self.committed = CommittedSave(manifest.step, time.perf_counter() - started, n_bytes)
         log.info("%s committed at %s", what, self.root.path(step_name(manifest.step)))
 
-    def _write(self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None) -> int:
+    def _write(
+        self, manifest: Manifest, random: bytes, before_commit: Callable[[], None] | None, exempt: Collection[int]
+    ) -> int:
         mesh = self._engine.mesh
         suffix = mesh.on_rank_zero(lambda: self._make_room(manifest.step), self._group)
         of_ranks = mesh.on_all_ranks(lambda: self._put_files(manifest.step, random, suffix), self._group)
@@ -164,7 +174,7 @@ class Writer:
             with self.root.writing(f"{step_name(manifest.step)}/{COMMIT}") as file:
                 file.write(replace(manifest, files=files, random=names).to_bytes())
             try:
-                retain(self.root, manifest.step, self.keep, files)
+                retain(self.root, manifest.step, self.keep, files, exempt)
             except OSError as error:  # the checkpoint counts; the next save removes what is left
                 log.warning("checkpoint of step %d: older ones could not be removed: %s", manifest.step, error)
 
@@ -217,14 +227,18 @@ def random_name(rank: int, suffix: str) -> str:
     return f"rank-{rank:05d}-random{suffix}"
 
 
-def retain(root: Store, step: int, keep: int | None, files: Collection[str]) -> None:
+def retain(
+    root: Store, step: int, keep: int | None, files: Collection[str], exempt: Collection[int] = frozenset()
+) -> None:
     """Remove other checkpoints from a folder in which `step` has just been committed with these files.
 
-    keep: how many of the newest committed checkpoints up to `step` to keep; None keeps all. Torn ones are removed, and
+    keep: how many of the newest committed checkpoints up to `step` to keep; None keeps all. exempt: steps up to `step`
+    whose committed checkpoints are kept as well. Torn ones are removed, and
     those of later steps: the run has gone back behind them, as they were damaged or the training had diverged.
     """
     committed = [number for number in committed_steps(root) if number <= step]
-    kept = committed if keep is None else committed[-max(1, keep) :]
+    newest = committed if keep is None else committed[-max(1, keep) :]
+    kept = {*newest, *(number for number in committed if number in exempt)}
     for number in steps(root):
         if number not in kept:
             forget(root, number)

@@ -131,12 +131,18 @@ class TrainingEngine:
         return StepMetrics(**losses, seconds=seconds, step=step, lr=lr, grad_norm=grad_norm)
 
     def eval_step(self, micro_batches: Sequence[RankBatch], n_examples: int) -> LossMetrics:
-        """The same loss without a backward. Any number of micro-batches, the same on all ranks."""
+        """The same loss without a backward. Any number of micro-batches, the same on all ranks.
+
+        It is taken between two steps, and leaves weights, gradients and random states as they are.
+        """
         started = time.perf_counter()
         self._check_plans(micro_batches)
         self.deepspeed.eval()
+        figures = []
         with torch.no_grad():
-            figures = [self._forward(batch)[1] for batch in micro_batches]
+            for batch in micro_batches:
+                figures.append(self._forward(batch)[1])
+                self.mesh.on_progress(False)
         self.deepspeed.train()
         losses = self._all_ranks(figures, n_examples)
         return LossMetrics(**losses, seconds=time.perf_counter() - started)

@@ -2,9 +2,9 @@
 
 A thread of every worker sends once a second to a `Watch`, an actor on the driver's node, at which step and in which
 part of it the worker's main thread is. A silent worker has stopped or lost its network; where all send but none gets
-on, the worker that is furthest behind is the one that the others wait for. Starting, saving and exporting may take
-long, but in pieces, which count as progress, and a worker that has done its own share reports that it waits. Nothing
-heavy is imported here: the actor is a process of its own.
+on, the worker that is furthest behind is the one that the others wait for. Starting, evaluating, saving and exporting
+may take long, but in pieces, which count as progress, and a worker that has done its own share reports that it waits.
+Nothing heavy is imported here: the actor is a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from pipelines.cluster.nodes import on_node
 
-PARTS = ("start", "save", "load", "train", "export")
+PARTS = ("start", "evaluate", "save", "load", "train", "export")
 """The parts of a worker's step, in their order; a step's number is that of the updates made before it."""
 _INTERVAL_SECONDS = 1.0  # between two heartbeats of a worker
 _STEP = frozenset({"load", "train"})  # the others are made of pieces, and of waiting for others

@@ -115,6 +115,19 @@ class BadSteps(Config):
     """Bad steps that a stage tolerates."""
 
 
+class HeldoutWhileTraining(Config):
+    """The loss of held-out sequences while training goes on, by which the best checkpoint is known and kept."""
+
+    steps: Positive
+    """It is measured after every so many steps, and after a stage's last. One of it and `train.checkpoint_steps` is a
+    multiple of the other."""
+    max_sequences: Positive = 8
+    """Held-out sequences of each source at most, the same ones every time, spread evenly over those that there are."""
+    sample_tokens: Count = 0
+    """With each measurement, so many tokens are drawn after the beginning of each source's first held-out document and
+    kept in `metrics/`. Below ZeRO 3, where a worker has all weights."""
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Train(TrainingSettings):
     """The training engine, common to all stages: beside `TrainingSettings`, on what it runs and what it withstands."""
@@ -127,7 +140,10 @@ class Train(TrainingSettings):
     bad_steps: BadSteps = BadSteps()
     checkpoint_steps: OutputNeutral[Positive] = 100
     keep_checkpoints: OutputNeutral[Positive] = 2
-    """The newest ones stay. With 1, a damaged one has none before it to go back to."""
+    """The newest ones stay, and with `heldout` the one of least held-out loss. With 1, a damaged one has none before it
+    to go back to."""
+    heldout: OutputNeutral[HeldoutWhileTraining | None] = None
+    """None: held-out loss is measured by the evaluation alone, and no checkpoint is known to be the best."""
     max_restarts: OutputNeutral[Count] = 3
     """Failures of a worker, a node or the network without a checkpoint between them that a stage survives."""
     hang_seconds: OutputNeutral[Above0] = 1800.0
@@ -168,6 +184,17 @@ class Train(TrainingSettings):
     def _is_a_range(self) -> Train:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}; raise workers")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_checkpoints(self) -> Train:
+        if self.heldout is not None:
+            few, many = sorted((self.heldout.steps, self.checkpoint_steps))
+            if many % few:
+                raise ValueError(
+                    f"heldout.steps {self.heldout.steps} and checkpoint_steps {self.checkpoint_steps}: neither is a "
+                    f"multiple of the other, so that few checkpoints would have a held-out loss; change one"
+                )
         return self
 
     def for_stage(self, stage: TrainStage) -> Train:

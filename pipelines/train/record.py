@@ -20,7 +20,8 @@ class TrainOutputs:
 @dataclass(frozen=True)
 class TrainFigures:
     """interruptions: failures and what became of them. dropped_steps: updates that were not made. rolled_back: steps
-    that training went back from. bad_shards: names of those skipped, with what was lost with them.
+    that training went back from. best: the checkpoint of least held-out loss, its step, loss and targets. bad_shards:
+    names of those skipped, with what was lost with them.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class TrainFigures:
     interruptions: tuple[Mapping[str, Any], ...] | None = None
     dropped_steps: int | None = None
     rolled_back: tuple[Any, ...] | None = None
+    best: Mapping[str, Any] | None = None
     bad_shards: tuple[str, ...] | None = None
     lost_sequences: int | None = None
     lost_tokens: int | None = None

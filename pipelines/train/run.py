@@ -15,8 +15,9 @@ from pipelines.cluster.heartbeat import start_watch
 from pipelines.cluster.progress import Bar, following
 from pipelines.cluster.ray_cluster import own_errors
 from pipelines.train.bad_shards import bad_shards
+from pipelines.train.best_checkpoint import best_checkpoint
 from pipelines.train.data import shard_sets
-from pipelines.train.job import MODEL, TrainJob
+from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.steps import read_metrics, tokens_per_second
 from pipelines.train.record import TrainFigures, TrainOutputs, TrainRecord
 from pipelines.train.run_groups import train_in_groups
@@ -44,6 +45,7 @@ def train_stage(job: TrainJob, line: Bar) -> TrainRecord:
         interruptions=tuple({name: getattr(each, name) for name in shown} for each in interruptions) or None,
         dropped_steps=sum("dropped" in step for step in steps) or None,
         rolled_back=tuple(step["rolled_back"] for step in steps if "rolled_back" in step) or None,
+        best=best_checkpoint(store.at(CHECKPOINTS)),
         bad_shards=job.skip or None,
         **{name: sum(step.get(name, 0) for step in steps) for name in losses},
     )

@@ -27,6 +27,7 @@ from pipelines.cluster.progress import Meter
 from pipelines.train.bad_steps import BadStepWatch
 from pipelines.train.data import describe, rank_batches, stage_dispatcher
 from pipelines.train.engine_setup import engine_settings, initial_weights, last_step_before, schedule
+from pipelines.train.heldout import Best, Heldout, better
 from pipelines.train.job import CHECKPOINTS, MODEL, TrainJob
 from pipelines.train.metrics.files import remove_uncommitted
 from pipelines.train.metrics.monitor import Monitor
@@ -64,6 +65,7 @@ class _Rank:
         self.meter = Meter(self.label)
         self.rolled_back: dict[str, Any] = {}  # for the record of the step that follows
         self.state: Mapping[str, int] | None = None  # of the loader, after the last batch
+        self.best: Best | None = None  # of the committed checkpoints, by held-out loss
         if restored := self._restore():
             self.state = restored["loader"]
             log.info("%s: rank %d carries on at step %d", self.label, mesh.rank, self.engine.step)
@@ -104,6 +106,8 @@ class _Rank:
         engine, stage, mesh = self.engine, self.job.stage, self.mesh
         dispatcher = stage_dispatcher(self.job, mesh, engine.model.config)
         batches = rank_batches(self.job, mesh, dispatcher, self.state)
+        wanted = self.job.recipe.training.heldout
+        heldout = Heldout(wanted, self.job, engine, dispatcher) if wanted is not None else None
         first, every = engine.step, self.job.recipe.training.checkpoint_steps
         while engine.step < stage.steps:
             self.heartbeat.at(engine.step, "load")
@@ -113,7 +117,10 @@ class _Rank:
             if not self._step(batch):
                 continue
             stop = mesh.largest([self.heartbeat.stop])[0]
-            if engine.step % every == 0 or engine.step == stage.steps or stop == Stop.AFTER_STEP:
+            is_saved = engine.step % every == 0 or engine.step == stage.steps or stop == Stop.AFTER_STEP
+            if heldout is not None and heldout.is_due(engine.step) and stop != Stop.AFTER_STEP:
+                self._measure(heldout, is_saved)
+            if is_saved:
                 self._save()
                 if stop:
                     break
@@ -156,12 +163,28 @@ class _Rank:
         self.rolled_back = {}
         return True
 
+    def _measure(self, heldout: Heldout, is_saved: bool) -> None:
+        """Measure the held-out loss after a step. is_saved: a checkpoint of these weights follows."""
+        step = self.engine.step
+        self.heartbeat.at(step, "evaluate")
+        measured = heldout.measure()
+        self.monitor.heldout(measured.line, measured.seconds)
+        if is_saved:
+            self.best = better(self.best, step, measured)
+            if self.mesh.rank == 0 and self.best is not None and self.best["step"] == step:
+                log.info("%s: step %d has the best held-out loss so far, %.4f", self.label, step, measured.loss)
+
     def _restore(self) -> Mapping[str, Any] | None:
         """Load the last whole checkpoint, if there is one, in engine and bad-step watch; its client state."""
         self.writer.wait()
         restored = checkpoint.load_latest(self.engine, self.checkpoints)
         if restored is not None:
             self.bad_steps.restore(restored["bad_steps"])
+            best = restored.get("best")
+            is_there = self.mesh.on_rank_zero(
+                lambda: best is not None and best["step"] in checkpoint.committed_steps(self.checkpoints)
+            )
+            self.best = best if is_there else None
         if self.mesh.rank == 0:
             remove_uncommitted(self.job.store, self.engine.step)
         return restored
@@ -172,13 +195,15 @@ class _Rank:
         recipe = self.job.recipe.public_json()
         config = self.engine.model.config.to_dict()
         client_state = {"loader": self.state, "bad_steps": self.bad_steps.state, "recipe": recipe, CONFIG: config}
+        if self.best is not None:
+            client_state["best"] = self.best
         publish = self.monitor.take()
 
         def before_commit() -> None:
             assert self.writer.cost is not None
             publish(round(self.writer.cost.seconds, 4))
 
-        cost = self.writer.save(client_state, before_commit)
+        cost = self.writer.save(client_state, before_commit, [self.best["step"]] if self.best else [])
         if self.mesh.rank == 0:
             self.meter.set(checkpoint_stall_seconds=cost.seconds, checkpoint_snapshot_bytes=cost.n_bytes)
             if committed := self.writer.committed:  # of the checkpoint before

@@ -1,15 +1,14 @@
 """Held-out loss: nats per token of the targets with loss, by modality.
 
 In: packed held-out shards and the model of a training stage. Out: sums and target counts of one stage and source, from
-which `table.py` makes rows. Every figure is of a softmax over the target's own modality, as in the loss. One device
-scores a sequence.
+which `table.py` makes rows. Every figure is of a softmax over the target's own modality, as in the loss. The
+ranks of a cell share each sequence.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -19,15 +18,10 @@ from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.record import Row
 from pipelines.evaluate.subject import TrainedSubject
 from pipelines.evaluate.table import tabulate
-from storage.store import Store
 from tokenization.document import PackedSequence
 from tokenization.media.frame_sampling import uniform_sample
-from tokenization.shards.index import ShardSet
-from tokenization.shards.shard import read_sequence
+from tokenization.shards.chosen_sequences import read_sequences
 from tokenization.vocabulary import JointVocabulary
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
 
 TITLE = "Held-out loss"
 COUNTED_TOKENS = 2**24
@@ -55,6 +49,9 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
     """Score a model on the held-out sequences of a source: of train stage `stage`, or the job's subject where it is
     None, as pack stage `pack` made them.
     """
+    from model.inference.scoring import score_batches
+    from tokenization.loader.join import join_sequences
+
     assert job.run is not None
     stage, source = cell.arguments["stage"], cell.arguments["source"]
     subject = job.subject if stage is None else job.run.trained(stage)
@@ -65,7 +62,10 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
     assert heldout is not None
     assert train is not None
     chosen = uniform_sample(len(heldout), job.settings.max_sequences)
-    sums = score_sequences(subject.model(job.group), read_sequences(shards, heldout, chosen), job.device)
+    batches = (join_sequences([sequence]) for sequence in read_sequences(shards, heldout, chosen))
+    scores = score_batches(subject.model(job.group), batches, job.group)
+    names = job.vocabulary.sizes
+    sums = {name: scores.of(name) if name in scores.modalities else (0.0, 0) for name in names}
     counts = target_counts(read_sequences(shards, heldout, chosen), job.vocabulary)
     counted = uniform_sample(len(train), max(1, COUNTED_TOKENS // train.context))
     train_counts = target_counts(read_sequences(shards, train, counted), job.vocabulary)
@@ -79,8 +79,8 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
         "context": heldout.context,
         "sequences": len(chosen),
         "of_sequences": len(heldout),
-        "nats": {modality: sums[f"{modality}_nll"] for modality in job.vocabulary.sizes},
-        "targets": {modality: round(sums[f"{modality}_targets"]) for modality in job.vocabulary.sizes},
+        "nats": {modality: nats for modality, (nats, _) in sums.items()},
+        "targets": {modality: targets for modality, (_, targets) in sums.items()},
         "counts": name,
     }
 
@@ -134,36 +134,6 @@ def _packed_by(job: EvaluateJob) -> dict[str, str]:
 def _holds_out(job: EvaluateJob, stage: str, source: str) -> bool:
     packed = job.run.packed(stage) if job.run else None
     return packed is not None and "heldout" in packed.record.outputs.sets.get(source, {})
-
-
-def read_sequences(store: Store, shard_set: ShardSet, numbers: Iterable[int]) -> Iterator[PackedSequence]:
-    """The sequences of these ascending numbers, one shard open at a time; of an object store, their ranges alone."""
-    located = (shard_set.locate(int(number)) for number in numbers)
-    for shard, places in itertools.groupby(located, key=lambda place: place[0]):
-        with store.open_ranged(shard) as file:
-            for _, _, entry in places:
-                yield read_sequence(file, entry)
-
-
-def score_sequences(
-    model: LlamaForCausalLM, sequences: Iterable[PackedSequence], device: str = "cpu"
-) -> dict[str, float]:
-    """Sums `NAME_{nll,targets}` of each modality over the targets with loss, each sequence and document by itself."""
-    import torch
-
-    from model.llama.config import modality_ranges
-    from model.training.micro_batch_loss import micro_batch_loss
-    from model.training.rank_batch import Dispatcher
-    from tokenization.loader.join import join_sequences
-
-    names = modality_ranges(model.config)
-    total = dict.fromkeys((f"{name}_{figure}" for name in names for figure in ("nll", "targets")), 0.0)
-    dispatcher = Dispatcher()
-    for sequence in sequences:
-        with torch.no_grad():
-            _, sums = micro_batch_loss(model, dispatcher(join_sequences([sequence])).to(device))
-        total = {name: value + float(sums[name]) for name, value in total.items()}
-    return total
 
 
 def target_counts(sequences: Iterable[PackedSequence], vocabulary: JointVocabulary) -> np.ndarray:

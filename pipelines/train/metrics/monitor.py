@@ -20,12 +20,19 @@ from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import write_events
 from pipelines.train.metrics.machine import PARTS, device_peak, memory, part_figures, speed
 from pipelines.train.metrics.profiler import Profile
-from pipelines.train.metrics.steps import HeldSteps, Publisher, step_figures, step_line, write_metrics
+from pipelines.train.metrics.steps import (
+    HeldSteps,
+    Publisher,
+    heldout_figures,
+    step_figures,
+    step_line,
+    write_metrics,
+)
 from pipelines.train.metrics.wandb import WeightsAndBiases
 from tokenization.loader.batch import Batch
 from tokenization.loader.loader import State
 
-_BESIDE_THE_BAR = ("loss", "tokens_per_second", "mfu", "loader_stall_seconds")
+_BESIDE_THE_BAR = ("loss", "heldout_loss", "tokens_per_second", "mfu", "loader_stall_seconds")
 
 
 class Monitor:
@@ -49,6 +56,7 @@ class Monitor:
         if self._wandb is not None:
             publishers.append(self._wandb.publish)
         self._held = HeldSteps(publishers)
+        self._heldout: dict[str, float] = {}  # the last held-out loss, which the bar goes on showing
 
     def next(self, batches: Iterator[tuple[Batch[RankBatch], State]]) -> tuple[Batch[RankBatch], State]:
         """The next batch; how long it was waited for is the loader's stall."""
@@ -71,11 +79,29 @@ class Monitor:
         }
         line = {**step_line(metrics, self._sources, machine), **more}
         figures = step_figures(line)
-        self._meter.set(**{name: value for name, value in figures.items() if "/" not in name})
-        for source, values in line["sources"].items():
-            self._meter.set(source, **{f"source_{name}": value for name, value in values.items()})
-        move_bar(self._watch, line, figures)
+        self._show(figures)
+        move_bar(self._watch, line, {**self._heldout, **figures})
         self._held.add(line, figures)
+
+    def heldout(self, line: Mapping[str, Any], seconds: float) -> None:
+        """Show and hold what was measured after the step that was made last. line: of `pipelines.train.heldout`."""
+        self._engine.clock.read()  # its waits are no part of the next step
+        if not self._is_first:
+            return
+        figures = {**heldout_figures(line), "heldout_seconds": seconds}
+        self._show(figures)
+        self._heldout = {"heldout_loss": line["loss"]}
+        self._held.amend(line, seconds)
+
+    def _show(self, figures: Mapping[str, float]) -> None:
+        """As gauges, those of a source with the source as a tag."""
+        for name, value in figures.items():
+            _, *of_source = name.split("/")
+            if of_source:
+                source, figure = of_source
+                self._meter.set(source, **{f"source_{figure}": value})
+            else:
+                self._meter.set(**{name: value})
 
     def take(self) -> Callable[[float], None]:
         """The steps since the last time, of which a checkpoint begins: what is returned publishes them."""

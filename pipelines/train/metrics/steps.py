@@ -44,6 +44,13 @@ class HeldSteps:
         """Hold a step that was made just now."""
         self._steps.append(Step(line, figures, time.time()))
 
+    def amend(self, heldout: Mapping[str, Any], seconds: float) -> None:
+        """Add the held-out loss after the step that was added last, and the seconds that it took."""
+        last = self._steps[-1]
+        machine = {**last.line["machine"], "heldout_seconds": round(seconds, 4)}
+        line = {**last.line, "heldout": dict(heldout), "machine": machine}
+        self._steps[-1] = Step(line, step_figures(line), last.time)
+
     def discard(self) -> None:
         """Forget the steps since the last `take`; they will be done again."""
         self._steps = []
@@ -115,8 +122,21 @@ def step_figures(line: Mapping[str, Any]) -> dict[str, float]:
             figures[f"{modality}_nats_per_token"] = line[f"{modality}_nats"] / targets
     for source, values in line["sources"].items():
         figures |= {f"source/{source}/{name}": value for name, value in values.items()}
+    figures |= heldout_figures(line["heldout"]) if "heldout" in line else {}
     optional = ("lost_sequences", "lost_tokens", "checkpoint_seconds")
     return {**figures, **line["machine"], **{name: line[name] for name in optional if name in line}}
+
+
+def heldout_figures(heldout: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a measurement of held-out loss, under `heldout` in a step's line, by flat names as a step's."""
+    figures = {"heldout_loss": heldout["loss"]}
+    for modality in modalities(heldout):
+        if targets := heldout[f"{modality}_targets"]:
+            figures[f"heldout_{modality}_nats_per_token"] = heldout[f"{modality}_nats"] / targets
+    for source, values in heldout["sources"].items():
+        if "nats_per_token" in values:
+            figures[f"source/{source}/heldout_nats_per_token"] = values["nats_per_token"]
+    return figures
 
 
 def step_seconds(step: Mapping[str, Any]) -> float:
@@ -125,8 +145,9 @@ def step_seconds(step: Mapping[str, Any]) -> float:
 
 
 def whole_seconds(step: Mapping[str, Any]) -> float:
-    """The same with the checkpoint after it, where there was one."""
-    return float(step_seconds(step) + step.get("checkpoint_seconds", 0.0))
+    """The same with the measurement of held-out loss and the checkpoint after it, where there were any."""
+    after = step["machine"].get("heldout_seconds", 0.0) + step.get("checkpoint_seconds", 0.0)
+    return float(step_seconds(step) + after)
 
 
 def tokens_per_second(steps: Sequence[Mapping[str, Any]]) -> float:

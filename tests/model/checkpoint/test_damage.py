@@ -202,3 +202,12 @@ def test_the_newest_committed_stay_whatever_else_is_there(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (2, 4)]
     retain(root, 4, 0, [])
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_an_exempt_step_stays_beside_the_newest_where_it_is_committed_and_not_gone_back_from(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        if step != 2:
+            (tmp_path / f"step-{step:08d}" / "COMMIT").write_text("")
+    retain(Store(str(tmp_path)), 5, 1, [], exempt=(2, 3, 6))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (3, 5)]

@@ -20,7 +20,7 @@ from model.training.mesh import Mesh, build_mesh
 from model.training.rank_batch import RankBatch
 from model.training.settings import EngineSettings
 from storage.errors import UserError
-from testing.engine_state import whole_weights
+from testing.engine_state import differing, whole_state, whole_weights
 from testing.law_batch import LENGTHS, global_batch, rank_batches, tiny_engine
 from testing.padded_reference import PaddedReference
 from tests.model.attention_groups import failure, run_in_processes
@@ -62,6 +62,8 @@ def observe(group: Any, text_model: str) -> dict[str, Any]:
     seen["without_evaluation"] = [engine.train_step(batch, n_examples).loss for _ in range(3)]
     engine.close()
 
+    for zero_stage in (1, 2, 3):
+        seen["undisturbed", zero_stage] = evaluation_leaves_all(mesh, zero_stage)
     for zero_stage in (0, 1, 2, 3):
         seen["broken", zero_stage] = broken_step(tiny_engine(mesh, zero_stage=zero_stage), batch, n_examples)
         seen["spike", zero_stage] = spiking_step(mesh, zero_stage)
@@ -102,6 +104,25 @@ def differing_plans(mesh: Mesh, batch: RankBatch, n_examples: int) -> dict[str, 
             said[f"{what} {step.__name__}"] = str(failure(lambda: step([mine], n_examples)))  # noqa: B023
     engine.close()
     return said
+
+
+def evaluation_leaves_all(mesh: Mesh, zero_stage: int) -> bool:
+    """Whether weights, moments and random states come out to the bit as without evaluations between the steps, which
+    have another number of micro-batches.
+    """
+    batch, n_examples = rank_batches(mesh, grad_accum=2)
+    states = []
+    for evaluated in ([], [*batch, batch[0]]):
+        torch.manual_seed(5)
+        engine = tiny_engine(mesh, zero_stage=zero_stage, grad_accum=2)
+        for _ in range(3):
+            engine.train_step(batch, n_examples)
+            if evaluated:
+                engine.eval_step(evaluated, n_examples)
+        states.append((whole_state(engine), torch.get_rng_state()))
+        engine.close()
+    (plain, random), (watched, random_after) = states
+    return not differing(watched, plain) and torch.equal(random, random_after)
 
 
 def two_sources(batch: RankBatch) -> RankBatch:
@@ -228,6 +249,11 @@ def test_evaluation_is_the_loss_of_a_step_without_the_step(ranks):
     assert ranks[0]["evaluated_twice"].loss == pytest.approx(first.loss, rel=1e-9)
     assert ranks[0]["evaluated_twice"].modalities["text"].targets == 2 * first.modalities["text"].targets
     assert ranks[0]["with_evaluation"] == ranks[0]["without_evaluation"]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_evaluation_between_steps_leaves_weights_moments_and_random_states_to_the_bit(ranks, zero_stage):
+    assert all(seen["undisturbed", zero_stage] for seen in ranks)
 
 
 def test_the_first_update_under_warm_up_changes_nothing(ranks):

@@ -45,7 +45,7 @@ WHAT_TRAINING_COMPUTES = {"precision", "betas", "eps", "weight_decay", "decay", 
 HOW_TRAINING_RUNS = {
     *("workers", "min_workers", "resources", "zero", "zero_group", "loss_chunk", "memory", "hardware", "attention"),
     *("checkpoint_steps", "keep_checkpoints", "max_restarts", "hang_seconds", "max_bad_shards", "shard_cache_gib"),
-    *("stages", "kernels", "deterministic", "tensorboard", "wandb", "grace_seconds"),
+    *("stages", "kernels", "deterministic", "tensorboard", "wandb", "grace_seconds", "heldout"),
 }
 """The gradient is the same on any mesh, at any ZeRO stage, by any saving of memory and by any kernels, and a checkpoint
 fits them all: a run goes on when they change, and no stage is trained again."""

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pipelines.evaluate.table import cross_entropy, entropy
-from pipelines.evaluate.tasks.heldout_loss import read_sequences, target_counts
+from pipelines.evaluate.tasks.heldout_loss import target_counts
 from storage.store import Store
 from tokenization.document import Document
 from tokenization.packing.pack import pack
+from tokenization.shards.chosen_sequences import read_sequences
 from tokenization.shards.index import ShardSet
 from tokenization.shards.shard import write_shard
 from tokenization.vocabulary import JointVocabulary
