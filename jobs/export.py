@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder; any fsspec URL")
     parser.add_argument("--stage", metavar="NAME", help="of a run, the training stage whose model is meant")
+    best = "the training stage's checkpoint of least held-out loss (train.heldout), not the model that it left"
+    parser.add_argument("--best", action="store_true", help=best)
     parser.add_argument("--replace", action="store_true", help="replace another model that was exported there")
     parser.add_argument("--json", action="store_true", help="print what ringworld.json has, for machines")
 
@@ -31,7 +33,7 @@ def call(arguments: argparse.Namespace) -> int:
     from storage.store import Store
 
     target = Store(arguments.out.rstrip("/") or arguments.out)
-    written = export_model(find_trained(arguments.trained, arguments.stage), target, arguments.replace)
+    written = export_model(find_trained(arguments.trained, arguments.stage, arguments.best), target, arguments.replace)
     if arguments.json:
         print(json.dumps(asdict(written), indent=1))
         return 0

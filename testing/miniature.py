@@ -104,6 +104,7 @@ def recipe(data: Path | str, root: Path | str, **changes: Any) -> dict[str, Any]
         "train": {
             "workers": 2,
             "checkpoint_steps": 3,
+            "heldout": {"steps": 3, "max_sequences": 2, "sample_tokens": 4},
             "stages": [
                 {**stage, "name": "text", "context": 128, "rope_theta": 1e4, "steps": 12, "rows": 4}
                 | {"mixture": {"acts": 1}, "objective": "text"},

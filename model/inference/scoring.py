@@ -12,7 +12,7 @@ element (`model.memory_estimate.scoring`):
     b d (H + 2 Hkv)    one layer's queries, keys and values
     (4 + b') H d       the attention's result in fp32, and that of one kernel call, b' = 4 on a CPU and b on a GPU
     6 b Hkv d      with several ranks at most: three blocks of other ranks' keys and values
-    8 d + 4 H + 64     cosines and sines, log-sum-exps, ids, positions, labels, weights and losses
+    8 d + 8 H + 64     cosines and sines, log-sum-exps, ids, positions, labels, weights and losses
 
 and, whatever S is, a tile's activations and a chunk's logits.
 """

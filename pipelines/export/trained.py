@@ -33,6 +33,7 @@ from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.tokenize.record import TokenizeRecord
 from pipelines.tokenize.stage import TokenizeStage
+from pipelines.train.best_checkpoint import best_checkpoint
 from pipelines.train.job import CHECKPOINTS
 from pipelines.train.record import TrainRecord
 from storage.errors import UserError
@@ -122,41 +123,46 @@ class Trained:
         return found[0]
 
 
-def find_trained(url: str, stage: str | None = None) -> Trained:
+def find_trained(url: str, stage: str | None = None, best: bool = False) -> Trained:
     """What was trained at a URL: a run's root, the folder of a training stage or of a fingerprint of it, a checkpoint.
 
-    stage: of a run, the name of the training stage; None: the one that was finished last. Raises UserError where
-    nothing trained is there.
+    stage: of a run, the name of the training stage; None: the one that was finished last. best: the stage's checkpoint
+    of least held-out loss, in place of the model that it left. Raises UserError where nothing trained is there, or no
+    best checkpoint.
     """
     store = Store(Store(url.rstrip("/") or url).path())  # of a relative path, so that the folders above it are known
     with first_contact(url):
         if store.exists(checkpoint.COMMIT):
+            if best:
+                raise UserError(f"{public_url(url)}: a checkpoint, of which none is the best; leave out --best")
             return _of_checkpoint(store)
         folders = store.folders()
         if "stages" in folders:
-            return _of_run(store, stage)
+            return _of_run(store, stage, best)
         if stage is not None:
             raise UserError(f"{public_url(url)}: no run's root, where --stage names a stage; leave out --stage")
         if any(store.exists(name) for name in (MANIFEST, STARTED)):
-            return trained_in(store)
+            return trained_in(store, best=best)
         if fingerprints := [store.at(name) for name in folders if is_fingerprint(name)]:
-            return trained_in(_last_finished(fingerprints, store))
+            return trained_in(_last_finished(fingerprints, store), best=best)
     raise UserError(
         f"{public_url(url)}: no run, training stage or checkpoint; give a run's root, ROOT/stages/train-NAME, or a "
         f"checkpoints/step-N in it"
     )
 
 
-def trained_in(store: Store, step: int | None = None) -> Trained:
+def trained_in(store: Store, step: int | None = None, best: bool = False) -> Trained:
     """What a training stage left in the folder of its fingerprint.
 
-    step: that of one of its checkpoints, in place of the model that it left. Raises UserError where the folder is of no
-    training, or of one that is not finished.
+    step: that of one of its checkpoints, in place of the model that it left; with best, of the best one. Raises
+    UserError where the folder is of no training, of one that is not finished, or has no best checkpoint.
     """
     manifest = _manifest(store)
     stage = manifest.declaration.stage
     if manifest.declaration.kind != TRAIN:
         raise UserError(f"{store.path()}: {stage} trains nothing; give the folder of a stage that does, train-NAME")
+    if best:
+        step = _best_step(store)
     if step is None and not manifest.finished:
         raise UserError(
             f"{store.path()}: {stage} is not finished; run the recipe on, or give one of the checkpoints in "
@@ -179,17 +185,29 @@ def just_trained(
     return Trained(store, manifest, stages, record_json(record), record.figures.steps, False, recipe)
 
 
-def _of_run(root: Store, stage: str | None) -> Trained:
+def _best_step(store: Store) -> int:
+    found = best_checkpoint(store.at(CHECKPOINTS))
+    if found is None:
+        raise UserError(
+            f"{store.path()}: none of its checkpoints is known to be the best; train with train.heldout set, or leave "
+            f"out --best"
+        )
+    return int(found["step"])
+
+
+def _of_run(root: Store, stage: str | None, best: bool) -> Trained:
     names = [name for name in root.folders("stages") if name.startswith(f"{TRAIN}-")]
     there = f"its stages are {', '.join(root.folders('stages'))}"
     if stage is None:
         stores = [root.at("stages", name, one) for name in names for one in root.folders(f"stages/{name}")]
-        return trained_in(_last_finished([one for one in stores if is_fingerprint(one.url.rpartition("/")[2])], root))
+        stores = [one for one in stores if is_fingerprint(one.url.rpartition("/")[2])]
+        return trained_in(_last_finished(stores, root), best=best)
     name = stage if stage in names else f"{TRAIN}-{stage}"
     if name not in names:
         raise UserError(f"{root.path()}: there is no training stage {stage}; {there}")
     history = root.at("stages", name)
-    return trained_in(_last_finished([history.at(one) for one in history.folders() if is_fingerprint(one)], history))
+    stores = [history.at(one) for one in history.folders() if is_fingerprint(one)]
+    return trained_in(_last_finished(stores, history), best=best)
 
 
 def _last_finished(stores: list[Store], where: Store) -> Store:

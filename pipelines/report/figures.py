@@ -23,6 +23,7 @@ from pipelines.train.metrics.steps import modalities
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""
 _LETTER = 0.009  # width of a letter as a share of the axis
+_MEASURED = 4  # size of the marks of what was measured while training
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _SI = FuncFormatter(lambda value, _: count(value) if value else "0")
 
@@ -41,6 +42,7 @@ def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Map
                 own = (name, "all", modality)
                 rows = [row for row in heldout if (row["stage"], row["source"], row["modality"]) == own]
                 _loss(loss, columns, modality, colours[modality], (start, end), rows)
+                _measured(loss, stage, modality, colours[modality], start)
             places = start + np.cumsum(columns["tokens"])
             _line(speed, places, np.array(columns["tokens"]) / np.maximum(columns["seconds"], 1e-9), ink.INK)
             _line(norm, places, np.array(columns["grad_norm"], dtype=float), ink.INK)
@@ -142,6 +144,16 @@ def _loss(
         axis.plot(ends[1:], [row["nats_per_token"]], color=colour, clip_on=False, zorder=5, **point)
 
 
+def _measured(axis: Axes, stage: Mapping[str, Any], modality: str, colour: str, start: int) -> None:
+    """One modality's held-out loss while the stage trained. start: the stage's, in tokens."""
+    targets = f"{modality}_targets"
+    rows = [row for row in stage["heldout"] if row.get(targets)]
+    places = start + np.cumsum(stage["per_step"]["tokens"])
+    nats = [row[f"{modality}_nats"] / row[targets] for row in rows]
+    style = {"marker": "o", "markersize": _MEASURED, "linewidth": 1.2, "markerfacecolor": ink.SURFACE}
+    axis.plot([places[row["step"]] for row in rows], nats, color=colour, zorder=4, **style)
+
+
 def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool = False) -> None:
     step = math.ceil(len(values) / POINTS)
     if smooth:
@@ -177,6 +189,9 @@ def _legend(made: Figure, axis: Axes, colours: Mapping[str, str]) -> None:
         if colour in present:
             axis.plot([], [], color=colour, linewidth=2, label=f"{modality}, training")
     axis.plot([], [], color=ink.MUTED, marker="o", linestyle="", label="held out, at the stage's end")
+    if any(line.get_markersize() == _MEASURED and len(line.get_xdata()) for line in axis.get_lines()):
+        style = {"marker": "o", "markersize": _MEASURED, "markerfacecolor": ink.SURFACE}
+        axis.plot([], [], color=ink.MUTED, linewidth=1.2, label="held out, while training", **style)
     axis.plot([], [], color=ink.MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram entropy of held-out tokens")
     made.legend(loc="outside upper left", ncols=4)
 

@@ -13,10 +13,11 @@ from pipelines.evaluate.stage import EvaluateStage
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
 from pipelines.recipe import Recipe
+from pipelines.report.samples import last_samples
 from pipelines.report.verdicts import verdicts
 from pipelines.train.metrics.steps import modalities, read_metrics, step_seconds, tokens_per_second, whole_seconds
+from pipelines.train.record import TrainRecord
 from pipelines.train.stage import TrainStage
-from storage.store import Store
 from tokenization.shards.index import targets_of
 
 Outputs = Mapping[str, StageOutput[Any]]
@@ -32,12 +33,14 @@ def gather(recipe: Recipe, stages: Sequence[Stage[Any]], outputs: Outputs) -> di
     tree = recipe.public_json()
     tree["storage"]["options"] = _redacted(recipe.storage.options)
     rows = [_stage(stage, output.manifest, outputs) for stage, output in done]
+    training = [_training(stage, output) for stage, output in done if isinstance(stage, TrainStage)]
     return {
         "name": recipe.name,
         "finished": max(row["finished"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "stages": rows,
-        "training": [_training(stage, output.store) for stage, output in done if isinstance(stage, TrainStage)],
+        "training": training,
+        "samples": last_samples(recipe, training),
         "shards": [row for stage, output in done if isinstance(stage, PackStage) for row in _shards(stage, output)],
         "evaluation": evaluation,
         "verdicts": verdicts(evaluation) if recipe.train else [],
@@ -62,9 +65,9 @@ def _stage(stage: Stage[Any], manifest: Manifest[Any], outputs: Outputs) -> dict
     }
 
 
-def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
-    """Per-step columns of a training stage and its totals."""
-    steps = list(read_metrics(store))
+def _training(stage: TrainStage, output: StageOutput[TrainRecord]) -> dict[str, Any]:
+    """Per-step columns of a training stage, its totals, and what was measured of held-out sequences meanwhile."""
+    steps = list(read_metrics(output.store))
     names = dict.fromkeys(name for step in steps for name in modalities(step))
     columns = {name: [step[name] for step in steps] for name in ("loss", "lr", "grad_norm", "tokens")}
     for column in (f"{name}_{figure}" for name in names for figure in ("nats", "targets")):
@@ -81,6 +84,8 @@ def _training(stage: TrainStage, store: Store) -> dict[str, Any]:
         "mfu": _mfu(steps),
         "sources": _by_source(tail),
         "per_step": columns,
+        "heldout": [{"step": step["step"], **step["heldout"]} for step in steps if "heldout" in step],
+        "best": output.record.figures.best,
     }
 
 

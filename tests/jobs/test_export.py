@@ -17,6 +17,7 @@ from model.checkpoint.manifest import committed_steps
 from pipelines.export.folder import open_model
 from pipelines.export.trained import find_trained
 from pipelines.export.write import export_model
+from pipelines.train.metrics.steps import read_metrics
 from storage.store import Store
 from testing.finished_stages import only_folder
 from testing.s3_server import ObjectStore
@@ -80,6 +81,26 @@ def test_the_last_checkpoint_is_the_model_that_its_stage_left(undisturbed: Path,
     assert config == left
 
 
+def test_the_best_checkpoint_is_exported_of_a_run_and_of_a_stage_that_is_not_finished(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    stage = only_folder(undisturbed, "train-text")
+    measured = {line["step"] + 1: line["heldout"]["loss"] for line in read_metrics(stage) if "heldout" in line}
+    assert list(measured) == [3, 6, 9, 12]
+    best = min(measured, key=measured.__getitem__)
+    assert main(["export", str(undisturbed), "--stage", "text", "--best", "--out", str(tmp_path / "model")]) == 0
+    assert open_model(str(tmp_path / "model")).description.origin.step == best
+
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    stage = only_folder(run, "train-text")
+    shutil.rmtree(stage.path("model"))
+    os.unlink(stage.path("manifest.json"))
+    shutil.rmtree(stage.path("checkpoints/step-00000012"))
+    best = min([3, 6, 9], key=measured.__getitem__)
+    assert main(["export", stage.path(), "--best", "--out", str(tmp_path / "unfinished")]) == 0
+    assert open_model(str(tmp_path / "unfinished")).description.origin.step == best
+
+
 def test_a_checkpoint_of_a_stage_that_is_not_finished_is_exported(undisturbed: Path, tmp_path: Path) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
     stage = only_folder(run, "train-text")
@@ -112,6 +133,7 @@ def test_a_bucket_takes_an_export(undisturbed: Path, object_store: ObjectStore) 
         (["RUN", "--stage", "audio"], "there is no training stage audio; its stages are evaluate, pack-text"),
         (["RUN/stages/tokenize"], "tokenize trains nothing; give the folder of a stage that does"),
         (["RUN/stages/train-text", "--stage", "text"], "no run's root, where --stage names a stage; leave out --stage"),
+        (["RUN/stages/train-text/*/checkpoints/step-00000012", "--best"], "a checkpoint, of which none is the best"),
         (["RUN", "--out", "http://host/model"], "this can be read at most"),
         (["RUN", "--out", "RUN"], "holds something else (codes/"),
     ],
@@ -120,6 +142,7 @@ def test_a_users_mistake_is_one_sentence(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
     words = [word.replace("RUN", str(undisturbed)) for word in arguments]
+    words = [str(next(Path("/").glob(word[1:]))) if "*" in word else word for word in words]
     out = [] if "--out" in words else ["--out", str(tmp_path / "model")]
     assert main(["export", *words, *out]) == 2
     said = capsys.readouterr().err.splitlines()[-1]

@@ -53,7 +53,8 @@ def test_a_changed_setting_runs_what_depends_on_it_and_says_which(plan: Any) -> 
 
 def test_settings_that_change_only_the_speed_run_nothing(plan: Any) -> None:
     faster = ["tokenize.decode.workers=4", "tokenize.encode.workers=2", "pack.pool.cpus=2", "train.max_restarts=1"]
-    assert plan(*faster, "train.checkpoint_steps=5", "evaluate.resources.workers=3") == {}
+    measured = ["train.checkpoint_steps=6", "train.heldout.steps=2", "train.heldout.max_sequences=1"]
+    assert plan(*faster, *measured, "evaluate.resources.workers=3") == {}
 
 
 def test_an_added_object_runs_nothing_that_has_been_trained_and_reaches_the_next_training(

@@ -28,7 +28,7 @@ PATIENCE = 30.0  # for the last of Ray's processes
 def recipe_of(sources: Path, folder: Path, **train: object) -> Path:
     """A recipe whose training goes on until it is stopped, and commits no checkpoint of itself."""
     tree = text_recipe(sources, folder / "run")
-    tree["train"] |= {"checkpoint_steps": STEPS, "grace_seconds": 120, **train}
+    tree["train"] |= {"checkpoint_steps": STEPS, "heldout": None, "grace_seconds": 120, **train}
     tree["train"]["stages"][0] |= {"steps": STEPS}
     return write_recipe(folder / "recipe.yaml", tree)
 

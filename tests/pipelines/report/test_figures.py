@@ -23,7 +23,8 @@ PER_STEP = {
     "vision_nats": [0.0, 0.0],
     "vision_targets": [0, 0],
 }
-TRAINING = [{"stage": name, "tokens": 1024, "per_step": PER_STEP} for name in ("first", "second")]
+HELDOUT = [{"step": 1, "loss": 8.5, "text_nats": 700.0, "text_targets": 100, "vision_nats": 0.0, "vision_targets": 0}]
+TRAINING = [{"stage": name, "tokens": 1024, "per_step": PER_STEP, "heldout": HELDOUT} for name in ("first", "second")]
 ROW = {"stage": "first", "source": "all", "modality": "text", "nats_per_token": 5.25}
 ROWS: list[dict[str, Any]] = [{**ROW, "unigram_heldout": 6.0, "unigram_train": 6.5}]
 NEEDLE = [
@@ -41,7 +42,7 @@ NEEDLE = [
 FIGURES = {
     "training": (
         lambda: training_curves(TRAINING, ROWS),
-        ["loss, nats a token", "tokens/s", "grad norm", "learning rate"],
+        ["loss, nats a token", "tokens/s", "grad norm", "learning rate", "held out, while training"],
     ),
     "heldout": (lambda: heldout_bars(ROWS), ["nats a token (lower is better)", "5.25", "unigram of training shards"]),
     "needle": (lambda: needle_maps(NEEDLE, 1024), ["depth of the needle", "no needle", "4K*", "0.50"]),
@@ -66,6 +67,11 @@ def test_stage_names_stand_over_their_part_of_the_axis_of_tokens() -> None:
     assert ">first<" in texts
     assert ">second<" in texts
     assert "tokens trained on, all stages" in texts
+
+
+def test_without_a_measurement_while_training_none_is_drawn_or_named() -> None:
+    unmeasured = [{**stage, "heldout": []} for stage in TRAINING]
+    assert "held out, while training" not in training_curves(unmeasured, ROWS)
 
 
 def test_smoothing_is_unbiased_at_the_ends_lags_behind_nothing_and_passes_over_steps_without_a_value() -> None:

@@ -127,7 +127,8 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
 
 
 def test_kills_a_stop_and_a_lost_node_leave_no_trace_in_the_weights(training: Training) -> None:
-    training.start("disturbed", 2, workers=2, hang_seconds=HANG_SECONDS)
+    measured = {"steps": 2, "max_sequences": 3, "sample_tokens": 4}
+    training.start("disturbed", 2, workers=2, hang_seconds=HANG_SECONDS, keep_checkpoints=1, heldout=measured)
     training.trained_until("disturbed", 1)
     training.living("RayTrainWorker")[0].send_signal(signal.SIGKILL)
     training.trained_until("disturbed", 16)
@@ -142,6 +143,13 @@ def test_kills_a_stop_and_a_lost_node_leave_no_trace_in_the_weights(training: Tr
     assert training.weights("disturbed") == training.weights("undisturbed")
     by_step = [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("disturbed")]
     assert by_step == [(step["step"], step["loss"], step["grad_norm"]) for step in training.steps("undisturbed")]
+    # It was measured all the while, each time once, and its best checkpoint is there.
+    losses = {step["step"] + 1: step["heldout"]["loss"] for step in training.steps("disturbed") if "heldout" in step}
+    assert list(losses) == list(range(2, STEPS + 1, 2))
+    best = min((step for step in losses if step % CHECKPOINT_STEPS == 0), key=lambda step: losses[step])
+    assert (figures["best"]["step"], figures["best"]["loss"]) == (best, losses[best])
+    kept = sorted(path.name for path in (training.folder / "disturbed" / "checkpoints").iterdir())
+    assert kept == [f"step-{step:08d}" for step in sorted({best, STEPS})]
     # More than these where the machine is too busy to answer in time, and is taken for one that hangs.
     interruptions = figures["interruptions"]
     killed, *others, lost = interruptions
