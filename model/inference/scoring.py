@@ -31,7 +31,7 @@ from transformers import LlamaForCausalLM
 from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.hardware import CPU_CORES, Hardware
 from model.inference.cached_attention import gather
-from model.inference.forward import final_norm, hidden_in_tiles
+from model.inference.tiled_forward import hidden_in_tiles
 from model.llama.config import modality_ranges
 from model.llama.loss import CHUNK, token_nll
 from model.training.rank_batch import Dispatcher, RankBatch, attention_shape
@@ -129,7 +129,7 @@ def score_batch(
     labels = share.labels.masked_fill(~counted, -1)
     nll = torch.cat(
         [
-            token_nll(final_norm(model, rows), model.lm_head.weight, of_rows, tuple(ranges.values()), chunk)
+            token_nll(model.model.norm(rows), model.lm_head.weight, of_rows, tuple(ranges.values()), chunk)
             for rows, of_rows in zip(hidden.split(tile), labels.split(tile))
         ]
     )

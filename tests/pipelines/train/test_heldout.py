@@ -12,11 +12,15 @@ from pydantic import ValidationError
 
 from model.inference.scoring import score_batches
 from model.llama.llama import load_llama
+from model.training.engine import TrainingEngine
+from model.training.mesh import build_mesh
 from pipelines.cluster.progress import bar
 from pipelines.pack.record import PackOutputs, PackRecord
 from pipelines.recipe import Recipe
 from pipelines.train.best_checkpoint import best_checkpoint
-from pipelines.train.heldout import Measured, better
+from pipelines.train.data import stage_dispatcher
+from pipelines.train.engine_setup import engine_settings, initial_weights, schedule
+from pipelines.train.heldout import Heldout, Measured, better
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.steps import read_metrics, whole_seconds
 from pipelines.train.record import TrainRecord
@@ -26,11 +30,13 @@ from storage.store import Store
 from testing.packed_shards import CONTEXT, HELDOUT, packed
 from testing.tensorboard_events import shown_by_tensorboard, shown_of
 from testing.tiny_run import VOCABULARY
+from tests.model.attention_groups import run_in_processes
 from tests.pipelines.train.test_bad_shards import recipe_of
 from tokenization.loader.join import join_sequences
 from tokenization.shards.chosen_sequences import read_sequences
 
 STEPS = 7
+SPLITS = ("train", "heldout")
 MEASURED = {"steps": 2, "max_sequences": 3, "sample_tokens": 6}
 
 
@@ -41,7 +47,7 @@ def recipe(folder: Path, lr: float = 3e-3, **train: Any) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def trained(recipe: Recipe, store: Store, splits: tuple[str, ...] = ("train", "heldout")) -> TrainRecord:
+def trained(recipe: Recipe, store: Store, splits: tuple[str, ...] = SPLITS) -> TrainRecord:
     shards = Store(str(Path(store.url).parent / "pack"))
     record, _ = packed(shards)
     record = PackRecord(PackOutputs({"books": {split: record.outputs.sets["books"][split] for split in splits}}))
@@ -90,6 +96,34 @@ def test_it_is_measured_on_the_same_sequences_and_leaves_the_training_to_the_bit
     assert all(whole_seconds(line) > line["machine"]["step_seconds"] for line in lines if "heldout" in line)
     step, best = min(measured.items(), key=lambda one: one[1]["loss"])
     assert record.figures.best == {"step": step, "loss": best["loss"], "targets": targets}
+
+
+def measured_by(group: Any, folder: str) -> list[Measured]:
+    """By two ranks that have a sequence each, and by two that share each sequence, at ZeRO 1 and 3."""
+    found = []
+    for sp, zero in ((1, 1), (2, 3)):
+        mesh = build_mesh(sp)
+        shards, settings = Store(f"{folder}/pack"), recipe(Path(folder), zero=zero, heldout=MEASURED)
+        record = PackRecord(PackOutputs({"books": {one: {"file": f"sets/books-{one}.json"} for one in SPLITS}}))
+        job = TrainJob(settings, settings.curriculum[0], VOCABULARY, shards, record, None, Store(folder))
+        config = engine_settings(job.recipe.training, job.stage, mesh.dp)
+        engine = TrainingEngine(initial_weights(job), mesh, config, schedule(job.stage))
+        dispatcher = stage_dispatcher(job, mesh, engine.model.config)
+        found.append(Heldout(settings.training.heldout, job, engine, dispatcher).measure())
+        engine.close()
+    return found
+
+
+@pytest.mark.slow
+def test_the_loss_is_the_same_however_the_ranks_share_the_sequences(tmp_path: Path) -> None:
+    packed(Store(str(tmp_path / "pack")))
+    ranks = run_in_processes(measured_by, 2, str(tmp_path))
+    (apart, together), (apart_there, together_there) = ranks
+    assert (apart.loss, together.loss) == (apart_there.loss, together_there.loss)
+    assert apart.loss == pytest.approx(together.loss, rel=1e-6)
+    assert apart.targets == together.targets == 3 * 39, "a document of 40 tokens in each sequence"
+    assert "samples" in apart.line
+    assert "samples" not in together.line, "at ZeRO 3"
 
 
 @pytest.mark.slow
