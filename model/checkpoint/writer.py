@@ -233,8 +233,8 @@ def retain(
     """Remove other checkpoints from a folder in which `step` has just been committed with these files.
 
     keep: how many of the newest committed checkpoints up to `step` to keep; None keeps all. exempt: steps up to `step`
-    whose committed checkpoints are kept as well. Torn ones are removed, and
-    those of later steps: the run has gone back behind them, as they were damaged or the training had diverged.
+    whose committed checkpoints are kept as well. Torn ones are removed, and those of later steps: the run has gone back
+    behind them, as they were damaged or the training had diverged.
     """
     committed = [number for number in committed_steps(root) if number <= step]
     newest = committed if keep is None else committed[-max(1, keep) :]

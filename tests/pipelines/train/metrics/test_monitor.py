@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from model.llama.config import llama_config
-from model.training.engine import StepMetrics, TargetLoss
+from model.training.engine import LossMetrics, StepMetrics, TargetLoss
 from pipelines.build import build_stages
 from pipelines.recipe import Recipe
 from pipelines.recipe.train import Wandb
+from pipelines.train.heldout import heldout_line
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics.files import remove_uncommitted, write_events
 from pipelines.train.metrics.machine import device_peak, memory, part_figures, speed
@@ -155,6 +156,34 @@ def test_steps_that_will_be_done_again_can_be_discarded(tmp_path: Path) -> None:
     held.take()(0.25)
     assert [line["step"] for line in read_metrics(store)] == [2]
     assert [step for step, _ in shown_by_tensorboard(tmp_path / "tensorboard")["loss"]] == [2]
+
+
+def test_a_held_out_loss_is_added_to_the_step_before_it_and_shown_beside_its_figures(tmp_path: Path) -> None:
+    store, measured = (
+        Store(str(tmp_path)),
+        LossMetrics(
+            loss=2.5,
+            modalities={"text": TargetLoss(2.5, 30.0, 12), "vision": TargetLoss(0.0, 0.0, 0)},
+            sources=(TargetLoss(2.5, 30.0, 12), TargetLoss(0.0, 0.0, 0)),
+            tokens=32,
+            seconds=9.0,
+        ),
+    )
+    held = held_steps(store)
+    for step in range(2):
+        held.add(line_of(step), step_figures(line_of(step)))
+        if step == 0:
+            held.amend(heldout_line(measured, ("books", "clips")), 0.75)
+    held.take()(0.25)
+    first, second = read_metrics(store)
+    assert first["heldout"]["sources"] == {"books": {"targets": 12, "nats_per_token": 2.5}, "clips": {"targets": 0}}
+    assert "heldout" not in second
+    shown = shown_by_tensorboard(tmp_path / "tensorboard")
+    expected = {"heldout_loss": 2.5, "heldout_text_nats_per_token": 2.5, "source/books/heldout_nats_per_token": 2.5}
+    assert {name: points for name, points in shown.items() if "heldout" in name} == {
+        name: [(0, value)] for name, value in {**expected, "heldout_seconds": 0.75}.items()
+    }
+    assert whole_seconds(first) == whole_seconds(second) - 0.25 + 0.75
 
 
 def test_the_bar_shows_loss_speed_utilisation_and_stall() -> None:
