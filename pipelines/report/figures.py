@@ -23,7 +23,7 @@ from pipelines.train.metrics.steps import modalities
 POINTS = 1500
 """Points of a curve, at most; a longer run is drawn at every n-th step."""
 _LETTER = 0.009  # width of a letter as a share of the axis
-_MEASURED = 4  # size of the marks of what was measured while training
+_MEASURED: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2, "markerfacecolor": ink.SURFACE}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 _SI = FuncFormatter(lambda value, _: count(value) if value else "0")
 
@@ -67,7 +67,7 @@ def training_curves(training: Sequence[Mapping[str, Any]], heldout: Sequence[Map
         rate.xaxis.set_major_formatter(_SI)
         rate.set_xlabel("tokens trained on, all stages")
         made.align_ylabels(axes)
-        _legend(made, loss, colours)
+        _legend(made, loss, colours, measured=any(stage["heldout"] for stage in training))
         return ink.to_svg(made, "training", "Training curves of all stages over the tokens trained on")
 
 
@@ -150,8 +150,7 @@ def _measured(axis: Axes, stage: Mapping[str, Any], modality: str, colour: str, 
     rows = [row for row in stage["heldout"] if row.get(targets)]
     places = start + np.cumsum(stage["per_step"]["tokens"])
     nats = [row[f"{modality}_nats"] / row[targets] for row in rows]
-    style = {"marker": "o", "markersize": _MEASURED, "linewidth": 1.2, "markerfacecolor": ink.SURFACE}
-    axis.plot([places[row["step"]] for row in rows], nats, color=colour, zorder=4, **style)
+    axis.plot([places[row["step"]] for row in rows], nats, color=colour, zorder=4, **_MEASURED)
 
 
 def _line(axis: Axes, places: np.ndarray, values: np.ndarray, colour: str, smooth: bool = False) -> None:
@@ -183,15 +182,14 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     return colours | dict(zip(further, itertools.cycle(ink.FURTHER)))
 
 
-def _legend(made: Figure, axis: Axes, colours: Mapping[str, str]) -> None:
+def _legend(made: Figure, axis: Axes, colours: Mapping[str, str], measured: bool) -> None:
     present = {line.get_color() for line in axis.get_lines()}
     for modality, colour in colours.items():
         if colour in present:
             axis.plot([], [], color=colour, linewidth=2, label=f"{modality}, training")
     axis.plot([], [], color=ink.MUTED, marker="o", linestyle="", label="held out, at the stage's end")
-    if any(line.get_markersize() == _MEASURED and len(line.get_xdata()) for line in axis.get_lines()):
-        style = {"marker": "o", "markersize": _MEASURED, "markerfacecolor": ink.SURFACE}
-        axis.plot([], [], color=ink.MUTED, linewidth=1.2, label="held out, while training", **style)
+    if measured:
+        axis.plot([], [], color=ink.MUTED, label="held out, while training", **_MEASURED)
     axis.plot([], [], color=ink.MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram entropy of held-out tokens")
     made.legend(loc="outside upper left", ncols=4)
 
