@@ -21,8 +21,9 @@ from torch import Tensor
 
 from model.attention.block_exchange import blocks
 from model.attention.flash_kernels import accumulator_dtype, attend, attend_, merge_, rows_of
-from model.attention.p2p import Exchange, Transfer
+from model.attention.p2p import Exchange
 from model.attention.plan.runs import Range, RankPlan
+from model.inference.gathering import Gathering, gather
 from model.inference.kv_cache import Reads, Write, store
 
 
@@ -64,10 +65,9 @@ class StepAttention:
         store(self.writes, layer, k, v)
         out, lse = attend_stored(q, self.reads, layer, k.shape[1], self.scale)
         if self.exchange.size > 1:
-            results = gather(
-                torch.cat((out, lse.unsqueeze(-1)), dim=-1), [len(out)] * self.exchange.size, self.exchange
-            )
-            out = _merged(torch.stack(results))
+            found = torch.cat((out, lse.unsqueeze(-1)), dim=-1)
+            results = gather(found, [len(out)] * self.exchange.size, self.exchange)
+            out = _merged(results.unflatten(0, (self.exchange.size, -1)))
         return out.to(q.dtype)
 
 
@@ -94,7 +94,7 @@ class ChunkAttention:
         out, lse = self._among_themselves(q, k, v)
         store(self.writes, layer, k, v)
         if gathering is not None:
-            found = attend_stored(torch.cat(gathering.wait()), self.reads, layer, k.shape[1], self.scale)
+            found = attend_stored(gathering.wait(), self.reads, layer, k.shape[1], self.scale)
             self._merge_older_(out, lse, found, counts)
         return out.to(q.dtype)
 
@@ -120,29 +120,6 @@ class ChunkAttention:
                 part = result[start : start + b - a]
                 merge_(out[a:b], lse[a:b], part[..., :-1], part[..., -1])
                 start += b - a
-
-
-class Gathering:
-    """Rows that travel from every rank to every other. counts: of each rank's rows."""
-
-    def __init__(self, mine: Tensor, counts: Sequence[int], exchange: Exchange) -> None:
-        mine = mine.contiguous()
-        others = [peer for peer in range(exchange.size) if peer != exchange.rank]
-        self.parts = [
-            mine if rank == exchange.rank else mine.new_empty(n, *mine.shape[1:]) for rank, n in enumerate(counts)
-        ]
-        sends = {peer: mine for peer in others if len(mine)}
-        self._transfer: Transfer = exchange.start(sends, {peer: self.parts[peer] for peer in others if counts[peer]})
-
-    def wait(self) -> list[Tensor]:
-        """The rows by rank."""
-        self._transfer.wait()
-        return self.parts
-
-
-def gather(mine: Tensor, counts: Sequence[int], exchange: Exchange) -> list[Tensor]:
-    """Every rank's rows, by rank. Collective."""
-    return Gathering(mine, counts, exchange).wait()
 
 
 def _merged(results: Tensor) -> Tensor:

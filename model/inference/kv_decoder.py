@@ -3,8 +3,8 @@
 In: a model, prompts as id arrays, and the ranks that share the cache, each of which makes the same calls in the same
 order on the same model. Out: the logits of every row's next token, on every rank. Prompts enter in chunks through the
 ring (`prefill.py`), and every rank keeps the keys that it made; new tokens' keys go to the ranks by turns, so that none
-fills up before the others. Decoding repeats the model's position-wise part on every rank, which reads all the weights
-once a token either way, and shares what grows with the context: the attention.
+fills up before the others. Decoding shares what grows with the context, the attention; the model's position-wise part
+every rank repeats, unless the weights are split over the ranks too (`split_weights.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from transformers import LlamaForCausalLM
 from model.attention.flash_kernels import pinned
 from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.hardware import CPU_CORES, AttentionShape, Hardware
-from model.inference.cached_attention import ChunkAttention, StepAttention, gather
-from model.inference.forward import Attention, final_hidden
+from model.inference.cached_attention import ChunkAttention, StepAttention
+from model.inference.forward import Attention, WholeWeights, final_hidden
+from model.inference.gathering import gather
 from model.inference.kv_cache import KVCache, KVShape, Row
 from model.inference.prefill import Chunk, plan_chunks
+from model.inference.split_weights import GatheredWeights, SharedProducts, SplitLlama
 from model.llama.config import attention_sizes
 
 PREFILL_CHUNK = 4096
@@ -42,7 +44,8 @@ class Decoder:
 
     Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty. prefill_chunk:
     tokens a rank that enter at once. room: tokens a row that will be appended, as far as is known: memory for them is
-    made beside the prompt's; where it ends, more is made. group: the ranks that share the cache; None for one.
+    made beside the prompt's; where it ends, more is made. group: the ranks that share the cache; None for one. Those of
+    a `SplitLlama` are its own.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Decoder:
         shape = KVShape(model.config.num_hidden_layers, kv_heads, head_dim)
         self.model = model
         self.device = weight.device
-        self.exchange: Exchange = as_exchange(group)
+        self.exchange: Exchange = model.exchange if isinstance(model, SplitLlama) else as_exchange(group)
         self.prefill_chunk, self.room = prefill_chunk, room
         self.cache = KVCache(shape, weight.dtype, weight.device, [Row() for _ in prompts])
         self.hidden = weight.new_empty(len(prompts), weight.shape[1])  # [B, D], of the last token
@@ -80,6 +83,9 @@ class Decoder:
 
     def logits(self, first: int, last: int) -> Tensor:
         """fp32 logits [B, last - first] of the next token over the ids first..last-1 only."""
+        if isinstance(self.model, SplitLlama):
+            with _ranks_alive(self.exchange):
+                return self.model.logits(self.hidden, first, last).float()
         return torch.nn.functional.linear(self.hidden, self.model.lm_head.weight[first:last]).float()
 
     def extend(
@@ -112,7 +118,8 @@ class Decoder:
         positions = torch.tensor(self.lengths)
         writes = self.cache.claim([(number, number, number + 1) for number, turn in enumerate(mine) if turn])
         reads = self.cache.reads([(number, 1) for number in range(len(self))], self._heads_per_kv)
-        self.hidden = self._forward(ids, positions, StepAttention(writes, reads, self.exchange, self._scale))
+        attention = StepAttention(writes, reads, self.exchange, self._scale)
+        self.hidden = self._forward(ids, positions, attention, SharedProducts)
         for row in self.cache.rows:
             row.length += 1
 
@@ -120,7 +127,7 @@ class Decoder:
         """Rank 0's choice of the next tokens, int64 [B], on every rank: draws of different devices may differ."""
         with _ranks_alive(self.exchange):
             mine = ids if self.exchange.rank == 0 else ids[:0]
-            return gather(mine, [len(ids)] + [0] * (self.exchange.size - 1), self.exchange)[0]
+            return gather(mine, [len(ids)] + [0] * (self.exchange.size - 1), self.exchange)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows only, in this order."""
@@ -149,7 +156,7 @@ class Decoder:
         writes = self.cache.claim([(piece.row, *ends[i : i + 2]) for i, piece in enumerate(chunk.pieces)])
         asking = [chunk.ranges(peer, old) for peer in range(size)]
         attention = ChunkAttention(writes, chunk.plan.rank(rank), asking, reads, self.exchange, self._scale)
-        hidden = self._forward(*_share(chunk, tokens, lengths, rank), attention)
+        hidden = self._forward(*_share(chunk, tokens, lengths, rank), attention, GatheredWeights)
         self._take_last(chunk, [len(new) for new in tokens], hidden)
         for piece in chunk.pieces:
             rows[piece.row].length += piece.end - piece.start
@@ -168,12 +175,19 @@ class Decoder:
         with _ranks_alive(self.exchange):
             found = gather(mine, [len(ones) for ones in by_rank], self.exchange)
         order = [chunk.pieces[i].row for ones in by_rank for _, i in ones]
-        self.hidden = self.hidden.index_copy(0, torch.tensor(order, device=self.device), torch.cat(found))
+        self.hidden = self.hidden.index_copy(0, torch.tensor(order, device=self.device), found)
 
-    def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def _forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        if_split: type[GatheredWeights] | type[SharedProducts],
+    ) -> Tensor:
         ids, positions = (pinned(x).to(self.device, non_blocking=True) for x in (ids, positions))
         with _ranks_alive(self.exchange):
-            return final_hidden(self.model, ids, positions, attention)
+            weights = if_split(self.model) if isinstance(self.model, SplitLlama) else WholeWeights(self.model)
+            return final_hidden(self.model, ids, positions, attention, weights)
 
 
 def _share(chunk: Chunk, tokens: Sequence[np.ndarray], lengths: Sequence[int], rank: int) -> tuple[Tensor, Tensor]:

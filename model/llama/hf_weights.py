@@ -52,6 +52,13 @@ class StoredWeights(Weights):
             mapped: Tensor = tensors.get_tensor(self._stored(name))
         return mapped.clone()
 
+    def read_part(self, name: str, dim: int, part: range) -> Tensor:
+        """See `Weights`; nothing else is read."""
+        with self._open(name) as tensors:
+            mapped = tensors.get_slice(self._stored(name))
+            rows: Tensor = mapped[part.start : part.stop] if dim == 0 else mapped[:, part.start : part.stop]
+        return rows.clone()
+
     def _stored(self, name: str) -> str:
         return EMBEDDINGS if self._tied and name == HEAD else name
 

@@ -37,6 +37,10 @@ class Weights(Protocol):
     def read(self, name: str) -> Tensor:
         """The weight of this name, in any floating dtype, in host memory that the caller then owns."""
 
+    def read_part(self, name: str, dim: int, part: range) -> Tensor:
+        """The rows (dim 0) or columns (dim 1) `part` of a matrix; by default all of it is read, and that is cut out."""
+        return self.read(name).narrow(dim, part.start, len(part)).clone()
+
 
 def weight_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
     """Shape of every weight by name, in the model's order."""
