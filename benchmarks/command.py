@@ -123,6 +123,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inference.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     inference.set_defaults(bench=_inference)
 
+    cache = benchmarks.add_parser("cache", help="what a KV cache in int8 or fp8 changes of a trained model's answers")
+    cache.add_argument(
+        "model", type=Path, metavar="MODEL", help="a folder with the model, as `ringworld export` writes"
+    )
+    cache.add_argument("--context", type=int, default=2048, metavar="S", help="tokens before (default 2048)")
+    cache.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens compared (default 64)")
+    cache.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    cache.set_defaults(bench=_cache)
+
     memory = benchmarks.add_parser("memory", help="the peak of a training step, measured beside what is predicted")
     memory.add_argument("--contexts", type=int, nargs="+", default=[8192, 16384, 32768], metavar="S")
     memory.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="P", help="that share a sequence")
@@ -318,6 +327,16 @@ def _inference(arguments: argparse.Namespace) -> int:
     settings = Settings(tuple(arguments.contexts), arguments.prefill, arguments.tokens, arguments.rounds)
     report = inference_report(settings)
     print_inference(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from benchmarks.cache_error import Settings, cache_report, print_cache
+
+    _at_least_one(arguments, "context", "tokens")
+    report = cache_report(Settings(arguments.model, arguments.context, arguments.tokens))
+    print_cache(report)
     _write(report, arguments.json)
     return 0
 

@@ -36,15 +36,13 @@ def attend_stored(q: Tensor, reads: Reads, layer: int, kv_heads: int, scale: flo
     folded = q if heads_per_kv == 1 else q.unflatten(1, (kv_heads, -1)).transpose(1, 2).flatten(0, 1)
     parts = reads.parts
     if reads.complete:
-        (slab, runs), parts = parts[0], parts[1:]
-        keys, values = slab.kv[layer].transpose(1, 2)
-        out, lse = attend(folded, keys, values, runs, scale)
+        (slab, slots, runs), parts = parts[0], parts[1:]
+        out, lse = attend(folded, *slab.read(layer, slots, q.dtype), runs, scale)
     else:
         dtype = accumulator_dtype(q.dtype)
         out, lse = torch.zeros_like(folded, dtype=dtype), folded.new_full(folded.shape[:2], -torch.inf, dtype=dtype)
-    for slab, runs in parts:
-        keys, values = slab.kv[layer].transpose(1, 2)
-        attend_(out, lse, folded, keys, values, runs, scale)
+    for slab, slots, runs in parts:
+        attend_(out, lse, folded, *slab.read(layer, slots, q.dtype), runs, scale)
     if heads_per_kv == 1:
         return out, lse
     out, lse = (x.unflatten(0, (-1, heads_per_kv)).transpose(1, 2).flatten(1, 2) for x in (out, lse))

@@ -1,8 +1,8 @@
 """A Llama's forward over tokens in one line, with the attention left to the caller: what prefill and decoding share.
 
 In: a `LlamaForCausalLM` of any of our classes, ids and positions [T], a function that attends, and what multiplies by
-the weights. Out: final hidden states. Weights are read from the model's own modules, so nothing is copied; for one token
-of a small model most of the time goes to calling operators, of which there are as few here as the mathematics needs.
+the weights. Out: final hidden states. Weights are read from the model's own modules, so nothing is copied. Most of a
+small model's time for one token goes to calling operators, of which there are as few as the mathematics needs.
 """
 
 from __future__ import annotations

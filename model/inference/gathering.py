@@ -1,7 +1,7 @@
 """Rows that travel from every rank to every other: queries, results, weights.
 
-In: this rank's rows and how many each rank has. Out: all rows in one tensor, rank after rank, in memory that they arrive
-in. It is point-to-point, so the ranks' numbers may differ and other work goes on meanwhile.
+In: this rank's rows and how many each rank has. Out: all rows in one tensor, rank after rank, where they arrive. It is
+point-to-point, so the ranks' numbers may differ, and other work goes on meanwhile.
 """
 
 from __future__ import annotations

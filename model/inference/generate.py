@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Group
 from model.inference.kv_decoder import Decoder, choose, guided
+from model.inference.scaled_numbers import CacheFormat
 from model.llama.llama import inference
 from tokenization.vocabulary import JointVocabulary
 
@@ -49,16 +50,18 @@ def generate_text(
     generator: torch.Generator | None = None,
     eos_id: int | None = None,
     group: Group = None,
+    cache: CacheFormat | None = None,
 ) -> list[np.ndarray]:
     """Continue each prompt in text; greedy unless a temperature is given.
 
     prompts: integer arrays [L_b] of joint ids, with frames for image and video understanding. Returns int32 arrays of
     at most max_new_tokens text ids each, cut before EOS (eos_id: the vocabulary's unless given; -1 for none). Rows that
-    have ended are dropped. group: the ranks that share the cache and call this alike; None for one.
+    have ended are dropped. group: the ranks that share the cache and call this alike; None for one. cache: keeps keys
+    and values in 8 bits, None in the model's dtype.
     """
     eos = vocabulary.eos_id if eos_id is None else eos_id
     with inference(model):
-        decoder = Decoder(model, prompts, room=max_new_tokens, group=group)
+        decoder = Decoder(model, prompts, room=max_new_tokens, group=group, cache=cache)
         drawn = torch.full((len(prompts), max_new_tokens), eos, device=decoder.device)
         going = torch.arange(len(prompts), device=decoder.device)
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
@@ -91,6 +94,7 @@ def stream_frames(
     unconditional_ids: np.ndarray | None = None,
     generator: torch.Generator | None = None,
     group: Group = None,
+    cache: CacheFormat | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield n_frames frames as they are finished, each int32 [codes_per_frame] of VQGAN codes.
 
@@ -98,8 +102,8 @@ def stream_frames(
     `codes <eof> codes <eof>` for a continuation. unconditional_ids: the prompt that guidance pushes away from, in LWM
     `<s><vision>` (plus the given frames, in a continuation); needed where a guidance is not 1, and dropped from the
     batch as soon as no guidance is left. first, rest: settings of the first frame and of the others. group: the ranks
-    that share the cache and call this alike; None for one. Raises ValueError when guidance has no unconditional prompt
-    or the prompt's frames were ended with `<eov>`.
+    that share the cache and call this alike; None for one. cache: see `generate_text`. Raises ValueError when guidance
+    has no unconditional prompt or the prompt's frames were ended with `<eov>`.
     """
     settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
     if any(s.guidance != 1 for s in settings) and unconditional_ids is None:
@@ -118,7 +122,7 @@ def stream_frames(
                 if decoder is None:
                     prompts = [prompt_ids, unconditional_ids] if is_guided else [prompt_ids]
                     room = n_frames * (codes_per_frame + 1)
-                    decoder = Decoder(model, prompts, room=room, group=group)  # type: ignore[arg-type]
+                    decoder = Decoder(model, prompts, room=room, group=group, cache=cache)  # type: ignore[arg-type]
                 elif len(decoder) == 2 and not is_guided:
                     decoder.keep([0])
                 for _ in range(codes_per_frame):

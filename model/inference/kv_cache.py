@@ -4,7 +4,8 @@ In: keys and values of new tokens. Out: the runs by which queries meet what is s
 allocated at once: [2, Hkv, slots, D] a layer. Heads lie outermost, so that one query reads each head's keys as one
 stream; token by token, a query over 64K keys takes a CPU three times as long. A row is a list of extents, ranges of
 slots; a fork of it reads the same extents and writes to one of its own, so a shared prefix is stored once.
-When a row's room is used up, it goes on in a new slab: nothing is ever concatenated or copied.
+When a row's room is used up, it goes on in a new slab: nothing is ever concatenated or copied. Of what is kept in 8
+bits a bounded tile at a time is converted, never all of it.
 
 With several ranks each holds some of a row's tokens, and in any order: attention is a sum over keys, whose positions
 are in them already. Memory is bound by what this rank was given, plus the room reserved ahead.
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor
 
 from model.attention.plan.runs import Run, Runs
+from model.inference.scaled_numbers import LARGEST, scaled, unscaled
 
 MAX_CONVERTED = 8192
-"""Keys in half precision that are converted at a time for the CPU, which computes in fp32."""
+"""Keys that are converted at a time to the dtype that computes: 8 bits everywhere, and on a CPU, in fp32, 16."""
 
 
 class KVShape(NamedTuple):
@@ -35,16 +37,40 @@ class KVShape(NamedTuple):
 
 
 class Slab:
-    """Slots for keys and values: `kv[layer]` is [2, Hkv, slots, D]."""
+    """Slots for keys and values: `kv[layer]` is [2, Hkv, slots, D], `scales[layer]`, of 8 bits, [2, Hkv, slots, 1]."""
 
     def __init__(self, shape: KVShape, slots: int, dtype: torch.dtype, device: torch.device) -> None:
         size = (2, shape.kv_heads, slots, shape.head_dim)
         self.kv = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.scales: list[Tensor] = []
+        if dtype in LARGEST:
+            self.scales = [torch.empty((*size[:3], 1), device=device) for _ in range(shape.layers)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all layers."""
-        return sum(kv.nbytes for kv in self.kv)
+        return sum(x.nbytes for x in (*self.kv, *self.scales))
+
+    @property
+    def slots(self) -> range:
+        """All."""
+        return range(self.kv[0].shape[2])
+
+    def write(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Put keys and values [n, Hkv, D] into the slots from `slot` on."""
+        slots = slice(slot, slot + len(k))
+        for part, x in enumerate((k.transpose(0, 1), v.transpose(0, 1))):
+            if self.scales:
+                x, self.scales[layer][part, :, slots] = scaled(x, self.kv[layer].dtype)
+            self.kv[layer][part, :, slots].copy_(x)
+
+    def read(self, layer: int, slots: range, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, Hkv, D] of these slots: views, and of 8 bits copies in `dtype`."""
+        kv = self.kv[layer][:, :, slots.start : slots.stop]
+        if self.scales:
+            kv = unscaled(kv, self.scales[layer][:, :, slots.start : slots.stop], dtype)
+        keys, values = kv.transpose(1, 2)
+        return keys, values
 
 
 @dataclass
@@ -84,15 +110,23 @@ class Write(NamedTuple):
     end: int
 
 
-class Reads(NamedTuple):
-    """What queries meet: runs by slab. complete: one slab's runs meet every query exactly once."""
+class Read(NamedTuple):
+    """What queries meet in some slots of a slab. runs: count keys from the first of these slots."""
 
-    parts: tuple[tuple[Slab, Runs], ...]
+    slab: Slab
+    slots: range
+    runs: Runs
+
+
+class Reads(NamedTuple):
+    """All that queries meet. complete: there is one read, whose runs meet every query exactly once."""
+
+    parts: tuple[Read, ...]
     complete: bool
 
 
 class KVCache:
-    """The rows of a batch on this rank. dtype, device: of the keys, as the model makes them."""
+    """The rows of a batch on this rank. dtype: that keys and values are kept in, the model's or one of 8 bits."""
 
     def __init__(self, shape: KVShape, dtype: torch.dtype, device: torch.device, rows: Sequence[Row]) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -153,24 +187,28 @@ class KVCache:
                     runs.append(Run(start, end, first, last, False))
                     met += end - start
             start = end
-        parts = tuple(part for slab, runs in by_slab.values() for part in self._calls(slab, runs))
+        parts = tuple(part for slab, runs in by_slab.values() for part in self._reads(slab, runs))
         return Reads(parts, complete=len(parts) == 1 and met == start)
 
     def _cut(self, extent: Extent) -> Iterator[tuple[int, int]]:
         """Ranges of slots that one kernel call may take."""
         end = extent.start + extent.used
-        is_converted = self.device.type == "cpu" and self.dtype.itemsize < 4
+        is_converted = self.dtype in LARGEST or (self.device.type == "cpu" and self.dtype.itemsize < 4)
         step = MAX_CONVERTED if is_converted else max(1, extent.used)
         yield from pairwise([*range(extent.start, end, step), end])
 
-    def _calls(self, slab: Slab, runs: Sequence[Run]) -> Iterator[tuple[Slab, Runs]]:
+    def _reads(self, slab: Slab, runs: Sequence[Run]) -> Iterator[Read]:
         """The CPU takes all runs of a slab; a CUDA call takes one, since it would copy the keys of several together."""
         shared = _over_same_keys(runs)
-        if self.device.type == "cpu":
-            yield slab, Runs(shared)
+        if self.dtype in LARGEST:
+            for run in shared:
+                whole = run._replace(k_start=0, k_end=run.k_end - run.k_start)
+                yield Read(slab, range(run.k_start, run.k_end), Runs((whole,)))
+        elif self.device.type == "cpu":
+            yield Read(slab, slab.slots, Runs(shared))
         else:
             for run in shared:
-                yield slab, Runs((run,))
+                yield Read(slab, slab.slots, Runs((run,)))
 
 
 def _over_same_keys(runs: Sequence[Run]) -> list[Run]:
@@ -187,6 +225,4 @@ def _over_same_keys(runs: Sequence[Run]) -> list[Run]:
 def store(writes: Sequence[Write], layer: int, k: Tensor, v: Tensor) -> None:
     """Put new keys and values [T, Hkv, D] of a layer into the slots claimed for them."""
     for slab, slot, start, end in writes:
-        slots = slab.kv[layer][:, :, slot : slot + end - start]
-        slots[0].copy_(k[start:end].transpose(0, 1))
-        slots[1].copy_(v[start:end].transpose(0, 1))
+        slab.write(layer, slot, k[start:end], v[start:end])

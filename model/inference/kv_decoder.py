@@ -26,6 +26,7 @@ from model.inference.forward import Attention, WholeWeights, final_hidden
 from model.inference.gathering import gather
 from model.inference.kv_cache import KVCache, KVShape, Row
 from model.inference.prefill import Chunk, plan_chunks
+from model.inference.scaled_numbers import DTYPES, CacheFormat
 from model.inference.split_weights import GatheredWeights, SharedProducts, SplitLlama
 from model.llama.config import attention_sizes
 
@@ -45,7 +46,7 @@ class Decoder:
     Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty. prefill_chunk:
     tokens a rank that enter at once. room: tokens a row that will be appended, as far as is known: memory for them is
     made beside the prompt's; where it ends, more is made. group: the ranks that share the cache; None for one. Those of
-    a `SplitLlama` are its own.
+    a `SplitLlama` are its own. cache: keeps keys and values in 8 bits, None in the model's dtype.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Decoder:
         prefill_chunk: int = PREFILL_CHUNK,
         room: int = 0,
         group: Group = None,
+        cache: CacheFormat | None = None,
     ):
         if not prompts or min(map(len, prompts)) == 0:
             raise ValueError("every prompt needs at least one token")
@@ -65,7 +67,8 @@ class Decoder:
         self.device = weight.device
         self.exchange: Exchange = model.exchange if isinstance(model, SplitLlama) else as_exchange(group)
         self.prefill_chunk, self.room = prefill_chunk, room
-        self.cache = KVCache(shape, weight.dtype, weight.device, [Row() for _ in prompts])
+        dtype = DTYPES[cache] if cache else weight.dtype
+        self.cache = KVCache(shape, dtype, weight.device, [Row() for _ in prompts])
         self.hidden = weight.new_empty(len(prompts), weight.shape[1])  # [B, D], of the last token
         self._heads_per_kv = heads // kv_heads
         self._scale = model.model.layers[0].self_attn.scaling
