@@ -1,11 +1,13 @@
-"""`ringworld plan RECIPE`: print the DAG, what is done, what will run, and why; with --memory, what training takes."""
+"""`ringworld plan RECIPE`: print the DAG, what is done, what will run, and why; with --memory, what that takes."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jobs.run import add_recipe_arguments
@@ -15,11 +17,12 @@ from storage.printable import printable
 if TYPE_CHECKING:  # the command line starts without what the pipelines import
     from model.memory_estimate.plan import MemoryPlan
     from pipelines.dag.plan import PlannedStage
+    from pipelines.evaluate.memory import Answering, CellMemory
     from pipelines.recipe import Recipe
     from pipelines.train.memory_advice import StageMemory
 
 _GIB = 2**30
-HELP = "print a recipe's stages: which are done, which will run and why; --memory: what training takes of a device"
+HELP = "print a recipe's stages: which are done, which will run and why; --memory: what they take of a device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
     parser.add_argument(
-        "--memory", action="store_true", help="instead: what each train stage takes of a device, by part"
+        "--memory",
+        action="store_true",
+        help="instead: what each train stage and the evaluation take of a device, by part",
     )
     parser.add_argument(
         "--gpu-memory",
         type=float,
         metavar="GIB",
-        help="with --memory: of a device; says which stages do not fit and the cheapest settings that do",
+        help="with --memory: of a device; says what does not fit, the cheapest settings that do, and how many devices "
+        "answer a context",
     )
 
 
@@ -75,13 +81,17 @@ def _row(stage: PlannedStage) -> dict[str, object]:
 
 def _print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> None:
     """Print what each train stage takes of a device and of the host; gpu_memory: GiB of a device, None: no verdict."""
+    from pipelines.evaluate.memory import answering, evaluation_memory
     from pipelines.train.memory_advice import recipe_memory
 
     if recipe.train is None:
         raise UserError("--memory: the recipe has no train, so there is no memory to plan; leave the option out")
-    stages = recipe_memory(recipe, None if gpu_memory is None else int(gpu_memory * _GIB))
+    device = None if gpu_memory is None else int(gpu_memory * _GIB)
+    stages, cells = recipe_memory(recipe, device), evaluation_memory(recipe, device)
+    answers = [] if device is None else answering(recipe, device)
     if as_json:
-        print(json.dumps([_memory_row(stage) for stage in stages], indent=1))
+        rows = [_memory_row(stage) for stage in stages] + [_cell_row(cell) for cell in cells]
+        print(json.dumps(rows + [{"stage": "answering", **asdict(answer)} for answer in answers], indent=1))
         return
     for stage in stages:
         verdict = "" if gpu_memory is None else f"; {'fits' if stage.fits else 'more than'} {gpu_memory:g} GiB"
@@ -99,6 +109,23 @@ def _print_memory(recipe: Recipe, gpu_memory: float | None, as_json: bool) -> No
             print(f"  cheapest that fits: {json.dumps(changes)}, {taken}")
         elif stage.fits is False:
             print("  no settings fit: take more workers, a larger device or a shorter context")
+    _print_evaluation(cells, answers)
+
+
+def _print_evaluation(cells: Sequence[CellMemory], answers: Sequence[Answering]) -> None:
+    for cell in cells:
+        needs = f"evaluate.sp {cell.needs} fits" if cell.needs else "no number of workers fits"
+        verdict = {None: "", True: "; fits", False: f"; does not fit: {needs}"}[cell.fits]
+        peak = _gib(cell.memory.peak)
+        print(f"evaluate, {cell.task} at {cell.context}: {peak} a device on {cell.workers} worker(s){verdict}")
+        _print_parts(cell.memory.parts, "")
+    for context, ways in itertools.groupby(answers, lambda answer: answer.context):
+        print(f"a context of {context} is answered by: {'; '.join(map(_way, ways))}")
+
+
+def _way(answer: Answering) -> str:
+    devices = f"{answer.least[0]} x {_gib(answer.least[1])}" if answer.least else "no number of devices"
+    return f"{devices} ({answer.cache or 'bf16'} cache, {'split' if answer.split else 'whole'} weights)"
 
 
 def _on_host(stage: StageMemory, memory: MemoryPlan) -> str:
@@ -115,6 +142,11 @@ def _print_parts(parts: Mapping[str, int], where: str) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _cell_row(cell: CellMemory) -> dict[str, Any]:
+    row = {"stage": "evaluate", "task": cell.task, "context": cell.context, "workers": cell.workers}
+    return {**row, "peak": cell.memory.peak, "device": dict(cell.memory.parts), "fits": cell.fits, "needs": cell.needs}
 
 
 def _memory_row(stage: StageMemory) -> dict[str, Any]:

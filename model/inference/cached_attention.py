@@ -92,9 +92,13 @@ class ChunkAttention:
         out, lse = self._among_themselves(q, k, v)
         store(self.writes, layer, k, v)
         if gathering is not None:
-            found = attend_stored(gathering.wait(), self.reads, layer, k.shape[1], self.scale)
-            self._merge_older_(out, lse, found, counts)
+            self._merge_older_(out, lse, self._answers(layer, gathering, k.shape[1], counts), counts)
         return out.to(q.dtype)
+
+    def _answers(self, layer: int, asked: Gathering, kv_heads: int, counts: Sequence[int]) -> list[Tensor]:
+        """What this rank's older keys give to the queries of each rank: [T, H, D + 1], the lse last."""
+        out, lse = attend_stored(asked.wait(), self.reads, layer, kv_heads, self.scale)
+        return list(torch.cat((out, lse.unsqueeze(-1)), dim=-1).split(list(counts)))
 
     def _among_themselves(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         steps = blocks(torch.stack((k, v), 1), self.plan, self.exchange)
@@ -104,9 +108,8 @@ class ChunkAttention:
             attend_(out, lse, q, keys, values, block.runs, self.scale)
         return out, lse
 
-    def _merge_older_(self, out: Tensor, lse: Tensor, found: tuple[Tensor, Tensor], counts: Sequence[int]) -> None:
+    def _merge_older_(self, out: Tensor, lse: Tensor, results: Sequence[Tensor], counts: Sequence[int]) -> None:
         """Send to each rank what was found for its queries, and merge what all found for this rank's."""
-        results = list(torch.cat((found[0], found[1].unsqueeze(-1)), dim=-1).split(list(counts)))
         rank, size = self.exchange.rank, self.exchange.size
         others = [peer for peer in range(size) if peer != rank]
         received = {peer: torch.empty_like(results[rank]) for peer in others if counts[rank]}

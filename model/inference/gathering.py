@@ -27,9 +27,11 @@ class Gathering:
         self._transfer: Transfer = exchange.start(sends, {peer: parts[peer] for peer in others if counts[peer]})
 
     def wait(self) -> Tensor:
-        """All rows [sum(counts), ...], rank after rank."""
+        """All rows [sum(counts), ...], rank after rank. They are the caller's from then on, to keep or to drop."""
         self._transfer.wait()
-        return self._whole
+        whole = self._whole
+        del self._whole
+        return whole
 
 
 def gather(mine: Tensor, counts: Sequence[int], exchange: Exchange) -> Tensor:

@@ -25,13 +25,11 @@ from model.inference.cached_attention import ChunkAttention, StepAttention
 from model.inference.forward import Attention, WholeWeights, final_hidden
 from model.inference.gathering import gather
 from model.inference.kv_cache import KVCache, KVShape, Row
-from model.inference.prefill import Chunk, plan_chunks
+from model.inference.prefill import Chunk, chunk_tokens, plan_chunks
 from model.inference.scaled_numbers import DTYPES, CacheFormat
 from model.inference.split_weights import GatheredWeights, SharedProducts, SplitLlama
 from model.llama.config import attention_sizes
 
-PREFILL_CHUNK = 4096
-"""Tokens a rank of a chunk."""
 LEAST_ROOM = 64
 """Tokens of a row that a rank makes room for at once, where no more are announced."""
 
@@ -44,16 +42,17 @@ class Decoder:
     """State of a batch of B sequences: this rank's cache, and the hidden states that predict the next tokens.
 
     Use within `model.llama.llama.inference`. prompts: integer arrays [L_b] of joint ids, none empty. prefill_chunk:
-    tokens a rank that enter at once. room: tokens a row that will be appended, as far as is known: memory for them is
-    made beside the prompt's; where it ends, more is made. group: the ranks that share the cache; None for one. Those of
-    a `SplitLlama` are its own. cache: keeps keys and values in 8 bits, None in the model's dtype.
+    tokens a rank that enter at once, None for `chunk_tokens`. room: tokens a row that will be appended, as far as is
+    known: memory for them is made beside the prompt's; where it ends, more is made. group: the ranks that share the
+    cache; None for one. Those of a `SplitLlama` are its own. cache: keeps keys and values in 8 bits, None in the dtype
+    of the model.
     """
 
     def __init__(
         self,
         model: LlamaForCausalLM,
         prompts: Sequence[np.ndarray],
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = None,
         room: int = 0,
         group: Group = None,
         cache: CacheFormat | None = None,
@@ -66,7 +65,7 @@ class Decoder:
         self.model = model
         self.device = weight.device
         self.exchange: Exchange = model.exchange if isinstance(model, SplitLlama) else as_exchange(group)
-        self.prefill_chunk, self.room = prefill_chunk, room
+        self.prefill_chunk, self.room = prefill_chunk or chunk_tokens(self.exchange.size), room
         dtype = DTYPES[cache] if cache else weight.dtype
         self.cache = KVCache(shape, dtype, weight.device, [Row() for _ in prompts])
         self.hidden = weight.new_empty(len(prompts), weight.shape[1])  # [B, D], of the last token

@@ -21,6 +21,16 @@ from model.attention.plan.planner import plan_sequence
 from model.attention.plan.runs import Range
 from model.attention.plan.sequence_plan import SequencePlan
 
+PREFILL_CHUNK = 4096
+"""Tokens of a rank in a chunk, at most."""
+CHUNK_QUERIES = 32768
+"""Tokens of all ranks in a chunk, at most, since each rank answers the queries of all."""
+
+
+def chunk_tokens(ranks: int) -> int:
+    """Tokens a rank of a chunk, where none are asked for."""
+    return max(1, min(PREFILL_CHUNK, CHUNK_QUERIES // ranks))
+
 
 class Piece(NamedTuple):
     """New tokens [start, end) of a row, counted in what it is given now."""

@@ -174,4 +174,5 @@ class GatheredWeights(WholeWeights):
 
 
 def _is_cut_by_input(part: nn.Linear) -> bool:
-    return part.weight.shape[1] < part.in_features
+    """Of one rank too: `split_llama` lays the cut side outermost."""
+    return part.weight.stride(0) == 1

@@ -72,7 +72,7 @@ def activation_bytes(
     else:
         in_mlp += 2 * wide * tokens
     in_mlp = max(in_mlp, (left_of_norm + row + norm_backward) * tokens)
-    at_once = max(_queries_at_once(plan.rank(rank), on_cuda) for rank in _some(plan))
+    at_once = max(_queries_at_once(plan.rank(rank), on_cuda) for rank in some_ranks(plan))
     of_call = _card_backward(heads, kv_heads, head, itemsize) if on_cuda else (q + 2 * kv) * FP32
     if not on_cuda and itemsize < FP32:  # the CPU's kernel takes copies in fp32
         of_call += (3 * q + 2 * kv) * FP32
@@ -92,7 +92,7 @@ def activation_bytes(
         mlp=in_mlp + back,
         attention=in_attention + back,
         between=max(0, (left + 2 * row) * tokens + back) + mlp_weights * itemsize,
-        exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in _some(plan)),
+        exchange=max(_exchange(plan.rank(rank), kv // plan.ulysses, itemsize) for rank in some_ranks(plan)),
         final=final,
         loss=loss,
         batch=tokens * (3 * 8 + 4 + 2 * head * FP32),
@@ -118,7 +118,7 @@ def _card_backward(heads: int, kv_heads: int, head: int, itemsize: int) -> int:
     return gradients + shared + heads * (rounded + 2) * FP32
 
 
-def _some(plan: SequencePlan) -> range:
+def some_ranks(plan: SequencePlan) -> range:
     """Enough ranks to find the fullest: about 16, evenly spaced."""
     return range(0, plan.sp, max(1, plan.sp // 16))
 

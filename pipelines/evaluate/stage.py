@@ -50,6 +50,13 @@ class EvaluateStage(Stage[EvaluateRecord]):
         """One group of workers."""
         return Capacity().plus(self.recipe.evaluate.resources, self.recipe.evaluate.sp)
 
+    def check(self) -> None:
+        """Raise UserError where the evaluation does not fit its workers' devices."""
+        if self.recipe.evaluate.device_memory is not None:
+            from pipelines.evaluate.memory import check_evaluation
+
+            check_evaluation(self.recipe)
+
     def run(self, context: StageContext) -> Made[EvaluateRecord]:
         """Measure every cell on the cluster."""
         from pipelines.evaluate.job import EvaluateJob

@@ -69,6 +69,9 @@ class Evaluate(Config):
     sp: OutputNeutral[Positive] = 1
     """Workers that share the context of one cell; there are `resources.workers` // `sp` such groups. Figures agree to
     rounding whatever it is."""
+    device_memory: OutputNeutral[Above0 | None] = None
+    """GiB of a worker's device, less what the process itself takes of it. A recipe whose evaluation does not fit is
+    refused before anything runs; None: it is not checked."""
     cell_seconds: OutputNeutral[Above0] = 6 * 3600.0
     """A cell that takes longer hangs: its workers are replaced."""
 

@@ -58,7 +58,7 @@ class StageMemory:
 
 def recipe_memory(recipe: Recipe, device_bytes: int | None = None) -> list[StageMemory]:
     """The memory of every train stage; with device_bytes also whether it fits, and the cheapest settings that do."""
-    sizes = _vocabulary(recipe)
+    sizes = vocabulary_sizes(recipe)
     return [_stage_memory(recipe, stage, sizes, device_bytes) for stage in recipe.curriculum]
 
 
@@ -154,7 +154,7 @@ def _changes(train: Train, stage: TrainStage, changed: TrainStage) -> dict[str, 
     return changes
 
 
-def _vocabulary(recipe: Recipe) -> dict[str, int]:
+def vocabulary_sizes(recipe: Recipe) -> dict[str, int]:
     """Ids by modality. Where the tokenizer cannot be read, as many text ids as LLaMA-2's."""
     try:
         return joint_vocabulary(recipe).sizes

@@ -56,7 +56,7 @@ WHAT_A_STAGE_COMPUTES = {
 HOW_A_STAGE_RUNS = {"export", "sp", "rows", "attention", "zero", "zero_group", "memory", "tokens"}
 """`tokens` is another way to say `steps`."""
 HOW_TOKENIZE_RUNS = {"decode", "encode", "max_bad_fraction", "piece_seconds", "in_flight_mib"}
-HOW_EVALUATION_RUNS = {"resources", "sp", "cell_seconds"}
+HOW_EVALUATION_RUNS = {"resources", "sp", "device_memory", "cell_seconds"}
 NEUTRAL_UNTIL_SET_OF_EVALUATION = {"text", "multi_needle", "ruler", "perplexity", "choice", "qa", "video_needle"}
 
 
