@@ -1,43 +1,29 @@
-"""Text, images and video out of a trained model: text continues in text ids, frames are filled with VQGAN codes.
+"""Text alone or frames alone out of a trained model: text continues in text ids, frames are filled with VQGAN codes.
 
 A frame is `codes_per_frame` codes and one marker: `<eof>` after every frame but the last, `<eov>` after the last. The
 markers are placed, never drawn, and only codes are drawn inside a frame, so every frame decodes to pixels; text is
-drawn from text ids alone, and EOS ends text alone. Guidance as in LWM (arXiv 2402.08268): a doubled batch of
-conditional and unconditional prompts, both extended by the codes drawn.
+drawn from text ids alone, and EOS ends text alone. `interleaved.py` switches between text and frames in one decode.
+Guidance as in LWM (arXiv 2402.08268): a doubled batch of conditional and unconditional prompts, both extended by the
+codes drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Group
-from model.inference.kv_decoder import Decoder, choose, guided
+from model.inference.kv_decoder import Decoder
+from model.inference.sampling import IMAGE, VIDEO, Sampling, choose, guided
 from model.inference.scaled_numbers import CacheFormat
 from model.llama.llama import inference
 from tokenization.vocabulary import JointVocabulary
 
 ASK_EVERY = 16
 """Tokens between two looks at which rows have ended, where a look makes the host wait for the device."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How codes are drawn: guidance scale (1 = none), size of the top-k cut (None = none), temperature (0 = greedy)."""
-
-    guidance: float = 1.0
-    top_k: int | None = None
-    temperature: float = 1.0
-
-
-IMAGE = Sampling(guidance=5.0, top_k=8192)
-"""LWM's setting for an image and for a video's first frame."""
-VIDEO = Sampling(guidance=1.0, top_k=1000)
-"""LWM's setting for the frames after the first."""
 
 
 def generate_text(
@@ -51,6 +37,7 @@ def generate_text(
     eos_id: int | None = None,
     group: Group = None,
     cache: CacheFormat | None = None,
+    top_p: float | None = None,
 ) -> list[np.ndarray]:
     """Continue each prompt in text; greedy unless a temperature is given.
 
@@ -66,7 +53,7 @@ def generate_text(
         going = torch.arange(len(prompts), device=decoder.device)
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
         for step in range(max_new_tokens):
-            ids = decoder.agreed(choose(decoder.logits(0, vocabulary.text_size), top_k, temperature, generator))
+            ids = decoder.agreed(choose(decoder.logits(0, vocabulary.text_size), top_k, temperature, generator, top_p))
             drawn[going, step] = ids
             finished |= ids == eos
             if step == max_new_tokens - 1:
@@ -105,12 +92,38 @@ def stream_frames(
     that share the cache and call this alike; None for one. cache: see `generate_text`. Raises ValueError when guidance
     has no unconditional prompt or the prompt's frames were ended with `<eov>`.
     """
+    unconditional = None if unconditional_ids is None else [unconditional_ids]
+    batches = stream_frame_batches(
+        model, vocabulary, [prompt_ids], n_frames, codes_per_frame, first, rest, unconditional, generator, group, cache
+    )
+    return (batch[0] for batch in batches)
+
+
+def stream_frame_batches(
+    model: LlamaForCausalLM,
+    vocabulary: JointVocabulary,
+    prompts: Sequence[np.ndarray],
+    n_frames: int,
+    codes_per_frame: int,
+    first: Sampling = IMAGE,
+    rest: Sampling = VIDEO,
+    unconditional: Sequence[np.ndarray] | None = None,
+    generator: torch.Generator | None = None,
+    group: Group = None,
+    cache: CacheFormat | None = None,
+) -> Iterator[np.ndarray]:
+    """`stream_frames` for B prompts at once, of any lengths: yield int32 [B, codes_per_frame], n_frames times.
+
+    unconditional: the prompt that guidance pushes away from, for each prompt.
+    """
     settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
-    if any(s.guidance != 1 for s in settings) and unconditional_ids is None:
+    if any(s.guidance != 1 for s in settings) and unconditional is None:
         raise ValueError("guidance other than 1 needs unconditional_ids, for example those of '<s><vision>'")
-    if len(prompt_ids) and prompt_ids[-1] == vocabulary.eov_id:
+    if unconditional is not None and len(unconditional) != len(prompts):
+        raise ValueError(f"{len(unconditional)} unconditional prompts for {len(prompts)} prompts")
+    if any(len(prompt) and prompt[-1] == vocabulary.eov_id for prompt in prompts):
         raise ValueError("the prompt's last frame ends with <eov>; a continuation goes on from <eof>")
-    vision = vocabulary["vision"]
+    vision, n_rows = vocabulary["vision"], len(prompts)
 
     def frames() -> Iterator[np.ndarray]:
         decoder: Decoder | None = None
@@ -120,20 +133,20 @@ def stream_frames(
             # Entered anew for each frame: a consumer that pauses the stream gets the model back as it was.
             with inference(model):
                 if decoder is None:
-                    prompts = [prompt_ids, unconditional_ids] if is_guided else [prompt_ids]
+                    both = [*prompts, *(unconditional or [])] if is_guided else prompts
                     room = n_frames * (codes_per_frame + 1)
-                    decoder = Decoder(model, prompts, room=room, group=group, cache=cache)  # type: ignore[arg-type]
-                elif len(decoder) == 2 and not is_guided:
-                    decoder.keep([0])
+                    decoder = Decoder(model, both, room=room, group=group, cache=cache)
+                elif len(decoder) > n_rows and not is_guided:
+                    decoder.keep(range(n_rows))
                 for _ in range(codes_per_frame):
                     logits = decoder.logits(vision.start, vision.start + vision.n_codes)
-                    logits = guided(logits, setting.guidance) if len(logits) == 2 else logits
-                    code = decoder.agreed(choose(logits, setting.top_k, setting.temperature, generator))
-                    codes.append(code)
-                    decoder.append((code + vision.start).expand(len(decoder)))
+                    logits = guided(logits, setting.guidance) if is_guided else logits
+                    code = choose(logits, setting.top_k, setting.temperature, generator, setting.top_p)
+                    codes.append(decoder.agreed(code))
+                    decoder.append((codes[-1] + vision.start).repeat(len(decoder) // n_rows))
                 if index < len(settings) - 1:
                     decoder.append(torch.full((len(decoder),), vocabulary.eof_id, device=decoder.device))
-            yield torch.cat(codes).cpu().numpy().astype(np.int32)
+            yield torch.stack(codes, dim=1).cpu().numpy().astype(np.int32)
 
     return frames()
 

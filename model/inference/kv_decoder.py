@@ -147,6 +147,12 @@ class Decoder:
         fork.hidden = self.hidden[list(rows)]
         return fork
 
+    def join(self, other: Decoder) -> None:
+        """Go on with the rows of another decoder of this model behind one's own; the other is not used any more."""
+        self.cache = self.cache.select(range(len(self)))
+        self.cache.rows += other.cache.rows
+        self.hidden = torch.cat((self.hidden, other.hidden))
+
     def _prefill(self, chunk: Chunk, tokens: Sequence[np.ndarray]) -> Tensor:
         rank, size = self.exchange.rank, self.exchange.size
         rows = self.cache.rows
@@ -219,26 +225,3 @@ def _ranks_alive(exchange: Exchange) -> Iterator[None]:
 def _is_lost(error: Exception) -> bool:
     words = str(error).lower()
     return isinstance(error, dist.DistError) or any(sign in words for sign in ("connection", "timed out", "peer"))
-
-
-def guided(logits: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: [2B, n], conditional rows then unconditional -> uncond + guidance * (cond - uncond)."""
-    conditional, unconditional = logits.chunk(2)
-    return unconditional + guidance * (conditional - unconditional)
-
-
-def choose(logits: Tensor, top_k: int | None, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One index a row, int64 [B], of fp32 logits [B, n]: the likeliest at temperature 0, else drawn among the top k.
-
-    top_k None or >= n draws among all. The draw depends on the generator alone, which lives on the logits' device.
-    """
-    if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative; 0 is greedy")
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        kept, ids = logits.topk(top_k, dim=-1)
-        drawn = torch.multinomial(kept.softmax(dim=-1), 1, generator=generator)
-        return ids.gather(1, drawn).squeeze(1)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)

@@ -52,7 +52,7 @@ def greedy_answers(decoder: Decoder, vocabulary: JointVocabulary, most: int) -> 
     """
     import torch
 
-    from model.inference.kv_decoder import choose
+    from model.inference.sampling import choose
 
     answers: list[list[int]] = [[] for _ in range(len(decoder))]
     rows, chosen = list(range(len(decoder))), []

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from model.inference.kv_decoder import Decoder, choose
+from model.inference.kv_decoder import Decoder
+from model.inference.sampling import choose
 from model.llama.llama import inference
 from pipelines.train.job import TrainJob
 from tokenization.shards.chosen_sequences import read_sequences

@@ -144,7 +144,7 @@ def ask(
     """
     import torch
 
-    from model.inference.kv_decoder import choose
+    from model.inference.sampling import choose
 
     scored = decoder.fork([0])
     logits = []

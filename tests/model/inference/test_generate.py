@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.inference.generate import Sampling, generate_frames, generate_text, stream_frames
-from model.inference.kv_decoder import Decoder, choose, guided
+from model.inference.generate import generate_frames, generate_text, stream_frames
+from model.inference.kv_decoder import Decoder
+from model.inference.sampling import Sampling, choose, guided
 from model.llama.config import llama_config
 from model.llama.llama import build_llama, inference
 from tests.model.lwm_reference import TEXT, arrays, joint, load

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.inference.generate import Sampling, generate_text, stream_frames
+from model.inference.generate import generate_text, stream_frames
 from model.inference.kv_decoder import Decoder
+from model.inference.sampling import Sampling
 from model.llama.llama import inference
 from testing.thread_ranks import run_in_threads
 from tests.model.attention_groups import run_in_processes
