@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.inference.modality_states import UNLIMITED, Framing, ModalityStates
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_tokens
-from tokenization.text.tokenizer import ByteTokenizer
+from tokenization.text.tokenizer import load_text_tokenizer
 from tokenization.vocabulary import JointVocabulary
 
+DATA = Path(__file__).parents[2] / "data" / "fields"
 TWO = JointVocabulary.for_codebook(20, 6, 9)
 VOCABULARY = TWO.extended("audio", 4, ("end",), 6).extended("depth", 3, (), 4)
 OPENING, CLOSING = (5, 6, 5, 7), (5, 6, 8)
@@ -44,14 +47,15 @@ def span_pattern(one: Framing) -> str:
     return f"(?:{frame}){{1,{min(one.most_frames, 99)}}}{'' if one.last is None else characters([one.last])}{closing}"
 
 
-def pattern(framings: Sequence[Framing], eos: int, text_size: int) -> re.Pattern:
+def pattern(framings: Sequence[Framing], eos: int | None) -> re.Pattern:
     """Text without openings and closings, spans, and EOS at the end alone."""
     words = [word for one in framings for word in (one.opening, one.closing) if word]
     inside = "|".join(re.escape(characters(word)) for word in words)
     # A character of text that does not begin a word; spans begin with their openings.
-    text = f"(?:(?!{inside}|{characters([eos])})[{characters([0])}-{characters([text_size - 1])}])"
+    end = "" if eos is None else characters([eos])
+    text = f"(?:(?!{inside}{end and f'|{end}'})[{characters([0])}-{characters([VOCABULARY.text_size - 1])}])"
     spans = "|".join(re.escape(characters(one.opening)) + span_pattern(one) for one in framings)
-    return re.compile(f"(?:{text}|{spans})*(?:{characters([eos])})?")
+    return re.compile(f"(?:{text}|{spans})*{end and f'{end}?'}")
 
 
 @st.composite
@@ -77,9 +81,10 @@ def drawn_rows(machine: ModalityStates, prompts: list, room: int, weight: float,
 
 
 @given(drawing())
+@settings(max_examples=40)
 def test_any_sequence_drawn_parses(case):
     framings, room, seed, weight = case
-    machine, whole = ModalityStates(VOCABULARY, framings), pattern(framings, VOCABULARY.eos_id, 20)
+    machine, whole = ModalityStates(VOCABULARY, framings), pattern(framings, VOCABULARY.eos_id)
     for row in drawn_rows(machine, [np.array([1])] * 8, room, weight, seed):
         ended = np.flatnonzero(row == VOCABULARY.eos_id)
         row = row[: ended[0] + 1] if len(ended) else row
@@ -87,7 +92,7 @@ def test_any_sequence_drawn_parses(case):
 
 
 def test_the_oracle_refuses_what_does_not_parse_and_draws_reach_every_kind_of_frame():
-    whole = pattern(ALL, VOCABULARY.eos_id, 20)
+    whole = pattern(ALL, VOCABULARY.eos_id)
     v, a, d = (VOCABULARY[name].start for name in ("vision", "audio", "depth"))
     eof, eov, end = VISION.between, VISION.last, AUDIO.last
     fine = [*OPENING, v, v, v, eof, v, v, v + 5, eov, *CLOSING, 3, 9, a, a, a, a, end, 10, 11, 12, d, d, d, d]
@@ -97,44 +102,48 @@ def test_the_oracle_refuses_what_does_not_parse_and_draws_reach_every_kind_of_fr
         [9, a, end, 10], [11, 12, d, d, d, d, d, d], [2, 3], [*fine[:4], v, v, v, eof, eov, *CLOSING],
     ):  # fmt: skip
         assert not whole.fullmatch(characters(wrong)), wrong
-    rows = drawn_rows(ModalityStates(VOCABULARY, ALL, eos_id=-1), [np.array([1])] * 20, 400, 4.0, 0)
-    text = "/".join(characters(row.tolist()) for row in rows)
-    for found in (rf"{chr(0x100 + eof)}", rf"{chr(0x100 + eov)}", rf"{chr(0x100 + end)}", re.escape(characters([12]))):
-        assert re.search(found, text)
-    assert re.search(f"[{characters([a])}-{characters([a + 3])}]{{4}}", text)
+    text = ""
+    for one in ALL:
+        rows = drawn_rows(ModalityStates(VOCABULARY, [one], eos_id=-1), [np.array([1])] * 10, 200, 4.0, 0)
+        text += "/".join(characters(row.tolist()) for row in rows)
+    for reached in (characters([eof]), characters([eov]), characters([end])):
+        assert reached in text
+    for first, many in ((a, 4), (d, 4)):  # frames that follow each other directly
+        assert re.search(f"[{characters([first])}-{characters([first + 2])}]{{{many}}}", text)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 45))
+@settings(max_examples=25)
 def test_a_sequence_cut_anywhere_goes_on_to_one_that_parses(seed, cut):
-    machine, whole = ModalityStates(VOCABULARY, ALL, eos_id=-1), pattern(ALL, VOCABULARY.eos_id, 20)
+    machine = ModalityStates(VOCABULARY, ALL, eos_id=-1)
     (row,) = drawn_rows(machine, [np.array([1])], 45, 4.0, seed)
     (rest,) = drawn_rows(machine, [np.concatenate(([1], row[:cut]))], 30, 1.0, seed + 1)
-    # A continued span may have as many frames again: a prompt does not say how many there were to be.
-    again = [Framing(VOCABULARY["depth"], 2, (11, 12), (), most_frames=4 if one is DEPTH else UNLIMITED)
-             if one is DEPTH else one for one in ALL]  # fmt: skip
-    whole = pattern(again, VOCABULARY.eos_id, 20)
+    # A span that a prompt begins may have as many frames again: the prompt does not say how many there were to be.
+    whole = pattern([VISION, AUDIO, replace(DEPTH, most_frames=4)], None)
     assert whole.fullmatch(characters([1, *row[:cut].tolist(), *rest.tolist()]))
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.text(max_size=6)), min_size=1, max_size=4))
-def test_what_training_examples_are_made_of_is_allowed(parts):
-    """The layout is that of `tokenization.fields`, in the tokens of bytes, where an opening is eight of them."""
-    tokenizer = ByteTokenizer()
-    vocabulary = JointVocabulary.for_codebook(tokenizer.size, 8, eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id)
-    encoded = (tuple(tokenizer.encode(text).tolist()) for text in ("<vision>", "</vision>"))
-    framing = Framing(vocabulary["vision"], 2, *encoded)
+@pytest.mark.parametrize("name", ["nobos", "vis_single"])
+@given(parts=st.lists(st.tuples(st.integers(1, 3), st.text(max_size=6)), min_size=1, max_size=3))
+@settings(max_examples=20)
+def test_what_training_examples_are_made_of_is_allowed(name, parts):
+    """The layout is that of `tokenization.fields`, with openings of several ids and of one."""
+    tokenizer = load_text_tokenizer(str(DATA / f"tokenizer_{name}"))
+    vocabulary = JointVocabulary.for_codebook(tokenizer.size, 8, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    opening, closing = (tuple(tokenizer.encode(text).tolist()) for text in ("<vision>", "</vision>"))
+    assert (len(opening) == 1) == (name == "vis_single")
     names = [name for number in range(len(parts)) for name in (f"vision{number}", f"text{number}")]
     record = {f"vision{number}": np.arange(2 * frames).reshape(frames, 2) for number, (frames, _) in enumerate(parts)}
     record |= {f"text{number}": text for number, (_, text) in enumerate(parts)}
     tokens, _ = build_tokens(record, FieldSpec.parse(",".join(names)), tokenizer, vocabulary)
-    machine, room = ModalityStates(vocabulary, [framing]), len(tokens) - 1
-    rows = machine.start([tokens[:1]], room)
-    for number, one in enumerate(tokens[1:].tolist()):
-        assert machine.allowed(rows.state, room - number)[0, one]
-        rows = machine.step(rows, torch.tensor([one]), room - number)
-        np.testing.assert_array_equal(  # and a prompt that ends here is in the same state
-            machine.start([tokens[: number + 2]], 10**6).state, rows.state
-        )
+    machine = ModalityStates(vocabulary, [Framing(vocabulary["vision"], 2, opening, closing)])
+    rows = machine.start([tokens[:1]], len(tokens) - 1)
+    for number, one in enumerate(tokens[1:].tolist(), start=1):
+        left = len(tokens) - number
+        assert machine.allowed(rows.state, left)[0, one]
+        rows = machine.step(rows, torch.tensor([one]), left)
+        if number < len(tokens) - 1:  # a prompt that ends here is in the same state
+            assert machine.start([tokens[: number + 1]], left - 1).state.tolist() == rows.state.tolist()
     assert rows.state.tolist() == [machine.end]
 
 
@@ -156,7 +165,7 @@ def test_no_span_opens_or_goes_on_without_room_for_its_end():
     assert not machine.allowed(before.state, 7)[0, OPENING[-1]]
     for room, ends in ((14, True), (15, False)):
         rows = machine.start([np.array([1, *OPENING[:-1]])], 100)
-        left = room - 3 + 0
+        left = room - 3
         for one in (OPENING[-1], *[VOCABULARY["vision"].start] * 3):
             rows = machine.step(rows, torch.tensor([one]), left)
             left -= 1
