@@ -75,6 +75,11 @@ def generate_interleaved(
     return pieces()
 
 
+def looks_are_free(device: torch.device) -> bool:
+    """Whether the host knows what a step has drawn without waiting."""
+    return device.type == "cpu"
+
+
 def _settings(machine: ModalityStates, given: Mapping[str, Sequence[Sampling]]) -> list[tuple[Sampling, ...]]:
     """The settings of text, then of each framing. Raises ValueError on those that cannot be."""
     names = ["text", *(one.modality.name for one in machine.framings)]
@@ -147,14 +152,14 @@ class _Decoding:
 
     def _steps(self) -> int:
         """Until the next look: each step where that is free, otherwise no later than where a twin may have to join."""
-        if self.decoder.device.type == "cpu":
+        if looks_are_free(self.decoder.device):
             return 1
         return min(ASK_EVERY, self.left, *(self._steps_to_open[state] for state in self.states))
 
     def _step(self) -> Tensor:
         decoder, n = self.decoder, len(self.live)
         whole = (0, self.machine.vocabulary.size)
-        first, last = self.machine.bounds(self.states) if decoder.device.type == "cpu" else whole
+        first, last = self.machine.bounds(self.states) if looks_are_free(decoder.device) else whole
         logits = decoder.logits(first, last)
         numbers = self._base[self.rows.state] + torch.minimum(self.rows.frames, self._most[self.rows.state])
         twins = torch.tensor(self.twins, dtype=torch.long, device=decoder.device)
