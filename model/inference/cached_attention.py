@@ -1,6 +1,6 @@
 """Attention of new tokens over keys that stay on the ranks that made them.
 
-In: queries, keys and values of new tokens of one layer, and the cache. Out: the attention's output. Two ways:
+In: queries, keys and values of new tokens of one layer, and the cache. Out: the attention's output. Three ways:
 
 `ChunkAttention`, for many new tokens that the ranks share by a plan. Among themselves they attend by the ring: keys
 travel. To what is stored from before, their queries travel instead, each rank attends to its own block, and what it
@@ -9,12 +9,14 @@ long the context is.
 
 `StepAttention`, for one new token a row. Every rank has computed its query, so none travels: each rank attends to its
 own block, all get all results, and merge them in the order of ranks, so that every rank goes on with the same bits.
+
+`PeekAttention`, the same for several new tokens a row, which attend to each other too and are not stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch import Tensor
 from model.attention.block_exchange import blocks
 from model.attention.flash_kernels import accumulator_dtype, attend, attend_, merge_, rows_of
 from model.attention.p2p import Exchange
-from model.attention.plan.runs import Range, RankPlan
+from model.attention.plan.runs import Range, RankPlan, Runs
 from model.inference.gathering import Gathering, gather
 from model.inference.kv_cache import Reads, Write, store
 
@@ -66,6 +68,35 @@ class StepAttention:
             found = torch.cat((out, lse.unsqueeze(-1)), dim=-1)
             results = gather(found, [len(out)] * self.exchange.size, self.exchange)
             out = _merged(results.unflatten(0, (self.exchange.size, -1)))
+        return out.to(q.dtype)
+
+
+@dataclass(frozen=True)
+class PeekAttention:
+    """Several new tokens a row, the same on every rank, none of which is stored: some may never be.
+
+    reads: how all of them meet this rank's older keys. own: the causal runs of each row's among themselves, which every
+    rank computes. layers: by layer, their keys and values [T, Hkv, D], filled in here.
+    """
+
+    reads: Reads
+    own: Runs
+    exchange: Exchange
+    scale: float
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `forward.Attention`."""
+        self.layers.append((k, v))
+        results = [attend_stored(q, self.reads, layer, k.shape[1], self.scale)]
+        if self.exchange.size > 1:
+            ((out, lse),) = results
+            joined = torch.cat((out, lse.unsqueeze(-1)), dim=-1)
+            gathered = gather(joined, [len(out)] * self.exchange.size, self.exchange)
+            results = [(one[..., :-1], one[..., -1]) for one in gathered.unflatten(0, (self.exchange.size, -1))]
+        out, lse = attend(q, k, v, self.own, self.scale)
+        for older_out, older_lse in results:
+            merge_(out, lse, older_out, older_lse)
         return out.to(q.dtype)
 
 

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Group
+from model.inference.frames_ahead import FramesAhead, last_frames
 from model.inference.kv_decoder import Decoder
 from model.inference.sampling import IMAGE, VIDEO, Sampling, choose, guided
 from model.inference.scaled_numbers import CacheFormat
@@ -111,10 +113,12 @@ def stream_frame_batches(
     generator: torch.Generator | None = None,
     group: Group = None,
     cache: CacheFormat | None = None,
+    ahead: int = 0,
 ) -> Iterator[np.ndarray]:
     """`stream_frames` for B prompts at once, of any lengths: yield int32 [B, codes_per_frame], n_frames times.
 
-    unconditional: the prompt that guidance pushes away from, for each prompt.
+    unconditional: the prompt that guidance pushes away from, for each prompt. ahead: codes that are drafted at once and
+    verified by one forward (`frames_ahead.py`: other draws of the same distribution); 0 for none.
     """
     settings = ([first] + [rest] * (n_frames - 1))[:n_frames]
     if any(s.guidance != 1 for s in settings) and unconditional is None:
@@ -125,10 +129,20 @@ def stream_frame_batches(
         raise ValueError("the prompt's last frame ends with <eov>; a continuation goes on from <eof>")
     vision, n_rows = vocabulary["vision"], len(prompts)
 
+    def drawn_one_by_one(decoder: Decoder, setting: Sampling) -> Tensor:
+        codes: list[Tensor] = []
+        for _ in range(codes_per_frame):
+            logits = decoder.logits(vision.start, vision.start + vision.n_codes)
+            logits = guided(logits, setting.guidance) if len(decoder) > n_rows else logits
+            code = choose(logits, setting.top_k, setting.temperature, generator, setting.top_p)
+            codes.append(decoder.agreed(code))
+            decoder.append((codes[-1] + vision.start).repeat(len(decoder) // n_rows))
+        return torch.stack(codes, dim=1)
+
     def frames() -> Iterator[np.ndarray]:
         decoder: Decoder | None = None
+        drafting: FramesAhead | None = None
         for index, setting in enumerate(settings):
-            codes = []
             is_guided = any(s.guidance != 1 for s in settings[index:])
             # Entered anew for each frame: a consumer that pauses the stream gets the model back as it was.
             with inference(model):
@@ -136,17 +150,20 @@ def stream_frame_batches(
                     both = [*prompts, *(unconditional or [])] if is_guided else prompts
                     room = n_frames * (codes_per_frame + 1)
                     decoder = Decoder(model, both, room=room, group=group, cache=cache)
+                    if ahead:
+                        before = last_frames(prompts, vocabulary, codes_per_frame, decoder.device)
+                        drafting = FramesAhead(
+                            decoder, vision.start, vision.n_codes, codes_per_frame, ahead, generator, before
+                        )
                 elif len(decoder) > n_rows and not is_guided:
                     decoder.keep(range(n_rows))
-                for _ in range(codes_per_frame):
-                    logits = decoder.logits(vision.start, vision.start + vision.n_codes)
-                    logits = guided(logits, setting.guidance) if is_guided else logits
-                    code = choose(logits, setting.top_k, setting.temperature, generator, setting.top_p)
-                    codes.append(decoder.agreed(code))
-                    decoder.append((codes[-1] + vision.start).repeat(len(decoder) // n_rows))
+                codes = drafting.frame(setting, n_rows) if drafting else drawn_one_by_one(decoder, setting)
                 if index < len(settings) - 1:
-                    decoder.append(torch.full((len(decoder),), vocabulary.eof_id, device=decoder.device))
-            yield torch.stack(codes, dim=1).cpu().numpy().astype(np.int32)
+                    if drafting:
+                        drafting.place(vocabulary.eof_id)
+                    else:
+                        decoder.append(torch.full((len(decoder),), vocabulary.eof_id, device=decoder.device))
+            yield codes.cpu().numpy().astype(np.int32)
 
     return frames()
 

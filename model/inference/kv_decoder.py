@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,10 +23,11 @@ from transformers import LlamaForCausalLM
 from model.attention.flash_kernels import pinned
 from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.hardware import CPU_CORES, AttentionShape, Hardware
-from model.inference.cached_attention import ChunkAttention, StepAttention
+from model.attention.plan.runs import Run, Runs
+from model.inference.cached_attention import ChunkAttention, PeekAttention, StepAttention
 from model.inference.forward import Attention, WholeWeights, final_hidden
 from model.inference.gathering import gather
-from model.inference.kv_cache import KVCache, KVShape, Row
+from model.inference.kv_cache import KVCache, KVShape, Row, store
 from model.inference.prefill import Chunk, chunk_tokens, plan_chunks
 from model.inference.scaled_numbers import DTYPES, CacheFormat
 from model.inference.split_weights import GatheredWeights, SharedProducts, SplitLlama
@@ -36,6 +39,19 @@ LEAST_ROOM = 64
 
 class RankLost(RuntimeError):  # noqa: N818 - it names what happened
     """Another of the ranks that share the cache ended or is out of reach; what was decoded together cannot go on."""
+
+
+@dataclass(frozen=True)
+class Peek:
+    """Tokens that may follow the rows of a decoder, row after row: counts[b] of row b, which then had lengths[b].
+
+    hidden: final hidden states [T, D]. layers: by layer, keys and values [T, Hkv, D].
+    """
+
+    hidden: Tensor
+    counts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
 
 
 class Decoder:
@@ -85,10 +101,14 @@ class Decoder:
 
     def logits(self, first: int, last: int) -> Tensor:
         """fp32 logits [B, last - first] of the next token over the ids first..last-1 only."""
+        return self.logits_of(self.hidden, first, last)
+
+    def logits_of(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """The same of any final hidden states [n, D]: fp32 [n, last - first]."""
         if isinstance(self.model, SplitLlama):
             with _ranks_alive(self.exchange):
-                return self.model.logits(self.hidden, first, last).float()
-        return torch.nn.functional.linear(self.hidden, self.model.lm_head.weight[first:last]).float()
+                return self.model.logits(hidden, first, last).float()
+        return torch.nn.functional.linear(hidden, self.model.lm_head.weight[first:last]).float()
 
     def extend(
         self, tokens: Sequence[np.ndarray], on_hidden: Callable[[Chunk, Tensor], object] = lambda chunk, hidden: None
@@ -124,6 +144,50 @@ class Decoder:
         self.hidden = self._forward(ids, positions, attention, SharedProducts)
         for row in self.cache.rows:
             row.length += 1
+
+    def peek(self, ids: Tensor, counts: Sequence[int]) -> Peek:
+        """Further tokens of each row and their hidden states, without extending the rows: `commit` does, by some.
+
+        ids: int64 [T], the same on every rank, counts[b] of row b, row after row; a row may have none.
+        """
+        lengths = self.lengths
+        positions = np.concatenate([np.arange(n) + length for n, length in zip(counts, lengths, strict=True)])
+        ends = np.cumsum([0, *counts]).tolist()
+        own = Runs(Run(a, b, a, b, True) for a, b in pairwise(ends) if a < b)
+        reads = self.cache.reads(list(enumerate(counts)), self._heads_per_kv)
+        attention = PeekAttention(reads, own, self.exchange, self._scale)
+        hidden = self._forward(ids, torch.from_numpy(positions.astype(np.int64)), attention, SharedProducts)
+        return Peek(hidden, tuple(counts), tuple(lengths), tuple(attention.layers))
+
+    def commit(self, peek: Peek, counts: Sequence[int]) -> None:
+        """Extend each row by the first counts[b] of the tokens that were peeked at; the others leave nothing behind.
+
+        Raises ValueError where rows went on since.
+        """
+        if list(peek.lengths) != self.lengths or any(n > most for n, most in zip(counts, peek.counts, strict=True)):
+            raise ValueError("what was peeked at does not follow what the rows hold")
+        rank, size = self.exchange.rank, self.exchange.size
+        starts = np.cumsum([0, *peek.counts[:-1]])
+        # By turns, as one by one.
+        mine = [
+            start + np.arange((rank - length - number) % size, n, size)
+            for number, (start, length, n) in enumerate(zip(starts, peek.lengths, counts))
+        ]
+        wanted = list(map(len, mine))
+        rows = self.cache.rows
+        self.cache.reserve(
+            [n if n <= row.room else max(n, LEAST_ROOM, row.stored // 4) for n, row in zip(wanted, rows)]
+        )
+        ends = np.cumsum([0, *wanted]).tolist()
+        writes = self.cache.claim([(number, *ends[number : number + 2]) for number in range(len(rows))])
+        kept = torch.from_numpy(np.concatenate(mine)).to(self.device)
+        for layer, (k, v) in enumerate(peek.layers):
+            store(writes, layer, k[kept], v[kept])
+        for row, n in zip(rows, counts):
+            row.length += n
+        going = [number for number, n in enumerate(counts) if n]
+        last = torch.tensor([int(starts[number]) + counts[number] - 1 for number in going], device=self.device)
+        self.hidden = self.hidden.index_copy(0, torch.tensor(going, device=self.device), peek.hidden[last])
 
     def agreed(self, ids: Tensor) -> Tensor:
         """Rank 0's choice of the next tokens, int64 [B], on every rank: draws of different devices may differ."""
