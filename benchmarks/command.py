@@ -132,6 +132,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cache.set_defaults(bench=_cache)
 
+    frames = benchmarks.add_parser("frames", help="frames a second, code by code and with codes drafted ahead")
+    frames.add_argument("--model", metavar="DIR", help="also an exported model, such as the quickstart's")
+    frames.add_argument("--ahead", type=int, nargs="+", default=[8, 16, 32, 64], metavar="N", help="codes drafted")
+    frames.add_argument("--frames", type=int, default=6, metavar="N", help="drawn a prompt (default 6)")
+    frames.add_argument("--rounds", type=int, default=3, help="of each, by turns; the fastest counts")
+    frames.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    frames.set_defaults(bench=_frames)
+
     memory = benchmarks.add_parser("memory", help="the peak of a training step, measured beside what is predicted")
     memory.add_argument("--contexts", type=int, nargs="+", default=[8192, 16384, 32768], metavar="S")
     memory.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="P", help="that share a sequence")
@@ -337,6 +345,19 @@ def _cache(arguments: argparse.Namespace) -> int:
     _at_least_one(arguments, "context", "tokens")
     report = cache_report(Settings(arguments.model, arguments.context, arguments.tokens))
     print_cache(report)
+    _write(report, arguments.json)
+    return 0
+
+
+def _frames(arguments: argparse.Namespace) -> int:
+    from benchmarks.frames_ahead import Settings, frames_report, print_frames
+
+    _at_least_one(arguments, "frames", "rounds")
+    if min(arguments.ahead) < 1:
+        raise UserError(f"--ahead {min(arguments.ahead)} is less than 1")
+    windows = (0, *sorted(set(arguments.ahead)))
+    report = frames_report(Settings(arguments.model, windows, arguments.frames, arguments.rounds))
+    print_frames(report)
     _write(report, arguments.json)
     return 0
 

@@ -7,6 +7,7 @@ and the fastest round of each counts.
     decoding  TOKENS greedy tokens after a prompt: ours, and `transformers.generate`, whose own prefill is measured by
               asking it for one token and taken off. Both have to find the same tokens.
     prefill   ours in one process, `transformers.generate` for one token, ours over 2 processes on a core each.
+    frames    by a random-initialised model with and without codes drafted ahead; `ringworld bench frames` has all
 
 A token a second by the processor is what compares where other work runs on the machine; over processes, the slowest
 rank's counts.
@@ -30,6 +31,8 @@ from torch.multiprocessing import set_forkserver_preload
 from torch.multiprocessing.spawn import start_processes
 from transformers import LlamaForCausalLM
 
+from benchmarks.frames_ahead import Settings as FramesSettings
+from benchmarks.frames_ahead import frames_report, frames_table
 from benchmarks.machine import machine
 from benchmarks.tables import claims_table, print_tables
 from model.inference.kv_decoder import Decoder
@@ -45,11 +48,15 @@ RANKS_TARGET = 1.7
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. contexts: decoded at. prefill: tokens of the prompt that is prefilled alone. tokens: decoded."""
+    """One run. contexts: decoded at. prefill: tokens of the prompt that is prefilled alone. tokens: decoded.
+
+    frames: drawn code by code and with codes drafted ahead.
+    """
 
     contexts: Sequence[int] = tuple(DECODING)
     prefill: int = 65536
     tokens: int = 64
+    frames: int = 2
     rounds: int = 3
     seed: int = 0
     size: dict[str, int] = field(
@@ -83,6 +90,7 @@ def inference_report(settings: Settings) -> dict:
         ours, plain = settings.model(), _plain(settings.model())
         decoding = {str(context): _decoding(ours, plain, settings, context) for context in settings.contexts}
         prefill = _prefill(ours, plain, settings)
+        frames = frames_report(FramesSettings(windows=(0, 32), frames=settings.frames, rounds=settings.rounds))
     finally:
         torch.set_num_threads(threads)
     return {
@@ -92,11 +100,12 @@ def inference_report(settings: Settings) -> dict:
         "claims": _claims(decoding, prefill, settings),
         "decoding": decoding,
         "prefill": prefill,
+        "frames": frames["frames"],
     }
 
 
 def print_inference(report: dict) -> None:
-    """A table of decoding, one of prefill, the claims."""
+    """A table of decoding, one of prefill, one of frames, the claims."""
     decoding = Table(title="Decoding, ms a token by the processor")
     for name in ("context", "ours", "transformers"):
         decoding.add_column(name, justify="right")
@@ -107,7 +116,7 @@ def print_inference(report: dict) -> None:
         prefill.add_column(name, justify="right")
     for name, row in report["prefill"].items():
         prefill.add_row(name, f"{row['wall']:.1f}", f"{row['cpu']:.1f}")
-    print_tables(decoding, prefill, claims_table(report["claims"]))
+    print_tables(decoding, prefill, frames_table(report["frames"]), claims_table(report["claims"]))
 
 
 def _plain(model: LlamaForCausalLM) -> LlamaForCausalLM:
