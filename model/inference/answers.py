@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.inference.cached_attention import gather
+from model.inference.gathering import gather
 from model.inference.kv_decoder import Decoder
 from model.inference.prefill import Chunk
 from model.llama.config import modality_ranges
@@ -60,7 +60,7 @@ def score_answers(decoder: Decoder, answers: Sequence[Sequence[np.ndarray]]) -> 
     fork.room = 0  # nothing is appended
     fork.extend([answer[:-1] for answer in flat], add)
     of_ranks = gather(later, [len(later)] * decoder.exchange.size, decoder.exchange)
-    total = (sums + torch.stack(of_ranks).sum(0)).cpu().numpy()
+    total = (sums + of_ranks.unflatten(0, (-1, len(later))).sum(0)).cpu().numpy()
     lengths = np.array([len(answer) for answer in flat])
     ends = np.cumsum([0, *map(len, answers)])
     return [AnswerScores(total[a:b], lengths[a:b]) for a, b in pairwise(ends)]

@@ -30,7 +30,7 @@ from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Exchange, Group, as_exchange
 from model.attention.plan.hardware import CPU_CORES, Hardware
-from model.inference.cached_attention import gather
+from model.inference.gathering import gather
 from model.inference.tiled_forward import hidden_in_tiles
 from model.llama.config import modality_ranges
 from model.llama.loss import CHUNK, token_nll
@@ -134,7 +134,7 @@ def score_batch(
         ]
     )
     sums = _sums(nll, labels, share.positions + 1, bounds, [ids.start for ids in ranges.values()])
-    sums = torch.stack(gather(sums, [len(sums)] * exchange.size, exchange)).sum(0)
+    sums = gather(sums, [len(sums)] * exchange.size, exchange).unflatten(0, (exchange.size, -1)).sum(0)
     nats, targets = sums.view(2, len(ranges), -1).cpu().numpy()
     return Scores(tuple(ranges), bounds, nats, targets.round().astype(np.int64))
 

@@ -57,7 +57,7 @@ def encoded(job: EvaluateJob, frames: np.ndarray) -> np.ndarray:
     import torch
 
     from model.attention.p2p import as_exchange
-    from model.inference.cached_attention import gather
+    from model.inference.gathering import gather
 
     exchange = as_exchange(job.group)
     codec = job.subject.codec()
@@ -65,4 +65,4 @@ def encoded(job: EvaluateJob, frames: np.ndarray) -> np.ndarray:
         return codec.encode(frames)
     shares = np.array_split(np.arange(len(frames)), exchange.size)
     mine = torch.from_numpy(codec.encode(frames[shares[exchange.rank]])).to(job.device)
-    return torch.cat(gather(mine, list(map(len, shares)), exchange)).cpu().numpy()
+    return gather(mine, list(map(len, shares)), exchange).cpu().numpy()
