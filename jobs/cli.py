@@ -6,14 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs import bench, clean, eval, export, import_lwm, import_vqgan, init, inspect, plan, run, show, trace
+from jobs import (
+    bench,
+    chat,
+    clean,
+    eval,
+    export,
+    generate,
+    import_lwm,
+    import_vqgan,
+    init,
+    inspect,
+    plan,
+    run,
+    show,
+    trace,
+)
 from jobs.guard import run_command
 
 _DESCRIPTION = "Raw video and text in object storage in, a million-token video-language model out, on a Ray cluster."
 
 _COMMANDS = (
     *(init, run, plan, inspect, show, trace),
-    *(export, import_lwm, import_vqgan, eval),
+    *(export, import_lwm, import_vqgan, generate, chat, eval),
     *(clean, bench),
 )
 

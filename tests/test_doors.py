@@ -19,6 +19,7 @@ ALLOWED = {
     "tokenization": {"tokenization", "storage"},
     "model": {"model", "storage", "tokenization.vocabulary", "tokenization.compiled", "tokenization.loader.batch"},
     "pipelines": {"pipelines", "tokenization", "model", "storage", "ray"},
+    "ringworld": {"ringworld", "pipelines", "model"},
     "testing": {"testing", "pipelines", "tokenization", "model", "storage", "ray"},
     "benchmarks": {"benchmarks", "testing", "pipelines", "tokenization", "model", "storage"},
     "jobs": {"jobs", "benchmarks", "pipelines", "model", "storage"},

@@ -1,0 +1,1 @@
+"""A trained model in use: prompts of text and media in, text, pictures and films out."""
