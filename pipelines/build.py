@@ -30,7 +30,7 @@ def build_stages(
     before, for the plan. Raises UserError where a source has no object.
     """
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
-    media = recipe.vqgan is not None and any(kind != "text" for kind in objects.distinct("kind"))
+    media = recipe.vqgan is not None and not {"text", "generated"}.issuperset(objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
     asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
     sources = SourcesStage(objects, heldout_notes(recipe, objects), changes.get(SourcesStage.kind, ()), asked)

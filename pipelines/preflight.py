@@ -22,6 +22,8 @@ def check_recipe(recipe: Recipe, objects: Listing) -> None:
     """Raise UserError where a stage could only fail. objects: the listing of the recipe's sources."""
     for name in recipe.sources:
         own = objects.of_source(name)
+        if recipe.sources[name].generate is not None:
+            continue
         _check_media(recipe, name, own)
         with contextlib.suppress(OSError):  # reading is repeated, and explained, where it matters
             _check_fields(recipe, name, own)

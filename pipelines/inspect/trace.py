@@ -21,6 +21,7 @@ from pipelines.inspect.content import Piece, codec_of, pieces_of, tokenizer_of
 from pipelines.inspect.lineage import damage_named, kind_of, stages_before
 from pipelines.pack.record import PackRecord
 from pipelines.pack.stage import PackStage
+from pipelines.sources.generated import GENERATED
 from pipelines.tokenize.stage import TokenizeStage
 from storage.errors import BadData, UserError
 from storage.store import Store
@@ -32,7 +33,7 @@ from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 _FRAMES_AT_ONCE = 64
-_OBJECT = ("url", "etag", "part", "record", "sample", "member", "media")
+_OBJECT = ("url", "etag", "part", "record", "sample", "member", "media", "texts")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,12 @@ def save_frames(traced: Traced, description: dict[str, Any], folder: str) -> lis
 
 
 def object_now(url: str, etag: str) -> str:
-    """How an object is now, against the version that was read: unchanged, changed, gone, or why that is not known."""
+    """How an object is now, against the version that was read: unchanged, changed, gone, or why that is not known.
+
+    What was generated is no object outside the run, and is always as it was.
+    """
+    if url.startswith(GENERATED):
+        return "unchanged"
     try:
         return "unchanged" if object_info(url).etag == etag else "changed since it was read"
     except FileNotFoundError as error:

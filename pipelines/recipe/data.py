@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,8 +13,10 @@ from storage.reach import PUBLIC_WEB
 from storage.setting_types import Above0, Count, Finite, OutputNeutral, Positive, Text
 from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
 from tokenization.field_spec import FieldSpec
+from tokenization.generated.settings import Kind as Generated
 
-Kind = Literal["video", "image", "text", "webdataset", "records"]
+FileKind = Literal["video", "image", "text", "webdataset", "records"]
+Kind = Literal["video", "image", "text", "webdataset", "records", "generated"]
 Objective = Literal["text", "vision-text"]
 
 
@@ -33,11 +35,14 @@ class Storage(Config):
 
 
 class Source(Config):
-    """One named source of raw objects."""
+    """One named source of raw objects, or of generated documents."""
 
-    urls: list[Text] = Field(min_length=1)
+    urls: list[Text] = Field(default_factory=list)
     """fsspec URLs with globs. `package://NAME/path` is a file of an installed Python package."""
-    kind: Kind | None = None
+    generate: Annotated[Generated, Field(discriminator="kind")] | None = None
+    """In place of `urls`: documents that are generated from a seed. They have no field specs; `heldout` names objects
+    of them, each a range of their numbers, by keys such as `NAME/000000000-000000063`."""
+    kind: FileKind | None = None
     """None: by extension. `webdataset`: tars of media with their `.json` and `.txt` (caption), as img2dataset and
     video2dataset write them. `records`: tables (JSONL, CSV, TSV, Parquet) whose records each name a medium, in the
     column `media`."""
@@ -88,6 +93,14 @@ class Source(Config):
                     f"{prefix!r} would allow everything that {scheme} reads; name a bucket, host or folder"
                 )
         return prefixes
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Source:
+        if (self.generate is None) == (not self.urls):
+            raise ValueError("give either urls or generate, not both and not neither")
+        if self.generate is not None and (others := self.model_fields_set - {"generate", "heldout"}):
+            raise ValueError(f"{min(others)} is of sources with urls, not of generated documents; drop it")
+        return self
 
     @model_validator(mode="after")
     def _names_its_media(self) -> Source:

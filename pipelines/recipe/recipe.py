@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from pipelines.recipe.evaluate import Evaluate
 from pipelines.recipe.train import Model, Train, TrainStage
 from storage.public_url import public_below, public_url
 from storage.setting_types import Count
+from tokenization.generated.settings import Needles
 
 
 class Recipe(Config):
@@ -52,6 +53,8 @@ class Recipe(Config):
         """Plain JSON for files and logs: without storage options, and with URLs without credentials."""
         tree = _public(self.model_dump(mode="json", exclude={"storage": {"options"}}))
         for source in tree["sources"].values():
+            if source["generate"] is None:  # what is of files says no more of itself than it always did
+                del source["generate"]
             for key in ("urls", "side", "heldout", "media_from"):
                 source[key] = [public_below(self.storage.data, url) for url in source[key]]
         return cast("dict[str, Any]", tree)
@@ -69,6 +72,7 @@ class Recipe(Config):
         vision = [name for name, source in self.sources.items() if source.has_vision]
         if vision and self.vqgan is None:
             raise ValueError(f"sources.{vision[0]} has a vision field but the recipe has no vqgan; add one")
+        _check_generated(self.sources)
         _check_data_alone(self)
         if len({stage.name for stage in self.packed.values()}) < len(self.packed):
             raise ValueError(
@@ -81,6 +85,18 @@ class Recipe(Config):
             _check_training(self.model, self.train)
             _check_evaluation(self.evaluate, self.vqgan, self.train.stages[-1].context)
         return self
+
+
+def _check_generated(sources: Mapping[str, Source]) -> None:
+    """Needles are hidden in the text of a source of files."""
+    for name, source in sources.items():
+        if not isinstance(source.generate, Needles):
+            continue
+        key, text = f"sources.{name}.generate.text", source.generate.text
+        if text not in sources:
+            raise ValueError(f"{key} names the source {text!r}, which sources does not define")
+        if sources[text].generate is not None:
+            raise ValueError(f"{key} names {text!r}, which is generated itself; name a source of texts with urls")
 
 
 def _public(tree: Any) -> Any:

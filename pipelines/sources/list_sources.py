@@ -9,9 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pipelines.decoder.client import parsed_records
 from pipelines.decoder.content import Content
-from pipelines.recipe import Kind, Recipe, Source
+from pipelines.recipe import Recipe, Source
+from pipelines.recipe.data import FileKind
 from pipelines.report.numbers import count_of
 from pipelines.sources.found import Found, find_objects
+from pipelines.sources.generated import generated_objects
 from pipelines.sources.heldout_patterns import first_idle_name, heldout_by, inner_globs
 from pipelines.sources.identity import Names, below, data_url
 from pipelines.sources.listing import Listing, json_list
@@ -21,13 +23,15 @@ from storage.printable import printable
 from storage.public_url import object_url, public_below, without_query
 from storage.urls import join_url
 from tokenization.fields import field_names
+from tokenization.generated.settings import Kind as Generated
+from tokenization.generated.settings import Needles
 from tokenization.media.kinds import IMAGES, VIDEOS
 from tokenization.readers.records import EXTENSIONS, extension_of, is_one_record
 from tokenization.readers.side_data import KEYS, SideData
 
 log = logging.getLogger("ringworld")
 
-_KINDS: dict[Kind, frozenset[str]] = {
+_KINDS: dict[FileKind, frozenset[str]] = {
     "video": VIDEOS,
     "image": IMAGES,
     "text": frozenset(EXTENSIONS),
@@ -40,7 +44,13 @@ _COMPRESSED_TARS = {".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2",
 
 def list_sources(recipe: Recipe) -> Listing:
     """All objects of the recipe's sources, sorted by source and key. Raises UserError where a pattern finds nothing."""
-    return Listing.joined([_list_source(name, source, recipe) for name, source in sorted(recipe.sources.items())])
+    listings = {name: _list_source(name, one, recipe) for name, one in recipe.sources.items() if one.generate is None}
+    listings |= {
+        name: _list_generated(name, one, one.generate, recipe, listings)
+        for name, one in recipe.sources.items()
+        if one.generate is not None
+    }
+    return Listing.joined([listings[name] for name in sorted(listings)])
 
 
 def inner_patterns(recipe: Recipe, name: str) -> Mapping[str, str]:
@@ -70,6 +80,20 @@ def _list_source(name: str, source: Source, recipe: Recipe) -> Listing:
         heldout_by=[json_list(heldout.get(number, ())) for number in range(len(found))],
     )
     return split(whole, source, tuple(inner)).in_order()
+
+
+def _list_generated(
+    name: str, source: Source, generate: Generated, recipe: Recipe, listings: Mapping[str, Listing]
+) -> Listing:
+    """The objects of a source that generates documents. listings: of the sources with files."""
+    text = listings[generate.text] if isinstance(generate, Needles) else None
+    objects = generated_objects(name, generate, text)
+    urls, keys = objects.column("url").to_pylist(), objects.column("key").to_pylist()
+    heldout = _heldout(name, recipe, Names([*urls, *keys], [*range(len(keys))] * 2), ())
+    return objects.with_values(
+        heldout=[number in heldout for number in range(len(keys))],
+        heldout_by=[json_list(heldout.get(number, ())) for number in range(len(keys))],
+    ).in_order()
 
 
 def _keys(name: str, urls: Sequence[str], recipe: Recipe) -> list[str]:
@@ -149,7 +173,7 @@ def _side_column(found: Found, side: SideData) -> list[str | None]:
     ]
 
 
-def _some_hold_media(kinds: Sequence[Kind]) -> bool:
+def _some_hold_media(kinds: Sequence[FileKind]) -> bool:
     """Whether there are objects that hold media."""
     return not WITH_INSIDES.isdisjoint(kinds)
 
@@ -172,9 +196,9 @@ def _media_from(source: Source, recipe: Recipe) -> tuple[str, ...]:
     return tuple(url if "://" in url else os.path.abspath(url) for url in urls)
 
 
-def _kinds(name: str, urls: Sequence[str], source: Source) -> list[Kind]:
+def _kinds(name: str, urls: Sequence[str], source: Source) -> list[FileKind]:
     """The kind of each object, which its extension tells."""
-    by_extension: dict[str, Kind] = {}
+    by_extension: dict[str, FileKind] = {}
     kinds = []
     for url in urls:
         extension = extension_of(url)
@@ -184,7 +208,7 @@ def _kinds(name: str, urls: Sequence[str], source: Source) -> list[Kind]:
     return kinds
 
 
-def _kind(url: str, name: str, source: Source) -> Kind:
+def _kind(url: str, name: str, source: Source) -> FileKind:
     suffix = extension_of(url)
     if source.media is not None:
         if suffix in _OF_RECORDS:

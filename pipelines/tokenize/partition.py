@@ -97,10 +97,13 @@ class Partitions(Mapping[str, Partition]):
 
 
 def _weights(objects: Listing, partition_bytes: int) -> np.ndarray:
-    """int64 [objects]: bytes, of some kinds at least so many that a partition has no more than `_MOST_VIDEOS`."""
-    size = objects.column("size").to_numpy()
-    counts_for_more = _is_in(objects.column("kind").cast(pa.large_string()), ["video", "records"])
-    return np.maximum(size, np.where(counts_for_more, partition_bytes // _MOST_VIDEOS, 1))
+    """int64 [objects]: bytes, of some kinds at least so many that a partition has no more than `_MOST_VIDEOS`; of
+    generated documents a whole partition's, so that more of them leave every partition as it is.
+    """
+    size, kind = objects.column("size").to_numpy(), objects.column("kind").cast(pa.large_string())
+    counts_for_more = _is_in(kind, ["video", "records"])
+    weights = np.maximum(size, np.where(counts_for_more, partition_bytes // _MOST_VIDEOS, 1))
+    return np.where(_is_in(kind, ["generated"]), partition_bytes, weights)
 
 
 def _is_in(column: pa.Array, values: list[str]) -> np.ndarray:

@@ -22,6 +22,7 @@ from pipelines.dag.records import RECORD_KEY
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import media_of
 from pipelines.tokenize.codes.codes import Codes, OvertakenError
+from pipelines.tokenize.generated_documents import generated_documents
 from pipelines.tokenize.partition import Partition
 from pipelines.tokenize.records import (
     Record,
@@ -138,6 +139,10 @@ def _documents(
     codes: Codes | None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the partition's documents, in order: texts in columns, what may have frames one by one."""
+    if part.objects[0].kind == "generated":
+        for found in part.objects:
+            yield from to_batches(generated_documents(found, job, tokenizer, tally))
+        return
     for in_columns, group in itertools.groupby(part.objects, lambda found: stays_in_columns(found, job)):
         if in_columns:
             for found in group:
