@@ -12,9 +12,10 @@ import numpy as np
 
 from tokenization.fields import Spans as LossSpans
 from tokenization.generated.needles import needle_parts
-from tokenization.generated.pieces import Part, follow, pieces_of
+from tokenization.generated.pieces import Part, pieces_of
 from tokenization.generated.settings import KeyValues, Kind, Spans
 from tokenization.generated.wording import draw_names, draw_numbers
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import TextTokenizer
 
 _STREAMS = {"spans": 1, "key-values": 2, "needles": 3}

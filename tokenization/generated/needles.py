@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenization.generated.pieces import Part, Pieces, follow, pieces_of
+from tokenization.generated.pieces import Part, Pieces, pieces_of
 from tokenization.generated.settings import Needles
 from tokenization.generated.wording import Wording, draw_names, draw_numbers, draw_question, draw_wording
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import TextTokenizer
 
 _SAME_WORDING = 0.7

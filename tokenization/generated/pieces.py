@@ -1,4 +1,4 @@
-"""What generated documents need of a tokenizer: ids that stand for words, sentence breaks, and text in its context.
+"""What generated documents need of a tokenizer: ids that stand for words and sentence breaks.
 
 In: a text tokenizer. Out: arrays over its ids, made once a process.
 """
@@ -58,13 +58,3 @@ def _has_letter(text: str) -> bool:
 
 def _has_digit(text: str) -> bool:
     return any(character.isdigit() for character in text)
-
-
-def follow(tokenizer: TextTokenizer, before: str, text: str) -> np.ndarray:
-    """Ids of `text` where it stands after `before` and a space, int32: those of both less the ids that both share."""
-    head = tokenizer.encode(before)
-    whole = tokenizer.encode(f"{before} {text}" if not text[:1].isspace() else before + text)
-    shared = 0
-    while shared < min(len(head), len(whole)) and head[shared] == whole[shared]:
-        shared += 1
-    return whole[shared:]

@@ -18,8 +18,9 @@ from pipelines.evaluate.haystack import haystack, lacks_text
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.record import Row
 from pipelines.evaluate.shared_prefill import prefilled
-from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, follow, found
+from pipelines.evaluate.tasks.needle_prompts import answer_buffer, build_prompt, digits_of, draw_needles, found
 from pipelines.recipe.evaluate import Needle as Settings
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:

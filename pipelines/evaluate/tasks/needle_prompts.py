@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage.errors import UserError
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import TextTokenizer
 
 CITIES = (
@@ -146,16 +147,6 @@ def _ends_sentence(text: np.ndarray, position: int, tokenizer: TextTokenizer) ->
     before = tokenizer.decode(text[start:position])
     after = tokenizer.decode(text[start : position + 1])[len(before) :]
     return bool(_SENTENCE_END.search(before)) and after[:1].isspace()
-
-
-def follow(tokenizer: TextTokenizer, before: str, text: str) -> np.ndarray:
-    """Ids of `text` where it stands after `before` and a space, int32: those of both less the ids that both share."""
-    head = tokenizer.encode(before)
-    whole = tokenizer.encode(f"{before} {text}" if not text[:1].isspace() else before + text)
-    shared = 0
-    while shared < min(len(head), len(whole)) and head[shared] == whole[shared]:
-        shared += 1
-    return whole[shared:]
 
 
 def digits_of(ids: Iterable[int], tokenizer: TextTokenizer) -> list[int]:

@@ -26,10 +26,10 @@ from pipelines.evaluate.table import tabulate
 from pipelines.evaluate.task_table import TASKS, all_cells
 from pipelines.evaluate.tasks.generation import continuation_prompt
 from pipelines.evaluate.tasks.needle import ask, choice_nats, nats
-from pipelines.evaluate.tasks.needle_prompts import follow
 from pipelines.recipe import Recipe
 from storage.store import Store
 from testing.tiny_run import VOCABULARY, make_run
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import load_text_tokenizer
 
 

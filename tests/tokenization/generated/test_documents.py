@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tokenization.generated.documents import generate
-from tokenization.generated.pieces import follow, pieces_of
+from tokenization.generated.pieces import pieces_of
 from tokenization.generated.settings import KeyValues, Kind, Needles, Spans
+from tokenization.text.continuation import follow
 from tokenization.text.tokenizer import TextTokenizer, load_text_tokenizer
 
 SPANS = Spans(kind="spans", documents=40, tokens=(24, 64), span=(3, 12), alphabet=64)
