@@ -116,9 +116,9 @@ def counted(
 ) -> dict[str, Any]:
     """What a row says of a file beside its figures: how many were asked, of how many; and lines that cannot be used."""
     questions, unreadable = questions_of(job, task, name, settings.file)
-    bad = [{"line": one.line, "reason": one.reason} for one in unreadable]
+    bad: list[dict[str, Any]] = [{"line": one.line, "reason": one.reason} for one in unreadable]
     bad += [one for result in results for one in result["left_out"]]
-    bad.sort(key=lambda one: int(one["line"]))
+    bad.sort(key=lambda one: one["line"])
     return {
         "name": name,
         "asked": sum(len(result["answers"]) for result in results),
