@@ -50,9 +50,15 @@ def lacks(job: EvaluateJob) -> str | None:
 
 
 def check(job: EvaluateJob) -> None:
-    """A file of questions has some about images; without one, there is a frame besides the film's to be hidden."""
+    """The films fit the context, and there is something to hide: questions about images, or media besides the film."""
     settings = _settings(job)
     assert job.run is not None
+    vqgan, context = job.run.recipe.vqgan, job.run.recipe.curriculum[-1].context
+    if vqgan is not None and (tokens := (max(settings.frames) + 2) * (vqgan.sizes.codes_per_frame + 1)) > context:
+        raise UserError(
+            f"evaluate.video_needle.frames: {max(settings.frames)} frames, the needle and a candidate are {tokens:,} "
+            f"tokens, more than the last stage's context {context:,}; lower frames"
+        )
     if settings.questions is not None:
         _questions(job, settings)
     elif len(job.run.objects(MEDIA, heldout=True)) < 2:

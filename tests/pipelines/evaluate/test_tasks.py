@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.evaluate.asking import asked_together, batches, greedy_answers, s
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.run_data import RunData
 from pipelines.evaluate.task_table import TASKS, all_cells
+from pipelines.evaluate.tasks import multi_needle, ruler_task
 from pipelines.evaluate.tasks.needle_prompts import CITIES
 from pipelines.evaluate.tasks.ruler import retrieval
 from pipelines.recipe import output_settings
@@ -103,6 +105,31 @@ def test_several_needles_are_asked_for_in_every_context_and_case(job: EvaluateJo
         assert row["accuracy"] == row["all_right"] == 0.0
     assert rows[0]["answers"][0]["asked"] != rows[0]["answers"][1]["asked"]
     assert TASKS["multi-needle"].verdict(rows)[0] == "bad"
+
+
+def test_whoever_reads_the_prompts_can_answer_them(job: EvaluateJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = job.subject.tokenizer()
+
+    def read(prompts: list[np.ndarray], *_: object) -> list[list[int]]:
+        answers = []
+        for text, _, question in (tokenizer.decode(one).rpartition("\n\nQuestion:") for one in prompts):
+            hidden = re.findall(r"number (?:of )?(\S+)?.*? is: (\d{7})\.|magic (.+?) number is: (\d{7})\.", text)
+            known = {key or city: number or other for key, number, city, other in hidden}
+            answers.append(tokenizer.encode(", ".join(n for k, n in known.items() if k in question)).tolist())
+        return answers
+
+    for module in (multi_needle, ruler_task):
+        monkeypatch.setattr(module, "asked_together", lambda model, prompts, most, group: prompts)
+        monkeypatch.setattr(module, "greedy_answers", read)
+    cases = [{"hidden": 3, "asked": 2}, {"hidden": 2, "asked": 1}]
+    needles = measured(
+        with_settings(job, multi_needle={"contexts": [450], "cases": cases, "rounds": 3}), "multi-needle"
+    )
+    assert [(row["accuracy"], row["all_right"]) for row in needles] == [(1.0, 1.0)] * 2
+    tasks = ["niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multikey_2", "niah_multiquery"]
+    (row,) = measured(with_settings(job, ruler={"contexts": [900], "tasks": tasks, "examples": 2}), "ruler")
+    assert {task: row[task] for task in tasks} == dict.fromkeys(tasks, 1.0)
+    assert row["mean"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -264,7 +291,8 @@ def test_an_image_with_a_question_is_hidden_as_in_v_niah(job: EvaluateJob) -> No
 
 def test_a_film_that_is_too_short_and_candidates_that_are_too_few_leave_a_reason(job: EvaluateJob) -> None:
     for settings, reason in (
-        ({"frames": [99]}, "no held-out video has 99 frames"),
+        ({"frames": [29]}, "no held-out video has 29 frames"),
+        ({"frames": [99]}, "99 frames, the needle and a candidate are 1,717 tokens, more than the last stage's"),
         ({"frames": [4], "candidates": 40}, "only 1?[0-9] different frames"),
     ):
         with pytest.raises(Exception, match=reason):
