@@ -120,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inference.add_argument("--prefill", type=int, default=65536, metavar="S", help="of a prompt (default 65536)")
     inference.add_argument("--tokens", type=int, default=64, metavar="N", help="decoded a round (default 64)")
     inference.add_argument("--rounds", type=int, default=3, help="of each system, by turns; the fastest counts")
+    inference.add_argument("--only", nargs="+", metavar="PART", help="decoding, prefill, ranks (default: all)")
     inference.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     inference.set_defaults(bench=_inference)
 
@@ -327,12 +328,16 @@ def _memory(arguments: argparse.Namespace) -> int:
 
 
 def _inference(arguments: argparse.Namespace) -> int:
-    from benchmarks.inference import Settings, inference_report, print_inference
+    from benchmarks.inference import PARTS, Settings, inference_report, print_inference
 
     _at_least_one(arguments, "prefill", "tokens", "rounds")
     if min(arguments.contexts) < 1:
         raise UserError(f"--contexts {min(arguments.contexts)} is less than 1")
-    settings = Settings(tuple(arguments.contexts), arguments.prefill, arguments.tokens, arguments.rounds)
+    parts = tuple(arguments.only or PARTS)
+    if unknown := sorted({*parts} - {*PARTS}):
+        raise UserError(f"--only {unknown[0]} is no part; choose of {', '.join(PARTS)}")
+    contexts, sizes = tuple(arguments.contexts), (arguments.prefill, arguments.tokens)
+    settings = Settings(contexts, *sizes, rounds=arguments.rounds, parts=parts)
     report = inference_report(settings)
     print_inference(report)
     _write(report, arguments.json)

@@ -20,7 +20,17 @@ def test_the_report_is_written(tmp_path: Path) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
     assert {"date", "processor", "cores", "transformers"} <= set(report["machine"])
     assert set(report["prefill"]) == {"ours", "transformers", "ours, 2 processes"}
+    assert set(report["decoding"]["48"]) == {"ours", "transformers", "transformers, static cache"}
     assert report["decoding"]["48"]["ours"]["cpu_ms_per_token"] > 0
+
+
+@pytest.mark.slow
+def test_parts_run_alone(tmp_path: Path) -> None:
+    path = tmp_path / "inference.json"
+    arguments = ["--only", "prefill", "--prefill", "64", "--rounds", "1", "--json", str(path)]
+    assert main(["bench", "inference", *arguments]) == 0
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert (report["decoding"], set(report["prefill"])) == ({}, {"ours", "transformers"})
 
 
 def test_ratios_are_of_the_same_clock() -> None:
@@ -36,3 +46,5 @@ def test_ratios_are_of_the_same_clock() -> None:
 def test_sizes_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "inference", "--tokens", "0"]) == USER_MISTAKE
     assert "--tokens 0 is less than 1" in capsys.readouterr().err
+    assert main(["bench", "inference", "--only", "training"]) == USER_MISTAKE
+    assert "--only training is no part; choose of decoding, prefill, ranks" in capsys.readouterr().err
