@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage.errors import UserError
-from storage.setting_types import Above0, OutputNeutral, Positive
+from storage.setting_types import Above0, NeutralUntilSet, OutputNeutral, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,12 @@ class VQGANTraining:
     """Frames kept, sampled uniformly over the sources; they are memory-mapped, not held."""
     threads: Positive = 1
     """Compute threads; on cores that other work shares, two are slower than one."""
+    perceptual: NeutralUntilSet[Above0] = None
+    """Weight of the perceptual distance (`perceptual.py`) beside the mean squared and absolute error; None: without.
+    The released VQGANs were trained with 1."""
+    adversarial: NeutralUntilSet[Above0] = None
+    """Weight of the discriminator's gradient, relative to that of all that asks for the same frame; None: without.
+    The released VQGANs were trained with 0.8."""
     checkpoint_steps: OutputNeutral[Positive] = 100
 
 
@@ -160,3 +166,5 @@ class TrainSettings(VQGANTraining):
     quantize_from: float = 0.4  # after which the decoder sees codes, no longer latents, while the codebook settles
     crop_until: float = 0.9  # that train on a random quarter of each frame only, which saves time
     restart_until: float = 0.8  # after which no code is moved
+    adversarial_from: float = 0.5  # from which the discriminator is there: before, it would learn what is soon mended
+    discriminator_lr: float = 5e-4

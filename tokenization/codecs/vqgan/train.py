@@ -1,7 +1,8 @@
 """Trains a small VQGAN on the recipe's own frames, for recipes without VQGAN weights.
 
 In: frames uint8 [n, H, W, 3]. Out: a `VQGAN`. The loss of the encoder and decoder is the mean squared plus the mean
-absolute error plus a commitment term, with a straight-through gradient at the quantizer. Each code is a running average
+absolute error plus a commitment term, with a straight-through gradient at the quantizer; as settings say, plus how
+different frames look (`perceptual.py`) and how unreal (`adversary.py`). Each code is a running average
 of the latents assigned to it (van den Oord et al. 2017, appendix A.1); a code with too few is moved onto a latent of
 the current batch, without which only a tenth of the codebook stays in use. Every step is a pure function of (weights,
 averages, seed, step number), so training resumes to the same bits.
@@ -18,8 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from storage.errors import UserError
+from tokenization.codecs.vqgan.adversary import Adversary
 from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
 from tokenization.codecs.vqgan.model import VQGAN, build_vqgan, nearest_codes, pixels_of, torch_threads
+from tokenization.codecs.vqgan.perceptual import perceptual_distance, still_features
 
 _FULL_CONTRAST = 0.45  # standard deviation of the pixels, in [-1, 1], of a clip in full light
 
@@ -39,6 +42,7 @@ class Trainer:
         self.sums = torch.zeros(config.codebook_size, config.embed_dim)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+        self.adversary = Adversary(settings.seed, settings.discriminator_lr) if settings.adversarial else None
 
     def train_step(self, frames: np.ndarray) -> dict[str, float]:
         """One optimizer step on frames drawn by (seed, step number); returns its metrics."""
@@ -48,7 +52,7 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / settings.warmup)
         lr = settings.lr * rise * 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
         self.optimizer.param_groups[0]["lr"] = lr
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        with self._autocast():
             latents = self.model.encode(pixels).latents.float()
             if self.step == 0:
                 self._move_codes(torch.arange(self.config.codebook_size), _cells(latents.detach()), generator)
@@ -58,10 +62,21 @@ class Trainer:
             quantize = self.step >= settings.quantize_from * settings.steps
             decoded = latents + (quantized - latents).detach() if quantize else latents
             sample = self.model.decode(decoded, force_not_quantize=True).sample
-        error = F.mse_loss(sample.float(), pixels)
-        loss = error + F.l1_loss(sample.float(), pixels) + settings.commitment * commitment
+        sample = sample.float()
+        error = F.mse_loss(sample, pixels)
+        reconstruction = error + F.l1_loss(sample, pixels)
+        figures = {}
+        if settings.perceptual:
+            with self._autocast():
+                distance = perceptual_distance(sample, pixels, still_features())
+            figures["perceptual"] = distance.item()
+            reconstruction = reconstruction + settings.perceptual * distance
+        loss = reconstruction + settings.commitment * commitment
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.adversary and self.step >= settings.adversarial_from * settings.steps:
+            figures |= self._backward_adversarial(pixels, sample, reconstruction, settings.commitment * commitment)
+        else:
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
         moved = self._update_codebook(_cells(latents.detach()), codes.flatten(), generator)
@@ -72,6 +87,7 @@ class Trainer:
             "live_codes": float((self.wins >= settings.restart_below).sum()),
             "moved_codes": float(moved),
             "lr": lr,
+            **figures,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,6 +99,7 @@ class Trainer:
             "wins": self.wins,
             "sums": self.sums,
             "optimizer": self.optimizer.state_dict(),
+            **({"adversary": self.adversary.state_dict()} if self.adversary else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -96,6 +113,25 @@ class Trainer:
         self.wins.copy_(state["wins"])
         self.sums.copy_(state["sums"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16)
+
+    def _backward_adversarial(
+        self, pixels: torch.Tensor, sample: torch.Tensor, reconstruction: torch.Tensor, commitment: torch.Tensor
+    ) -> dict[str, float]:
+        """The backward pass of the generator and a step of the discriminator; returns their metrics."""
+        assert self.adversary is not None
+        assert self.settings.adversarial
+        last = self.model.decoder.conv_out.weight
+        with self._autocast():
+            gradient, weight = self.adversary.gradient(sample, reconstruction, last, self.settings.adversarial)
+        torch.autograd.backward([sample, commitment], [gradient, None])
+        with self._autocast():
+            loss = self.adversary.step(pixels, sample.detach(), self.settings.discriminator_lr)
+        return {"adversarial_weight": weight, "discriminator_loss": loss}
 
     def _draw(self, frames: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
         """Pixels [batch, 3, h, w] of drawn frames, augmented by flips, contrast, brightness and crops."""

@@ -11,7 +11,8 @@ import torch
 from storage.errors import UserError
 from tokenization.codecs.vqgan.config import TrainSettings, VQGANConfig
 from tokenization.codecs.vqgan.metrics import psnr
-from tokenization.codecs.vqgan.model import VQGAN
+from tokenization.codecs.vqgan.model import VQGAN, pixels_of
+from tokenization.codecs.vqgan.perceptual import perceptual_distance, still_features
 from tokenization.codecs.vqgan.train import Trainer, train_vqgan
 
 TINY = VQGANConfig(
@@ -62,14 +63,17 @@ def test_same_seed_same_weights_other_seed_other_weights(frames: np.ndarray) -> 
     assert trained(frames, 6).fingerprint != trained(frames, 6, seed=1).fingerprint
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool) -> None:
+@pytest.mark.parametrize(
+    ("bf16", "further"), [(True, {}), (False, {}), (False, {"perceptual": 1.0, "adversarial": 0.8})]
+)
+def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool, further: dict[str, float]) -> None:
     settings = TrainSettings(
         steps=12,
         warmup=4,
         bf16=bf16,
         checkpoint_steps=4,
         restart_below=0.5,  # so that codes move to the end
+        **further,
     )
     saved: list[bytes] = []
 
@@ -88,6 +92,27 @@ def test_a_killed_run_continues_to_the_same_bits(frames: np.ndarray, bf16: bool)
         again = train_vqgan(frames, TINY, settings, state=state, progress=progress)
         assert again.fingerprint == whole.fingerprint
         assert [call.args[0] for call in progress.call_args_list] == list(range(state["step"] + 1, 13))
+
+
+@pytest.mark.slow
+def test_frames_look_nearer_when_trained_to() -> None:
+    def distance(**settings: Any) -> float:
+        vqgan = trained(stripes, 30, batch=8, lr=2e-3, crop_until=0.0, quantize_from=1.0, bf16=False, **settings)
+        with torch.no_grad():
+            pixels = pixels_of(torch.from_numpy(stripes))
+            back = vqgan.model.decode(vqgan.model.encode(pixels).latents, force_not_quantize=True).sample
+            return float(perceptual_distance(back, pixels, still_features()))
+
+    generator = np.random.default_rng(0)
+    stripes = generator.integers(0, 256, (32, 4, 4, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    assert distance(perceptual=4.0) < 0.95 * distance()
+
+
+def test_the_discriminator_is_there_from_its_share_of_the_steps_on(frames: np.ndarray) -> None:
+    metrics: list[dict[str, float]] = []
+    settings = TrainSettings(steps=4, warmup=1, adversarial=0.8, bf16=False)
+    train_vqgan(frames, TINY, settings, progress=lambda step, values: metrics.append(values))
+    assert ["adversarial_weight" in values for values in metrics] == [False, False, True, True]
 
 
 def test_a_finished_state_trains_no_more(frames: np.ndarray) -> None:
