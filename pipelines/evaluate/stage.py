@@ -25,8 +25,8 @@ class EvaluateStage(Stage[EvaluateRecord]):
 
     kind = "evaluate"
     record = EvaluateRecord
-    output_version = 1
-    libraries = ("torch", "transformers", "diffusers")
+    output_version = 2
+    libraries = ("torch", "transformers", "diffusers", "torchmetrics")
     lane = "model"
 
     recipe: Recipe

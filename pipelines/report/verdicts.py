@@ -80,13 +80,19 @@ def _needle(rows: list[Mapping[str, Any]]) -> _Verdict:
 
 
 def _reconstruction(rows: list[Mapping[str, Any]]) -> list[_Verdict]:
-    by_split = {row["heldout"]: row["psnr"] for row in rows if row["psnr"] is not None}
+    by_split = {row["heldout"]: row for row in rows if row["psnr"] is not None}
     if True not in by_split:
         return []
     heldout = by_split[True]
-    beside = f" ({by_split[False]:.1f} dB on clips that it may have been trained on)" if False in by_split else ""
-    grade = "good" if heldout >= 20 else "fair" if heldout >= 15 else "bad"
-    return [(grade, f"The VQGAN brings held-out frames back at {heldout:.1f} dB{beside}.")]
+    trained = (
+        f" ({by_split[False]['psnr']:.1f} dB on clips that it may have been trained on)" if False in by_split else ""
+    )
+    frechet = "" if heldout["frechet"] is None else f" and a Fréchet distance of {heldout['frechet']:.2f}"
+    grade = "good" if heldout["psnr"] >= 20 else "fair" if heldout["psnr"] >= 15 else "bad"
+    text = (
+        f"The VQGAN brings held-out frames back at {heldout['psnr']:.1f} dB{trained}, an SSIM of {heldout['ssim']:.2f}"
+    )
+    return [(grade, f"{text}{frechet}.")]
 
 
 def _continuation(rows: list[Mapping[str, Any]]) -> list[_Verdict]:

@@ -101,7 +101,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         if cell.task == "heldout":
             made |= {f"{cell.name} {modality}": nats for modality, nats in result["nats"].items()}
         else:
-            made[cell.name] = result["psnr"]
+            made |= {f"{cell.name} {figure}": result[figure] for figure in ("psnr", "ssim", "frechet")}
     return made
 
 

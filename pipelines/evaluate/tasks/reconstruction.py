@@ -1,4 +1,4 @@
-"""How well the VQGAN brings frames back: PSNR of clips and images, held out or trained on, and pairs to look at."""
+"""How well the VQGAN brings frames back: PSNR, SSIM and a Fréchet distance, held out or trained on; pairs to show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.evaluate.pictures import keep_picture, strip
 from pipelines.sources.listing import MEDIA
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
-from tokenization.codecs.vqgan.metrics import psnr
+from tokenization.codecs.vqgan.metrics import frechet_distance, psnr, ssim
 from tokenization.media.frame_sampling import FrameRequest, uniform_sample
 
 OBJECTS = 16
@@ -37,7 +37,9 @@ def cells(job: EvaluateJob) -> list[Cell]:
 
 
 def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
-    """PSNR in dB of each object over its frames, and of all frames; held-out objects also give the pairs to show."""
+    """PSNR in dB and SSIM of each object over its frames and of all frames, and the Fréchet distance of all; held-out
+    objects also give the pairs to show. `frechet` is None of a single frame.
+    """
     assert job.run is not None
     assert job.subject.fps is not None
     vqgan, heldout = job.subject.codec(), cell.arguments["heldout"]
@@ -56,14 +58,15 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
             continue
         frames = np.concatenate(parts)
         back = vqgan.decode(vqgan.encode(frames))
-        clips.append({"key": found.key, "frames": len(frames), "psnr": psnr(frames, back)})
+        clips.append({"key": found.key, "frames": len(frames), "psnr": psnr(frames, back), "ssim": ssim(frames, back)})
         every.append((frames, back))
     if not every:
-        return {"heldout": heldout, "objects": [], "psnr": None, "pairs": []}
+        return {"heldout": heldout, "objects": [], "psnr": None, "ssim": None, "frechet": None, "pairs": []}
     frames, back = (np.concatenate(side) for side in zip(*every))
     names = [clip["key"] for clip in clips for _ in range(clip["frames"])]
     pairs = []
     for place in uniform_sample(len(frames), wanted):
         file = keep_picture(job, f"pictures/{cell.name}-{place:05d}.png", strip([frames[[place]], back[[place]]]))
         pairs.append({"file": file, "key": names[place], "psnr": psnr(frames[[place]], back[[place]])})
-    return {"heldout": heldout, "objects": clips, "psnr": psnr(frames, back), "pairs": pairs}
+    figures = {"psnr": psnr(frames, back), "ssim": ssim(frames, back), "frechet": frechet_distance(frames, back)}
+    return {"heldout": heldout, "objects": clips, **figures, "pairs": pairs}

@@ -63,6 +63,17 @@ def test_a_needle_that_is_not_found_still_counts_by_the_nats_it_saves(
     assert again["text"] == said["text"].replace(", chosen among the ten,", "")
 
 
+def test_reconstructions_are_judged_on_what_was_held_out() -> None:
+    row = {"psnr": 20.4, "ssim": 0.61, "frechet": 3.25}
+    rows = [{**row, "heldout": True}, {**row, "heldout": False, "psnr": 24.0}]
+    said = verdicts({"reconstruction": rows})[1]
+    assert said["grade"] == "good"
+    assert "20.4 dB (24.0 dB on clips that it may have been trained on), an SSIM of 0.61" in said["text"]
+    assert "a Fréchet distance of 3.25" in said["text"]
+    assert "Fréchet" not in verdicts({"reconstruction": [{**rows[0], "frechet": None}]})[1]["text"]
+    assert len(verdicts({"reconstruction": rows[1:]})) == 1
+
+
 def test_continuations_are_judged_beside_the_still_frame() -> None:
     row = {"kind": "continuation", "psnr": 20.0, "psnr_still": 19.0, "psnr_reconstruction": 25.0}
     rows = [{**row, "code_agreement": 0.3, "code_agreement_still": 0.25}, {"kind": "continuation", "skipped": "short"}]
