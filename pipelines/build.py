@@ -32,7 +32,10 @@ def build_stages(
     objects = list_sources(recipe) if objects is None else Listing.of(objects)
     media = recipe.vqgan is not None and not {"text", "generated"}.issuperset(objects.distinct("kind"))
     codec = CodecStage(recipe) if media else None
-    asked = {"data": recipe.storage.data, "sources": recipe.public_json()["sources"]}
+    listed = {name: {**source} for name, source in recipe.public_json()["sources"].items()}
+    for source in listed.values():
+        del source["turns"]  # which lists nothing
+    asked = {"data": recipe.storage.data, "sources": listed}
     sources = SourcesStage(objects, heldout_notes(recipe, objects), changes.get(SourcesStage.kind, ()), asked)
     stages: list[Stage[Any]] = [sources, *([codec] if codec else [])]
     packs = tuple(PackStage.named(data.name) for data in recipe.packed.values())

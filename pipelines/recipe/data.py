@@ -10,10 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.decoder.limits import DEFAULT_LIMITS, Limits
 from pipelines.recipe.base import Config, EncoderResources, Name, Resources, user_error_as_value_error
 from storage.reach import PUBLIC_WEB
-from storage.setting_types import Above0, Count, Finite, OutputNeutral, Positive, Text
+from storage.setting_types import Above0, Count, Finite, NeutralUntilSet, OutputNeutral, Positive, Text
 from tokenization.codecs.vqgan.config import VQGANConfig, VQGANTraining
 from tokenization.field_spec import FieldSpec
 from tokenization.generated.settings import Kind as Generated
+from tokenization.media.turns import Turn
 
 FileKind = Literal["video", "image", "text", "webdataset", "records"]
 Kind = Literal["video", "image", "text", "webdataset", "records", "generated"]
@@ -62,6 +63,9 @@ class Source(Config):
     records over the URLs of their media: what matches is never trained on."""
     heldout_tail: Finite[float] = Field(default=0.0, ge=0, lt=1)
     """Share of each video, from its end, that is never trained on: the future of what was seen."""
+    turns: NeutralUntilSet[list[Turn]] = None
+    """What is trained on is there once more in each of these turns, as further documents: small sources give more to
+    learn motion from. Each copy of a video is decoded by one task."""
     max_frames: Positive | None = None
     """Frames a video of this source has at most; None: tokenize.max_frames. With tokenize.frames_per_document, whole
     documents of a longer one are left out, evenly."""
@@ -159,6 +163,10 @@ class Tokenize(Config):
     set."""
     frames_per_document: Positive | None = None
     """A video is cut in documents of so many consecutive frames, and none is left out; None: one document a video."""
+    frame_step: NeutralUntilSet[Positive] = None
+    """The frames of a document are so many samples apart, and the samples between them are documents of their own: at
+    fps 24 and a step of 4, four documents of 6 frames a second over the same time. Needs frames_per_document; None: 1.
+    """
     chunk_frames: Positive = 32
     """Frames decoded at a time."""
     decoder_memory_gib: Finite[float] = Field(default=DEFAULT_LIMITS.memory / 2**30, ge=0.5)
@@ -179,6 +187,17 @@ class Tokenize(Config):
     encode: OutputNeutral[EncoderResources] = EncoderResources()
     max_bad_fraction: OutputNeutral[float] = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of objects or records ends in quarantine."""
+
+    @model_validator(mode="after")
+    def _cuts_what_it_steps_through(self) -> Tokenize:
+        if self.frame_step is not None and self.frames_per_document is None:
+            raise ValueError("tokenize.frame_step needs tokenize.frames_per_document; set that, or drop frame_step")
+        return self
+
+    @property
+    def window(self) -> int | None:
+        """Consecutive samples that are cut in documents together; None: all of a video."""
+        return None if self.frames_per_document is None else self.frames_per_document * (self.frame_step or 1)
 
     @property
     def decoder_limits(self) -> Limits:

@@ -26,7 +26,8 @@ from storage.public_url import object_url
 from tokenization.document import Document
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_tokens, field_names, spec_for_record
-from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples, choose_samples
+from tokenization.media.frame_sampling import FrameChunk, FrameRequest, Samples, choose_samples, document_frames
+from tokenization.media.turns import Turn, turned
 from tokenization.readers.record import BadRecord
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -44,6 +45,11 @@ class TokenizeJob:
     def max_frames(self, found: SourceObject) -> int | None:
         """The most frames of one medium of this object, None for all."""
         return self.recipe.max_frames(found.source)
+
+    def turns(self, found: SourceObject) -> Sequence[Turn]:
+        """How this object is turned, for further documents: only videos are, and only to be trained on."""
+        trains_on_video = found.kind == "video" and not found.heldout
+        return (self.recipe.sources[found.source].turns or ()) if trains_on_video else ()
 
     def columns(self, found: SourceObject) -> list[str]:
         """The fields of this object's records that become tokens; of media, `vision` is the medium itself."""
@@ -124,27 +130,31 @@ def encode_objects(
     samples: Samples | None = None,
     total: int | None = None,
     codes: Codes | None = None,
+    turn: Turn | None = None,
 ) -> Iterator[tuple[SourceObject, Encoded | BadMedium]]:
     """The media of objects with their codes, in order; small media of any objects share a batch.
 
     samples: of an object that is one video, which has `total`, those to take, if they have been chosen already. codes:
-    where those of a medium may be found, and are kept that are made. Raises `OvertakenError` as that does.
+    where those of a medium may be found, and are kept that are made. turn: how every frame is turned first, which makes
+    another medium of it. Raises `OvertakenError` as that does.
     """
     settings = job.recipe.tokenize
     request = FrameRequest(
         fps=settings.fps,
         size=job.resolution,
         chunk=settings.chunk_frames,
-        window=settings.frames_per_document,
+        window=settings.window,
         samples=samples,
     )
 
     def frames(found: SourceObject, medium: Medium) -> Iterator[FrameChunk]:
-        return medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits)
+        for chunk in medium_frames(medium, replace(request, max_frames=job.max_frames(found)), settings.decoder_limits):
+            yield replace(chunk, frames=turned(chunk.frames, turn)) if turn else chunk
 
     def media() -> Iterator[tuple[SourceObject, Medium | Encoded | BadMedium]]:
         for found in objects:
             for medium in media_of(found, job.recipe.storage.options, job.columns(found), settings.decoder_limits):
+                medium = turned_medium(medium, turn) if turn else medium
                 yield found, (codes and find_codes(found, medium, job, codes)) or medium
 
     in_flight = settings.in_flight_mib * 2**20
@@ -154,11 +164,20 @@ def encode_objects(
         yield found, outcome
 
 
+def turned_medium(medium: Medium | BadMedium, turn: Turn) -> Medium | BadMedium:
+    """The medium whose frames are turned: its documents have other keys, and its codes are kept beside the others."""
+    origin = replace(medium.origin, key=f"{medium.origin.key}~{turn}")
+    if isinstance(medium, BadMedium) or medium.identity is None:
+        return replace(medium, origin=origin)
+    url, etag, member = medium.identity
+    return replace(medium, origin=origin, identity=(url, etag, f"{member}~{turn}"))
+
+
 def find_codes(found: SourceObject, medium: Medium | BadMedium, job: TokenizeJob, codes: Codes) -> Encoded | None:
     """A medium as it was encoded before, or None."""
     if isinstance(medium, BadMedium) or medium.identity is None:
         return None
-    share = (job.max_frames(found), medium.part, job.recipe.tokenize.frames_per_document)
+    share = (job.max_frames(found), medium.part, job.recipe.tokenize.window)
     kept = codes.find(medium.identity, lambda total: choose_samples(total, *share).numbers)
     return Encoded(medium.origin, kept.codes, kept.times) if kept else None
 
@@ -192,11 +211,12 @@ def media_records(
         tally.thinned(outcome, job.recipe.tokenize.fps)
         part = {"part": list(found.part)} if found.part != (0.0, 1.0) else {}
         size = job.recipe.tokenize.frames_per_document or len(codes)
-        for start in range(0, len(codes), size):
+        for frames in document_frames(len(codes), size, job.recipe.tokenize.frame_step or 1):
             tally.units += 1
+            start = int(frames[0])
             number = start if origin.number is None else origin.number
-            times = [round(float(time), 6) for time in outcome.times[start : start + size]]
-            fields = {**origin.side, "vision": codes[start : start + size]}
+            times = [round(float(time), 6) for time in outcome.times[frames]]
+            fields = {**origin.side, "vision": codes[frames]}
             yield Record(found, origin.key, start, number, fields, {**origin.provenance, **part, "frame_times": times})
 
 

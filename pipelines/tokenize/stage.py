@@ -54,12 +54,14 @@ class TokenizeStage(Stage[TokenizeRecord]):
         recipe = self.recipe
         tokenizer = find_tokenizer(recipe.text_tokenizer.path, recipe.storage.options)
         special = {"special_tokens": tokenizer.special.etag} if tokenizer.special else {}
+        turns = {name: source.turns for name, source in recipe.sources.items() if source.turns}
         return {
             "fields": {name: source.fields for name, source in recipe.sources.items()},
             "max_frames": {name: source.max_frames for name, source in recipe.sources.items() if source.max_frames},
             "tokenize": output_settings(recipe.tokenize),
             "text_tokenizer": tokenizer.model.etag,
             **special,
+            **({"turns": turns} if turns else {}),
             "encoder": recipe.vqgan.precision if recipe.vqgan else None,
             "seed": recipe.seed,
         }
@@ -111,6 +113,7 @@ class TokenizeStage(Stage[TokenizeRecord]):
         return {
             name: {"fields": source.fields, "max_frames": source.max_frames, **shared}
             | (vision if source.has_vision else {"limits": limits})
+            | ({"turns": source.turns} if source.turns else {})
             for name, source in self.recipe.sources.items()
         }
 

@@ -148,8 +148,21 @@ def _documents(
             for found in group:
                 yield from text_documents(found, job, tokenizer, tally)
         else:
-            records = _records(list(group), pieces, job, pool, store, tally, codes)
+            objects = list(group)
+            records = _records(objects, pieces, job, pool, store, tally, codes)
             yield from to_batches(to_documents(records, job, tokenizer, tally))
+            yield from to_batches(to_documents(_turned(objects, job, pool, tally, codes), job, tokenizer, tally))
+
+
+def _turned(
+    objects: list[SourceObject], job: TokenizeJob, pool: Any, tally: Tally, codes: Codes | None
+) -> Iterator[Record]:
+    """Records of the objects' frames in each of their source's turns; what is bad is in quarantine already."""
+    bad = {row["url"] for row in tally.quarantine}
+    good = [found for found in objects if found.url not in bad]
+    for turn in dict.fromkeys(turn for found in good for turn in job.turns(found)):
+        videos = [found for found in good if turn in job.turns(found)]
+        yield from media_records(encode_objects(videos, job, pool, codes=codes, turn=turn), job, tally)
 
 
 def _records(

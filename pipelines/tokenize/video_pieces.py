@@ -51,7 +51,7 @@ def cut_video(partition: str, video: SourceObject, job: TokenizeJob) -> list[Pie
     (medium,) = media_of(video, job.recipe.storage.options)
     assert isinstance(medium, Medium)
     total = counted_samples(medium.content, settings.fps, settings.decoder_limits)
-    samples = choose_samples(total, job.max_frames(video), medium.part, settings.frames_per_document)
+    samples = choose_samples(total, job.max_frames(video), medium.part, settings.window)
     pieces = samples.pieces(max(1, int(settings.piece_seconds * settings.fps)))
     return [Piece(partition, video, piece, total, medium.identity) for piece in pieces]
 

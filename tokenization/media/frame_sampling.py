@@ -5,7 +5,7 @@ In: a rate, a size, a share of the video, a largest number of frames. Out: the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +86,17 @@ def choose_samples(
         kept = (windows[:, None] * window + np.arange(window)).ravel()
         kept = kept[kept < count][:most]
     return Samples(start + kept, to_end=end == total)
+
+
+def document_frames(count: int, length: int, step: int = 1) -> Iterator[np.ndarray]:
+    """The numbers, int64 and ascending, of the frames of each document that a video of `count` frames is cut in.
+
+    Each has `length` frames that are `step` apart; those between are of `step - 1` further documents over the same
+    time. Together they have every frame once; the last ones may be shorter.
+    """
+    for start in range(0, count, length * step):
+        for phase in range(min(step, count - start)):
+            yield np.arange(start + phase, min(start + length * step, count), step)
 
 
 @dataclass(frozen=True)

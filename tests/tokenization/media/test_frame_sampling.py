@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenization.media.frame_sampling import Samples, choose_samples, uniform_sample
+from tokenization.media.frame_sampling import Samples, choose_samples, document_frames, uniform_sample
 
 
 def test_uniform_sample_is_linspace_truncated() -> None:
@@ -22,6 +22,13 @@ def test_windows_stay_whole_and_are_left_out_evenly() -> None:
     assert choose_samples(23, None, window=4).numbers.tolist() == list(range(23))
     assert choose_samples(40, 8, (0.5, 1.0), window=4).numbers.tolist() == [20, 21, 22, 23, 36, 37, 38, 39]
     assert choose_samples(23, 3, window=4).numbers.tolist() == [0, 1, 2], "never more than the largest number"
+
+
+def test_documents_have_every_frame_once_a_step_apart() -> None:
+    assert [frames.tolist() for frames in document_frames(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [frames.tolist() for frames in document_frames(9, 2, step=3)] == [[0, 3], [1, 4], [2, 5], [6], [7], [8]]
+    assert [frames.tolist() for frames in document_frames(8, 2, step=3)][3:] == [[6], [7]]
+    assert list(document_frames(0, 2, step=3)) == []
 
 
 def test_pieces_share_samples_out_by_time() -> None:
