@@ -45,7 +45,8 @@ def film_map(rows: Sequence[Mapping[str, Any]]) -> str:
     lengths = [f"{row['frames']:,}" for row in rows]
     with ink.styled():
         made = ink.figure(8, 1.6 + (0.42 if len(depths) <= 10 else 0.3) * (len(depths) + 1))
-        axes = np.atleast_1d(made.subplots(1, 2 if is_recognition else 1))
+        drawn: Any = made.subplots(1, 2 if is_recognition else 1)
+        axes = np.atleast_1d(drawn)
         accuracy = np.array([row["accuracy"] for row in rows], dtype=float).T
         heat_cells(axes[0], accuracy, accuracy, depths, lengths)
         axes[0].set_title("right answers, share of rounds")

@@ -45,7 +45,8 @@ class StillFeatures(nn.Module):
         pixels: [n, 3, H, W] in [-1, 1]; height and width are at least 8. The first output is H/2 x W/2.
         """
         hidden, outputs = (pixels + 1) / 2, []
-        for first, second in self.stacks:  # type: ignore[misc]
+        for stack in self.stacks:
+            first, second = stack.children()
             shortcut = F.relu(first(hidden))
             hidden = F.avg_pool2d(F.relu(second(shortcut)) + shortcut, 2)
             outputs.append(hidden)
