@@ -33,7 +33,7 @@ class FramesAhead:
 
     The decoder's rows end where a frame begins. first_id: the joint id of code 0. n_codes: of the codebook.
     per_frame: codes of a frame. window: codes that are drafted at once. before: codes int64 [B, per_frame] of the frame
-    before the first, where there is one. forwards: how many there were.
+    before the first, where there is one.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class FramesAhead:
     ) -> None:
         self.decoder, self.first_id, self.n_codes, self.per_frame = decoder, first_id, n_codes, per_frame
         self.window, self.generator, self.before = window, generator, before
-        self.forwards = 0
         self._unfed: Tensor | None = None  # ids [B, n] that are final and not in the cache
 
     def frame(self, setting: Sampling, n_rows: int) -> Tensor:
@@ -119,7 +118,6 @@ class FramesAhead:
         counts = [more + width if width else 0 for width in widths]
         ids = torch.cat((unfed, drafts[:, :-1] + self.first_id), dim=1)[_ragged(counts, unfed.device)]
         peek = self.decoder.peek(ids.repeat(copies), counts * copies)
-        self.forwards += 1
         starts = np.cumsum([0, *counts])
         ranges = [np.arange(width) + start + more for start, width in zip(starts, widths)]
         at = np.concatenate([one + copy * starts[-1] for copy in range(copies) for one in ranges])

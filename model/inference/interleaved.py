@@ -19,9 +19,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.attention.p2p import Group
+from model.inference.framing import Framing
 from model.inference.kv_decoder import Decoder
-from model.inference.modality_states import Framing, ModalityStates, Rows
+from model.inference.modality_states import ModalityStates, Rows
 from model.inference.sampling import GREEDY, IMAGE, VIDEO, Sampling, SamplingTable
+from model.inference.state_graph import CODES, MARKER, TEXT
 from model.llama.llama import inference
 from tokenization.vocabulary import JointVocabulary
 
@@ -116,16 +118,16 @@ class _Decoding:
         self.decoder = Decoder(model, prompts, room=max_new_tokens, group=group)
         device = self.decoder.device
         self.rows = Rows(*(x.to(device) for x in (starts.state, starts.codes, starts.frames, starts.most)))
-        self.live, self.twins = list(range(len(prompts))), list[int]()  # twins: their places among live rows
+        self.live, self.twins = list(range(len(prompts))), list[int]()  # twins: the places of their rows among the live
         self.states = starts.state.tolist()
         self.assemblers = [Assembler(machine, *row) for row in enumerate(prompts)]
         self.table = SamplingTable([one for several in settings for one in several], device)
         counts = np.array(list(map(len, settings)))
-        kinds = np.array(machine.framing_of) + 1
+        kinds = np.array(machine.graph.framing_of) + 1
         self._base = torch.tensor((np.cumsum(counts) - counts)[kinds], device=device)
         self._most = torch.tensor(counts[kinds] - 1, device=device)
         guided = [number for number, several in enumerate(settings[1:]) if any(s.guidance != 1 for s in several)]
-        self._steps_to_open = machine.steps_to_open(guided)
+        self._steps_to_open = machine.graph.steps_to_open(guided)
         self._unconditional: dict[int, Decoder] = {}
         if not max_new_tokens:
             self.live = []
@@ -144,7 +146,7 @@ class _Decoding:
             for now, one, following in zip(before, drawn, before[1:]):
                 pieces += self.assemblers[row].take(now[place], one[place], following[place])
         self.states = before[-1]
-        going = [place for place, state in enumerate(self.states) if self.left and state != self.machine.end]
+        going = [place for place, state in enumerate(self.states) if self.left and state != self.machine.graph.end]
         for place in sorted(set(range(len(self.live))) - set(going)):
             pieces += self.assemblers[self.live[place]].finish()
         self._keep(going, frames)
@@ -159,10 +161,10 @@ class _Decoding:
     def _step(self) -> Tensor:
         decoder, n = self.decoder, len(self.live)
         whole = (0, self.machine.vocabulary.size)
-        first, last = self.machine.bounds(self.states) if looks_are_free(decoder.device) else whole
+        first, last = self.machine.graph.bounds(self.states) if looks_are_free(decoder.device) else whole
         logits = decoder.logits(first, last)
         numbers = self._base[self.rows.state] + torch.minimum(self.rows.frames, self._most[self.rows.state])
-        twins = torch.tensor(self.twins, dtype=torch.long, device=decoder.device)
+        twins = self._twin_places
         if self.twins:
             logits, unconditional = logits[:n], logits[n:]
             scale = self.table.guidance[numbers[twins]].unsqueeze(1)
@@ -191,17 +193,18 @@ class _Decoding:
         """Twins for rows that are guided and have none: at a span's start, or in what of it the prompts hold."""
         for place in range(len(self.live)):
             if place not in self.twins and self._is_guided(place, frames):
-                number = self.machine.framing_of[self.states[place]]
+                number = self.machine.graph.framing_of[self.states[place]]
                 given = self._given(prompts[place]) if prompts is not None else ()
                 self.decoder.join(self._twin(number, given))
                 self.twins.append(place)
+        self._twin_places = torch.tensor(self.twins, dtype=torch.long, device=self.decoder.device)
 
     def _is_guided(self, place: int, frames: list[int]) -> bool:
         """Whether the row needs a twin, for this frame of its span or for a later one."""
         state = self.states[place]
-        if self.machine.kind(state) not in ("codes", "marker"):
+        if self.machine.graph.kinds[state] not in (CODES, MARKER):
             return False
-        several = self.settings[1 + self.machine.framing_of[state]]
+        several = self.settings[1 + self.machine.graph.framing_of[state]]
         return any(one.guidance != 1 for one in several[min(frames[place], len(several) - 1) :])
 
     def _given(self, prompt: np.ndarray) -> Sequence[int]:
@@ -226,7 +229,7 @@ class Assembler:
         self._text: list[int] = []
         self._codes: list[int] = []
         for framing in machine.framings:
-            first, last = framing.is_code
+            first, last = framing.code_ids
             is_code = (np.asarray(prompt) >= first) & (np.asarray(prompt) < last)
             n = len(prompt) if is_code.all() else int(np.argmin(is_code[::-1]))
             if n % framing.codes:  # whole frames of the prompt are not given back
@@ -235,17 +238,17 @@ class Assembler:
     def take(self, before: int, drawn: int, after: int) -> Iterator[Piece]:
         """One id, and the states before and after it; what it finishes."""
         machine = self.machine
-        kind, number = machine.kind(before), machine.framing_of[before]
-        if kind == "text" and after != machine.end:
+        kind, number = machine.graph.kinds[before], machine.graph.framing_of[before]
+        if kind == TEXT and after != machine.graph.end:
             self._text.append(drawn)
-            if machine.kind(after) == "codes":
-                opening = machine.framings[machine.framing_of[after]].opening
+            if machine.graph.kinds[after] == CODES:
+                opening = machine.framings[machine.graph.framing_of[after]].opening
                 self._text = self._text[: max(0, len(self._text) - len(opening))]
                 yield from self.finish()
-        elif kind in ("codes", "marker"):
+        elif kind in (CODES, MARKER):
             framing = machine.framings[number]
-            if framing.is_code[0] <= drawn < framing.is_code[1]:
-                self._codes.append(drawn - framing.is_code[0])
+            if framing.code_ids[0] <= drawn < framing.code_ids[1]:
+                self._codes.append(drawn - framing.code_ids[0])
                 if len(self._codes) == framing.codes:
                     yield Piece(self.row, framing.modality.name, np.array(self._codes, np.int32))
                     self._codes = []

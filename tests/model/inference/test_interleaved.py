@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from model.inference import interleaved
+from model.inference.framing import Framing
 from model.inference.generate import generate_text, stream_frame_batches, stream_frames
 from model.inference.interleaved import Piece, generate_interleaved
 from model.inference.kv_decoder import Decoder
-from model.inference.modality_states import Framing
 from model.inference.sampling import GREEDY, Sampling
 from testing.thread_ranks import run_in_threads
 from tests.model.inference.stock import VOCABULARY, small_llama

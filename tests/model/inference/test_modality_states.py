@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.inference.modality_states import UNLIMITED, Framing, ModalityStates
+from model.inference.framing import UNLIMITED, Framing
+from model.inference.modality_states import ModalityStates
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_tokens
 from tokenization.text.tokenizer import load_text_tokenizer
@@ -39,7 +40,7 @@ def characters(ids: Sequence[int]) -> str:
 
 def span_pattern(one: Framing) -> str:
     """A span, from its opening's end to its closing's end, as a regular expression."""
-    first, last = one.is_code
+    first, last = one.code_ids
     code = f"[{characters([first])}-{characters([last - 1])}]"
     frame, closing = f"{code}{{{one.codes}}}", re.escape(characters(one.closing))
     if one.between is not None:
@@ -144,18 +145,18 @@ def test_what_training_examples_are_made_of_is_allowed(name, parts):
         rows = machine.step(rows, torch.tensor([one]), left)
         if number < len(tokens) - 1:  # a prompt that ends here is in the same state
             assert machine.start([tokens[: number + 1]], left - 1).state.tolist() == rows.state.tolist()
-    assert rows.state.tolist() == [machine.end]
+    assert rows.state.tolist() == [machine.graph.end]
 
 
 def test_bounds_hold_all_that_is_allowed_and_no_more():
     machine = ModalityStates(VOCABULARY, ALL)
-    states = list(range(len(machine)))
+    states = list(range(len(machine.graph)))
     allowed = machine.allowed(torch.tensor(states), 1000)
     for state in states:
-        first, last = machine.bounds([state])
+        first, last = machine.graph.bounds([state])
         ids = allowed[state].nonzero().flatten()
         assert (first, last) == (ids.min(), ids.max() + 1)
-    assert machine.bounds(states) == (0, DEPTH.is_code[1])
+    assert machine.graph.bounds(states) == (0, DEPTH.code_ids[1])
 
 
 def test_no_span_opens_or_goes_on_without_room_for_its_end():
@@ -175,13 +176,13 @@ def test_no_span_opens_or_goes_on_without_room_for_its_end():
 
 def test_an_opening_is_as_far_as_its_missing_ids():
     machine = ModalityStates(VOCABULARY, [VISION, AUDIO])
-    steps = machine.steps_to_open([0])
+    steps = machine.graph.steps_to_open([0])
     prompts = [[1], [*OPENING[:1]], [*OPENING[:3]], [*OPENING, *[VOCABULARY["vision"].start] * 3]]
     # From a whole frame: <eov>, the closing, and an opening; the closing leaves nothing of it.
     expected = [4, 3, 1, 1 + 3 + 4]
     starts = machine.start([np.array(prompt) for prompt in prompts], 100)
     assert [steps[state] for state in starts.state.tolist()] == expected
-    assert min(machine.steps_to_open([])) == UNLIMITED
+    assert min(machine.graph.steps_to_open([])) == UNLIMITED
 
 
 def test_what_cannot_be_framed_is_refused():
