@@ -66,7 +66,7 @@ def render(facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         reconstructions=[row for row in evaluation.get("reconstruction", []) if row["psnr"] is not None],
         continuations=[row for row in _generated(evaluation, "continuation") if "skipped" not in row],
         prompts=_generated(evaluation, "prompt"),
-        tasks={task.replace("-", "_"): rows for task, rows in further.items() if task in OWN_SECTIONS},
+        tasks={task.replace("-", "_"): further.get(task, ()) for task in OWN_SECTIONS},
         further=[(TASKS[task].title, *plain_table(rows)) for task, rows in further.items() if task not in OWN_SECTIONS],
         holes=evaluation.get("holes", []),
         plots=plots,

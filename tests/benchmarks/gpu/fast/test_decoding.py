@@ -59,8 +59,8 @@ def _half_the_cache(patch: pytest.MonkeyPatch) -> None:
         if [n for _, n in queries] != [1]:
             return found
         parts = tuple(
-            (slab, Runs(run._replace(k_start=(run.k_start + run.k_end) // 2) for run in runs))
-            for slab, runs in found.parts
+            part._replace(runs=Runs(run._replace(k_start=(run.k_start + run.k_end) // 2) for run in part.runs))
+            for part in found.parts
         )
         return found._replace(parts=parts)
 
