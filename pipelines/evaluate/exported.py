@@ -74,7 +74,7 @@ def evaluate_exported(
         raise UserError(f"{unknown[0]}: no such task; name some of {', '.join(TASKS)}, and the model last")
     options = recipe.storage.options if recipe else {}
     folder = open_model(url, options)
-    target = Store((out or f"{url.rstrip('/')}{OUT}").rstrip("/"), options)
+    target = Store((out or f"{folder.store.path()}{OUT}").rstrip("/"), options)
     target.check_output("--out")
     tasks = [task for task in TASKS if task in tasks]
     job = _job(tasks, folder, settings, recipe, target)
