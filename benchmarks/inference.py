@@ -100,7 +100,7 @@ def inference_report(settings: Settings) -> dict:
         decoding = {str(context): _decoding(ours, plain, settings, context) for context in contexts}
         prefill = _prefill(ours, plain, settings)
         drawing = FramesSettings(windows=(0, 32), frames=settings.frames, rounds=settings.rounds)
-        frames = frames_report(drawing) if "frames" in settings.parts else {}
+        frames = frames_report(drawing)["frames"] if "frames" in settings.parts else []
     finally:
         torch.set_num_threads(threads)
     return {
@@ -110,7 +110,7 @@ def inference_report(settings: Settings) -> dict:
         "claims": _claims(decoding, prefill, settings),
         "decoding": decoding,
         "prefill": prefill,
-        "frames": frames["frames"],
+        "frames": frames,
     }
 
 
