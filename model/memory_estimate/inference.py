@@ -123,14 +123,17 @@ def _activations(config: LlamaConfig, settings: InferenceSettings, on_cuda: bool
     block = q * (itemsize if on_cuda else FP32) + heads * FP32
     exchange = _exchanged(chunk, ranks, AttentionShape(heads, kv_heads, head, itemsize), on_cuda) * 2 * kv * itemsize
     kernel = 0 if on_cuda else _cpu_buffer(chunk, head)
-    among = chunk * (2 * kv * itemsize + result + block + exact) + exchange + kernel
+    # On a CPU the result of a single run is taken as it is, without a copy.
+    copied = 0 if ranks == 1 and not on_cuda else result
+    among = chunk * (2 * kv * itemsize + copied + block + exact) + exchange + kernel
     grouped = heads > kv_heads
     kept = -(-settings.context // ranks) - chunk  # older tokens, when the last chunk meets them
     tile = min(MAX_CONVERTED, kept) * 2 * kv * _converted(settings, is_converted)
     kernel = 0 if on_cuda else _cpu_buffer(asking * heads // kv_heads, head)
-    older = (
-        kernel + asking * (result + block + (q * FP32 if is_converted else 0) + (q * itemsize if grouped else 0)) + tile
-    )
+    if not on_cuda and (kept <= MAX_CONVERTED or not (is_converted or settings.cache)):
+        block -= result  # of a single run, too
+    grouping = q * itemsize if grouped else 0
+    older = kernel + asking * (result + block + (q * FP32 if is_converted else 0) + grouping) + tile
     unfolded = asking * (2 * result + q * itemsize) if grouped else 0
     merged = asking * result + (asking - asking // ranks) * result
     wide = chunk * itemsize * (hidden + 2 * config.intermediate_size)

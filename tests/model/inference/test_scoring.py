@@ -127,7 +127,7 @@ def test_neither_all_logits_nor_wide_rows_of_all_tokens_exist():
     assert 56 in widths.seen
 
 
-CONTEXTS = (2048, 4096, 8192)
+CONTEXTS = (4096, 8192, 16384)
 TILE, CHUNK = 256, 64
 
 
