@@ -5,21 +5,26 @@ In: a question of a file. Out: codes of its frames, the same on every rank. Of s
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.named_files import NamedFile
+from pipelines.evaluate.subject import Subject
 from pipelines.evaluate.tasks.question_lines import Question
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import BadMedium, medium_frames, medium_of_record
 from storage.errors import BadData
 from storage.urls import join_url
 from tokenization.media.frame_sampling import FrameRequest
+
+if TYPE_CHECKING:  # it imports torch, which a driver does without
+    from tokenization.codecs.vqgan.model import VQGAN
 
 
 def question_codes(
@@ -44,7 +49,7 @@ def question_codes(
     if isinstance(medium, BadMedium):
         raise BadData(medium.reason)
     assert job.subject.fps is not None
-    size = job.subject.codec().config.resolution
+    size = codec_of(job.subject).config.resolution
     request = FrameRequest(fps=job.subject.fps, size=size, chunk=min(64, frames), max_frames=frames)
     chunks = [chunk.frames for chunk in medium_frames(replace(medium, kind=kind), request, job.limits)]
     if not chunks:
@@ -60,9 +65,25 @@ def encoded(job: EvaluateJob, frames: np.ndarray) -> np.ndarray:
     from model.inference.gathering import gather
 
     exchange = as_exchange(job.group)
-    codec = job.subject.codec()
+    codec = codec_of(job.subject)
     if exchange.size == 1:
         return codec.encode(frames)
     shares = np.array_split(np.arange(len(frames)), exchange.size)
     mine = torch.from_numpy(codec.encode(frames[shares[exchange.rank]])).to(job.device)
     return gather(mine, list(map(len, shares)), exchange).cpu().numpy()
+
+
+def codec_of(subject: Subject) -> VQGAN:
+    """The codec of a model, loaded once a process: one medium after another is encoded."""
+    return _codec(_Identified((subject.name, subject.fingerprint, subject.device), subject))
+
+
+@dataclass(frozen=True)
+class _Identified:
+    identity: tuple[str, ...]
+    subject: Subject = field(compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _codec(of: _Identified) -> VQGAN:
+    return of.subject.codec()

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.evaluate.cell import Cell
 from pipelines.evaluate.job import EvaluateJob
 from pipelines.evaluate.named_files import NamedFile, named_file
-from pipelines.evaluate.question_media import encoded, question_codes
+from pipelines.evaluate.question_media import codec_of, encoded, question_codes
 from pipelines.evaluate.record import Row
 from pipelines.evaluate.shared_prefill import prefilled
 from pipelines.evaluate.tasks.question_lines import Question, read_questions
@@ -269,7 +269,7 @@ def _shuffled(
 def _frames_of(job: EvaluateJob, found: SourceObject, frames: int) -> np.ndarray:
     """uint8 [at most `frames`, size, size, 3]; none of what cannot be decoded."""
     assert job.subject.fps is not None
-    size = job.subject.codec().config.resolution
+    size = codec_of(job.subject).config.resolution
     request = FrameRequest(fps=job.subject.fps, size=size, chunk=min(64, frames), max_frames=frames)
     try:
         chunks = [chunk.frames for chunk in object_frames(found, job.storage.options, request, job.limits)]
