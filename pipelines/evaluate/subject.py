@@ -172,7 +172,11 @@ def _computes(recipe: Recipe) -> tuple[str, str, float | None]:
     """Device, precision and fps of a model of a recipe."""
     on_gpu = recipe.evaluate.resources.gpus > 0
     is_half = on_gpu and recipe.training.precision == "bf16"
-    return "cuda" if on_gpu else "cpu", "bf16" if is_half else "fp32", recipe.tokenize.fps if recipe.vqgan else None
+    return (
+        "cuda" if on_gpu else "cpu",
+        "bf16" if is_half else "fp32",
+        recipe.tokenize.document_fps if recipe.vqgan else None,
+    )
 
 
 def _recipe_tokenizer(recipe: Recipe) -> TextTokenizer:

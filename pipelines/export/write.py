@@ -94,7 +94,8 @@ def _codecs(trained: Trained) -> dict[str, CodecEntry]:
         return {}
     tokenize = trained.tokenize.manifest.declaration.settings
     fingerprint, precision = trained.codec.record.outputs.fingerprint, tokenize["encoder"]
-    return {"vision": CodecEntry(f"{CODECS}/vision", "vqgan", fingerprint, precision, tokenize["tokenize"]["fps"])}
+    fps = tokenize["tokenize"]["fps"] / tokenize["tokenize"].get("frame_step", 1)
+    return {"vision": CodecEntry(f"{CODECS}/vision", "vqgan", fingerprint, precision, fps)}
 
 
 def _model_parts(trained: Trained) -> Iterator[Part]:

@@ -195,6 +195,11 @@ class Tokenize(Config):
         return self
 
     @property
+    def document_fps(self) -> float:
+        """Frames a second of a document."""
+        return self.fps / (self.frame_step or 1)
+
+    @property
     def window(self) -> int | None:
         """Consecutive samples that are cut in documents together; None: all of a video."""
         return None if self.frames_per_document is None else self.frames_per_document * (self.frame_step or 1)

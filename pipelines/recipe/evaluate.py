@@ -38,6 +38,8 @@ class Generation(Config):
 
     prompt_frames: Positive = 4
     frames: Positive = 4
+    windows: NeutralUntilSet[Positive] = None
+    """Windows of held-out clips that are continued, at most; None: 4."""
     prompts: list[str] = Field(default_factory=list)
     guidance: AtLeast0 = 1.0
     top_k: Positive = 1000

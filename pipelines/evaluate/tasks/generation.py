@@ -1,8 +1,9 @@
 """Frames from the trained model: continuations of held-out clips, and pictures of text prompts.
 
 A continuation is compared with the true frames, by the codes that agree and the PSNR of the pixels, each beside the
-guess that the last given frame stays. What a model samples is one of many futures, so its PSNR is expected to be below
-that of the still frame; that of a model that has learnt nothing is far below.
+guess that the last given frame stays. What a model samples at a temperature is one of many futures, so its PSNR is
+expected to be below that of the still frame; that of a model that has learnt nothing is far below. Which windows are
+continued hangs on the recipe and the clips alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tokenization.media.frame_sampling import FrameRequest
 
 TITLE = "Generated frames"
 CONTINUATIONS = 4
-"""Windows of held-out clips that are continued."""
+"""Windows of held-out clips that are continued where the settings give no number."""
 
 
 def lacks(job: EvaluateJob) -> str | None:
@@ -43,7 +44,7 @@ def lacks(job: EvaluateJob) -> str | None:
 def cells(job: EvaluateJob) -> list[Cell]:
     """A continued window, or a text prompt, each."""
     assert job.settings.generation is not None
-    found = [Cell(f"continuation-{n}", "generation", {"window": n}) for n in range(CONTINUATIONS) if _clips(job)]
+    found = [Cell(f"continuation-{n}", "generation", {"window": n}) for n in range(_most(job)) if _clips(job)]
     prompts = range(len(job.settings.generation.prompts))
     return found + [Cell(f"prompt-{n}", "generation", {"prompt": n}) for n in prompts]
 
@@ -93,7 +94,7 @@ def frames_of_prompt(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
     tokenizer = job.subject.tokenizer()
     bos, begin = [job.vocabulary.bos_id], tokenizer.encode("<vision>")
     prompt = np.concatenate([bos, tokenizer.encode(text), begin]).astype(np.int32)
-    codes = _generate(job, prompt, np.concatenate([bos, begin]).astype(np.int32), CONTINUATIONS + index)
+    codes = _generate(job, prompt, np.concatenate([bos, begin]).astype(np.int32), _most(job) + index)
     picture = strip([job.subject.codec().decode(codes)])
     return {
         "kind": "prompt",
@@ -154,7 +155,7 @@ def _window(job: EvaluateJob, length: int, index: int) -> tuple[str, str, dict[s
     size = job.subject.codec().config.resolution
     request = FrameRequest(fps=job.subject.fps, size=size, chunk=length)
     clips = _clips(job)
-    most = -(-CONTINUATIONS // max(1, len(clips)))
+    most = -(-_most(job) // max(1, len(clips)))
     windows: list[tuple[int, SourceObject, np.ndarray]] = []
     for clip in clips:
         with contextlib.suppress(BadData):  # the tokenize stage has it in quarantine
@@ -170,4 +171,10 @@ def _window(job: EvaluateJob, length: int, index: int) -> tuple[str, str, dict[s
 
 def _clips(job: EvaluateJob) -> list[SourceObject]:
     """The held-out clips whose windows are continued."""
-    return list(job.run.objects(("video",), heldout=True)[:CONTINUATIONS]) if job.run else []
+    return list(job.run.objects(("video",), heldout=True)[: _most(job)]) if job.run else []
+
+
+def _most(job: EvaluateJob) -> int:
+    """Windows that are continued, at most."""
+    assert job.settings.generation is not None
+    return job.settings.generation.windows or CONTINUATIONS

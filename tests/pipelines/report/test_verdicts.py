@@ -74,9 +74,17 @@ def test_reconstructions_are_judged_on_what_was_held_out() -> None:
     assert len(verdicts({"reconstruction": rows[1:]})) == 1
 
 
-def test_continuations_are_judged_beside_the_still_frame() -> None:
+def test_continuations_are_judged_beside_the_still_frame_where_something_moves() -> None:
     row = {"kind": "continuation", "psnr": 20.0, "psnr_still": 19.0, "psnr_reconstruction": 25.0}
-    rows = [{**row, "code_agreement": 0.3, "code_agreement_still": 0.25}, {"kind": "continuation", "skipped": "short"}]
-    assert verdicts({"generation": rows})[1]["grade"] == "good"
-    assert verdicts({"generation": [{**rows[0], "psnr": 10.0}]})[1]["grade"] == "bad"
-    assert len(verdicts({"generation": rows[1:]})) == 1
+    moving = {**row, "code_agreement": 0.3, "code_agreement_still": 0.25}
+    rows = [moving, {**row, "psnr": 5.0, "code_agreement": 0.1, "code_agreement_still": 0.9}]
+    rows.append({"kind": "continuation", "skipped": "short"})
+    said = verdicts({"generation": rows})[1]
+    assert said["grade"] == "good"
+    assert "in the 1 of 2 windows where under half of the codes stay, reach 20.0 dB" in said["text"]
+    assert "30% of the generated codes are the true ones, 25% when standing still" in said["text"]
+    assert verdicts({"generation": [{**moving, "code_agreement": 0.2}]})[1]["grade"] == "fair"
+    assert verdicts({"generation": [{**moving, "code_agreement": 0.2, "psnr": 18.0}]})[1]["grade"] == "fair"
+    assert verdicts({"generation": [{**moving, "code_agreement": 0.2, "psnr": 10.0}]})[1]["grade"] == "bad"
+    assert verdicts({"generation": [{**moving, "code_agreement_still": 0.5}]})[1]["grade"] == "fair"
+    assert len(verdicts({"generation": rows[2:]})) == 1

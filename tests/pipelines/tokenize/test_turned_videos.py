@@ -84,6 +84,11 @@ def test_turns_and_steps_change_what_is_made_and_none_leaves_it(tmp_path: Path) 
     assert plain != settings({}, {"frames_per_document": 4, "frame_step": 2})
 
 
+def test_a_step_makes_fewer_frames_a_second_of_documents(tmp_path: Path) -> None:
+    assert recipe_of(tmp_path, {}, {"frames_per_document": 4}).tokenize.document_fps == 8
+    assert recipe_of(tmp_path, {}, {"frames_per_document": 4, "frame_step": 4}).tokenize.document_fps == 2
+
+
 def test_a_step_needs_documents_of_some_length(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"frame_step needs tokenize\.frames_per_document"):
         recipe_of(tmp_path, {}, {"frame_step": 2})
