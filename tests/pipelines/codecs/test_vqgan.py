@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.codecs.stage import CodecStage
 from pipelines.codecs.vqgan import _gather
 from pipelines.recipe import Recipe
 from pipelines.sources.list_sources import list_sources
@@ -17,7 +18,7 @@ from testing.tiny_run import VQGAN_SIZES, tiny_recipe, write_clip
 
 def recipe_of(folder: Path, names: list[str], tokenize: dict[str, Any], **train: Any) -> Recipe:
     """Of clips with these names, on which a VQGAN is trained."""
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(parents=True)
     for name in names:
         write_clip(folder / "data" / f"{name}.mp4", 1, 4)
     tree = tiny_recipe(folder).model_dump(mode="json")
@@ -66,3 +67,12 @@ def test_the_frames_to_train_on_are_decoded_within_the_limits_of_the_recipe(
         frames, _ = _gather(recipe, list_sources(recipe), scratch)
         assert len(frames)
     assert limits == [(recipe.tokenize.decoder_limits,)]
+
+
+def test_further_losses_change_the_fingerprint_and_their_absence_leaves_it(tmp_path: Path) -> None:
+    plain, perceptual = (
+        CodecStage(recipe_of(tmp_path / name, ["a"], {}, **train)).settings()["train"]
+        for name, train in (("plain", {}), ("perceptual", {"perceptual": 1.0}))
+    )
+    assert set(plain) == {"steps", "batch", "lr", "fps", "max_frames", "threads"}  # as before there were any
+    assert perceptual == {**plain, "perceptual": 1.0}
