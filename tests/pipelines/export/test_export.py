@@ -186,9 +186,7 @@ def test_the_same_export_carries_on_where_it_was_killed(
             export_model(trained, Store(str(target)))
     assert "model.safetensors" in made
     assert not (target / "config.json").exists()
-    with pytest.raises(
-        UserError, match=f"^{target}: its export was not finished; run the same command again"
-    ):
+    with pytest.raises(UserError, match=f"^{target}: its export was not finished; run the same command again"):
         open_model(str(target))
     written = (target / "model.safetensors").stat().st_mtime_ns
     export_model(find_trained(str(root)), Store(str(target)))
