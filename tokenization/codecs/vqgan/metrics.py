@@ -32,7 +32,9 @@ def ssim(frames: np.ndarray, reconstructions: np.ndarray) -> float:
     total = 0.0
     for start in range(0, len(frames), _BATCH):
         one, other = (_channels_first(side[start : start + _BATCH]).float() for side in (frames, reconstructions))
-        total += float(structural_similarity_index_measure(other, one, data_range=255.0, reduction="sum"))
+        found = structural_similarity_index_measure(other, one, data_range=255.0, reduction="sum")
+        assert isinstance(found, torch.Tensor)  # a pair where more is asked for
+        total += float(found)
     return total / len(frames)
 
 
