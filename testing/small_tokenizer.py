@@ -1,7 +1,7 @@
-"""A small byte-pair vocabulary of Shakespeare's plays: `python -m testing.small_tokenizer FILE.json`.
+"""A small byte-pair vocabulary of plays: `python -m testing.small_tokenizer recipes/plays-tokenizer.json`.
 
 Most of a small model's work is its vocabulary's: of one of 128 dimensions over 32,000 tokens, 90% of the parameters and
-two thirds of a training step. In: the plays that recipes/needle-small.yaml trains on. Out: a `tokenizer.json` of 4,096
+two thirds of a training step. In: the plays that the quickstart trains on. Out: a `tokenizer.json` of 4,096
 tokens, in which every digit is one.
 """
 
