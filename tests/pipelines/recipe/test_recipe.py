@@ -127,10 +127,11 @@ def test_stage_0_of_zero_is_for_fp32(named: str) -> None:
 
 def test_a_ulysses_degree_divides_the_kv_heads() -> None:
     sizes = "model.size={hidden_size: 96, intermediate_size: 96, num_hidden_layers: 1, num_attention_heads: 3}"
+    shared = ["train.attention.ulysses=2", "train.stages.2.sp=2"]
     with pytest.raises(UserError, match=r"train\.attention\.ulysses 2 does not divide the model's 3 kv heads; choose"):
-        load_recipe(QUICKSTART, [sizes, "train.attention.ulysses=2"])
+        load_recipe(QUICKSTART, [sizes, *shared])
     assert load_recipe(QUICKSTART, [sizes]).train.attention.ulysses is None
-    assert load_recipe(QUICKSTART, ["train.attention.ulysses=2"]).train.attention.ulysses == 2
+    assert load_recipe(QUICKSTART, shared).train.attention.ulysses == 2
 
 
 def test_ranks_share_what_one_forward_pass_joins_without_any_other_rule() -> None:
