@@ -43,7 +43,8 @@ def generate(
 
 
 def _spans(settings: Spans, generator: np.random.Generator, room: int, tokenizer: TextTokenizer) -> Iterator[Part]:
-    alphabet = pieces_of(tokenizer).plain[: settings.alphabet]
+    pieces = pieces_of(tokenizer)
+    alphabet = np.concatenate([pieces.digits, pieces.plain[: settings.alphabet]])
     low, high = settings.span
     most = min(high, room // 3)
     length = int(generator.integers(min(low, most), most + 1))

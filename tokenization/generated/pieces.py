@@ -22,10 +22,12 @@ _WORD = re.compile(r" [a-z]{3,}")
 
 @dataclass(frozen=True)
 class Pieces:
-    """plain: int32, ids of text with a letter and without digits, in the vocabulary's order. words: those of a whole
-    word in small letters, as text. ends_sentence, begins_space: bool [tokenizer.size], by id.
+    """digits: int32, the ids of digits behind a space. plain: int32, ids of text with a letter and without digits, in
+    the vocabulary's order. words: those of a whole word in small letters, as text. ends_sentence, begins_space: bool
+    [tokenizer.size], by id.
     """
 
+    digits: np.ndarray
     plain: np.ndarray
     words: tuple[str, ...]
     ends_sentence: np.ndarray
@@ -45,6 +47,7 @@ def pieces_of(tokenizer: TextTokenizer) -> Pieces:
     texts = [tokenizer.decode([before, token])[len(head) :] for token in range(tokenizer.size)]
     plain = [i for i, text in enumerate(texts) if text.isprintable() and _has_letter(text) and not _has_digit(text)]
     return Pieces(
+        np.unique([tokenizer.encode(f"a {digit}")[-1] for digit in range(10)]).astype(np.int32),
         np.array(plain, np.int32),
         tuple(dict.fromkeys(texts[i][1:] for i in plain if _WORD.fullmatch(texts[i]))),
         np.array([bool(_SENTENCE_END.search(text)) for text in texts]),

@@ -61,8 +61,8 @@ class Spans(Generated):
     span: Range = (4, 48)
     """Least and most tokens of the span; at most a third of the document."""
     alphabet: AtLeast2 = 256
-    """Different tokens that spans are drawn from: so many from the start of the vocabulary that stand for text without
-    digits, which in byte-pair vocabularies are the most common ones."""
+    """Different tokens that spans are drawn from: those of the ten digits, and so many from the start of the vocabulary
+    that stand for text with a letter, which in byte-pair vocabularies are the most common ones."""
     targets: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.25
     """Share of the repeated tokens that carry loss, drawn one by one: a target costs more than the rest of a small
     model."""

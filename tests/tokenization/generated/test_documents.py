@@ -63,7 +63,9 @@ def test_lengths_are_those_of_the_settings_and_every_document_has_something_to_l
 
 
 def test_what_has_loss_of_a_span_stood_one_span_earlier(tokenizer: TextTokenizer) -> None:
-    allowed = set(pieces_of(tokenizer).plain[: SPANS.alphabet].tolist())
+    pieces = pieces_of(tokenizer)
+    allowed = {*pieces.plain[: SPANS.alphabet].tolist(), *pieces.digits.tolist()}
+    assert {tokenizer.decode([one]) for one in pieces.digits.tolist()} == set("0123456789")
     for number in range(SPANS.documents):
         tokens, spans = generate(SPANS, number, tokenizer)
         inside = tokens[1:-1]
