@@ -20,7 +20,6 @@ from pipelines.evaluate.pictures import keep_picture, strip
 from pipelines.sources.listing import SourceObject
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
-from tokenization.codecs.vqgan.metrics import psnr
 from tokenization.field_spec import FieldSpec
 from tokenization.fields import build_tokens
 from tokenization.media.frame_sampling import FrameRequest
@@ -58,6 +57,8 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
 
 def continue_window(job: EvaluateJob, name: str, index: int) -> dict[str, Any]:
     """Continue the index-th window of the held-out clips."""
+    from tokenization.codecs.vqgan.metrics import psnr  # with torch
+
     settings = job.settings.generation
     assert settings is not None
     given, wanted = settings.prompt_frames, settings.frames

@@ -12,7 +12,6 @@ from pipelines.evaluate.pictures import keep_picture, strip
 from pipelines.sources.listing import MEDIA
 from pipelines.sources.media import object_frames
 from storage.errors import BadData
-from tokenization.codecs.vqgan.metrics import frechet_distance, psnr, ssim
 from tokenization.media.frame_sampling import FrameRequest, uniform_sample
 
 OBJECTS = 16
@@ -40,6 +39,8 @@ def measure(job: EvaluateJob, cell: Cell) -> dict[str, Any]:
     """PSNR in dB and SSIM of each object over its frames and of all frames, and the Fréchet distance of all; held-out
     objects also give the pairs to show. `frechet` is None of a single frame.
     """
+    from tokenization.codecs.vqgan.metrics import frechet_distance, psnr, ssim  # with torch
+
     assert job.run is not None
     assert job.subject.fps is not None
     vqgan, heldout = job.subject.codec(), cell.arguments["heldout"]
