@@ -62,9 +62,11 @@ class Trainer:
             quantize = self.step >= settings.quantize_from * settings.steps
             decoded = latents + (quantized - latents).detach() if quantize else latents
             sample = self.model.decode(decoded, force_not_quantize=True).sample
-        sample = sample.float()
-        error = F.mse_loss(sample, pixels)
-        reconstruction = error + F.l1_loss(sample, pixels)
+        if settings.perceptual or settings.adversarial:
+            sample = sample.float()
+        # Each in fp32 by itself, as without the further losses: in bfloat16 the bits of the gradient depend on it.
+        error = F.mse_loss(sample.float(), pixels)
+        reconstruction = error + F.l1_loss(sample.float(), pixels)
         figures = {}
         if settings.perceptual:
             with self._autocast():
