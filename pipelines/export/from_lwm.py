@@ -130,7 +130,7 @@ def import_vqgan(file: str, target: Store, resolution: int) -> VQGAN:
 
 
 def _settings(files: LWMFiles) -> LWMSettings:
-    if "." not in files.config and "/" not in files.config:
+    if "." not in files.config and "/" not in files.config and not Path(files.config).is_file():
         return preset_settings(files.config, files.context, files.rope_theta)
     content = fetch_file(files.config).read_bytes()
     return json_settings(public_url(files.config), content, files.context, files.rope_theta)

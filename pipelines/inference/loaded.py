@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.export.folder import ModelFolder, open_model
-from pipelines.inference.media import Film, Medium, as_list, frames_of
+from pipelines.inference.media import Film, Medium, as_list, frames_of, last_frames
 from pipelines.inference.prompt import Part, open_frames, prompt_ids
 from storage.errors import UserError
 from tokenization.text.tokenizer import TextTokenizer
@@ -81,7 +81,7 @@ class LoadedModel:
     def look(self, medium: Medium, frames: int = MOST_FRAMES) -> np.ndarray:
         """Codes int32 [n, codes_per_frame] of at most so many frames of a medium, evenly spaced."""
         codec = self.codec
-        return codec.encode(frames_of(medium, codec.config.resolution, frames, self.fps))
+        return codec.encode(frames_of(medium, codec.config.resolution, _at_least_one("frames", frames), self.fps))
 
     def generate(
         self,
@@ -118,7 +118,7 @@ class LoadedModel:
         from model.inference.generate import generate_text
         from model.inference.sampling import GREEDY
 
-        self._check_length(prompts, max_new_tokens)
+        self._check_length(prompts, _at_least_one("max_new_tokens", max_new_tokens))
         setting = _changed(GREEDY, temperature=temperature, top_k=top_k, top_p=top_p)
         rows = generate_text(
             self.llama,
@@ -146,7 +146,7 @@ class LoadedModel:
         from model.inference.sampling import IMAGE
 
         setting = _changed(IMAGE, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-        (codes,) = self._frames([prompt] * n, 1, setting, setting, seed, None)
+        (codes,) = self._frames([prompt] * _at_least_one("n", n), 1, setting, setting, seed, None)
         return Film(self.codec.decode(codes), self.fps).images
 
     def video(
@@ -194,7 +194,7 @@ class LoadedModel:
 
         per_frame = self.codec.config.codes_per_frame
         rows = [open_frames([prompt] if prompt else [], given, self.tokenizer, self.vocabulary) for prompt in prompts]
-        self._check_length(rows, frames * (per_frame + 1))
+        self._check_length(rows, _at_least_one("frames", frames) * (per_frame + 1))
         is_guided = first.guidance != 1 or (rest.guidance != 1 and frames > 1)
         nothing = open_frames([], given, self.tokenizer, self.vocabulary)
         unconditional = [nothing] * len(rows) if is_guided else None
@@ -206,7 +206,7 @@ class LoadedModel:
     def _last_frames(self, medium: Medium, given: int) -> np.ndarray:
         """Codes of the last frames of a film, at the rate of training."""
         size = self.codec.config.resolution
-        return self.codec.encode(frames_of(medium, size, _ALL, self.fps)[-given:])
+        return self.codec.encode(last_frames(medium, size, _at_least_one("given", given), self.fps))
 
     def _check_length(self, prompts: Sequence[np.ndarray], new: int) -> None:
         longest = max(map(len, prompts))
@@ -222,15 +222,18 @@ class LoadedModel:
         return torch.Generator(self.device).manual_seed(seed)
 
 
-_ALL = 1 << 20
-
-
 def load(url: str, device: str | None = None, dtype: str | None = None) -> LoadedModel:
     """The exported or imported model in a folder at any fsspec URL. See `LoadedModel`.
 
     Raises UserError where there is none, or it is not whole.
     """
     return LoadedModel(open_model(url), device, dtype)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"{name} {value}: ask for 1 at least")
+    return value
 
 
 def _changed(setting: Sampling, **given: Any) -> Sampling:

@@ -43,24 +43,49 @@ def frames_of(medium: Medium, size: int, most: int, fps: float, kind: MediaKind 
     if isinstance(medium, np.ndarray):
         return _fitted(medium, size, most)
     request = FrameRequest(fps=fps, size=size, chunk=min(_CHUNK, most), max_frames=most)
+    return np.concatenate(list(_decoded(medium, request, kind)))
+
+
+def last_frames(medium: Medium, size: int, most: int, fps: float) -> np.ndarray:
+    """The last frames uint8 [n, size, size, 3] of a medium, at most so many, of which alone are held. Otherwise as
+    `frames_of`.
+    """
+    if isinstance(medium, Image.Image):
+        medium = np.asarray(medium.convert("RGB"))
+    if isinstance(medium, np.ndarray):
+        return _fitted(_in_a_row(medium)[-most:], size, most)
+    held = np.empty((0, size, size, 3), np.uint8)
+    for frames in _decoded(medium, FrameRequest(fps=fps, size=size, chunk=_CHUNK), None):
+        held = np.concatenate((held, frames))[-most:]
+    return held
+
+
+def _decoded(medium: str | Path | bytes, request: FrameRequest, kind: MediaKind | None) -> Iterator[np.ndarray]:
+    """Frames of a file, a chunk at a time, one at least."""
     if isinstance(medium, bytes):
         name, content = "the medium", Content(file=io.BytesIO(medium))
     else:
         name, content = str(medium), Content(str(medium))
         kind = kind or kind_by_name(name)
+    is_empty = True
     try:
-        chunks = [chunk.frames for chunk in decoded_frames(content, kind, request)]
+        for chunk in decoded_frames(content, kind, request):
+            is_empty = False
+            yield chunk.frames
     except (BadData, OSError) as error:
         why = "no such file or object" if isinstance(error, FileNotFoundError) else error
         raise UserError(f"{public_url(name)}: {why}; name a picture or a film") from error
-    if not chunks:
+    if is_empty:
         raise UserError(f"{public_url(name)}: it has no frame; name a picture or a film")
-    return np.concatenate(chunks)
+
+
+def _in_a_row(frames: np.ndarray) -> np.ndarray:
+    return frames[None] if frames.ndim == 3 else frames
 
 
 def _fitted(frames: np.ndarray, size: int, most: int) -> np.ndarray:
     """Frames that are there already, made square as a picture in a file is."""
-    frames = frames[None] if frames.ndim == 3 else frames
+    frames = _in_a_row(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise UserError(f"frames {frames.dtype} {list(frames.shape)}: give uint8 [n, H, W, 3]")
     if frames.shape[1:3] == (size, size):

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.evaluate.tasks.filling import joined, pieces_after
+from pipelines.evaluate.tasks.filling import pieces_after
 from pipelines.evaluate.tasks.question_lines import LETTERS, Question
+from pipelines.inference.prompt import prompt_ids
 from storage.errors import UserError
-from tokenization.field_spec import FieldSpec
-from tokenization.fields import build_tokens
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
 
 PLACES = ("vision", "context", "question", "choices")
 TEMPLATE = "{vision}{context}Question: {question}\nAnswer:"
 LETTER_TEMPLATE = "{vision}{context}Question: {question}\n{choices}\nAnswer:"
-_FRAMES = FieldSpec.parse("vision")
 _PLACE = "\0"  # of the frames, which no question holds
 _TAIL = 64  # characters of the prompt behind which a choice is encoded: more than a word, across which nothing merges
 
@@ -76,15 +74,9 @@ def question_prompt(
     before, place, text = template.format(vision=_PLACE, **fields).partition(_PLACE)
     if not place:
         before, text = "", before
-    pieces = [np.array([vocabulary.bos_id], np.int32)]
-    if before:
-        pieces.append(tokenizer.encode(before))
-    if codes is not None:
-        frames, _ = build_tokens({"vision": codes}, _FRAMES, tokenizer, vocabulary, add_bos=False, add_eos=False)
-        pieces.append(frames)
-    pieces.append(tokenizer.encode(text))
+    parts = [*([before] if before else []), *([] if codes is None else [codes]), text]
     answers = LETTERS[: len(question.choices)] if letters else question.choices
     end = text[-_TAIL:]
     space = "" if end[-1:].isspace() else " "
     choices = pieces_after(tokenizer, end, [f"{space}{answer}" for answer in answers]) if answers else []
-    return QuestionPrompt(joined(pieces), tuple(choices))
+    return QuestionPrompt(prompt_ids(parts, tokenizer, vocabulary), tuple(choices))

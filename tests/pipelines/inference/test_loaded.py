@@ -88,6 +88,15 @@ def test_what_does_not_fit_the_context_or_cannot_be_drawn_is_a_users_mistake(mod
         model.video("the sea", frames=100)
     with pytest.raises(UserError, match="sampling: top_k 0"):
         model.images("the sea", top_k=0)
+    for asked in ({"frames": 0}, {"frames": 1, "continues": film, "given": 0}):
+        with pytest.raises(UserError, match="0: ask for 1 at least"):
+            model.video("the sea", **asked)
+    with pytest.raises(UserError, match="max_new_tokens -1: ask for 1 at least"):
+        model.generate("the sea", max_new_tokens=-1)
+    with pytest.raises(UserError, match="frames 0: ask for 1 at least"):
+        model.look(film, frames=0)
+    with pytest.raises(UserError, match="n 0: ask for 1 at least"):
+        model.images("the sea", n=0)
     with pytest.raises(UserError, match="dtype fp8"):
         ringworld.load(str(model.folder.store.path()), dtype="fp8")
     conversation = ringworld.Conversation(model, max_new_tokens=3)
@@ -96,7 +105,7 @@ def test_what_does_not_fit_the_context_or_cannot_be_drawn_is_a_users_mistake(mod
     assert conversation.say("the sea") == ringworld.Conversation(model, max_new_tokens=3).say("the sea")
 
 
-def test_importing_it_is_quick_and_needs_no_torch() -> None:
+def test_importing_it_needs_neither_torch_nor_ray() -> None:
     """Torch, transformers and Ray come with the first model that is loaded."""
     code = "import sys, ringworld; print({'torch', 'transformers', 'ray', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.inference.media import Film, frames_of, numbered
+from pipelines.inference.media import Film, frames_of, last_frames, numbered
 from storage.errors import UserError
 
 
@@ -33,6 +33,13 @@ def test_frames_of_a_film_are_spread_evenly_over_it(film: str, most: int) -> Non
     if most == 3:
         assert greys[0] < 60
         assert greys[-1] > 150
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_the_last_frames_of_a_film_are_those_at_its_end(film: str, most: int) -> None:
+    every = frames_of(film, 16, 100, 8.0)
+    for medium in (film, Path(film).read_bytes(), every):
+        np.testing.assert_array_equal(last_frames(medium, 16, most, 8.0), every[-most:])
 
 
 def test_frames_that_are_there_already_are_sampled_and_made_square() -> None:
