@@ -14,6 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from pipelines.recipe.load import load_recipe
 from pipelines.run import plan_recipe
 from storage.urls import list_objects, open_url
+from testing.small_tokenizer import make
 
 ROOT = Path(__file__).parents[1]
 K, M = 2**10, 2**20
@@ -110,3 +111,10 @@ def test_the_cluster_file_is_valid_and_has_the_resources_that_the_recipes_ask_fo
         assert {name for pool in pools for name in pool.custom} <= offered
     capacity = cluster["available_node_types"]["trainer"]
     assert capacity["max_workers"] * capacity["resources"]["trainer"] >= recipe.train.workers
+
+
+@pytest.mark.slow
+def test_the_small_vocabulary_is_what_its_command_makes(tmp_path: Path) -> None:
+    make(str(tmp_path / "tokenizer.json"))
+    shipped = Path(__file__).parents[1] / "recipes" / "plays-tokenizer.json"
+    assert (tmp_path / "tokenizer.json").read_bytes() == shipped.read_bytes()

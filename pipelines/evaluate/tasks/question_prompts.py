@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.evaluate.tasks.filling import pieces_after
 from pipelines.evaluate.tasks.question_lines import LETTERS, Question
-from pipelines.inference.prompt import prompt_ids
+from pipelines.inference.prompt import Part, prompt_ids
 from storage.errors import UserError
 from tokenization.text.tokenizer import TextTokenizer
 from tokenization.vocabulary import JointVocabulary
@@ -74,7 +74,7 @@ def question_prompt(
     before, place, text = template.format(vision=_PLACE, **fields).partition(_PLACE)
     if not place:
         before, text = "", before
-    parts = [*([before] if before else []), *([] if codes is None else [codes]), text]
+    parts: list[Part] = [*([before] if before else []), *([] if codes is None else [codes]), text]
     answers = LETTERS[: len(question.choices)] if letters else question.choices
     end = text[-_TAIL:]
     space = "" if end[-1:].isspace() else " "
